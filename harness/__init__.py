@@ -1,0 +1,1 @@
+"""Measured GPU memory of local LLMs: calibrate once, then know what fits."""

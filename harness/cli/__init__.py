@@ -1,0 +1,1 @@
+"""The command line: grammar, rendering and exit codes. No logic."""

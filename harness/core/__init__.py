@@ -1,0 +1,1 @@
+"""Pure core: records, fits, predictions and verdicts. No I/O, no clock, no environment."""

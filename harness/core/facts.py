@@ -1,0 +1,205 @@
+"""What an engine's log says about one load of one model.
+
+``LoadFacts`` is the only thing that the rest of the program knows about logs. A field is ``None`` where the log does not
+say; it is never 0 for "unknown".
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+EngineName = Literal["ollama", "llama-server", "vllm"]
+Dialect = Literal["llama.cpp", "ollama-go", "ollama-llama.cpp", "vllm"]
+DeviceKind = Literal["gpu", "host"]
+
+_HOST_NAMES: Final = frozenset({"CPU", "AMX", "BLAS"})
+
+
+def device_kind(name: str) -> DeviceKind:
+    """Whether a ggml buffer type lies in host memory: ``CPU``, ``CPU_*``, ``AMX``, ``BLAS`` and ``*_Host`` do.
+
+    ``CUDA_Host`` and its kin are pinned system memory (ggml-cuda.cu, ``ggml_backend_cuda_host_buffer_type``).
+    """
+    host = name in _HOST_NAMES or name.startswith("CPU_") or name.endswith("_Host")
+    return "host" if host else "gpu"
+
+
+class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of one load on one device, as logged; ``None`` where no line was seen for that part."""
+
+    kind: DeviceKind
+    weights_bytes: int | None = None
+    kv_cache_bytes: int | None = None
+    recurrent_bytes: int | None = None
+    compute_bytes: int | None = None
+    output_bytes: int | None = None
+    projector_bytes: int | None = None
+    lora_bytes: int | None = None
+
+
+class CacheFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One KV cache of a load (a sliding-window model has two, a draft model adds its own).
+
+    ``cells`` are per stream. ``devices`` maps device names to bytes.
+    """
+
+    cells: int | None = None
+    streams: int = 1
+    layers: int | None = None
+    role: Literal["full", "window", "draft"] = "full"
+    devices: dict[str, int] = {}
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of this cache on all devices."""
+        return sum(self.devices.values())
+
+
+class FitRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of llama.cpp's memory breakdown, bytes (integer MiB in the log, truncated)."""
+
+    device: str
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    self_bytes: int
+    model_bytes: int
+    context_bytes: int
+    compute_bytes: int
+
+
+class FitFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """llama.cpp's own projection for a load (``common_params_fit_impl``, common/fit.cpp)."""
+
+    rows: tuple[FitRow, ...] = ()
+    projected_bytes: int | None = None
+    free_bytes: int | None = None
+    target_bytes: int | None = None
+
+
+class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What one vLLM worker (one GPU) logged; bytes."""
+
+    name: str | None = None
+    weights_bytes: int | None = None
+    kv_available_bytes: int | None = None
+    cuda_graph_bytes: int | None = None
+    cuda_graph_estimated_bytes: int | None = None
+    peak_activation_bytes: int | None = None
+    non_torch_bytes: int | None = None
+    consumed_bytes: int | None = None
+
+
+class VllmFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The vLLM part of a load's facts."""
+
+    version: str | None = None
+    workers: tuple[WorkerFacts, ...] = ()
+    kv_tokens: int | None = None
+    max_concurrency: float | None = None
+    max_model_len: int | None = None
+    num_gpu_blocks: int | None = None
+    block_size: int | None = None
+    requested_bytes: int | None = None
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    utilization: float | None = None
+    failure_class: str | None = None
+    needed_bytes: int | None = None
+    available_bytes: int | None = None
+    estimated_max_model_len: int | None = None
+
+
+class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One load, in the log's own words.
+
+    ``context_cells`` counts the cells of the largest cache over all streams; ``num_batch`` is the physical batch
+    (``n_ubatch``). ``uncertainty_bytes`` is how far a figure may be off because the log rounds (Ollama's Go engine).
+    """
+
+    engine: EngineName
+    dialect: Dialect
+    model: str | None = None
+    context_cells: int | None = None
+    parallel: int | None = None
+    layers_overflowing: int | None = None
+    kv_cache_type: str | None = None
+    flash_attention: Literal["enabled", "disabled"] | None = None
+    num_batch: int | None = None
+    layers_offloaded: int | None = None
+    layers_total: int | None = None
+    complete: bool = False
+    failed: bool = False
+    failure: str | None = None
+    estimated: bool = False
+    devices: dict[str, DeviceFacts] = {}
+    # Beyond the public JSON: what the fit needs.
+    engine_version: str | None = None
+    caches: tuple[CacheFacts, ...] = ()
+    graph_splits: int | None = None
+    train_context: int | None = None
+    fit: FitFacts | None = None
+    load_seconds: float | None = None
+    uncertainty_bytes: int = 0
+    vllm: VllmFacts | None = None
+
+    @property
+    def fully_offloaded(self) -> bool | None:
+        """N of N layers on at least one GPU device, no KV or recurrent state on the host, nothing overflowing.
+
+        ``None`` where the log names no layer counts and nothing speaks against it.
+        """
+        if self.layers_overflowing:
+            return False
+        if self.devices and all(device.kind == "host" for device in self.devices.values()):
+            return False
+        if any(d.kind == "host" and (d.kv_cache_bytes or d.recurrent_bytes) for d in self.devices.values()):
+            return False
+        if self.layers_offloaded is None or self.layers_total is None:
+            return None
+        return self.layers_offloaded == self.layers_total and any(d.kind == "gpu" for d in self.devices.values())
+
+    def total(self, part: str, kind: DeviceKind | None = None) -> int | None:
+        """Sum of ``part`` (a field of ``DeviceFacts``) over the devices of ``kind``; ``None`` if no line was seen."""
+        values = [
+            value
+            for device in self.devices.values()
+            if (kind is None or device.kind == kind) and (value := getattr(device, part)) is not None
+        ]
+        return sum(values) if values else None
+
+    def to_json(self) -> dict[str, object]:
+        """The exact object of ``parse --json``'s ``data.loads[]``."""
+        fields: dict[str, object] = {
+            "engine": self.engine,
+            "dialect": self.dialect,
+            "model": self.model,
+            "context_cells": self.context_cells,
+            "parallel": self.parallel,
+            "layers_overflowing": self.layers_overflowing,
+            "kv_cache_type": self.kv_cache_type,
+            "flash_attention": self.flash_attention,
+            "num_batch": self.num_batch,
+            "layers_offloaded": self.layers_offloaded,
+            "layers_total": self.layers_total,
+            "fully_offloaded": self.fully_offloaded,
+            "complete": self.complete,
+            "failed": self.failed,
+            "failure": self.failure,
+            "estimated": self.estimated,
+            "devices": {name: msgspec.to_builtins(device) for name, device in self.devices.items()},
+        }
+        if self.vllm is not None:
+            fields["version"] = self.vllm.version
+            fields["workers"] = [
+                {
+                    "weights_bytes": worker.weights_bytes,
+                    "kv_available_bytes": worker.kv_available_bytes,
+                    "cuda_graph_bytes": worker.cuda_graph_bytes,
+                }
+                for worker in self.vllm.workers
+            ]
+            fields["kv_tokens"] = self.vllm.kv_tokens
+            fields["max_concurrency"] = self.vllm.max_concurrency
+        return fields

@@ -1,0 +1,60 @@
+"""Memory over time, as a meter saw it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+MeterName = Literal["nvml", "host", "log"]
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """One look at the memory of an engine's processes.
+
+    ``total_bytes`` is ``None`` where the meter could not read, and ``reason`` then says why. ``devices`` holds bytes by
+    device (UUID) where the meter can tell; ``strangers`` names other users of the same devices, PID to bytes or ``None``.
+    ``estimated`` marks a device-wide difference in place of a per-process figure.
+    """
+
+    total_bytes: int | None
+    reason: str | None = None
+    devices: dict[str, int] = {}
+    strangers: dict[int, int | None] = {}
+    basis: Literal["process", "device-delta", "logged"] = "process"
+
+
+class Sample(msgspec.Struct, frozen=True, array_like=True):
+    """Seconds since the start of the trace, and bytes (``None``: no reading)."""
+
+    seconds: float
+    total_bytes: int | None
+
+
+class Mark(msgspec.Struct, frozen=True, array_like=True):
+    """Seconds since the start of the trace, and the phase that began then."""
+
+    seconds: float
+    phase: str
+
+
+class MemoryTrace(msgspec.Struct, frozen=True, kw_only=True):
+    """Samples of one meter over one load, thinned for storage; ``peak_bytes`` is over every reading taken."""
+
+    meter: MeterName
+    samples: tuple[Sample, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    peak_bytes: int | None = None
+    readings: int = 0
+    failures: dict[str, int] = {}
+
+
+class Plateau(msgspec.Struct, frozen=True, kw_only=True):
+    """A steady stretch of a trace: the median, its spread (max - min) and the number of readings; bytes."""
+
+    total_bytes: int | None
+    spread_bytes: int | None = None
+    readings: int = 0
+    reason: str | None = None
+    devices: dict[str, int] = {}
+    basis: Literal["process", "device-delta", "logged"] = "process"

@@ -1,0 +1,1 @@
+"""Records and calibrations as one HTML page."""

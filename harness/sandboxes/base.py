@@ -1,0 +1,129 @@
+"""The seam between engines and where they run.
+
+An engine says *what* to start (:class:`Launch`); a sandbox knows *how*, and hands back a :class:`Running` engine: its
+endpoint, its processes, its complete log, its end.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Protocol
+
+import msgspec
+
+SandboxName = Literal["docker", "process"]
+
+
+class GpuRequest(msgspec.Struct, frozen=True):
+    """Which GPUs an engine may see: all, none, or those named (NVIDIA UUIDs or indices, llama.cpp device names)."""
+
+    mode: Literal["all", "none", "ids"] = "all"
+    ids: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> GpuRequest:
+        """Read ``--gpus``: ``all``, ``none``, or a comma list."""
+        word = text.strip()
+        if word in ("all", "none"):
+            return cls(mode=word)  # type: ignore[arg-type]
+        ids = tuple(part.strip() for part in word.split(",") if part.strip())
+        if not ids:
+            raise ValueError("--gpus needs all, none, or a list of GPUs")
+        return cls(mode="ids", ids=ids)
+
+
+class Mount(msgspec.Struct, frozen=True, kw_only=True):
+    """A folder, file or named volume of the host, seen inside a container at ``target``."""
+
+    kind: Literal["bind", "volume"]
+    source: str
+    target: str
+    read_only: bool = True
+
+
+class Site(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an engine will find itself: the address to listen on and how host files are reached."""
+
+    sandbox: SandboxName
+    host: str
+    port: int
+
+    def place(self, path: Path, folder: str = "/models") -> tuple[str, tuple[Mount, ...]]:
+        """The name of a host file inside the sandbox, and the mount that puts it there (none for a process)."""
+        if self.sandbox == "process":
+            return str(path), ()
+        target = f"{folder}/{path.name}"
+        return target, (Mount(kind="bind", source=str(path), target=target),)
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine wants started.
+
+    ``argv`` is the whole command for a process, and the arguments after the image's entry point for a container.
+    ``env`` is added to a small, clean environment; it replaces nothing silently. ``secrets`` maps file names to contents
+    that must never stand in an environment, a log or a record: a sandbox offers them as files of mode 0400 in
+    ``/run/secrets`` (containers) or in a private folder (processes).
+    """
+
+    argv: tuple[str, ...]
+    env: dict[str, str] = {}
+    image: str | None = None
+    mounts: tuple[Mount, ...] = ()
+    gpus: GpuRequest = GpuRequest()
+    ipc_host: bool = False
+    writable: tuple[str, ...] = ()
+    network: bool = False
+    secrets: dict[str, str] = {}
+
+
+class ImageFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The image that a container was started from; ``digest`` is ``sha256:…``, the repository digest where it has one."""
+
+    reference: str
+    digest: str | None
+
+
+class Running(Protocol):
+    """A started engine. Every method may be called from any thread."""
+
+    @property
+    def endpoint(self) -> str:
+        """Base URL on this machine, without a trailing slash."""
+
+    @property
+    def log(self) -> Path:
+        """The complete raw log (stdout and stderr together), growing while the engine runs."""
+
+    @property
+    def image(self) -> ImageFacts | None:
+        """The image; ``None`` for a process."""
+
+    def pids(self) -> frozenset[int]:
+        """Host PIDs of the engine and all its children, now. Empty once it has ended."""
+
+    def exit_status(self) -> int | None:
+        """The exit status (128 + signal for a killed one); ``None`` while it runs."""
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End it and everything it started; harmless when it has ended already. The log is complete afterwards."""
+
+
+class Sandbox(Protocol):
+    """A place that starts engines clean, one at a time, and leaves nothing behind."""
+
+    @property
+    def name(self) -> SandboxName:
+        """``docker`` or ``process``."""
+
+    def site(self, port: int | None = None) -> Site:
+        """The address for the next engine; ``port`` asks for a particular one (BusyError if it is taken)."""
+
+    def start(self, launch: Launch, site: Site, log: Path) -> Running:
+        """Start an engine; its output goes to ``log`` (appended).
+
+        Raises:
+            NotFoundError, UnavailableError, NotPermittedError, EngineError: as the design's exit codes say.
+        """
+
+    def close(self) -> None:
+        """End whatever still runs."""

@@ -1,0 +1,72 @@
+"""Bytes, and the sizes that people type.
+
+Inside the program every amount of memory is an ``int`` of bytes. GiB (2**30) appears only in artifacts (fields ending in
+``_gb``, because Ollama and vLLM print GiB under that name) and on screen.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+
+#: Contexts are priced per this many tokens (``kv_cache_gb_per_10k``).
+TOKENS_PER_UNIT: Final = 10_000
+
+#: llama.cpp pads KV caches to this many cells (llama.cpp ``GGML_PAD(n_ctx, 256)``, Ollama >= 0.13.2).
+CELL_PADDING: Final = 256
+
+_BINARY: Final = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": 1 << 40}
+_DECIMAL: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_SIZE: Final = re.compile(r"\s*(?P<number>\d+(?:\.\d*)?|\.\d+)\s*(?P<prefix>[kmgt]?)(?P<suffix>i?b?)\s*", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Read a size as people type it and return bytes.
+
+    ``GiB``, ``Gi`` and ``g`` are binary, ``GB`` is decimal, and a bare number is MiB (what ``nvidia-smi`` prints).
+
+    Raises:
+        ValueError: if the text is not a positive size.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"not a size: {text!r} (write 24GiB, 24GB, 24g or a number of MiB)")
+    prefix, suffix = match["prefix"].lower(), match["suffix"].lower()
+    if not prefix and suffix not in ("", "b"):
+        raise ValueError(f"not a size: {text!r} (write 24GiB, 24GB, 24g or a number of MiB)")
+    if not prefix:
+        factor = 1 if suffix == "b" else MIB
+    else:
+        factor = _DECIMAL[prefix] if suffix == "b" else _BINARY[prefix]
+    value = round(float(match["number"]) * factor)
+    if value <= 0:
+        raise ValueError(f"a size must be above zero: {text!r}")
+    return value
+
+
+def gib(size: float) -> float:
+    """Bytes as GiB with the six decimals that artifacts carry (1e-6 GiB is about 1 KiB)."""
+    return round(size / GIB, 6)
+
+
+def from_gib(size: float) -> int:
+    """GiB as bytes, to the nearest byte."""
+    return round(size * GIB)
+
+
+def format_size(size: float | None, digits: int = 2) -> str:
+    """A size for people: ``1.23 GiB``, below 1 GiB as ``456.7 MiB``; unknown is an en dash."""
+    if size is None:
+        return "–"
+    if abs(size) >= GIB:
+        return f"{size / GIB:.{digits}f} GiB"
+    return f"{size / MIB:.1f} MiB"
+
+
+def pad_cells(tokens: int) -> int:
+    """KV cells that the engine allocates for ``tokens`` of context in one slot."""
+    return -(-tokens // CELL_PADDING) * CELL_PADDING

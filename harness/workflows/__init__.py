@@ -1,0 +1,1 @@
+"""The only place where engines, sandboxes, meters and the store meet."""
