@@ -1,0 +1,56 @@
+# `make` alone lists the targets. A recipe that fails with, say, 69 is shown as "Error 69"; make itself then exits with 2.
+MODEL ?= gemma3:270m
+ARGS ?=
+
+# What a user puts into MODEL or ARGS may hold quotes, backticks or $(shell ...). It reaches the program as an environment
+# variable: `value` takes it unexpanded, and neither make nor a shell ever evaluates it. make would pass variables of its
+# command line on as well, after expanding them: the two lines after `export` stop that.
+export COMMAND_ARGS := $(value ARGS)
+unexport MODEL ARGS
+MAKEOVERRIDES :=
+
+PYTHON := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup calibrate test lint format type bench lock clean distclean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  calibrate takes MODEL=NAME (gemma3:270m); calibrate and test take ARGS='more options'."
+
+setup: ## Create or refresh .venv from the locked requirements (the others do it themselves)
+	@sh scripts/setup.sh $(if $(filter setup,$(MAKECMDGOALS)),,--quiet)
+
+calibrate: export HARNESS_MODEL := $(value MODEL)
+calibrate: setup ## Measure MODEL and write its calibration below models/calibrations/
+	@set -f; exec .venv/bin/harness calibrate $$COMMAND_ARGS
+
+test: setup ## Run the tests; what this machine lacks is skipped with the reason
+	@set -f; exec $(PYTHON) -m pytest $$COMMAND_ARGS
+
+lint: setup ## Check style, formatting and spelling
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	.venv/bin/codespell
+
+format: setup ## Format the code and apply the safe fixes
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+type: setup ## Check the types (mypy, strict)
+	$(PYTHON) -m mypy
+
+bench: setup ## Measure the figures that the documentation quotes
+	@set -f; exec $(PYTHON) scripts/bench.py $$COMMAND_ARGS
+
+lock: ## Resolve pyproject.toml anew into requirements.lock (needs uv)
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-emit-index-url \
+	  --extra embedded --group dev --upgrade pyproject.toml --output-file requirements.lock
+
+clean: ## Remove caches and build output
+	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+distclean: clean ## The same, and .venv with the engine and the model in it
+	rm -rf .venv .setup.lock .setup.log

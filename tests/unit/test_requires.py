@@ -1,0 +1,70 @@
+"""The rule that a missing resource skips with its reason, and fails where it was promised."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_CONFTEST = Path(__file__).parents[1] / "conftest.py"
+_TEST = """
+import os
+import pytest
+
+@pytest.mark.requires("chromium")
+def test_a_browser_is_needed():
+    pass
+
+def test_no_setting_of_the_user_is_seen():
+    assert not [name for name in os.environ if name.startswith("HARNESS_")]
+"""
+
+
+def _run(folder: Path, test: str, require: str) -> subprocess.CompletedProcess[str]:
+    (folder / "conftest.py").write_text(_CONFTEST.read_text())
+    (folder / "test_it.py").write_text(test)
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "--strict-markers", str(folder)],
+        cwd=folder,
+        # No browser is found on an empty PATH.
+        env=os.environ | {"HARNESS_REQUIRE": require, "HARNESS_STORE": "/nowhere", "PATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    requires(*resources): resources\n")
+    return tmp_path
+
+
+def test_a_missing_resource_skips_and_says_why(folder: Path) -> None:
+    run = _run(folder, _TEST, require="")
+
+    assert run.returncode == 0, run.stdout
+    assert "1 passed, 1 skipped" in run.stdout
+    assert "needs chromium: none of these is on PATH" in run.stdout
+
+
+def test_a_resource_that_was_promised_fails(folder: Path) -> None:
+    run = _run(folder, _TEST, require="gcc, chromium")
+
+    assert run.returncode == 1
+    assert "HARNESS_REQUIRE lists chromium, but: none of these is on PATH" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("test", "require"),
+    [(_TEST, "chromium,dokcer"), (_TEST.replace('"chromium"', '"dokcer"'), "")],
+    ids=["in the variable", "in a marker"],
+)
+def test_a_misspelt_resource_is_an_error(folder: Path, test: str, require: str) -> None:
+    run = _run(folder, test, require)
+
+    assert run.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "unknown ['dokcer']" in run.stdout + run.stderr
