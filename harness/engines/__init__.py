@@ -1,1 +1,24 @@
 """Recipes: what each engine launches, which requests load and unload a model, and which log dialect it writes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.core.facts import EngineName
+from harness.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from harness.engines.base import Engine
+
+
+def engine_named(name: EngineName) -> Engine:
+    """The recipe of an engine.
+
+    Raises:
+        UnavailableError: this version of harness has no recipe of that engine.
+    """
+    if name == "llama-server":
+        from harness.engines.llama_server import LlamaServer
+
+        return LlamaServer()
+    raise UnavailableError(f"this harness cannot run {name} yet", code="no-engine")

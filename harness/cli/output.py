@@ -1,0 +1,72 @@
+"""The envelope of ``--json``, and how results and errors reach a person."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from harness.errors import EngineError, HarnessError
+
+
+def clean(text: str) -> str:
+    """Text of others (model names, log lines) without control characters, safe for a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+
+
+def envelope(command: str, data: dict[str, Any], exit_code: int = 0, errors: tuple[dict[str, Any], ...] = ()) -> str:
+    """The one document that ``--json`` prints."""
+    return json.dumps(
+        {
+            "version": 1,
+            "command": command,
+            "status": "error" if errors else "ok",
+            "exit_code": exit_code,
+            "data": data,
+            "errors": list(errors),
+        },
+        indent=2,
+        ensure_ascii=False,
+        allow_nan=False,
+    )
+
+
+class Output:
+    """Where a command's result goes: a JSON document, or text."""
+
+    def __init__(self, command: str, as_json: bool) -> None:
+        self.command, self.as_json = command, as_json
+
+    def done(self, data: dict[str, Any], exit_code: int = 0) -> NoReturn:
+        """Print the document (with ``--json``) and end."""
+        if self.as_json:
+            click.echo(envelope(self.command, data, exit_code))
+        sys.exit(exit_code)
+
+    def failed(self, error: HarnessError, data: dict[str, Any] | None = None) -> NoReturn:
+        """Say what went wrong, and end with its status."""
+        if self.as_json:
+            one = {
+                "code": error.code,
+                "message": clean(error.message),
+                "hint": clean(error.hint) if error.hint else None,
+            }
+            click.echo(envelope(self.command, data or {}, error.exit_code, (one,)))
+        else:
+            for line in getattr(error, "tail", ()) if isinstance(error, EngineError) else ():
+                click.echo(click.style(f"  | {clean(line)}", dim=True), err=True)
+            click.echo(click.style("error: ", fg="red", bold=True) + clean(error.message), err=True)
+            if error.hint:
+                click.echo(click.style("hint: ", fg="cyan") + clean(error.hint), err=True)
+        sys.exit(error.exit_code)
+
+    def warn(self, text: str) -> None:
+        """A warning on stderr."""
+        warn(text)
+
+
+def warn(text: str) -> None:
+    """A warning on stderr."""
+    click.echo(click.style("warning: ", fg="yellow") + clean(text), err=True)

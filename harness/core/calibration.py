@@ -1,0 +1,202 @@
+"""The artifact: two constants that explain every context, and everything needed to trust them.
+
+All ``_gb`` fields are GiB (2**30) with six decimals. The YAML file is this structure, field for field; the JSON schema in
+``models/calibration.schema.json`` is generated from it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from harness.core.facts import EngineName
+from harness.core.record import EngineVersion, Machine, Model, Settings
+from harness.errors import BadInputError, ConfigError
+
+SCHEMA_VERSION: Final = 1
+
+Positive = Annotated[int, msgspec.Meta(gt=0)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class Constants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The two constants (and the growth of compute buffers) of the band of the largest context; one slot."""
+
+    base_vram_gb: NonNegative
+    kv_cache_gb_per_10k: NonNegative
+    compute_gb_per_10k: float = 0.0
+
+
+class Breakdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What base is made of; the four parts sum to it exactly. ``overhead`` is ``null`` where only the log was read."""
+
+    weights: float
+    fixed_cache: float
+    compute: float
+    overhead: float | None
+    budget: float | None = None
+
+
+class Band(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The straight line that holds up to ``up_to`` tokens per slot, at physical batch ``num_batch``."""
+
+    up_to: Positive
+    num_batch: Positive | None
+    base_vram_gb: NonNegative
+    kv_cache_gb_per_10k: NonNegative
+    compute_gb_per_10k: float
+    fixed_cache_gb: NonNegative
+
+
+class MeasuredLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One point of the fit."""
+
+    context: Positive
+    num_batch: int | None
+    total_gb: NonNegative
+
+
+class Quality(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far the constants may be trusted; ``max_error`` is relative, ``null`` where it was not measured."""
+
+    loads: tuple[MeasuredLoad, ...]
+    max_error: float | None
+    overhead_spread_gb: float | None
+    valid_to: Positive
+    notes: tuple[str, ...] = ()
+
+
+class SplitCompute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Compute on the GPU when only ``layers`` layers are there, from the engine's dry run."""
+
+    layers: int
+    context: Positive
+    compute_gb: float
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What decides which layers stay on the GPU. ``reserve_gb`` is what the engine keeps free."""
+
+    reserve_gb: float | None
+    layer_weights_gb: float | None
+    output_weights_gb: float | None
+    split_compute: tuple[SplitCompute, ...] = ()
+
+
+class DepthSpeed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Decode speed with ``depth`` tokens already in the cache."""
+
+    depth: int
+    decode_tokens_per_s: float
+
+
+class Performance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Speeds under the engine's own defaults; ``null`` with the reason in the notes."""
+
+    load_s: float | None
+    prompt_tokens_per_s: float | None
+    decode_tokens_per_s: float | None
+    host_decode_tokens_per_s: float | None
+    depths: tuple[DepthSpeed, ...] = ()
+
+
+class Metadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the constants come from."""
+
+    schema_version: int
+    calibrated_at: str
+    model: Model
+    engine: EngineVersion
+    settings: Settings
+    machine: Machine
+    breakdown_gb: Breakdown
+    bands: tuple[Band, ...]
+    quality: Quality
+    placement: Placement
+    performance: Performance
+    run: str | None
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model on one engine, measured. ``id`` is ``engine/name``."""
+
+    id: str
+    engine: EngineName
+    constants: Constants
+    metadata: Metadata
+
+    def band_for(self, context: int) -> Band:
+        """The band whose line holds at ``context`` tokens per slot; beyond the last one, the last."""
+        for band in self.metadata.bands:
+            if context <= band.up_to:
+                return band
+        return self.metadata.bands[-1]
+
+
+_SAFE: Final = re.compile(r"[A-Za-z0-9._-]")
+
+
+def artifact_name(model: str) -> str:
+    """The file name of a model's artifact, without folder and suffix.
+
+    ``:`` becomes ``-`` and ``/`` ``--``; any other character outside ``[A-Za-z0-9._-]`` becomes ``%XX`` per UTF-8 byte. A
+    name of dots alone is escaped whole, so that no name is a folder.
+    """
+    if set(model) <= {"."}:
+        return "".join(f"%{byte:02X}" for byte in model.encode())
+    parts: list[str] = []
+    for character in model:
+        if character == ":":
+            parts.append("-")
+        elif character == "/":
+            parts.append("--")
+        elif _SAFE.fullmatch(character):
+            parts.append(character)
+        else:
+            parts.extend(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogateescape"))
+    return "".join(parts)
+
+
+def to_document(calibration: Calibration) -> dict[str, Any]:
+    """The artifact as plain mappings, in file order, ready for YAML or JSON."""
+    document: dict[str, Any] = msgspec.to_builtins(calibration)
+    machine = document["metadata"]["machine"]
+    if machine["total_cuda_gb"] is None:
+        del machine["total_cuda_gb"]
+    return document
+
+
+def from_document(document: object, where: str = "artifact") -> Calibration:
+    """Read an artifact's mappings.
+
+    Raises:
+        ConfigError: the schema is newer than this program.
+        BadInputError: the document is not an artifact.
+    """
+    version = None
+    if isinstance(document, dict) and isinstance(metadata := document.get("metadata"), dict):
+        version = metadata.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise ConfigError(
+            f"{where}: schema_version {version} is newer than {SCHEMA_VERSION}, the newest that this harness reads",
+            hint="upgrade harness",
+            code="newer-schema",
+        )
+    try:
+        return msgspec.convert(document, Calibration, strict=True)
+    except msgspec.ValidationError as error:
+        raise BadInputError(f"{where} is not a calibration: {error}", code="bad-artifact") from error
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of the artifact."""
+    schema = msgspec.json.schema(Calibration)
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "harness calibration"
+    return schema
+
+
+VariantName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]+$")]
+Verdict = Literal["fits", "offload", "unknown"]

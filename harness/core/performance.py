@@ -1,0 +1,78 @@
+"""Speeds and placement of a calibration, from a record's loads."""
+
+from __future__ import annotations
+
+from harness.core.calibration import DepthSpeed, Performance, Placement, SplitCompute
+from harness.core.record import Load, Record
+from harness.units import gib
+
+
+def fit_performance(record: Record) -> tuple[Performance, list[str]]:
+    """Speeds of the run; what was not measured is ``None``, with its reason in the notes."""
+    notes: list[str] = []
+    speed = _first(record, "speed")
+    host = _first(record, "host-speed")
+    timed = [] if speed is None else [one for one in speed.speeds if one.decode_tokens_per_s]
+    timed.sort(key=lambda one: one.prompt_tokens)
+    if speed is None:
+        notes.append("speed was not measured: not asked for")
+    elif not timed:
+        notes.append(f"speed was not measured: {speed.reason or 'no timings'}")
+    prompts = [one.prompt_tokens_per_s for one in timed if one.prompt_tokens_per_s]
+    host_decode = next((one.decode_tokens_per_s for one in host.speeds), None) if host else None
+    if record.machine.target == "host":
+        host_decode = timed[0].decode_tokens_per_s if timed else None
+    elif host_decode is None:
+        notes.append(f"speed on the host alone was not measured: {(host and host.reason) or 'not asked for'}")
+    return (
+        Performance(
+            load_s=_seconds(speed),
+            prompt_tokens_per_s=round(max(prompts), 2) if prompts else None,
+            decode_tokens_per_s=_rounded(timed[0].decode_tokens_per_s) if timed else None,
+            host_decode_tokens_per_s=_rounded(host_decode),
+            depths=tuple(
+                DepthSpeed(depth=one.prompt_tokens, decode_tokens_per_s=round(one.decode_tokens_per_s or 0.0, 2))
+                for one in timed
+            ),
+        ),
+        notes,
+    )
+
+
+def fit_placement(record: Record) -> Placement:
+    """What decides how many layers stay on a GPU; ``None`` parts where the record does not tell them."""
+    tensors = record.tensors
+    grid = tuple(
+        SplitCompute(
+            layers=load.request.gpu_layers,
+            context=load.request.context,
+            compute_gb=gib(sum(row.compute_bytes for row in load.facts.fit.rows if row.device != "Host")),
+        )
+        for load in record.loads
+        if load.request.purpose == "dry-run"
+        and load.request.gpu_layers is not None
+        and load.facts is not None
+        and load.facts.fit is not None
+    )
+    return Placement(
+        reserve_gb=None if record.reserve_bytes is None else gib(record.reserve_bytes),
+        layer_weights_gb=None if tensors is None else gib(sum(tensors.layer_bytes)),
+        output_weights_gb=None if tensors is None else gib(tensors.output_bytes),
+        split_compute=grid,
+    )
+
+
+def _first(record: Record, purpose: str) -> Load | None:
+    """The first successful load of a purpose, or else the last one that says why there is none."""
+    loads = [load for load in record.loads if load.request.purpose == purpose]
+    return next((load for load in loads if load.speeds), loads[-1] if loads else None)
+
+
+def _seconds(load: Load | None) -> float | None:
+    if load is None or load.ready is None:
+        return None
+    return round(load.ready - load.started, 2)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)

@@ -1,0 +1,167 @@
+"""Which loads of a record are points of the fit, and what each one measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from harness.core.facts import CacheFacts, LoadFacts
+from harness.core.record import Load, Record, Target
+from harness.errors import UntrustedError
+from harness.units import MIB
+
+
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    """One load that lay completely on the target; bytes on the target only.
+
+    ``context`` is tokens per slot (the cells that the log names, over the slots); ``kv_per_slot`` all caches and recurrent
+    state of one slot; ``overhead`` what the meter saw beyond the log (``None`` with the log as meter).
+    """
+
+    context: int
+    parallel: int
+    num_batch: int | None
+    weights: float
+    kv_per_slot: float
+    compute: float
+    total: float
+    overhead: float | None
+    kv_cache_type: str | None = None
+    flash_attention: str | None = None
+    load_index: int = 0
+
+
+#: Host memory of a GPU load that is normal: pinned staging buffers and the like are no spill, repeating layers are.
+_PINNED: Final = "_Host"
+
+
+def spill_reason(facts: LoadFacts, target: Target) -> str | None:
+    """Why a load is an observation and not a point; ``None`` if it is a point.
+
+    ``offloaded N/N`` alone proves nothing: a run on the host prints it too, and experts may overflow behind it.
+    """
+    if not facts.complete:
+        return "the log has no ready line"
+    if facts.failed:
+        return facts.failure or "the load failed"
+    if facts.estimated:
+        return "the log holds estimates only"
+    if target == "host":
+        if any(device.kind == "gpu" and _bytes(device.weights_bytes) for device in facts.devices.values()):
+            return "weights lie on a GPU although the target is the host"
+        return None
+    if facts.layers_overflowing:
+        return f"{facts.layers_overflowing} layers overflow to the host"
+    if (
+        facts.layers_offloaded is not None
+        and facts.layers_total is not None
+        and facts.layers_offloaded < facts.layers_total
+    ):
+        if facts.layers_offloaded < facts.layers_total - 1:
+            return f"only {facts.layers_offloaded} of {facts.layers_total} layers are on the GPU"
+    if not any(device.kind == "gpu" and _bytes(device.weights_bytes) for device in facts.devices.values()):
+        return "no weights on a GPU"
+    for name, device in facts.devices.items():
+        if device.kind == "host" and (_bytes(device.kv_cache_bytes) or _bytes(device.recurrent_bytes)):
+            return f"KV cache or recurrent state lies on {name}"
+    return None
+
+
+def _bytes(value: int | None) -> int:
+    return value or 0
+
+
+def points_of(record: Record) -> tuple[list[Point], list[str]]:
+    """The points of a record in plan order, and notes about the loads that are none.
+
+    Raises:
+        UntrustedError: loads of different settings in one record.
+    """
+    points: list[Point] = []
+    notes: list[str] = []
+    for index, load in enumerate(record.loads):
+        if load.request.purpose != "point":
+            continue
+        point, note = _point(index, load, record)
+        if point is not None:
+            points.append(point)
+        if note is not None:
+            notes.append(note)
+    for part in ("kv_cache_type", "flash_attention"):
+        values = {getattr(point, part) for point in points} - {None}
+        if len(values) > 1:
+            raise UntrustedError(
+                f"the loads ran with different {part}: {', '.join(sorted(values))}", code="settings-differ"
+            )
+    return points, notes
+
+
+def _point(index: int, load: Load, record: Record) -> tuple[Point | None, str | None]:
+    asked = f"context {load.request.context}"
+    if load.outcome in ("failed", "skipped", "wont-fit"):
+        return None, f"{asked}: {load.reason or load.outcome}"
+    facts = load.facts
+    if facts is None:
+        return None, f"{asked}: no log was read"
+    target = record.machine.target
+    if (reason := spill_reason(facts, target)) is not None:
+        return None, f"{asked}: not a point of the fit ({reason})"
+    parallel = facts.parallel or record.settings.num_parallel
+    cells = facts.context_cells
+    context = cells // parallel if cells else load.request.context
+    kind = "gpu" if target == "gpu" else None
+    weights = _part(facts, ("weights_bytes", "lora_bytes", "projector_bytes"), kind)
+    compute = _part(facts, ("compute_bytes", "output_bytes"), kind)
+    cache = _part(facts, ("kv_cache_bytes", "recurrent_bytes"), kind)
+    logged = weights + compute + cache
+    note = _host_weights(facts, target, asked)
+    if record.machine.meter == "log":
+        total, overhead = float(logged), None
+    else:
+        plateau = load.busy if target == "gpu" else load.idle
+        if plateau is None or plateau.total_bytes is None:
+            why = (plateau.reason if plateau else None) or "no plateau was read"
+            return None, f"{asked}: the meter has no reading ({why})"
+        total = float(plateau.total_bytes)
+        overhead = total - logged
+    return (
+        Point(
+            context=context,
+            parallel=parallel,
+            num_batch=facts.num_batch if facts.num_batch is not None else load.request.num_batch,
+            weights=weights,
+            kv_per_slot=cache / parallel,
+            compute=compute,
+            total=total,
+            overhead=overhead,
+            kv_cache_type=facts.kv_cache_type,
+            flash_attention=facts.flash_attention,
+            load_index=index,
+        ),
+        note,
+    )
+
+
+def _part(facts: LoadFacts, parts: Sequence[str], kind: str | None) -> int:
+    return sum(facts.total(part, kind) or 0 for part in parts)  # type: ignore[arg-type]
+
+
+def _host_weights(facts: LoadFacts, target: Target, asked: str) -> str | None:
+    """A note where weights of a GPU load lie on the host (embeddings always do; an output matrix may)."""
+    if target == "host":
+        return None
+    if facts.layers_offloaded is not None and facts.layers_offloaded == (facts.layers_total or 0) - 1:
+        return f"{asked}: the output layer is not on the GPU"
+    placed = [name for name, device in facts.devices.items() if name in ("AMX", "CPU_REPACK") and device.weights_bytes]
+    if placed:
+        size = sum(facts.devices[name].weights_bytes or 0 for name in placed) / MIB
+        return f"{asked}: {size:.0f} MiB of weights beside the repeating layers lie on the host ({', '.join(placed)})"
+    return None
+
+
+def growing_caches(facts: LoadFacts) -> tuple[CacheFacts, ...]:
+    """The caches that grow with the context; the others are windows."""
+    cells = max((cache.cells or 0 for cache in facts.caches), default=0)
+    return tuple(cache for cache in facts.caches if cache.cells == cells)

@@ -1,0 +1,145 @@
+"""One calibration run, as it is kept on disk: what was asked, what the log said, what the meter saw.
+
+A record is immutable once its run has ended. Constants, predictions and verdicts are pure functions of it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from harness.core.facts import EngineName, LoadFacts
+from harness.core.trace import MemoryTrace, MeterName, Plateau
+
+#: Schema history: 1 — first version.
+RECORD_VERSION: Final = 1
+
+Target = Literal["gpu", "host"]
+Purpose = Literal["point", "speed", "host-speed", "dry-run"]
+Outcome = Literal["ok", "wont-fit", "spilled", "failed", "skipped"]
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """The exact model. ``digest`` is the SHA-256 of its GGUF (of the model layer, for Ollama)."""
+
+    name: str
+    digest: str | None = None
+    architecture: str | None = None
+    quantization: str | None = None
+    train_context: int | None = None
+    layers: int | None = None
+
+
+class EngineVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """The exact engine. ``image`` and ``image_digest`` are ``None`` outside containers."""
+
+    version: str | None = None
+    image: str | None = None
+    image_digest: str | None = None
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked of the engine at every load; ``num_batch`` is ``None`` where each band has its own."""
+
+    num_parallel: int = 1
+    num_batch: int | None = None
+    kv_cache_type: str = "f16"
+    flash_attention: str | None = None
+    env: dict[str, str] = {}
+
+
+class Gpu(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU of a run."""
+
+    name: str
+    uuid: str | None = None
+    memory_gb: float | None = None
+    driver: str | None = None
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """Where and how it was measured. ``total_cuda_gb`` is torch's total, which vLLM divides by (vLLM only)."""
+
+    target: Target
+    sandbox: Literal["docker", "process"]
+    meter: MeterName
+    gpus: tuple[Gpu, ...] = ()
+    total_cuda_gb: float | None = None
+
+
+class Tensors(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of a model's tensors, from the GGUF's table: repeating layers in order, then output and embeddings."""
+
+    layer_bytes: tuple[int, ...]
+    output_bytes: int
+    embedding_bytes: int
+    expert_bytes: tuple[int, ...] = ()
+
+
+class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One load of a plan. ``context`` is in tokens per slot; ``num_batch`` the physical batch, ``None`` = the engine's."""
+
+    context: int
+    num_batch: int | None = None
+    purpose: Purpose = "point"
+    gpu_layers: int | None = None
+
+
+class Speed(msgspec.Struct, frozen=True, kw_only=True):
+    """One timed request: tokens per second while reading a prompt of ``prompt_tokens`` and while writing after it."""
+
+    prompt_tokens: int
+    prompt_tokens_per_s: float | None
+    decode_tokens: int
+    decode_tokens_per_s: float | None
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """One load of a run.
+
+    ``log`` names a file of the run, ``log_start``/``log_end`` the bytes of it that belong to this load. ``facts`` is what
+    that stretch said when it was read; a later reader may read it again. ``idle`` is the plateau after loading,
+    ``busy`` the one after a prompt. Seconds are since the start of the run.
+    """
+
+    request: LoadRequest
+    outcome: Outcome
+    reason: str | None = None
+    log: str | None = None
+    log_start: int = 0
+    log_end: int | None = None
+    facts: LoadFacts | None = None
+    idle: Plateau | None = None
+    busy: Plateau | None = None
+    trace: MemoryTrace | None = None
+    speeds: tuple[Speed, ...] = ()
+    started: float = 0.0
+    ready: float | None = None
+    ended: float | None = None
+    settle_seconds: float = 0.0
+    request_seconds: float = 0.0
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole run. ``status`` is ``partial`` when it was interrupted; ``requested`` is the command's own options."""
+
+    schema_version: int = RECORD_VERSION
+    run: str
+    harness_version: str
+    started_at: str
+    ended_at: str | None = None
+    seconds: float | None = None
+    status: Literal["complete", "partial", "failed"] = "partial"
+    id: str
+    engine_name: EngineName
+    model: Model
+    engine: EngineVersion
+    settings: Settings
+    machine: Machine
+    reserve_bytes: int | None = None
+    tensors: Tensors | None = None
+    batch_limits: tuple[tuple[int, int], ...] = ()
+    loads: tuple[Load, ...] = ()
+    notes: tuple[str, ...] = ()
+    phases: tuple[tuple[str, float], ...] = ()

@@ -1,0 +1,104 @@
+"""The seam between the calibration workflow and an engine: a recipe, not a process.
+
+A recipe says what to launch, which requests load, time and unload a model, and how the engine places layers and chooses
+batches. It never starts anything itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from harness.core.facts import EngineName
+from harness.core.plan import BatchLimits
+from harness.core.record import EngineVersion, LoadRequest, Model, Speed, Target, Tensors
+from harness.sandboxes.base import GpuRequest, Launch, SandboxName, Site
+
+if TYPE_CHECKING:
+    import httpx
+
+#: Reports progress of a long step: what, done, total (``None``: not known).
+Progress = Callable[[str, float, float | None], None]
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of a run that every load shares, as the user gave them."""
+
+    num_parallel: int = 1
+    kv_cache_type: str | None = None
+    flash_attention: str = "auto"
+    gpus: GpuRequest = GpuRequest()
+    env: dict[str, str] = {}
+    image: str | None = None
+    binary: str | None = None
+    models: str | None = None
+    target: Target = "gpu"
+    timeout: float = 600.0
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a model's weights come from: a local GGUF, or a name that the engine itself resolves."""
+
+    model: Model
+    path: Path | None = None
+    tensors: Tensors | None = None
+
+
+class Engine(Protocol):
+    """A recipe for one engine."""
+
+    @property
+    def name(self) -> EngineName:
+        """The engine's name in ids and options."""
+
+    @property
+    def persistent(self) -> bool:
+        """Whether one start serves many loads (Ollama), or every load is a start (llama-server, vLLM)."""
+
+    @property
+    def sandboxes(self) -> tuple[SandboxName, ...]:
+        """Sandboxes that it can run in, the preferred one first."""
+
+    def resolve(self, name: str, options: Options) -> Source:
+        """Find a model without starting anything, in well under two seconds.
+
+        Raises:
+            NotFoundError: the engine cannot reach such a model.
+            BadInputError: the file is not a model.
+        """
+
+    def version(self, options: Options, client: httpx.Client | None) -> EngineVersion:
+        """The engine's version, from its binary (``client`` is ``None``) or from the running server."""
+
+    def launch(self, source: Source, request: LoadRequest | None, options: Options, site: Site) -> Launch:
+        """What to start for a load (``None``: for a persistent engine, before any load)."""
+
+    def ready(self, client: httpx.Client) -> bool:
+        """Whether the server answers now; never blocks for long and never raises for "not yet"."""
+
+    def prepare(self, client: httpx.Client, source: Source, options: Options, progress: Progress) -> Source:
+        """Make the model present in a running persistent engine (pull, create), and learn the rest about it."""
+
+    def load(self, client: httpx.Client, source: Source, request: LoadRequest, options: Options) -> None:
+        """Load the model at a setting; returns when it is resident.
+
+        Raises:
+            WontFitError: it did not fit; EngineError: anything else.
+        """
+
+    def generate(
+        self, client: httpx.Client, source: Source, request: LoadRequest, options: Options, prompt: int, tokens: int
+    ) -> Speed:
+        """Read a prompt of about ``prompt`` tokens and write ``tokens``; the engine's own timings."""
+
+    def unload(self, client: httpx.Client, source: Source, options: Options) -> None:
+        """Ask a persistent engine to drop the model; returns when it has."""
+
+    def batch_limits(self, version: str | None) -> BatchLimits:
+        """The engine's batch rule: (largest context, batch), ascending; empty where the batch is fixed."""
+
+    def reserve_bytes(self, version: str | None, env: dict[str, str]) -> int | None:
+        """Device memory that the engine's placement keeps free; ``None`` where it is not known."""

@@ -1,0 +1,191 @@
+"""The header of a GGUF file: what a model is, and how many bytes each layer's tensors take.
+
+Format: ggml/docs/gguf.md of llama.cpp (versions 2 and 3, little-endian). Only the header is read; big arrays (the tokenizer)
+are skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import msgspec
+
+from harness.core.record import Model, Tensors
+from harness.errors import BadInputError, NotFoundError, NotPermittedError
+
+_MAGIC: Final = b"GGUF"
+_SCALARS: Final = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_STRING: Final = 8
+_ARRAY: Final = 9
+_MAX_STRING: Final = 1 << 24
+_MAX_COUNT: Final = 1 << 26
+_KEPT_ARRAY: Final = 4096
+_BLOCK: Final = re.compile(r"blk\.(\d+)\.")
+#: ``general.file_type`` (llama.h, ``enum llama_ftype``).
+_FILE_TYPES: Final = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
+    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
+    21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
+    29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
+}  # fmt: skip
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True):
+    """Metadata of a GGUF, and its tensors as (name, bytes)."""
+
+    metadata: dict[str, Any]
+    tensors: tuple[tuple[str, int], ...]
+
+    def field(self, key: str) -> Any:
+        """``<architecture>.<key>``, or ``None``."""
+        return self.metadata.get(f"{self.metadata.get('general.architecture')}.{key}")
+
+
+class _Reader:
+    """Reads little-endian values, refusing what no sane file holds."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file, self.size = file, size
+
+    def take(self, count: int) -> bytes:
+        data = self.file.read(count)
+        if len(data) != count:
+            raise EOFError
+        return data
+
+    def scalar(self, layout: str) -> Any:
+        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
+
+    def text(self) -> str:
+        length = self.scalar("<Q")
+        if length > _MAX_STRING:
+            raise ValueError("a string is too long")
+        return self.take(length).decode("utf-8", "replace")
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.text()
+        if kind == _ARRAY:
+            return self.array()
+        return self.scalar(_SCALARS[kind])
+
+    def array(self) -> Any:
+        kind, count = self.scalar("<I"), self.scalar("<Q")
+        if count > _MAX_COUNT:
+            raise ValueError("an array is too long")
+        if kind == _STRING:
+            for _ in range(count):
+                length = self.scalar("<Q")
+                if length > _MAX_STRING:
+                    raise ValueError("a string is too long")
+                self.file.seek(length, 1)
+            return None
+        if kind == _ARRAY:
+            raise ValueError("nested arrays")
+        width = struct.calcsize(_SCALARS[kind])
+        if count > _KEPT_ARRAY:
+            self.file.seek(width * count, 1)
+            return None
+        return [self.scalar(_SCALARS[kind]) for _ in range(count)]
+
+
+def read_header(path: Path) -> Header:
+    """Read a GGUF's header and check that the file is as long as its tensors need.
+
+    Raises:
+        NotFoundError: no such file. NotPermittedError: not readable.
+        BadInputError: not a GGUF, an unknown version, or truncated.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            return _read(_Reader(file, size), path)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no such file: {path}", code="no-such-file") from error
+    except IsADirectoryError as error:
+        raise BadInputError(f"{path} is a folder, not a GGUF file", code="not-gguf") from error
+    except PermissionError as error:
+        raise NotPermittedError(f"{path} cannot be read: {error.strerror}") from error
+    except EOFError as error:
+        raise BadInputError(f"{path} is truncated: its header ends early", code="truncated-gguf") from error
+    except (ValueError, KeyError, OverflowError, OSError) as error:
+        raise BadInputError(f"{path} is damaged: {error}", code="bad-gguf") from error
+
+
+def _read(reader: _Reader, path: Path) -> Header:
+    if reader.file.read(4) != _MAGIC:
+        raise BadInputError(f"{path} is not a GGUF file", code="not-gguf")
+    version = reader.scalar("<I")
+    if version not in (2, 3):
+        raise BadInputError(f"{path} is GGUF version {version}; 2 and 3 can be read", code="bad-gguf")
+    tensor_count, field_count = reader.scalar("<Q"), reader.scalar("<Q")
+    if tensor_count > _MAX_COUNT or field_count > _MAX_COUNT:
+        raise ValueError("absurd counts")
+    metadata = {}
+    for _ in range(field_count):
+        key = reader.text()
+        metadata[key] = reader.value(reader.scalar("<I"))
+    starts: list[tuple[int, str]] = []
+    for _ in range(tensor_count):
+        name = reader.text()
+        dimensions = reader.scalar("<I")
+        reader.take(8 * dimensions + 4)
+        starts.append((reader.scalar("<Q"), name))
+    alignment = int(metadata.get("general.alignment") or 32)
+    data = -(-reader.file.tell() // alignment) * alignment
+    if starts and data + max(start for start, _ in starts) >= reader.size:
+        raise BadInputError(f"{path} is truncated: its tensors end beyond the file", code="truncated-gguf")
+    starts.sort()
+    ends = [start for start, _ in starts[1:]] + [reader.size - data]
+    tensors = tuple((name, end - start) for (start, name), end in zip(starts, ends, strict=True))
+    return Header(metadata=metadata, tensors=tensors)
+
+
+def describe(header: Header, name: str, digest: str | None) -> Model:
+    """The model as the artifact names it."""
+    file_type = header.metadata.get("general.file_type")
+    return Model(
+        name=name,
+        digest=digest,
+        architecture=header.metadata.get("general.architecture"),
+        quantization=_FILE_TYPES.get(file_type) if isinstance(file_type, int) else None,
+        train_context=header.field("context_length"),
+        layers=header.field("block_count"),
+    )
+
+
+def tensor_bytes(header: Header) -> Tensors:
+    """Bytes of the repeating layers, of their experts, and of what follows and precedes them."""
+    layers: dict[int, int] = {}
+    experts: dict[int, int] = {}
+    output = embedding = 0
+    for name, size in header.tensors:
+        block = _BLOCK.match(name)
+        if block is not None:
+            index = int(block[1])
+            layers[index] = layers.get(index, 0) + size
+            if "_exps" in name:
+                experts[index] = experts.get(index, 0) + size
+        elif name.startswith("token_embd."):
+            embedding = size
+        elif name.startswith("output"):
+            output += size
+    if not any(name == "output.weight" for name, _ in header.tensors):
+        output += embedding  # tied: the output matrix is a second use of the embeddings
+    order = sorted(layers)
+    return Tensors(
+        layer_bytes=tuple(layers[index] for index in order),
+        output_bytes=output,
+        embedding_bytes=embedding,
+        expert_bytes=tuple(experts.get(index, 0) for index in order) if experts else (),
+    )
+
+
+def sha256(path: Path) -> str:
+    """``sha256:…`` of a file."""
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()

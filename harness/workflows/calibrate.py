@@ -1,0 +1,343 @@
+"""``harness calibrate``: a clean engine, a few loads, a record, and the artifact that follows from it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from harness import __version__
+from harness.core.calibration import Calibration, artifact_name
+from harness.core.fit import fit_record
+from harness.core.plan import DEFAULT_BATCH, DEFAULT_CONTEXTS, plan_loads
+from harness.core.points import spill_reason
+from harness.core.record import Load, LoadRequest, Machine, Record, Settings
+from harness.engines.base import Engine, Options, Source
+from harness.errors import CannotWriteError, UsageError
+from harness.meters.base import Meter
+from harness.sandboxes.base import Sandbox
+from harness.store import Store, read_record
+from harness.workflows.choose import Choice
+from harness.workflows.loads import Runner, StageHook, last_lines, no_hook, read_facts
+from harness.workflows.observer import Observer
+
+#: Prompts of the speed load, tokens: two depths.
+SPEED_PROMPTS: Final = (64, 1536)
+#: The host-only speed load runs only if the weights take at most this share of the memory that is available.
+HOST_SHARE: Final = 0.6
+_SECRET: Final = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL|AUTH", re.IGNORECASE)
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What to calibrate. ``name`` is what the user called the model; ``contexts`` empty means the default plan."""
+
+    name: str
+    source: Source
+    contexts: tuple[int, ...] = ()
+    num_batch: int | None = None
+    variant: str | None = None
+    speed: bool = True
+    force: bool = False
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What a calibration left behind."""
+
+    artifact: Path
+    record: Path
+    calibration: Calibration
+    seconds: float
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a calibration would do."""
+
+    artifact: Path
+    loads: tuple[LoadRequest, ...]
+
+
+def plan(engine: Engine, request: Request, store: Store) -> Plan:
+    """The loads and the file of a calibration, without starting anything.
+
+    Raises:
+        UsageError: a context beyond the model's training context, or no context at all.
+    """
+    train = request.source.model.train_context
+    beyond = [context for context in request.contexts if train is not None and context > train]
+    if beyond:
+        raise UsageError(
+            f"{request.name} was trained on {train} tokens; a context of {max(beyond)} is beyond that",
+            hint=f"use --ctx up to {train}",
+            code="beyond-training",
+        )
+    contexts = request.contexts or DEFAULT_CONTEXTS
+    limits = engine.batch_limits(None)
+    loads = plan_loads(contexts, train, num_batch=request.num_batch, batch_limits=limits)
+    return Plan(artifact=store.path_of(engine.name, model_stem(request.name), request.variant), loads=loads)
+
+
+def model_stem(name: str) -> str:
+    """The name under which a model is filed: of a GGUF path, the file's stem."""
+    return Path(name).stem if name.endswith(".gguf") else name
+
+
+def calibrate(
+    engine: Engine,
+    sandbox: Sandbox,
+    meter: Meter,
+    choice: Choice,
+    options: Options,
+    request: Request,
+    store: Store,
+    observer: Observer,
+    *,
+    hook: StageHook = no_hook,
+) -> Result:
+    """Measure, record, fit, write.
+
+    Raises:
+        HarnessError: as the exit codes say. The record is kept whatever happens; an artifact is written only by success.
+    """
+    planned = plan(engine, request, store)
+    settings = Settings(
+        num_parallel=options.num_parallel,
+        num_batch=request.num_batch,
+        kv_cache_type=options.kv_cache_type or "f16",
+        flash_attention=None if options.flash_attention == "auto" else _flash(options.flash_attention),
+        env=redacted(options.env),
+    )
+    store.check_writable(planned.artifact)
+    with ExitStack() as stack:
+        stack.enter_context(store.lock(planned.artifact))
+        if not request.force:
+            refuse_overwrite(planned.artifact, request.source, settings, choice.machine(), store)
+        run = Run(engine, sandbox, meter, choice, options, request, store, observer, settings, hook)
+        record = run.go(planned.loads)
+        observer.phase("fit", run.steps, run.steps)
+        calibration = fit_record(record)
+        store.write(planned.artifact, calibration)
+    return Result(
+        artifact=planned.artifact,
+        record=store.run_folder(record.run) / "record.json",
+        calibration=calibration,
+        seconds=record.seconds or 0.0,
+    )
+
+
+class Run:
+    """One run: loads in order, the record on disk after each of them."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        sandbox: Sandbox,
+        meter: Meter,
+        choice: Choice,
+        options: Options,
+        request: Request,
+        store: Store,
+        observer: Observer,
+        settings: Settings,
+        hook: StageHook,
+    ) -> None:
+        self.engine, self.options, self.request = engine, options, request
+        self.store, self.observer, self.hook = store, observer, hook
+        self.epoch = time.monotonic()
+        started = datetime.now(UTC)
+        stem = artifact_name(model_stem(request.name))
+        self.record = Record(
+            run=f"{started:%Y%m%dT%H%M%SZ}-{engine.name}-{stem}",
+            harness_version=__version__,
+            started_at=f"{started:%Y-%m-%dT%H:%M:%SZ}",
+            id=f"{engine.name}/{stem}",
+            engine_name=engine.name,
+            model=request.source.model,
+            engine=engine.version(options, None),
+            settings=settings,
+            machine=choice.machine(),
+            reserve_bytes=engine.reserve_bytes(None, options.env),
+            tensors=request.source.tensors,
+            batch_limits=engine.batch_limits(None),
+            notes=(),
+        )
+        folder = store.run_folder(self.record.run)
+        if folder.exists():
+            self.record = msgspec.structs.replace(
+                self.record, run=f"{self.record.run}-{time.time_ns() % 1_000_000:06d}"
+            )
+            folder = store.run_folder(self.record.run)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise CannotWriteError(f"{folder} cannot be made: {error.strerror}") from error
+        self.runner = Runner(
+            engine=engine, sandbox=sandbox, meter=meter, options=options, folder=folder, observer=observer,
+            epoch=self.epoch, hook=hook,
+        )  # fmt: skip
+        self.steps = 1
+
+    def go(self, loads: Sequence[LoadRequest]) -> Record:
+        """Make all loads; the record says how far it came."""
+        self.steps = len(loads) + (2 if self.request.speed else 0) + 1
+        try:
+            self._measure(loads)
+            if self.request.speed:
+                self._speed()
+            self._end("complete")
+        except BaseException:
+            self._end("partial")
+            raise
+        finally:
+            self.runner.stop()
+        return self.record
+
+    def _measure(self, loads: Sequence[LoadRequest]) -> None:
+        pending = sorted(loads, key=lambda load: (load.num_batch or 0, load.context))
+        step, limit = 0, None
+        for request in pending:
+            step += 1
+            if limit is not None and request.context >= limit:
+                self._add(Load(request=request, outcome="skipped", reason=f"context {limit} did not fit already"))
+                continue
+            load = self._point(request, step)
+            if not _is_point(load, self.record.machine):
+                limit = min(limit or request.context, request.context)
+        for request in smaller_contexts(self.record, limit):
+            self.steps += 1
+            step += 1
+            self._point(request, step)
+
+    def _point(self, request: LoadRequest, step: int) -> Load:
+        self.observer.phase(f"load {request.context} tokens", step, self.steps)
+        load = self.runner.measure(self.request.source, request)
+        self._add(load)
+        reason = load.reason
+        if load.facts is not None and load.outcome == "ok":
+            reason = spill_reason(load.facts, self.record.machine.target)
+        plateau = load.busy or load.idle
+        self.observer.point(request.context, request.num_batch, plateau.total_bytes if plateau else None, reason)
+        return load
+
+    def _speed(self) -> None:
+        points = [load for load in self.record.loads if _is_point(load, self.record.machine)]
+        if not points:
+            return
+        context = min(max(load.request.context for load in points), 8192)
+        prompts = tuple(prompt for prompt in SPEED_PROMPTS if prompt < context - 128) or (32,)
+        self.observer.phase("speed", self.steps - 2, self.steps)
+        self._add(self.runner.time_speed(self.request.source, LoadRequest(context=context, purpose="speed"), prompts))
+        if self.record.machine.target == "host":
+            return
+        self.observer.phase("speed on the host alone", self.steps - 1, self.steps)
+        request = LoadRequest(context=min(context, 2048), purpose="host-speed")
+        if (reason := self._no_host_speed()) is not None:
+            self._add(Load(request=request, outcome="skipped", reason=reason))
+            return
+        self._add(self.runner.time_speed(self.request.source, request, prompts[:1]))
+
+    def _no_host_speed(self) -> str | None:
+        from harness.meters.host import available_memory
+
+        path = self.request.source.path
+        if path is None or self.engine.name != "llama-server":
+            return "the engine places layers itself"
+        size, available = path.stat().st_size, available_memory()
+        if available is None or size > HOST_SHARE * available:
+            return "the weights would take more than 60 % of the memory that is available"
+        return None
+
+    def _add(self, load: Load) -> None:
+        self.record = msgspec.structs.replace(self.record, loads=(*self.record.loads, load))
+        self.store.write_record(self.record)
+        self.hook("recorded")
+
+    def _end(self, status: str) -> None:
+        seconds = round(time.monotonic() - self.epoch, 3)
+        self.record = msgspec.structs.replace(
+            self.record, status=status, seconds=seconds, ended_at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        )
+        self.store.write_record(self.record)
+
+
+def _is_point(load: Load, machine: Machine) -> bool:
+    return load.outcome == "ok" and load.facts is not None and spill_reason(load.facts, machine.target) is None
+
+
+def smaller_contexts(record: Record, limit: int | None) -> tuple[LoadRequest, ...]:
+    """Loads between the contexts that fitted, when larger ones did not and fewer than three are left."""
+    if limit is None:
+        return ()
+    fitted = sorted({load.request.context for load in record.loads if _is_point(load, record.machine)})
+    batch = record.loads[-1].request.num_batch
+    low = fitted[0] if fitted else limit
+    candidates = [low // 2, low * 3 // 4] if len(fitted) < 2 else [(fitted[0] + fitted[-1]) // 2]
+    floor = batch or DEFAULT_BATCH
+    usable = [context // 256 * 256 for context in candidates if context // 256 * 256 >= floor]
+    return tuple(LoadRequest(context=context, num_batch=batch) for context in usable[: max(3 - len(fitted), 0)])
+
+
+def refuse_overwrite(path: Path, source: Source, settings: Settings, machine: Machine, store: Store) -> None:
+    """Refuse to replace a calibration of another GPU, model or settings.
+
+    Raises:
+        CannotWriteError: it would; ``--variant`` or ``--force`` is the way on.
+    """
+    if not path.exists():
+        return
+    old = store.read(path).metadata
+    differs = []
+    if old.model.digest and source.model.digest and old.model.digest != source.model.digest:
+        differs.append("model digest")
+    if [gpu.name for gpu in old.machine.gpus] != [gpu.name for gpu in machine.gpus]:
+        differs.append("GPU")
+    if old.machine.target != machine.target:
+        differs.append("target")
+    if old.settings.num_parallel != settings.num_parallel or old.settings.env != settings.env:
+        differs.append("settings")
+    if settings.kv_cache_type != old.settings.kv_cache_type:
+        differs.append("KV cache type")
+    if settings.flash_attention is not None and settings.flash_attention != old.settings.flash_attention:
+        differs.append("flash attention")
+    if differs:
+        raise CannotWriteError(
+            f"{path} is a calibration of another {', '.join(differs)}",
+            hint="keep both with --variant NAME, or replace it with --force",
+            code="would-overwrite",
+        )
+
+
+def refit(path: Path) -> tuple[Record, Calibration]:
+    """The calibration of a run on disk, from its logs and readings alone."""
+    record = reread(path)
+    return record, fit_record(record)
+
+
+def reread(path: Path) -> Record:
+    """A record whose facts are read again from its logs, so that a corrected parser needs no new run."""
+    record = read_record(path)
+    folder = path if path.is_dir() else path.parent
+    loads = []
+    for load in record.loads:
+        log = folder / load.log if load.log else None
+        if log is not None and log.is_file():
+            load = msgspec.structs.replace(load, facts=read_facts(log, load.log_start, load.log_end))
+        loads.append(load)
+    return msgspec.structs.replace(record, loads=tuple(loads))
+
+
+def redacted(env: dict[str, str]) -> dict[str, str]:
+    """An environment for the record: values of secrets are replaced."""
+    return {key: "(redacted)" if _SECRET.search(key) else value for key, value in env.items()}
+
+
+def _flash(choice: str) -> str:
+    return "enabled" if choice == "on" else "disabled"
+
+
+__all__ = ["Plan", "Request", "Result", "calibrate", "last_lines", "plan", "refit"]

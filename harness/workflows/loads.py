@@ -1,0 +1,322 @@
+"""One load, from start to end: launch, wait, settle, prompt, time, unload. Every wait has a deadline and watches the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from harness.core.facts import LoadFacts
+from harness.core.plan import DEFAULT_BATCH
+from harness.core.record import Load, LoadRequest, Outcome, Speed
+from harness.core.trace import MemoryTrace, Plateau
+from harness.engines.base import Engine, Options, Source
+from harness.errors import BusyError, EngineError, WontFitError
+from harness.logs import parse_log
+from harness.meters.base import Meter
+from harness.meters.sampler import Sampler
+from harness.sandboxes.base import Running, Sandbox
+from harness.workflows.observer import Observer
+
+if TYPE_CHECKING:
+    import httpx
+
+#: How long a plateau may take to settle, seconds.
+SETTLE: Final = 15.0
+#: A prompt after which the driver's pools have grown: two physical batches.
+BATCHES_OF_PROMPT: Final = 2
+#: Tokens written when a speed is measured.
+DECODE_TOKENS: Final = 48
+
+#: Called at each named stage of a load; tests inject faults here.
+StageHook = Callable[[str], None]
+
+
+def no_hook(stage: str) -> None:
+    """Do nothing at any stage."""
+
+
+class Runner:
+    """Makes loads in one sandbox with one engine; keeps a persistent engine between them.
+
+    Times in the loads are seconds since ``epoch`` (a ``time.monotonic`` value).
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        sandbox: Sandbox,
+        meter: Meter,
+        options: Options,
+        folder: Path,
+        observer: Observer,
+        epoch: float,
+        hook: StageHook = no_hook,
+    ) -> None:
+        self.engine, self.sandbox, self.meter, self.options = engine, sandbox, meter, options
+        self.folder, self.observer, self.epoch, self.hook = folder, observer, epoch, hook
+        self.running: Running | None = None
+        self._starts = 0
+
+    def now(self) -> float:
+        """Seconds since the run began."""
+        return round(time.monotonic() - self.epoch, 3)
+
+    def start(self, source: Source, request: LoadRequest | None) -> Running:
+        """Start the engine and wait until it answers."""
+        site = self.sandbox.site()
+        launch = self.engine.launch(source, request, self.options, site)
+        log = self.folder / f"engine-{self._starts}.log"
+        self._starts += 1
+        self.hook("start")
+        self.running = self.sandbox.start(launch, site, log)
+        self.hook("started")
+        self.await_ready(self.running)
+        return self.running
+
+    def await_ready(self, running: Running) -> None:
+        """Wait for the server.
+
+        Raises:
+            WontFitError: it ended because it could not allocate. EngineError: it ended. BusyError: it did not answer in time.
+        """
+        deadline = time.monotonic() + self.options.timeout
+        with self.client(running) as client:
+            while not self.engine.ready(client):
+                check_alive(running)
+                if time.monotonic() > deadline:
+                    raise BusyError(
+                        f"the engine did not answer within {self.options.timeout:.0f} s",
+                        hint="raise --timeout, or look at its log: " + str(running.log),
+                        code="engine-timeout",
+                    )
+                time.sleep(0.05)
+
+    def client(self, running: Running) -> httpx.Client:
+        """An HTTP client of a running engine, which ignores proxies: the engine is on this machine."""
+        import httpx
+
+        return httpx.Client(base_url=running.endpoint, trust_env=False, timeout=self.options.timeout)
+
+    def stop(self) -> None:
+        """End the engine, if one runs."""
+        if self.running is not None:
+            self.running.stop()
+            self.running = None
+
+    def measure(self, source: Source, request: LoadRequest) -> Load:
+        """One load measured with the meter: idle plateau, and for GPU targets the plateau after a prompt.
+
+        A load that does not fit is an outcome, not an error.
+        """
+        started = self.now()
+        log_start = self._log_size()
+        state = _State()
+        outcome: Outcome = "ok"
+        reason: str | None = None
+        try:
+            self._measure(source, request, state)
+        except WontFitError as error:
+            outcome, reason = "wont-fit", error.message
+        finally:
+            log = self.running.log if self.running else None
+            if not self.engine.persistent:
+                self.stop()
+            elif self.running is not None and state.ready is not None:
+                with self.client(self.running) as client:
+                    self.engine.unload(client, source, self.options)
+        if not self.engine.persistent:
+            log_start = 0
+        return self._finish(request, outcome, reason, log, log_start, started, state)
+
+    def _measure(self, source: Source, request: LoadRequest, state: _State) -> None:
+        if self.running is None or not self.engine.persistent:
+            self.start(source, request)
+        running = self.running
+        assert running is not None  # noqa: S101 - start() has set it
+        sampler = Sampler(self.meter, running.pids, on_reading=self.observer.memory)
+        sampler.start()
+        try:
+            sampler.mark("load")
+            with self.client(running) as client:
+                self.engine.load(client, source, request, self.options)
+                state.ready = self.now()
+                self.hook("loaded")
+                begin = time.monotonic()
+                sampler.mark("idle")
+                state.idle = self._settle(sampler, running)
+                state.settled = time.monotonic() - begin
+                if self.options.target == "gpu":
+                    self._busy(client, source, request, sampler, running, state)
+        finally:
+            state.trace = sampler.stop()
+
+    def _busy(
+        self,
+        client: httpx.Client,
+        source: Source,
+        request: LoadRequest,
+        sampler: Sampler,
+        running: Running,
+        state: _State,
+    ) -> None:
+        """The plateau after a prompt of two physical batches: driver pools grow at the first real batch."""
+        if self.meter.name == "log":
+            return
+        sampler.mark("prompt")
+        begin = time.monotonic()
+        length = min(BATCHES_OF_PROMPT * (request.num_batch or DEFAULT_BATCH), request.context - 8)
+        self.engine.generate(client, source, request, self.options, length, 1)
+        state.requested = time.monotonic() - begin
+        self.hook("prompted")
+        begin = time.monotonic()
+        sampler.mark("busy")
+        state.busy = self._settle(sampler, running)
+        state.settled += time.monotonic() - begin
+
+    def _settle(self, sampler: Sampler, running: Running) -> Plateau | None:
+        if self.meter.name == "log":
+            return None
+        plateau = sampler.settle(SETTLE, alive=lambda: running.exit_status() is None)
+        check_alive(running)
+        return plateau
+
+    def time_speed(self, source: Source, request: LoadRequest, prompts: Sequence[int]) -> Load:
+        """A load under the engine's own defaults, and one timed request for each prompt length."""
+        started = self.now()
+        log_start = self._log_size() if self.engine.persistent else 0
+        state = _State()
+        speeds: list[Speed] = []
+        outcome: Outcome = "ok"
+        reason: str | None = None
+        log = None
+        try:
+            if self.running is None or not self.engine.persistent:
+                self.start(source, request)
+            running = self.running
+            assert running is not None  # noqa: S101 - start() has set it
+            with self.client(running) as client:
+                self.engine.load(client, source, request, self.options)
+                state.ready = self.now()
+                begin = time.monotonic()
+                for prompt in prompts:
+                    self.observer.progress("timing", len(speeds), len(prompts))
+                    speeds.append(self.engine.generate(client, source, request, self.options, prompt, DECODE_TOKENS))
+                state.requested = time.monotonic() - begin
+        except WontFitError as error:
+            outcome, reason = "wont-fit", error.message
+        finally:
+            log = self.running.log if self.running else None
+            if not self.engine.persistent:
+                self.stop()
+            elif self.running is not None and state.ready is not None:
+                with self.client(self.running) as client:
+                    self.engine.unload(client, source, self.options)
+        load = self._finish(request, outcome, reason, log, log_start, started, state)
+        return msgspec.structs.replace(load, speeds=tuple(speeds))
+
+    def _log_size(self) -> int:
+        if self.running is None:
+            return 0
+        try:
+            return self.running.log.stat().st_size
+        except OSError:
+            return 0
+
+    def _finish(
+        self,
+        request: LoadRequest,
+        outcome: Outcome,
+        reason: str | None,
+        log: Path | None,
+        log_start: int,
+        started: float,
+        state: _State,
+    ) -> Load:
+        log_end = log.stat().st_size if log is not None and log.exists() else None
+        facts = None if log is None or log_end is None else read_facts(log, log_start, log_end)
+        return Load(
+            request=request,
+            outcome=outcome,
+            reason=reason,
+            log=None if log is None else log.name,
+            log_start=log_start,
+            log_end=log_end,
+            facts=facts,
+            idle=state.idle,
+            busy=state.busy,
+            trace=state.trace,
+            started=started,
+            ready=state.ready,
+            ended=self.now(),
+            settle_seconds=round(state.settled, 3),
+            request_seconds=round(state.requested, 3),
+        )
+
+
+class _State:
+    """What a load has come to so far."""
+
+    def __init__(self) -> None:
+        self.idle: Plateau | None = None
+        self.busy: Plateau | None = None
+        self.trace: MemoryTrace | None = None
+        self.ready: float | None = None
+        self.settled = 0.0
+        self.requested = 0.0
+
+
+def read_facts(log: Path, start: int, end: int | None) -> LoadFacts | None:
+    """The last load that a stretch of a log tells of, a complete one if there is any."""
+    with log.open("rb") as file:
+        file.seek(start)
+        data = file.read() if end is None else file.read(max(end - start, 0))
+    loads = parse_log(data)
+    return next((facts for facts in reversed(loads) if facts.complete), loads[-1] if loads else None)
+
+
+_WONT_FIT: Final = (
+    "out of memory",
+    "unable to allocate",
+    "failed to allocate",
+    "failed to create context",
+    "std::bad_alloc",
+    "ErrorOutOfDeviceMemory",
+    "failed to allocate buffer",
+)
+
+
+def check_alive(running: Running) -> None:
+    """Raise if the engine has ended.
+
+    Raises:
+        WontFitError: its last lines say that it could not allocate. EngineError: otherwise.
+    """
+    status = running.exit_status()
+    if status is None:
+        return
+    tail = last_lines(running.log)
+    text = "\n".join(tail)
+    if any(sign in text for sign in _WONT_FIT):
+        raise WontFitError("the engine could not allocate this load", tail=tail)
+    raise EngineError(
+        f"the engine ended with status {status}" + (" (killed)" if status in (137, 143) else ""),
+        tail=tail,
+        code="engine-ended",
+    )
+
+
+def last_lines(log: Path, count: int = 12) -> tuple[str, ...]:
+    """The last lines of a log, control characters stripped."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(log.stat().st_size - 16384, 0))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ()
+    lines = ("".join(c for c in line if c.isprintable() or c == "\t").rstrip() for line in text.splitlines())
+    return tuple([line[:300] for line in lines if line.strip()][-count:])

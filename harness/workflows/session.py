@@ -1,0 +1,168 @@
+"""From what the user wishes to a run: model, engine, sandbox and meter, chosen once."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+
+from harness.catalog import DEFAULT_MODEL, find_catalog, read_catalog
+from harness.core.record import Model
+from harness.engines import engine_named, gguf
+from harness.engines.base import Engine, Options, Source
+from harness.errors import UsageError
+from harness.meters.base import Meter
+from harness.sandboxes.base import GpuRequest, Sandbox
+from harness.store import Store
+from harness.workflows import calibrate as workflow
+from harness.workflows.choose import Choice, EngineChoice, SandboxChoice, choose, choose_engine, resolve_name
+from harness.workflows.loads import StageHook, no_hook
+from harness.workflows.observer import Observer
+
+
+class Wishes(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of ``harness calibrate``, read but not yet resolved."""
+
+    model: str | None = None
+    engine: EngineChoice = "auto"
+    sandbox: SandboxChoice = "auto"
+    contexts: tuple[int, ...] = ()
+    num_batch: int | None = None
+    kv_cache_type: str | None = None
+    flash_attention: str = "auto"
+    num_parallel: int = 1
+    gpus: str = "all"
+    image: str | None = None
+    engine_binary: str | None = None
+    models: str | None = None
+    env: dict[str, str] = {}
+    variant: str | None = None
+    speed: bool = True
+    timeout: float = 600.0
+    force: bool = False
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """A calibration that could begin now."""
+
+    engine: Engine
+    choice: Choice
+    options: Options
+    request: workflow.Request
+    store: Store
+
+    def plan(self) -> workflow.Plan:
+        """What it would do."""
+        return workflow.plan(self.engine, self.request, self.store)
+
+    def calibrate(self, observer: Observer, hook: StageHook = no_hook) -> workflow.Result:
+        """Do it, with a sandbox and a meter of its own."""
+        self.plan()
+        with ExitStack() as stack:
+            sandbox = open_sandbox(self.choice, stack)
+            meter = open_meter(self.choice)
+            stack.callback(meter.close)
+            request = self.request
+            if request.source.path is not None and request.source.model.digest is None:
+                observer.progress("hashing the model", 0, None)
+                digest = gguf.sha256(request.source.path)
+                model = msgspec.structs.replace(request.source.model, digest=digest)
+                request = msgspec.structs.replace(request, source=msgspec.structs.replace(request.source, model=model))
+            return workflow.calibrate(
+                self.engine, sandbox, meter, self.choice, self.options, request, self.store, observer, hook=hook
+            )
+
+
+def prepare(wishes: Wishes, store: Store, here: Path) -> Session:
+    """Resolve everything that can fail without starting an engine.
+
+    Raises:
+        HarnessError: the model, engine, sandbox, GPU or store cannot be had.
+    """
+    name = wishes.model or DEFAULT_MODEL
+    if any(not character.isprintable() for character in name):
+        raise UsageError("a model's name has no control characters", code="bad-name")
+    try:
+        gpus = GpuRequest.parse(wishes.gpus)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    options = Options(
+        num_parallel=wishes.num_parallel,
+        kv_cache_type=wishes.kv_cache_type,
+        flash_attention=wishes.flash_attention,
+        gpus=gpus,
+        env=wishes.env,
+        image=wishes.image,
+        binary=wishes.engine_binary,
+        models=wishes.models,
+        timeout=wishes.timeout,
+    )
+    engine_name, reasons = choose_engine(wishes.engine, wishes.sandbox, options)
+    engine = engine_named(engine_name)
+    own_name = resolve_name(name, engine, read_catalog(find_catalog(here)))
+    source = engine.resolve(own_name, options)
+    if not name.endswith(".gguf"):
+        source = msgspec.structs.replace(source, model=msgspec.structs.replace(source.model, name=name))
+    else:
+        source = msgspec.structs.replace(source, model=_named(source.model, Path(name).name))
+    source = _with_overrides(source, options)
+    choice = choose(engine, wishes.sandbox, options, reasons)
+    request = workflow.Request(
+        name=name,
+        source=source,
+        contexts=wishes.contexts,
+        num_batch=wishes.num_batch,
+        variant=wishes.variant,
+        speed=wishes.speed,
+        force=wishes.force,
+    )
+    options = msgspec.structs.replace(options, target=choice.target)
+    return Session(engine=engine, choice=choice, options=options, request=request, store=store)
+
+
+def _named(model: Model, name: str) -> Model:
+    return msgspec.structs.replace(model, name=name)
+
+
+def _with_overrides(source: Source, options: Options) -> Source:
+    """Honour ``LLAMA_ARG_OVERRIDE_KV``: a context length that the user overrides is the model's now."""
+    override = options.env.get("LLAMA_ARG_OVERRIDE_KV", "")
+    for item in override.split(","):
+        key, _, value = item.partition("=")
+        if key == f"{source.model.architecture}.context_length" and value.startswith("int:") and value[4:].isdigit():
+            model = msgspec.structs.replace(source.model, train_context=int(value[4:]))
+            return msgspec.structs.replace(source, model=model)
+    return source
+
+
+def open_sandbox(choice: Choice, stack: ExitStack) -> Sandbox:
+    """The sandbox of a choice, with the reaper that outlives us."""
+    from harness.sandboxes.reaper import Reaper
+
+    reaper = stack.enter_context(Reaper())
+    if choice.sandbox == "process":
+        from harness.sandboxes.process import ProcessSandbox
+
+        sandbox: Sandbox = ProcessSandbox(reaper)
+    else:
+        from harness.sandboxes.docker import DockerSandbox
+
+        sandbox = DockerSandbox(reaper)
+    stack.callback(sandbox.close)
+    return sandbox
+
+
+def open_meter(choice: Choice) -> Meter:
+    """The meter of a choice."""
+    if choice.meter == "host":
+        from harness.meters.host import HostMeter
+
+        return HostMeter()
+    if choice.meter == "log":
+        from harness.meters.log import LogMeter
+
+        return LogMeter()
+    from harness.meters.nvml import NvmlMeter
+
+    return NvmlMeter([gpu.uuid for gpu in choice.gpus if gpu.uuid])
