@@ -130,9 +130,12 @@ install_python_packages() {
 # One line for what usually goes wrong; everything else is the last error and the place of the whole output.
 explain() {
     if grep -qiE 'no space left on device|disk quota exceeded' .setup.log; then
-        die 73 "$1: the disk is full (about 900 MB are needed below $PWD)"
+        die 73 "$1: the disk is full (about 1 GB is needed below $PWD)"
     elif grep -qE 'Read-only file system|Permission denied' .setup.log; then
         die 73 "$1: $(grep -E 'Read-only file system|Permission denied' .setup.log | tail -n 1)"
+    elif grep -q 'DO NOT MATCH THE HASHES' .setup.log; then
+        die 69 "$1: the index serves a file that is not the one in requirements.lock: $(grep -m 1 'from http' .setup.log)" \
+            "the whole output: $PWD/.setup.log"
     elif grep -qE 'CERTIFICATE_VERIFY_FAILED|SSLError' .setup.log; then
         die 69 "$1: the package index shows a certificate that is not trusted here; PIP_CERT=FILE names your own authority"
     elif grep -qE 'NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|ProxyError|Network is unreachable' .setup.log; then
