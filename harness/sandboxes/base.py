@@ -60,9 +60,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine wants started.
 
     ``argv`` is the whole command for a process, and the arguments after the image's entry point for a container.
-    ``env`` is added to a small, clean environment; it replaces nothing silently. ``secrets`` maps file names to contents
-    that must never stand in an environment, a log or a record: a sandbox offers them as files of mode 0400 in
-    ``/run/secrets`` (containers) or in a private folder (processes).
+    ``env`` is added to a small, clean environment; it replaces nothing silently. ``secrets`` maps file names to
+    contents that must never stand in an environment, a log or a record: a sandbox offers them as files of mode 0400 in
+    ``/run/secrets`` (containers) or in a private folder (processes), which ``HARNESS_SECRETS`` names.
     """
 
     argv: tuple[str, ...]
@@ -77,7 +77,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The image that a container was started from; ``digest`` is ``sha256:…``, the repository digest where it has one."""
+    """The image of a container; ``digest`` is ``sha256:…``: the repository's where it has one, else the image's own."""
 
     reference: str
     digest: str | None

@@ -1,0 +1,202 @@
+"""Sandbox ``process``: the engine as a process of this machine, below the reaper, with a small clean environment."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal
+
+from harness.errors import BusyError, NotFoundError, NotPermittedError, UsageError
+from harness.sandboxes.base import ImageFacts, Launch, Site
+from harness.sandboxes.reaper import Reaper
+
+#: What any program needs to run.
+_PASSED: Final = frozenset({"HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ", "USER"})
+#: What makes GPUs usable, or hides them. An engine's settings (``LLAMA_ARG_*``, ``OLLAMA_*``) are not among these: they
+#: change what is measured, so they come through ``--env``, which is recorded.
+_PASSED_GPU: Final = frozenset(
+    {
+        "CUDA_DEVICE_ORDER",
+        "CUDA_VISIBLE_DEVICES",
+        "GGML_VK_VISIBLE_DEVICES",
+        "HIP_VISIBLE_DEVICES",
+        "HSA_OVERRIDE_GFX_VERSION",
+        "NVIDIA_VISIBLE_DEVICES",
+        "ONEAPI_DEVICE_SELECTOR",
+        "ROCR_VISIBLE_DEVICES",
+        "XDG_RUNTIME_DIR",
+        "ZES_ENABLE_SYSMAN",
+    }
+)
+#: The Vulkan loader's (VK_DRIVER_FILES, VK_ICD_FILENAMES, …).
+_PASSED_PREFIX: Final = "VK_"
+_PROXIES: Final = frozenset({"http_proxy", "https_proxy", "no_proxy", "all_proxy"})
+#: Where an engine finds the folder that holds its secrets.
+SECRETS_VARIABLE: Final = "HARNESS_SECRETS"
+
+
+class ProcessSandbox:
+    """Starts engines as processes. ``environ`` is what the clean environment is taken from."""
+
+    name: Literal["process"] = "process"
+
+    def __init__(self, reaper: Reaper | None = None, *, environ: Mapping[str, str] | None = None) -> None:
+        self._reaper = reaper or Reaper()
+        self._owns_reaper = reaper is None
+        self._environ = os.environ if environ is None else environ
+        self._running: ProcessEngine | None = None
+
+    def __enter__(self) -> ProcessSandbox:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def site(self, port: int | None = None) -> Site:
+        """A free port of 127.0.0.1, or ``port`` if it is free."""
+        return Site(sandbox="process", host="127.0.0.1", port=free_port(port))
+
+    def start(self, launch: Launch, site: Site, log: Path) -> ProcessEngine:
+        """Start the program ``launch.argv[0]`` (a path, or a name on PATH) below the reaper.
+
+        Raises:
+            NotFoundError: there is no such program. NotPermittedError: it is not executable. BusyError: an engine of
+                this sandbox still runs. EngineError: it cannot be started.
+        """
+        program = find_program(launch.argv[0], self._environ.get("PATH"))
+        self._reaper.start()
+        env = clean_environment(self._environ, network=launch.network) | launch.env
+        secrets = _write_secrets(launch.secrets) if launch.secrets else None
+        if secrets is not None:
+            env[SECRETS_VARIABLE] = secrets.name
+        try:
+            pid = self._reaper.spawn((program, *launch.argv[1:]), env=env, cwd=Path("/"), log=log)
+        except BaseException:
+            if secrets is not None:
+                secrets.cleanup()
+            raise
+        self._running = ProcessEngine(self._reaper, pid, f"http://{site.host}:{site.port}", log, secrets)
+        return self._running
+
+    def close(self) -> None:
+        """End what still runs; the reaper too, where it is this sandbox's own."""
+        try:
+            if self._running is not None:
+                self._running.stop()
+        finally:
+            if self._owns_reaper:
+                self._reaper.close()
+
+
+class ProcessEngine:
+    """A running engine process."""
+
+    def __init__(
+        self, reaper: Reaper, pid: int, endpoint: str, log: Path, secrets: tempfile.TemporaryDirectory[str] | None
+    ) -> None:
+        self._reaper = reaper
+        self._secrets = secrets
+        self.pid = pid
+        self.endpoint = endpoint
+        self.log = log
+        self.image: ImageFacts | None = None
+
+    def pids(self) -> frozenset[int]:
+        """PIDs of the engine and all its descendants, detached ones included. Empty once it has ended."""
+        return self._reaper.pids()
+
+    def exit_status(self) -> int | None:
+        """The exit status (128 + signal for a killed one); ``None`` while it runs.
+
+        Raises:
+            EngineError: the reaper died, and the engine with it (``supervision-lost``).
+        """
+        return self._reaper.exit_status(self.pid)
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End it and everything it started; harmless when it has ended already. The log is complete afterwards."""
+        try:
+            self._reaper.end(self.pid, timeout)
+        finally:
+            if self._secrets is not None:
+                self._secrets.cleanup()
+
+
+def free_port(port: int | None = None) -> int:
+    """``port`` of 127.0.0.1 if it is free, else an error; any free one for ``None``.
+
+    Raises:
+        UsageError: it is not a port. BusyError: it is taken. NotPermittedError: it needs privileges.
+    """
+    if port is not None and not 0 < port < 1 << 16:
+        raise UsageError(f"{port} is not a TCP port (1 to 65535)")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port or 0))
+            probe.listen()  # with SO_REUSEADDR it is listen() that finds another listener, not bind()
+        except PermissionError as error:
+            raise NotPermittedError(f"port {port} of 127.0.0.1 may not be used: {error.strerror}") from error
+        except OSError as error:
+            raise BusyError(f"port {port} of 127.0.0.1 is taken", hint="choose another port, or none") from error
+        return int(probe.getsockname()[1])
+
+
+def find_program(name: str, search: str | None) -> str:
+    """The path of a program.
+
+    Raises:
+        NotFoundError: it does not exist. NotPermittedError: it is not executable.
+    """
+    if "/" not in name:
+        found = shutil.which(name, path=search)
+        if found is None:
+            raise NotFoundError(f"there is no program {name!r} on PATH")
+        return found
+    path = Path(name)
+    try:
+        regular = path.is_file()
+    except ValueError:  # a NUL character
+        regular = False
+    if not regular:
+        raise NotFoundError(f"there is no program {name!r}")
+    if not os.access(path, os.X_OK):
+        raise NotPermittedError(f"{name!r} is not executable", hint=f"chmod +x {name}")
+    return str(path.absolute())
+
+
+def clean_environment(environ: Mapping[str, str], *, network: bool = False) -> dict[str, str]:
+    """What an engine sees of our environment: tokens, settings of other programs and our own stay out.
+
+    Proxies are passed only where the engine itself is to use the network.
+    """
+
+    def passed(name: str) -> bool:
+        if name in _PASSED or name in _PASSED_GPU or name.startswith(_PASSED_PREFIX):
+            return True
+        return network and name.lower() in _PROXIES
+
+    clean = {name: value for name, value in environ.items() if passed(name)}
+    clean.setdefault("PATH", os.defpath)
+    return clean
+
+
+def _write_secrets(secrets: Mapping[str, str]) -> tempfile.TemporaryDirectory[str]:
+    """A private folder with one file of mode 0400 per secret; it is removed when the engine is stopped."""
+    folder: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="harness-")
+    for name, content in secrets.items():
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            folder.cleanup()
+            raise UsageError(f"not a name for a secret: {name!r}")
+        path = Path(folder.name, name)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(content)
+    return folder

@@ -1,0 +1,105 @@
+"""The sandboxes under contract, each with a way to start the test engine in it and to look for leftovers."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from harness.sandboxes.base import Launch, Running, Sandbox, SandboxName, Site
+from harness.sandboxes.process import ProcessSandbox
+from tests.support.waiting import alive
+
+#: Fixtures ``NAME_place``, one per sandbox.
+PLACES = ["process"]
+PROGRAM = Path(__file__).with_name("engine_program.py")
+#: The variable that marks what a test started.
+MARK = "HARNESS_TEST_MARK"
+
+
+class Place(Protocol):
+    name: SandboxName
+    mark: str
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """Where it starts them."""
+
+    def opened(self) -> contextlib.AbstractContextManager[object]:
+        """Ends the sandbox afterwards."""
+
+    def start(
+        self,
+        *scenario: str,
+        site: Site | None = None,
+        env: dict[str, str] | None = None,
+        secrets: dict[str, str] | None = None,
+        log: str = "engine.log",
+    ) -> Running:
+        """Start a scenario of the test engine."""
+
+    def leftovers(self) -> list[str]:
+        """What of this place's engines still exists."""
+
+
+class ProcessPlace:
+    name: SandboxName = "process"
+
+    def __init__(self, folder: Path, mark: str | None = None) -> None:
+        self.folder = folder
+        self.mark = mark or uuid.uuid4().hex
+        self.sandbox = ProcessSandbox()
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[ProcessPlace]:
+        with self.sandbox:
+            yield self
+
+    def start(
+        self,
+        *scenario: str,
+        site: Site | None = None,
+        env: dict[str, str] | None = None,
+        secrets: dict[str, str] | None = None,
+        log: str = "engine.log",
+    ) -> Running:
+        launch = Launch(
+            argv=(sys.executable, str(PROGRAM), *scenario), env={MARK: self.mark, **(env or {})}, secrets=secrets or {}
+        )
+        return self.sandbox.start(launch, site or self.sandbox.site(), self.folder / log)
+
+    def leftovers(self) -> list[str]:
+        return marked_processes(self.mark) + reapers_without_owner()
+
+
+def marked_processes(mark: str) -> list[str]:
+    """Processes whose environment bears the mark."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(folder.name)
+    return found
+
+
+def reapers_without_owner() -> list[str]:
+    """Reapers whose owner, their last argument, is no more."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                if any(word.endswith(b"/reaper_main.py") for word in words) and not alive(int(words[-2])):
+                    found.append(f"reaper {folder.name}")
+    return found
+
+
+def make_place(name: str, folder: Path, mark: str | None = None) -> Place:
+    """The place of that name."""
+    if name != "process":
+        raise ValueError(name)
+    return ProcessPlace(folder, mark)
