@@ -1,1 +1,7 @@
 """Engine logs, read. Pure: text or bytes in, :class:`~harness.core.facts.LoadFacts` out."""
+
+from __future__ import annotations
+
+from harness.logs.reader import LogReader, parse_chunks, parse_log
+
+__all__ = ["LogReader", "parse_chunks", "parse_log"]

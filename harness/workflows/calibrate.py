@@ -44,6 +44,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     variant: str | None = None
     speed: bool = True
     force: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,7 +165,7 @@ class Run:
             reserve_bytes=engine.reserve_bytes(None, options.env),
             tensors=request.source.tensors,
             batch_limits=engine.batch_limits(None),
-            notes=(),
+            notes=request.notes,
         )
         folder = store.run_folder(self.record.run)
         if folder.exists():

@@ -12,7 +12,8 @@ from harness.core.facts import EngineName
 from harness.core.record import Gpu, Machine, Target
 from harness.core.trace import MeterName
 from harness.engines.base import Engine, Options
-from harness.engines.llama_server import LlamaServer
+from harness.engines.embedded import usable_weights
+from harness.engines.llama_server import LlamaServer, embedded_binary
 from harness.errors import NotFoundError, UnavailableError, UsageError
 from harness.sandboxes.base import SandboxName
 from harness.units import gib
@@ -144,8 +145,8 @@ def nvidia_gpus(options: Options) -> tuple[Gpu, ...]:
     )
 
 
-def resolve_name(name: str, engine: Engine, catalog: Catalog) -> str:
-    """What an engine calls a model of the catalog; other names are returned as they are.
+def resolve_name(name: str, engine: Engine, catalog: Catalog, options: Options) -> tuple[str, tuple[str, ...]]:
+    """What an engine calls a model of the catalog, and what to tell the user of it; other names are returned as they are.
 
     Raises:
         NotFoundError: the catalog knows the model, and not for this engine.
@@ -153,9 +154,13 @@ def resolve_name(name: str, engine: Engine, catalog: Catalog) -> str:
     entry = catalog.models.get(name)
     if engine.name == "llama-server":
         if entry is not None and entry.gguf is not None:
-            return str(gguf_path(name, entry))
+            path = gguf_path(name, entry)
+            if options.binary is not None or embedded_binary() is None:
+                return str(path), ()
+            path, note = usable_weights(path)
+            return str(path), (note,) if note else ()
         if Path(name).expanduser().exists() or name.endswith(".gguf"):
-            return name
+            return name, ()
         here = ", ".join(sorted(key for key, one in catalog.models.items() if one.gguf is not None)) or "none"
         raise NotFoundError(
             f"llama-server cannot reach {name!r}: it loads GGUF files",
@@ -164,8 +169,8 @@ def resolve_name(name: str, engine: Engine, catalog: Catalog) -> str:
             code="no-such-model",
         )
     if entry is None:
-        return name
+        return name, ()
     known = entry.ollama if engine.name == "ollama" else entry.vllm
     if known is None:
         raise NotFoundError(f"the catalog knows no {name!r} for {engine.name}", code="no-such-model")
-    return known
+    return known, ()

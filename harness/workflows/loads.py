@@ -31,6 +31,8 @@ BATCHES_OF_PROMPT: Final = 2
 #: Tokens written when a speed is measured.
 DECODE_TOKENS: Final = 48
 
+#: 128 + SIGILL.
+ILLEGAL_INSTRUCTION: Final = 132
 #: Called at each named stage of a load; tests inject faults here.
 StageHook = Callable[[str], None]
 
@@ -303,6 +305,13 @@ def check_alive(running: Running) -> None:
     text = "\n".join(tail)
     if any(sign in text for sign in _WONT_FIT):
         raise WontFitError("the engine could not allocate this load", tail=tail)
+    if status == ILLEGAL_INSTRUCTION:
+        raise EngineError(
+            "the engine was ended by an illegal instruction: this build needs CPU instructions that this machine lacks",
+            tail=tail,
+            hint="use F16 weights, or a llama-server built for this machine with --engine-binary",
+            code="illegal-instruction",
+        )
     raise EngineError(
         f"the engine ended with status {status}" + (" (killed)" if status in (137, 143) else ""),
         tail=tail,

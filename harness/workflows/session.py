@@ -100,7 +100,7 @@ def prepare(wishes: Wishes, store: Store, here: Path) -> Session:
     )
     engine_name, reasons = choose_engine(wishes.engine, wishes.sandbox, options)
     engine = engine_named(engine_name)
-    own_name = resolve_name(name, engine, read_catalog(find_catalog(here)))
+    own_name, notes = resolve_name(name, engine, read_catalog(find_catalog(here)), options)
     source = engine.resolve(own_name, options)
     if not name.endswith(".gguf"):
         source = msgspec.structs.replace(source, model=msgspec.structs.replace(source.model, name=name))
@@ -108,6 +108,7 @@ def prepare(wishes: Wishes, store: Store, here: Path) -> Session:
         source = msgspec.structs.replace(source, model=_named(source.model, Path(name).name))
     source = _with_overrides(source, options)
     choice = choose(engine, wishes.sandbox, options, reasons)
+    choice = msgspec.structs.replace(choice, reasons=(*choice.reasons, *notes))
     request = workflow.Request(
         name=name,
         source=source,
@@ -116,6 +117,7 @@ def prepare(wishes: Wishes, store: Store, here: Path) -> Session:
         variant=wishes.variant,
         speed=wishes.speed,
         force=wishes.force,
+        notes=notes,
     )
     options = msgspec.structs.replace(options, target=choice.target)
     return Session(engine=engine, choice=choice, options=options, request=request, store=store)

@@ -1,0 +1,177 @@
+"""A thread that reads a meter on a deadline clock, and the plateaus in what it read."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Final
+
+from harness.core.trace import Mark, MemoryTrace, Plateau, Reading, Sample
+from harness.errors import UntrustedError
+from harness.meters.base import Meter
+from harness.units import MIB
+
+#: Samples kept in a record; the peak is over every reading.
+KEPT_SAMPLES: Final = 400
+_Watcher = Callable[[int | None, int | None], None]
+
+
+class Sampler:
+    """Reads ``meter`` over ``pids()`` every ``meter.interval`` seconds, from :meth:`start` to :meth:`stop`.
+
+    The clock and the wait are injected, so that tests run without time passing.
+    """
+
+    def __init__(
+        self,
+        meter: Meter,
+        pids: Callable[[], frozenset[int]],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        on_reading: _Watcher | None = None,
+    ) -> None:
+        self._meter, self._pids, self._clock, self._on_reading = meter, pids, clock, on_reading
+        self._condition = threading.Condition()
+        self._stopping = threading.Event()
+        self._readings: list[tuple[float, Reading]] = []
+        self._marks: list[Mark] = []
+        self._failures: dict[str, int] = {}
+        self._peak: int | None = None
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._epoch = 0.0
+
+    def start(self) -> None:
+        """Begin to read, in a thread of its own."""
+        self._epoch = self._clock()
+        self._thread = threading.Thread(target=self._run, name="harness-sampler", daemon=True)
+        self._thread.start()
+
+    def mark(self, phase: str) -> None:
+        """Note that a phase begins now."""
+        self._marks.append(Mark(seconds=round(self._clock() - self._epoch, 3), phase=phase))
+
+    def _run(self) -> None:
+        deadline = self._clock()
+        try:
+            while not self._stopping.is_set():
+                self.read_once()
+                deadline += self._meter.interval
+                late = self._clock() - deadline
+                if late > 0:  # a slow reading: skip the ticks that it swallowed, keep the grid
+                    deadline += self._meter.interval * (late // self._meter.interval + 1)
+                self._stopping.wait(max(deadline - self._clock(), 0.0))
+        except BaseException as error:  # noqa: BLE001 - it is raised again where somebody waits
+            with self._condition:
+                self._error = error
+                self._condition.notify_all()
+
+    def read_once(self) -> Reading:
+        """Take one reading now (the thread does nothing else)."""
+        reading = self._meter.read(self._pids())
+        with self._condition:
+            self._readings.append((self._clock() - self._epoch, reading))
+            if reading.total_bytes is None:
+                reason = reading.reason or "no reading"
+                self._failures[reason] = self._failures.get(reason, 0) + 1
+            else:
+                self._peak = max(self._peak or 0, reading.total_bytes)
+            self._condition.notify_all()
+        if self._on_reading is not None:
+            self._on_reading(reading.total_bytes, self._peak)
+        return reading
+
+    def settle(
+        self,
+        timeout: float,
+        *,
+        alive: Callable[[], bool] = lambda: True,
+        readings: int = 5,
+        tolerance: int = MIB,
+    ) -> Plateau:
+        """Wait until the last ``readings`` readings, all taken since this call, lie within ``tolerance`` bytes.
+
+        Returns the plateau; after ``timeout`` seconds, or when the engine has ended, one without a figure that says why.
+
+        Raises:
+            UntrustedError: the sampler died.
+        """
+        with self._condition:
+            first = len(self._readings)
+            deadline = self._clock() + timeout
+            while True:
+                self._raise_error()
+                steady = steady_stretch([reading for _, reading in self._readings[first:]], readings, tolerance)
+                if steady is not None:
+                    return steady
+                if not alive():
+                    return Plateau(total_bytes=None, reason="the engine ended while its memory settled")
+                left = deadline - self._clock()
+                if left <= 0:
+                    return Plateau(total_bytes=None, reason=self._why_not(first, timeout))
+                self._condition.wait(min(left, 0.25))
+
+    def _why_not(self, first: int, timeout: float) -> str:
+        last = self._readings[-1][1] if len(self._readings) > first else None
+        if last is None:
+            return f"the meter gave no reading in {timeout:.0f} s"
+        return last.reason or f"memory did not settle within {timeout:.0f} s"
+
+    def stop(self) -> MemoryTrace:
+        """Stop reading and return the trace.
+
+        Raises:
+            UntrustedError: the sampler died.
+        """
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(timeout=30)
+        with self._condition:
+            self._raise_error()
+            samples = [Sample(seconds=round(at, 3), total_bytes=reading.total_bytes) for at, reading in self._readings]
+            return MemoryTrace(
+                meter=self._meter.name,
+                samples=thin(samples),
+                marks=tuple(self._marks),
+                peak_bytes=self._peak,
+                readings=len(samples),
+                failures=dict(self._failures),
+            )
+
+    def _raise_error(self) -> None:
+        if isinstance(self._error, UntrustedError):
+            raise self._error
+        if self._error is not None:
+            raise UntrustedError(f"the memory sampler died: {self._error!r}", code="sampler-died") from self._error
+
+
+def steady_stretch(readings: list[Reading], count: int, tolerance: int) -> Plateau | None:
+    """The plateau of the last ``count`` readings, if they lie within ``tolerance`` bytes of each other."""
+    last = readings[-count:]
+    sizes = [reading.total_bytes for reading in last if reading.total_bytes is not None]
+    if len(last) < count or len(sizes) < count or max(sizes) - min(sizes) > tolerance:
+        return None
+    return Plateau(
+        total_bytes=round(median(sizes)),
+        spread_bytes=max(sizes) - min(sizes),
+        readings=count,
+        devices=last[-1].devices,
+        basis=last[-1].basis,
+    )
+
+
+def thin(samples: list[Sample], keep: int = KEPT_SAMPLES) -> tuple[Sample, ...]:
+    """At most about ``keep`` samples: of each stretch its smallest and largest stay, in time order."""
+    if len(samples) <= keep:
+        return tuple(samples)
+    size = -(-len(samples) * 2 // keep)
+    kept: list[Sample] = []
+    for start in range(0, len(samples), size):
+        stretch = samples[start : start + size]
+        known = [sample for sample in stretch if sample.total_bytes is not None] or stretch[:1]
+        low = min(known, key=lambda sample: sample.total_bytes or 0)
+        high = max(known, key=lambda sample: sample.total_bytes or 0)
+        kept.extend(sorted({low, high}, key=lambda sample: sample.seconds) if low != high else [low])
+    return tuple(kept)
