@@ -116,9 +116,7 @@ def _assembled(package: object, sha256: str | None) -> Path:
                         digest.update(block)
                         out.write(block)
         if sha256 is not None and digest.hexdigest() != sha256:
-            raise ConfigError(
-                f"the weights' SHA-256 is {digest.hexdigest()}, the catalog pins {sha256}", code="bad-digest"
-            )
+            raise ConfigError(f"the weights' SHA-256 is {digest.hexdigest()}, the catalog pins {sha256}", code="bad-digest")
         partial.replace(target)
     except OSError as error:
         raise UnavailableError(

@@ -33,9 +33,7 @@ _OTHERS: Final = frozenset({"HARNESS_REQUIRE", "HARNESS_CI_DOCKERD"})
 
 def find_file(here: Path) -> Path | None:
     """The nearest ``harness.toml`` of this folder and its parents."""
-    return next(
-        (folder / "harness.toml" for folder in (here, *here.parents) if (folder / "harness.toml").is_file()), None
-    )
+    return next((folder / "harness.toml" for folder in (here, *here.parents) if (folder / "harness.toml").is_file()), None)
 
 
 def read_file(path: Path | None) -> dict[str, Any]:
@@ -54,9 +52,7 @@ def read_file(path: Path | None) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", code="bad-config") from error
     for key, value in values.items():
         if key not in KEYS:
-            raise ConfigError(
-                f"{path}: unknown key {key!r}", hint=f"known keys: {', '.join(sorted(KEYS))}", code="unknown-key"
-            )
+            raise ConfigError(f"{path}: unknown key {key!r}", hint=f"known keys: {', '.join(sorted(KEYS))}", code="unknown-key")
         if not isinstance(value, KEYS[key]) or isinstance(value, bool):
             raise ConfigError(f"{path}: {key} has the wrong type: {value!r}", code="bad-config")
     return values

@@ -77,9 +77,7 @@ class EngineError(HarnessError):
     exit_code = 70
     default_code = "engine-failed"
 
-    def __init__(
-        self, message: str, *, tail: tuple[str, ...] = (), hint: str | None = None, code: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, tail: tuple[str, ...] = (), hint: str | None = None, code: str | None = None) -> None:
         super().__init__(message, hint=hint, code=code)
         self.tail = tail
 

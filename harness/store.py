@@ -81,9 +81,7 @@ def to_yaml(calibration: Calibration) -> str:
     """The artifact's text; equal calibrations give equal bytes."""
     document = to_document(calibration)
     document["constants"] = dict(document["constants"])
-    return yaml.dump(
-        document, Dumper=_Dumper, sort_keys=False, width=4096, allow_unicode=False, default_flow_style=False
-    )
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=4096, allow_unicode=False, default_flow_style=False)
 
 
 def read_calibration(path: Path) -> Calibration:
@@ -158,9 +156,7 @@ class Store:
         stem = path.stem.split("@", 1)[0]
         expected = f"{path.parent.name}/{stem}"
         if calibration.id != expected:
-            raise BadInputError(
-                f"{path} holds the calibration of {calibration.id}, not of {expected}", code="other-model"
-            )
+            raise BadInputError(f"{path} holds the calibration of {calibration.id}, not of {expected}", code="other-model")
         return calibration
 
     def find(self, name: str, engine: str | None = None) -> list[tuple[Path, Calibration]]:

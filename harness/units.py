@@ -38,10 +38,9 @@ def parse_size(text: str) -> int:
     prefix, suffix = match["prefix"].lower(), match["suffix"].lower()
     if not prefix and suffix not in ("", "b"):
         raise ValueError(f"not a size: {text!r} (write 24GiB, 24GB, 24g or a number of MiB)")
-    if not prefix:
-        factor = 1 if suffix == "b" else MIB
-    else:
-        factor = _DECIMAL[prefix] if suffix == "b" else _BINARY[prefix]
+    if not prefix and suffix == "":
+        prefix = "m"
+    factor = _DECIMAL[prefix] if suffix == "b" else _BINARY[prefix]
     value = round(float(match["number"]) * factor)
     if value <= 0:
         raise ValueError(f"a size must be above zero: {text!r}")

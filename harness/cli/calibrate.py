@@ -39,17 +39,13 @@ from harness.errors import UsageError
     help="Physical batch of every load; auto: as the engine would choose.",
 )
 @click.option("--kv-cache-type", envvar="HARNESS_KV_CACHE_TYPE", metavar="T", help="f16, q8_0, q4_0, …")
-@click.option(
-    "--flash-attention", type=click.Choice(["auto", "on", "off"]), default="auto", envvar="HARNESS_FLASH_ATTENTION"
-)
+@click.option("--flash-attention", type=click.Choice(["auto", "on", "off"]), default="auto", envvar="HARNESS_FLASH_ATTENTION")
 @click.option("--num-parallel", type=click.IntRange(1, 256), default=1, envvar="HARNESS_NUM_PARALLEL", help="Slots.")
 @click.option("--gpus", default="all", envvar="HARNESS_GPUS", metavar="all|none|IDS", show_default=True)
 @click.option("--image", envvar="HARNESS_IMAGE", metavar="REF", help="Image of the engine, by tag or digest.")
 @click.option("--engine-binary", envvar="HARNESS_ENGINE_BINARY", metavar="PATH", help="Your own llama-server or vllm.")
 @click.option("--models", envvar="HARNESS_MODELS", metavar="VOLUME|DIR", help="Where the engine's models lie already.")
-@click.option(
-    "--env", "env", multiple=True, metavar="K=V", help="Environment of the engine; recorded, secrets redacted."
-)
+@click.option("--env", "env", multiple=True, metavar="K=V", help="Environment of the engine; recorded, secrets redacted.")
 @click.option("--variant", metavar="NAME", help="File this calibration beside the default one.")
 @click.option("--no-speed", is_flag=True, help="Measure memory only.")
 @click.option(
@@ -105,7 +101,7 @@ def cli(output: Output, **given: Any) -> None:
     from harness.core.calibration import to_document
 
     if not output.as_json:
-        _table(result, wishes)
+        _table(result)
     output.done(
         {
             "artifact": str(result.artifact),
@@ -125,7 +121,7 @@ def _dry_run(session: Any, output: Output) -> None:
     output.done({"artifact": str(planned.artifact), "loads": msgspec.to_builtins(planned.loads)})
 
 
-def _table(result: Any, wishes: Any) -> None:
+def _table(result: Any) -> None:
     from harness.cli.tables import calibration_panel, console
 
     shown = console()

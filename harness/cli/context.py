@@ -24,9 +24,9 @@ def store_at(path: str | None) -> Store:
 
 def store_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """``--store DIR``."""
-    return click.option(
-        "--store", "store", envvar="HARNESS_STORE", metavar="DIR", help="Folder of calibrations and runs."
-    )(function)
+    return click.option("--store", "store", envvar="HARNESS_STORE", metavar="DIR", help="Folder of calibrations and runs.")(
+        function
+    )
 
 
 def engine_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,7 +59,7 @@ def load_settings(context: click.Context) -> None:
     """Put harness.toml under the flags; warn about variables that mean nothing."""
     values = read_file(find_file(Path.cwd()))
     flat = {key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in values.items()}
-    if context.command and isinstance(context.command, click.Group):
+    if isinstance(context.command, click.Group):
         context.default_map = dict.fromkeys(context.command.list_commands(context), flat)
     for name in unknown_variables(dict(os.environ)):
         warn(f"unknown variable {name} is ignored")

@@ -78,9 +78,7 @@ def _catalog(output: Output) -> None:
     if not output.as_json:
         for name, entry in models.items():
             engines = [
-                word
-                for word, there in (("ollama", entry.ollama), ("llama-server", entry.gguf), ("vllm", entry.vllm))
-                if there
+                word for word, there in (("ollama", entry.ollama), ("llama-server", entry.gguf), ("vllm", entry.vllm)) if there
             ]
             click.echo(f"{clean(name):<20} {', '.join(engines)}")
     output.done({"catalog": sorted(models)})

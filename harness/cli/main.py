@@ -60,7 +60,7 @@ class Terminated(BaseException):
     """SIGTERM, as an exception, so that everything is torn down in order."""
 
 
-def _terminate(number: int, frame: Any) -> None:
+def _terminate(_number: int, _frame: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Terminated
 

@@ -56,8 +56,7 @@ def _show(number: int, facts: LoadFacts) -> None:
     layers = "" if facts.layers_total is None else f" · {facts.layers_offloaded}/{facts.layers_total} layers on GPU"
     click.echo(
         clean(
-            f"load {number} · {facts.engine} ({facts.dialect}) · {state}{layers}"
-            + (" · estimated" if facts.estimated else "")
+            f"load {number} · {facts.engine} ({facts.dialect}) · {state}{layers}" + (" · estimated" if facts.estimated else "")
         )
     )
     click.echo(
@@ -74,7 +73,5 @@ def _show(number: int, facts: LoadFacts) -> None:
         for name in ("device", "kind", *parts):
             table.add_column(name.replace("_", " "), justify="left" if name in ("device", "kind") else "right")
         for name, device in facts.devices.items():
-            table.add_row(
-                Text(clean(name)), device.kind, *(format_size(getattr(device, f"{part}_bytes")) for part in parts)
-            )
+            table.add_row(Text(clean(name)), device.kind, *(format_size(getattr(device, f"{part}_bytes")) for part in parts))
         console().print(table)

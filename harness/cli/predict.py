@@ -35,7 +35,6 @@ def cli(
         if speed.decode_tokens_per_s:
             deep = speed.decode_at_depth_tokens_per_s
             click.echo(
-                f"decode {speed.decode_tokens_per_s:.1f} tokens/s"
-                + (f", about {deep:.1f} with a full context" if deep else "")
+                f"decode {speed.decode_tokens_per_s:.1f} tokens/s" + (f", about {deep:.1f} with a full context" if deep else "")
             )
     output.done(prediction.to_json())

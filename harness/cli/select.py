@@ -28,9 +28,7 @@ def select(store: Store, model: str, engine: str | None, variant: str | None) ->
         return found[0][1]
     if found:
         names = ", ".join(path.stem.split("@", 1)[1] for path, _ in found)
-        raise NotFoundError(
-            f"{model} has only variants: {names}", hint="choose one with --variant", code="only-variants"
-        )
+        raise NotFoundError(f"{model} has only variants: {names}", hint="choose one with --variant", code="only-variants")
     raise NotFoundError(
         f"{model} is not calibrated in {store.root}",
         hint=f"harness calibrate {shlex.quote(model)}",

@@ -52,9 +52,7 @@ def calibration_panel(calibration: Calibration, title: str) -> RenderableType:
     for name in ("weights", "fixed cache", "compute", "overhead"):
         parts.add_column(name, justify="right")
     pieces = metadata.breakdown_gb
-    parts.add_row(
-        size_of(pieces.weights), size_of(pieces.fixed_cache), size_of(pieces.compute), size_of(pieces.overhead)
-    )
+    parts.add_row(size_of(pieces.weights), size_of(pieces.fixed_cache), size_of(pieces.compute), size_of(pieces.overhead))
     lines: list[RenderableType] = [grid, Text(""), Text("base is made of", style="dim"), parts, Text("")]
     lines += _details(calibration)
     heading = f"[bold]{clean(title).replace('[', chr(92) + '[')}[/]"
@@ -77,14 +75,10 @@ def _details(calibration: Calibration) -> list[RenderableType]:
     grid.add_row("model", Text(clean(described)))
     grid.add_row("engine", Text(clean(f"{engine} on {gpus}")))
     settings = metadata.settings
-    grid.add_row(
-        "settings",
-        Text(
-            clean(
-                f"{settings.num_parallel} slot · batch {settings.num_batch} · KV {settings.kv_cache_type} · flash attention {settings.flash_attention or 'unknown'}"
-            )
-        ),
-    )
+    slots = f"{settings.num_parallel} slot{'s' if settings.num_parallel > 1 else ''}"
+    flash = settings.flash_attention or "unknown"
+    chosen = f"{slots} · batch {settings.num_batch} · KV {settings.kv_cache_type} · flash attention {flash}"
+    grid.add_row("settings", Text(clean(chosen)))
     spread = "" if quality.overhead_spread_gb is None else f" · overhead moves by {size_of(quality.overhead_spread_gb)}"
     meter = "logged, not measured" if metadata.machine.meter == "log" else f"measured by {metadata.machine.meter}"
     grid.add_row("quality", Text(f"error {error}{spread} · {meter}"))
@@ -101,9 +95,7 @@ def _details(calibration: Calibration) -> list[RenderableType]:
     ]
     grid.add_row("speed", Text(" · ".join(rates) or "not measured"))
     out: list[RenderableType] = [grid]
-    for note in quality.notes:
-        out.append(Text(f"note: {clean(note)}", style="yellow"))
-    return out
+    return [*out, *(Text(f"note: {clean(note)}", style="yellow") for note in quality.notes)]
 
 
 def prediction_table(prediction: Prediction, title: str) -> RenderableType:

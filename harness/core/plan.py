@@ -51,9 +51,7 @@ def plan_loads(
         return tuple(LoadRequest(context=context, num_batch=num_batch or DEFAULT_BATCH) for context in usable)
     reach = train_context or usable[-1]
     bands = [
-        (limit, batch)
-        for index, (limit, batch) in enumerate(batch_limits)
-        if index == 0 or batch_limits[index - 1][0] < reach
+        (limit, batch) for index, (limit, batch) in enumerate(batch_limits) if index == 0 or batch_limits[index - 1][0] < reach
     ]
     top = bands[-1][1]
     lower = [LoadRequest(context=min(limit, 16384), num_batch=batch) for limit, batch in bands[:-1]]

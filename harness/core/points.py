@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import msgspec
 
-from harness.core.facts import CacheFacts, LoadFacts
+from harness.core.facts import DeviceKind, LoadFacts
 from harness.core.record import Load, Record, Target
 from harness.errors import UntrustedError
 from harness.units import MIB
@@ -33,10 +32,6 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     load_index: int = 0
 
 
-#: Host memory of a GPU load that is normal: pinned staging buffers and the like are no spill, repeating layers are.
-_PINNED: Final = "_Host"
-
-
 def spill_reason(facts: LoadFacts, target: Target) -> str | None:
     """Why a load is an observation and not a point; ``None`` if it is a point.
 
@@ -54,19 +49,21 @@ def spill_reason(facts: LoadFacts, target: Target) -> str | None:
         return None
     if facts.layers_overflowing:
         return f"{facts.layers_overflowing} layers overflow to the host"
-    if (
-        facts.layers_offloaded is not None
-        and facts.layers_total is not None
-        and facts.layers_offloaded < facts.layers_total
-    ):
-        if facts.layers_offloaded < facts.layers_total - 1:
-            return f"only {facts.layers_offloaded} of {facts.layers_total} layers are on the GPU"
+    if _layers_missing(facts):
+        return f"only {facts.layers_offloaded} of {facts.layers_total} layers are on the GPU"
     if not any(device.kind == "gpu" and _bytes(device.weights_bytes) for device in facts.devices.values()):
         return "no weights on a GPU"
     for name, device in facts.devices.items():
         if device.kind == "host" and (_bytes(device.kv_cache_bytes) or _bytes(device.recurrent_bytes)):
             return f"KV cache or recurrent state lies on {name}"
     return None
+
+
+def _layers_missing(facts: LoadFacts) -> bool:
+    """Whether repeating layers are on the host. llama.cpp places the output layer first, Ollama's Go engine last."""
+    if facts.layers_offloaded is None or facts.layers_total is None:
+        return False
+    return facts.layers_total - facts.layers_offloaded > (1 if facts.dialect == "ollama-go" else 0)
 
 
 def _bytes(value: int | None) -> int:
@@ -92,9 +89,7 @@ def points_of(record: Record) -> tuple[list[Point], list[str]]:
     for part in ("kv_cache_type", "flash_attention"):
         values = {getattr(point, part) for point in points} - {None}
         if len(values) > 1:
-            raise UntrustedError(
-                f"the loads ran with different {part}: {', '.join(sorted(values))}", code="settings-differ"
-            )
+            raise UntrustedError(f"the loads ran with different {part}: {', '.join(sorted(values))}", code="settings-differ")
     return points, notes
 
 
@@ -111,7 +106,7 @@ def _point(index: int, load: Load, record: Record) -> tuple[Point | None, str | 
     parallel = facts.parallel or record.settings.num_parallel
     cells = facts.context_cells
     context = cells // parallel if cells else load.request.context
-    kind = "gpu" if target == "gpu" else None
+    kind: DeviceKind | None = "gpu" if target == "gpu" else None
     weights = _part(facts, ("weights_bytes", "lora_bytes", "projector_bytes"), kind)
     compute = _part(facts, ("compute_bytes", "output_bytes"), kind)
     cache = _part(facts, ("kv_cache_bytes", "recurrent_bytes"), kind)
@@ -144,8 +139,8 @@ def _point(index: int, load: Load, record: Record) -> tuple[Point | None, str | 
     )
 
 
-def _part(facts: LoadFacts, parts: Sequence[str], kind: str | None) -> int:
-    return sum(facts.total(part, kind) or 0 for part in parts)  # type: ignore[arg-type]
+def _part(facts: LoadFacts, parts: Sequence[str], kind: DeviceKind | None) -> int:
+    return sum((facts.total(part, kind) or 0) for part in parts)
 
 
 def _host_weights(facts: LoadFacts, target: Target, asked: str) -> str | None:
@@ -159,9 +154,3 @@ def _host_weights(facts: LoadFacts, target: Target, asked: str) -> str | None:
         size = sum(facts.devices[name].weights_bytes or 0 for name in placed) / MIB
         return f"{asked}: {size:.0f} MiB of weights beside the repeating layers lie on the host ({', '.join(placed)})"
     return None
-
-
-def growing_caches(facts: LoadFacts) -> tuple[CacheFacts, ...]:
-    """The caches that grow with the context; the others are windows."""
-    cells = max((cache.cells or 0 for cache in facts.caches), default=0)
-    return tuple(cache for cache in facts.caches if cache.cells == cells)

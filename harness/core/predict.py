@@ -42,14 +42,12 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         return document
 
 
-def predict(
-    calibration: Calibration, context: int, num_parallel: int = 1, *, num_batch: int | None = None
-) -> Prediction:
+def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, num_batch: int | None = None) -> Prediction:
     """Memory at ``context`` tokens per slot with ``num_parallel`` slots.
 
-    ``V(C, P) = weights + compute0 + overhead + P*fixed_cache + C/10000*(P*kv + compute)``, per band of physical batch; contexts are
-    padded to the 256 cells that the engine allocates. Below the smallest useful context (sliding window plus batch) the
-    result is an upper bound.
+    ``V(C, P) = weights + compute0 + overhead + P*fixed_cache + C/10000*(P*kv + compute)``, per band of physical batch;
+    contexts are padded to the 256 cells that the engine allocates. Below the smallest useful context (sliding window plus
+    batch) the result is an upper bound.
 
     Args:
         calibration: the artifact.
@@ -78,9 +76,7 @@ def predict(
     within = context <= metadata.quality.valid_to
     warnings: list[str] = []
     if not within:
-        warnings.append(
-            f"context {context} is beyond {metadata.quality.valid_to}, the range of this calibration: extrapolated"
-        )
+        warnings.append(f"context {context} is beyond {metadata.quality.valid_to}, the range of this calibration: extrapolated")
     if overhead is None:
         warnings.append("logged, not measured: the driver's own memory is not included")
     return Prediction(

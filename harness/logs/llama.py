@@ -42,7 +42,8 @@ _ARGUMENT: Final = {
 _STARTED: Final = re.compile(r"(?:llama-server|llama runner|runner) started in ([\d.]{1,12}) seconds")
 _READY: Final = ("model loaded", "server is listening", "HTTP server is listening")
 _ROW: Final = re.compile(
-    r"\|\s+- (?P<device>\S+)[^|]*\|\s*(?:(?P<total>-?\d+) =\s*(?P<free>-?\d+) \+ \(\s*)?(?P<self>\d+) =\s*(?P<model>\d+) \+\s*(?P<context>\d+) \+\s*(?P<compute>\d+)"
+    r"\|\s+- (?P<device>\S+)[^|]*\|\s*(?:(?P<total>-?\d+) =\s*(?P<free>-?\d+) \+ \(\s*)?"
+    r"(?P<self>\d+) =\s*(?P<model>\d+) \+\s*(?P<context>\d+) \+\s*(?P<compute>\d+)"
 )
 _PROJECTED: Final = re.compile(r"projected to use (\d+) MiB of (?:device|host) memory vs\. (\d+) MiB")
 _TARGET: Final = re.compile(r"(?:will leave -?\d+ >= |free memory target of )(\d+) MiB")
@@ -177,13 +178,7 @@ class LlamaReader:
             self._open().kv_types = (types[1], types[2])
         if matched:
             return
-        if (
-            "breakdown" in line
-            or "projected" in line
-            or "will leave" in line
-            or "target of" in line
-            or "MiB used" in line
-        ):
+        if "breakdown" in line or "projected" in line or "will leave" in line or "target of" in line or "MiB used" in line:
             self._fit(line)
         elif projector := _PROJECTOR.search(line):
             load = self._open()
@@ -273,11 +268,7 @@ class LlamaReader:
                 load.offloaded = (int(offloaded[1]), int(offloaded[2]))
         elif "Flash Attention" in line:
             self._flash(line)
-        elif (
-            "constructing llama_context" in line
-            or "creating MTP draft context" in line
-            or "loading draft model" in line
-        ):
+        elif "constructing llama_context" in line or "creating MTP draft context" in line or "loading draft model" in line:
             self._context(line)
         elif meta := _META.search(line) or _LOADING.search(line):
             self._model(meta["path"])

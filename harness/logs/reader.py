@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final
 
 from harness.core.facts import LoadFacts
@@ -80,10 +81,8 @@ def clean_lines(raw: bytes) -> list[str]:
     """The text lines in one raw line, without colours; a carriage return begins a new one."""
     text = raw.decode("utf-8", "replace")
     if text.startswith('{"log":'):
-        try:
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
             text = str(json.loads(text)["log"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            pass
     if "\x1b" in text:
         text = _ANSI.sub("", text)
     return [line for line in text.replace("\n", "\r").split("\r") if line]

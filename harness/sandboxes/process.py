@@ -54,9 +54,7 @@ class ProcessSandbox:
     def __enter__(self) -> ProcessSandbox:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def site(self, port: int | None = None) -> Site:

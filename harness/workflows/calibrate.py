@@ -169,9 +169,7 @@ class Run:
         )
         folder = store.run_folder(self.record.run)
         if folder.exists():
-            self.record = msgspec.structs.replace(
-                self.record, run=f"{self.record.run}-{time.time_ns() % 1_000_000:06d}"
-            )
+            self.record = msgspec.structs.replace(self.record, run=f"{self.record.run}-{time.time_ns() % 1_000_000:06d}")
             folder = store.run_folder(self.record.run)
         try:
             folder.mkdir(parents=True)

@@ -77,14 +77,10 @@ def choose(engine: Engine, sandbox: SandboxChoice, options: Options, reasons: tu
 def _choose_process(engine: LlamaServer, options: Options, reasons: tuple[str, ...]) -> Choice:
     devices = engine.devices(options)
     if options.gpus.mode == "ids":
-        missing = [
-            one for one in options.gpus.ids if one[0].isalpha() and not one.startswith("GPU-") and one not in devices
-        ]
+        missing = [one for one in options.gpus.ids if one[0].isalpha() and not one.startswith("GPU-") and one not in devices]
         if missing:
             there = ", ".join(devices) or "none"
-            raise UnavailableError(
-                f"no such device: {', '.join(missing)} (the engine sees: {there})", code="no-such-gpu"
-            )
+            raise UnavailableError(f"no such device: {', '.join(missing)} (the engine sees: {there})", code="no-such-gpu")
     if not devices:
         why = "no GPU is to be used" if options.gpus.mode == "none" else "the engine sees no GPU"
         return Choice(
@@ -128,9 +124,7 @@ def nvidia_gpus(options: Options) -> tuple[Gpu, ...]:
 
     found = gpus()
     chosen = [
-        gpu
-        for gpu in found
-        if options.gpus.mode == "all" or gpu.uuid in options.gpus.ids or str(gpu.index) in options.gpus.ids
+        gpu for gpu in found if options.gpus.mode == "all" or gpu.uuid in options.gpus.ids or str(gpu.index) in options.gpus.ids
     ]
     if not chosen:
         raise UnavailableError("the driver knows no such GPU", code="no-such-gpu")

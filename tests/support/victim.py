@@ -33,9 +33,7 @@ class Victim:
     def __enter__(self) -> Victim:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()

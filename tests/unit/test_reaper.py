@@ -51,9 +51,7 @@ def executable(path: Path, text: str) -> Path:
         ("nul\0name", BadInputError),
     ],
 )
-def test_a_program_that_cannot_run_says_why(
-    reaper: Reaper, tmp_path: Path, program: str, kind: type[HarnessError]
-) -> None:
+def test_a_program_that_cannot_run_says_why(reaper: Reaper, tmp_path: Path, program: str, kind: type[HarnessError]) -> None:
     """Each reason has its own error, and the reaper can start something else afterwards."""
     executable(tmp_path / "no-interpreter", "#!/nowhere/python\n")
     (tmp_path / "plain-file").write_text("#!/bin/sh\n")

@@ -237,9 +237,7 @@ def test_a_newer_python_beside_an_old_python3_is_found(machine: Machine) -> None
         ("getconf", "", "for"),  # musl has no such name
     ],
 )
-def test_where_no_engine_is_published_the_rest_is_set_up(
-    machine: Machine, program: str, prints: str, reason: str
-) -> None:
+def test_where_no_engine_is_published_the_rest_is_set_up(machine: Machine, program: str, prints: str, reason: str) -> None:
     machine.program(program, f"#!/bin/sh\necho '{prints}'\n")
     machine.note("no-libgomp")
     machine.note("engine-fails", "not there")
@@ -251,9 +249,7 @@ def test_where_no_engine_is_published_the_rest_is_set_up(
     assert machine.seen("requirements") == _BEFORE + _AFTER
 
 
-@pytest.mark.parametrize(
-    "home", [None, "", "/nonexistent", "read-only"], ids=["unset", "empty", "missing", "read-only"]
-)
+@pytest.mark.parametrize("home", [None, "", "/nonexistent", "read-only"], ids=["unset", "empty", "missing", "read-only"])
 def test_no_home_that_can_be_written_is_no_obstacle(machine: Machine, tmp_path: Path, home: str | None) -> None:
     if home == "read-only":
         (tmp_path / home).mkdir(mode=0o555)
