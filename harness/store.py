@@ -54,7 +54,8 @@ def _mapping(dumper: yaml.SafeDumper, value: dict[Any, Any]) -> yaml.MappingNode
         )
         for key, item in value.items()
     ]
-    flow = all(not isinstance(item, dict | list) or not item for item in value.values()) and 0 < len(value) < 9
+    nested = any(isinstance(item, dict | list | tuple) and item for item in value.values())
+    flow = (not nested and bool(value) and "base_vram_gb" not in value) or "up_to" in value
     return yaml.MappingNode("tag:yaml.org,2002:map", pairs, flow_style=flow)
 
 
@@ -80,7 +81,6 @@ _Dumper.add_representer(float, _float)
 def to_yaml(calibration: Calibration) -> str:
     """The artifact's text; equal calibrations give equal bytes."""
     document = to_document(calibration)
-    document["constants"] = dict(document["constants"])
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=4096, allow_unicode=False, default_flow_style=False)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Final
 
 from harness.cli.output import clean
 from harness.core.calibration import Calibration
@@ -13,11 +14,16 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 
+#: Columns where there is no terminal to ask.
+PIPE_WIDTH: Final = 110
+
+
 def console(stderr: bool = False) -> Console:
     """A console that draws colours only on terminals and never wraps files at 80 columns by accident."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=False)
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else PIPE_WIDTH)
 
 
 def size_of(gib: float | None) -> str:
@@ -101,9 +107,10 @@ def _details(calibration: Calibration) -> list[RenderableType]:
 def prediction_table(prediction: Prediction, title: str) -> RenderableType:
     """Memory by part."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=clean(title).replace("[", "\\["), title_justify="left", header_style="dim", title_style="bold")
-    table.add_column("part")
+    table = Table(header_style="dim", box=None, padding=(0, 2, 0, 0))
+    table.add_column(Text(clean(title), style="bold"), no_wrap=True)
     table.add_column("memory", justify="right")
     rows = (
         ("weights", prediction.weights_bytes),

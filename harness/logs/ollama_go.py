@@ -1,7 +1,8 @@
 """Ollama's Go engine (0.6 - 0.24): sizes rounded to a tenth of their unit, or exact bytes at DEBUG.
 
 Sources in ollama/ollama: ml/device.go and ml/backend.go (``model weights``, ``kv cache``, ``compute graph``),
-runner/ollamarunner (``msg=load request``). Between 0.12.11 and 0.24 the llama.cpp runner prints the same lines *before* it starts: estimates.
+runner/ollamarunner (``msg=load request``). Between 0.12.11 and 0.24 the llama.cpp runner prints the same lines *before* it
+starts: estimates.
 """
 
 from __future__ import annotations
