@@ -35,14 +35,13 @@ def _embedded() -> str | None:
 
 
 def _docker() -> str | None:
-    import docker
-    from docker.errors import DockerException
+    from harness.errors import HarnessError
+    from harness.sandboxes.docker_client import Daemon
 
     try:
-        client = docker.from_env(timeout=5)
-    except DockerException as error:
-        return f"no Docker daemon answers ({error})"
-    client.close()  # from_env() has asked the daemon for its version: it answers
+        Daemon().close()
+    except HarnessError as error:
+        return error.message
     return None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.sandboxes.base import Running
-from tests.support.places import PLACES, Place, ProcessPlace
+from tests.support.places import PLACES, DockerPlace, Place, ProcessPlace
 from tests.support.victim import Victim
 from tests.support.waiting import alive, until
 
@@ -19,6 +19,11 @@ from tests.support.waiting import alive, until
 @pytest.fixture
 def process_place(tmp_path: Path) -> Place:
     return ProcessPlace(tmp_path)
+
+
+@pytest.fixture
+def docker_place(tmp_path: Path) -> Place:
+    return DockerPlace(tmp_path)
 
 
 @pytest.fixture(params=PLACES)
@@ -100,7 +105,7 @@ def test_pids_are_the_whole_family(place: Place) -> None:
     until(lambda: has_line(running, "grandchild up") and has_line(running, "detached up"), "the family")
 
     pids = running.pids()
-    assert len(pids) == 4
+    assert len(pids) >= 4  # a container has a first process of its own besides
     assert all(alive(pid) for pid in pids)
     assert running.exit_status() is None
 
@@ -151,7 +156,7 @@ def test_nothing_survives_harness(place: Place, number: signal.Signals, tmp_path
     """However the process that started it dies, the engine, its grandchild and its detached child are gone."""
     with Victim(place.name, tmp_path, mark=place.mark) as victim:
         pids = victim.wait_for_family()
-        assert len(pids) == 4
+        assert len(pids) >= 4  # a container has a first process of its own besides
         assert place.leftovers()  # the mark is found while they run
 
         victim.die(number)

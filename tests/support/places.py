@@ -9,12 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from harness.sandboxes.base import Launch, Running, Sandbox, SandboxName, Site
+import pytest
+
+from harness.sandboxes.base import GpuRequest, Launch, Running, Sandbox, SandboxName, Site
+from harness.sandboxes.docker import DockerSandbox, StepHook
+from harness.sandboxes.docker_client import Daemon
+from harness.sandboxes.ownership import LABEL
 from harness.sandboxes.process import ProcessSandbox
+from harness.sandboxes.reaper import Reaper
+from tests.support.images import python_image
 from tests.support.waiting import alive
 
 #: Fixtures ``NAME_place``, one per sandbox.
-PLACES = ["process"]
+PLACES = [pytest.param("process"), pytest.param("docker", marks=pytest.mark.requires("docker"))]
 PROGRAM = Path(__file__).with_name("engine_program.py")
 #: The variable that marks what a test started.
 MARK = "HARNESS_TEST_MARK"
@@ -75,6 +82,56 @@ class ProcessPlace:
         return marked_processes(self.mark) + reapers_without_owner()
 
 
+class DockerPlace:
+    name: SandboxName = "docker"
+
+    def __init__(self, folder: Path, mark: str | None = None, hook: StepHook = lambda _: None) -> None:
+        self.folder = folder
+        self.mark = mark or uuid.uuid4().hex
+        self.reaper = Reaper()
+        self.sandbox = DockerSandbox(self.reaper, memory_limit=256 << 20, hook=hook)
+        self.image = engine_image()
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[DockerPlace]:
+        with self.reaper, self.sandbox:
+            yield self
+
+    def start(
+        self,
+        *scenario: str,
+        site: Site | None = None,
+        env: dict[str, str] | None = None,
+        secrets: dict[str, str] | None = None,
+        log: str = "engine.log",
+    ) -> Running:
+        launch = Launch(
+            argv=scenario,
+            image=self.image,
+            gpus=GpuRequest(mode="none"),
+            env={MARK: self.mark, **(env or {})},
+            secrets=secrets or {},
+        )
+        return self.sandbox.start(launch, site or self.sandbox.site(), self.folder / log)
+
+    def leftovers(self) -> list[str]:
+        with Daemon() as daemon:
+            containers = [one["Id"] for one in daemon.containers(f"{LABEL}=1") if self._is_ours(daemon, one["Id"])]
+        return containers + marked_processes(self.mark) + reapers_without_owner()
+
+    def _is_ours(self, daemon: Daemon, container: str) -> bool:
+        attributes = daemon.inspect(container)
+        return attributes is not None and f"{MARK}={self.mark}" in attributes["Config"]["Env"]
+
+
+def engine_image() -> str:
+    """The test engine's image, made if it is not here yet."""
+    import docker
+
+    with contextlib.closing(docker.from_env()) as client:
+        return python_image(client)
+
+
 def marked_processes(mark: str) -> list[str]:
     """Processes whose environment bears the mark."""
     found = []
@@ -100,6 +157,4 @@ def reapers_without_owner() -> list[str]:
 
 def make_place(name: str, folder: Path, mark: str | None = None) -> Place:
     """The place of that name."""
-    if name != "process":
-        raise ValueError(name)
-    return ProcessPlace(folder, mark)
+    return DockerPlace(folder, mark) if name == "docker" else ProcessPlace(folder, mark)

