@@ -37,6 +37,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     models: str | None = None
     target: Target = "gpu"
     timeout: float = 600.0
+    memory_limit: int | None = None
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):

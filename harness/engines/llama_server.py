@@ -176,7 +176,8 @@ class LlamaServer:
             argv += _devices(options.gpus, env)
         if request.gpu_layers is not None and not on_host:
             argv += ["-ngl", str(request.gpu_layers)]
-        return Launch(argv=tuple(argv), env=env, image=options.image, mounts=mounts, gpus=options.gpus)
+        limit = options.memory_limit if on_host and request.purpose == "point" else None
+        return Launch(argv=tuple(argv), env=env, image=options.image, mounts=mounts, gpus=options.gpus, memory_limit=limit)
 
     def ready(self, client: httpx.Client) -> bool:
         """``/health`` answers 503 while loading and 200 when the model is resident."""

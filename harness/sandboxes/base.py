@@ -63,6 +63,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     ``env`` is added to a small, clean environment; it replaces nothing silently. ``secrets`` maps file names to
     contents that must never stand in an environment, a log or a record: a sandbox offers them as files of mode 0400 in
     ``/run/secrets`` (containers) or in a private folder (processes), which ``HARNESS_SECRETS`` names.
+
+    ``memory_limit`` is the most anonymous memory, in bytes, that it may take: a load that cannot fit then fails instead of
+    exhausting the machine.
     """
 
     argv: tuple[str, ...]
@@ -70,6 +73,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     image: str | None = None
     mounts: tuple[Mount, ...] = ()
     gpus: GpuRequest = GpuRequest()
+    memory_limit: int | None = None
     ipc_host: bool = False
     writable: tuple[str, ...] = ()
     network: bool = False

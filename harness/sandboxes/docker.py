@@ -79,9 +79,7 @@ class DockerSandbox:
     def __enter__(self) -> DockerSandbox:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def site(self, port: int | None = None) -> Site:
@@ -118,9 +116,7 @@ class DockerSandbox:
             container = daemon.create(config, f"harness-{self.run}-{secrets.token_hex(3)}")
             self._hook("created")
             if launch.secrets:
-                daemon.put_archive(
-                    container, SECRETS, _archive(launch.secrets, (image["Config"] or {}).get("User", ""))
-                )
+                daemon.put_archive(container, SECRETS, _archive(launch.secrets, (image["Config"] or {}).get("User", "")))
             pump = LogPump(daemon.attach(container), log)
             daemon.start(container)
             self._hook("started")

@@ -33,8 +33,7 @@ def leftovers(daemon: Daemon) -> list[Leftover]:
     now = time.time()
     mine = f"{LABEL}=1"
     found = [
-        _leftover("container", one["Id"], one["Names"][0].lstrip("/"), one["Labels"], now)
-        for one in daemon.containers(mine)
+        _leftover("container", one["Id"], one["Names"][0].lstrip("/"), one["Labels"], now) for one in daemon.containers(mine)
     ]
     found += [_leftover("volume", one["Name"], one["Name"], one["Labels"], now) for one in daemon.volumes(mine)]
     return found

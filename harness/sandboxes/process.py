@@ -75,7 +75,9 @@ class ProcessSandbox:
         if secrets is not None:
             env[SECRETS_VARIABLE] = secrets.name
         try:
-            pid = self._reaper.spawn((program, *launch.argv[1:]), env=env, cwd=Path("/"), log=log)
+            pid = self._reaper.spawn(
+                (program, *launch.argv[1:]), env=env, cwd=Path("/"), log=log, memory_limit=launch.memory_limit
+            )
         except BaseException:
             if secrets is not None:
                 secrets.cleanup()

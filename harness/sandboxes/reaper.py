@@ -94,10 +94,13 @@ class Reaper:
         self._listener.start()
         self._await_answer(0)
 
-    def spawn(self, argv: tuple[str, ...], *, env: dict[str, str], cwd: Path, log: Path) -> int:
+    def spawn(
+        self, argv: tuple[str, ...], *, env: dict[str, str], cwd: Path, log: Path, memory_limit: int | None = None
+    ) -> int:
         """Start an engine as the reaper's child, in its own session, its output appended to ``log``; its PID.
 
-        ``argv[0]`` is a path; ``env`` is the whole environment.
+        ``argv[0]`` is a path; ``env`` is the whole environment, and
+        ``memory_limit`` the most private memory that each of its processes may map (RLIMIT_DATA, bytes).
 
         Raises:
             NotFoundError: there is no such program. NotPermittedError: it may not be run. CannotWriteError: the log
@@ -112,6 +115,7 @@ class Reaper:
                 "env": {_utf8(name): _utf8(value) for name, value in env.items()},
                 "cwd": _utf8(str(cwd)),
                 "log": _utf8(str(log.absolute())),
+                "memory_limit": memory_limit,
             }
         )
         if answer["event"] != "spawned":

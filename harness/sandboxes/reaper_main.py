@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -195,6 +196,8 @@ def become(order: Order, failures: int, reaper: int) -> NoReturn:
         null = os.open(os.devnull, os.O_RDONLY)
         for number, source in enumerate((null, log, log)):
             os.dup2(source, number)
+        if order.get("memory_limit"):
+            resource.setrlimit(resource.RLIMIT_DATA, (order["memory_limit"], order["memory_limit"]))
         stage = "folder"
         os.chdir(order["cwd"])
         stage = "program"

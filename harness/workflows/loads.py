@@ -33,6 +33,8 @@ DECODE_TOKENS: Final = 48
 
 #: 128 + SIGILL.
 ILLEGAL_INSTRUCTION: Final = 132
+#: A prompt that would take longer than this to read is not timed, seconds (a software GPU reads a few tokens a second).
+PROMPT_BUDGET: Final = 60.0
 #: Called at each named stage of a load; tests inject faults here.
 StageHook = Callable[[str], None]
 
@@ -206,6 +208,8 @@ class Runner:
                 state.ready = self.now()
                 begin = time.monotonic()
                 for prompt in prompts:
+                    if speeds and not worth_timing(speeds[-1], prompt):
+                        break
                     self.observer.progress("timing", len(speeds), len(prompts))
                     speeds.append(self.engine.generate(client, source, request, self.options, prompt, DECODE_TOKENS))
                 state.requested = time.monotonic() - begin
@@ -258,6 +262,11 @@ class Runner:
             settle_seconds=round(state.settled, 3),
             request_seconds=round(state.requested, 3),
         )
+
+
+def worth_timing(last: Speed, prompt: int) -> bool:
+    """Whether a longer prompt would be read within :data:`PROMPT_BUDGET`, going by the last one's rate."""
+    return last.prompt_tokens_per_s is not None and prompt / last.prompt_tokens_per_s <= PROMPT_BUDGET
 
 
 class _State:

@@ -119,8 +119,18 @@ def prepare(wishes: Wishes, store: Store, here: Path) -> Session:
         force=wishes.force,
         notes=notes,
     )
-    options = msgspec.structs.replace(options, target=choice.target)
+    options = msgspec.structs.replace(options, target=choice.target, memory_limit=memory_budget(choice))
     return Session(engine=engine, choice=choice, options=options, request=request, store=store)
+
+
+def memory_budget(choice: Choice) -> int | None:
+    """What an engine on the host may take: nine tenths of what is available, so that the machine lives on."""
+    if choice.target != "host":
+        return None
+    from harness.meters.host import available_memory
+
+    available = available_memory()
+    return None if available is None else available // 10 * 9
 
 
 def _named(model: Model, name: str) -> Model:
