@@ -60,11 +60,11 @@ def test_a_resource_that_was_promised_fails(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("test", "require"),
-    [(_TEST, "chromium,dokcer"), (_TEST.replace('"chromium"', '"dokcer"'), "")],
+    [(_TEST, "chromium,no-such-thing"), (_TEST.replace('"chromium"', '"no-such-thing"'), "")],
     ids=["in the variable", "in a marker"],
 )
 def test_a_misspelt_resource_is_an_error(folder: Path, test: str, require: str) -> None:
     run = _run(folder, test, require)
 
     assert run.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "unknown ['dokcer']" in run.stdout + run.stderr
+    assert "unknown ['no-such-thing']" in run.stdout + run.stderr
