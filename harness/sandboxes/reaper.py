@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 #: How long the reaper may take to answer an order, seconds (it starts in about 0.05; a loaded machine is slower).
 ANSWER_LIMIT: Final = 30.0
+#: How long closing waits for containers that the daemon does not let go, seconds; the reaper goes on without us.
+CONTAINERS_LIMIT: Final = 5.0
+#: Reapers that go on; kept so that their end is collected.
+_lingering: list[subprocess.Popen[bytes]] = []
 _PROGRAM: Final = Path(__file__).with_name("reaper_main.py")
 
 
@@ -56,6 +60,7 @@ class Reaper:
         self._left: dict[int, list[int]] = {}
         self._engine: int | None = None
         self._seen: dict[int, psutil.Process] = {}
+        self._watching = False
         self._closing = False
         self._lost = False
 
@@ -176,11 +181,13 @@ class Reaper:
     def watch_containers(self, socket_path: str, label: str) -> None:
         """From now on, remove the containers that bear ``label`` (``key=value``) if harness ends before unwatching."""
         self._ask({"order": "watch", "socket": socket_path, "label": label})
+        self._watching = True
 
     def unwatch_containers(self) -> None:
         """The containers are gone: nothing to remove at the end."""
         if self._process is not None and not self._lost:
             self._ask({"order": "watch", "socket": "", "label": ""})
+        self._watching = False
 
     def close(self) -> None:
         """End whatever runs, and the reaper; harmless when it has ended already."""
@@ -191,14 +198,17 @@ class Reaper:
         with contextlib.suppress(OSError):
             link.shutdown(socket.SHUT_WR)
         try:
-            process.wait(ANSWER_LIMIT)
+            process.wait(CONTAINERS_LIMIT if self._watching else ANSWER_LIMIT)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            self._kill_seen()
+            if self._watching:
+                _lingering.append(process)
+            else:
+                process.kill()
+                process.wait()
+                self._kill_seen()
         finally:
             self._process = None
-            if self._listener is not None:
+            if self._listener is not None and process.returncode is not None:
                 self._listener.join(ANSWER_LIMIT)  # it takes the last exit status
             link.close()
 

@@ -77,6 +77,17 @@ def burst(count: str) -> None:
     sys.stdout.flush()
 
 
+def flood(megabytes: str) -> None:
+    """A log of that size in lines of 1 KiB, each with its number."""
+    for number in range(int(megabytes) << 10):
+        sys.stdout.write(f"{number:08d} {'x' * 1014}\n")
+
+
+def read(path: str) -> None:
+    """Print a file."""
+    say(Path(path).read_text())
+
+
 def raw() -> None:
     """Bytes that are no text, and an unfinished line."""
     sys.stdout.buffer.write(b"a\xff\xfe\x00b\r\x1b[31m\n" + b"x" * 40_000 + b"\nunfinished")

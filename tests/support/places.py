@@ -18,7 +18,6 @@ from harness.sandboxes.ownership import LABEL
 from harness.sandboxes.process import ProcessSandbox
 from harness.sandboxes.reaper import Reaper
 from tests.support.images import python_image
-from tests.support.waiting import alive
 
 #: Fixtures ``NAME_place``, one per sandbox.
 PLACES = [pytest.param("process"), pytest.param("docker", marks=pytest.mark.requires("docker"))]
@@ -30,6 +29,7 @@ MARK = "HARNESS_TEST_MARK"
 class Place(Protocol):
     name: SandboxName
     mark: str
+    reaper: Reaper
 
     @property
     def sandbox(self) -> Sandbox:
@@ -58,11 +58,12 @@ class ProcessPlace:
     def __init__(self, folder: Path, mark: str | None = None) -> None:
         self.folder = folder
         self.mark = mark or uuid.uuid4().hex
-        self.sandbox = ProcessSandbox()
+        self.reaper = Reaper()
+        self.sandbox = ProcessSandbox(self.reaper)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[ProcessPlace]:
-        with self.sandbox:
+        with self.reaper, self.sandbox:
             yield self
 
     def start(
@@ -79,17 +80,25 @@ class ProcessPlace:
         return self.sandbox.start(launch, site or self.sandbox.site(), self.folder / log)
 
     def leftovers(self) -> list[str]:
-        return marked_processes(self.mark) + reapers_without_owner()
+        return marked_processes(self.mark)
 
 
 class DockerPlace:
     name: SandboxName = "docker"
 
-    def __init__(self, folder: Path, mark: str | None = None, hook: StepHook = lambda _: None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        mark: str | None = None,
+        hook: StepHook = lambda _: None,
+        *,
+        address: str | None = None,
+        memory_limit: int = 256 << 20,
+    ) -> None:
         self.folder = folder
         self.mark = mark or uuid.uuid4().hex
         self.reaper = Reaper()
-        self.sandbox = DockerSandbox(self.reaper, memory_limit=256 << 20, hook=hook)
+        self.sandbox = DockerSandbox(self.reaper, address=address, memory_limit=memory_limit, hook=hook)
         self.image = engine_image()
 
     @contextlib.contextmanager
@@ -105,19 +114,22 @@ class DockerPlace:
         secrets: dict[str, str] | None = None,
         log: str = "engine.log",
     ) -> Running:
-        launch = Launch(
+        launch = self.launch(*scenario, env=env, secrets=secrets)
+        return self.sandbox.start(launch, site or self.sandbox.site(), self.folder / log)
+
+    def launch(self, *scenario: str, env: dict[str, str] | None = None, secrets: dict[str, str] | None = None) -> Launch:
+        return Launch(
             argv=scenario,
             image=self.image,
             gpus=GpuRequest(mode="none"),
             env={MARK: self.mark, **(env or {})},
             secrets=secrets or {},
         )
-        return self.sandbox.start(launch, site or self.sandbox.site(), self.folder / log)
 
     def leftovers(self) -> list[str]:
         with Daemon() as daemon:
             containers = [one["Id"] for one in daemon.containers(f"{LABEL}=1") if self._is_ours(daemon, one["Id"])]
-        return containers + marked_processes(self.mark) + reapers_without_owner()
+        return containers + marked_processes(self.mark)
 
     def _is_ours(self, daemon: Daemon, container: str) -> bool:
         attributes = daemon.inspect(container)
@@ -143,18 +155,18 @@ def marked_processes(mark: str) -> list[str]:
     return found
 
 
-def reapers_without_owner() -> list[str]:
-    """Reapers whose owner, their last argument, is no more."""
+def reapers_of(owner: int) -> list[str]:
+    """Reapers that the process ``owner`` has started: it is their last argument."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(OSError):
                 words = (folder / "cmdline").read_bytes().split(b"\0")
-                if any(word.endswith(b"/reaper_main.py") for word in words) and not alive(int(words[-2])):
+                if any(word.endswith(b"/reaper_main.py") for word in words) and words[-2] == str(owner).encode():
                     found.append(f"reaper {folder.name}")
     return found
 
 
-def make_place(name: str, folder: Path, mark: str | None = None) -> Place:
-    """The place of that name."""
-    return DockerPlace(folder, mark) if name == "docker" else ProcessPlace(folder, mark)
+def make_place(name: str, folder: Path, mark: str | None = None, hook: StepHook = lambda _: None) -> Place:
+    """The place of that name; ``hook`` is told of the steps of a start where there are several."""
+    return DockerPlace(folder, mark, hook) if name == "docker" else ProcessPlace(folder, mark)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.support.places import make_place
+from tests.support.places import Place, make_place, reapers_of
 from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +61,10 @@ class Victim:
         pids: list[int] = self.wait_for_stage("running")["pids"]
         return pids
 
+    def reapers(self) -> list[str]:
+        """Its reapers that are still at work."""
+        return reapers_of(self.pid)
+
     def die(self, number: signal.Signals) -> None:
         """Kill it with -9, or signal its process group as a terminal or a supervisor does."""
         if number == signal.SIGKILL:
@@ -68,6 +72,19 @@ class Victim:
         else:
             os.killpg(self.pid, number)
         self._process.wait(60)
+
+
+def kill_three_at(stage: str, place: Place, folder: Path) -> None:
+    """Kill -9 three processes, one after the other, just beyond a stage; nothing of theirs may stay."""
+    reapers: list[Victim] = []
+    for _ in range(3):
+        with Victim(place.name, folder, mark=place.mark, stop_at=stage) as victim:
+            victim.wait_for_stage(stage)
+            victim.let_go()
+            victim.die(signal.SIGKILL)
+            reapers.append(victim)
+    until(lambda: not any(victim.reapers() for victim in reapers), f"the end of the reapers, killed when {stage}")
+    until(lambda: not place.leftovers(), f"nothing left, killed when {stage}")
 
 
 def reach(stage: str, stop_at: str, **said: object) -> None:
@@ -78,16 +95,16 @@ def reach(stage: str, stop_at: str, **said: object) -> None:
 
 
 def main(place_name: str, folder: str, mark: str, stop_at: str) -> None:
-    place = make_place(place_name, Path(folder), mark or None)
+    place = make_place(place_name, Path(folder), mark or None, hook=lambda step: reach(step, stop_at))
     with place.opened():
         reach("opened", stop_at)
         log = Path(folder, "victim.log")
         log.unlink(missing_ok=True)
         reach("starting", stop_at)
         running = place.start("family", log="victim.log")
-        reach("started", stop_at)
+        reach("returned", stop_at)
         until(lambda: b"grandchild up" in log.read_bytes() and b"detached up" in log.read_bytes(), "the family")
-        reach("running", stop_at, pids=sorted(running.pids()))
+        reach("running", stop_at, pids=sorted(running.pids()), reaper=place.reaper.pid)
         sys.stdin.readline()
 
 
