@@ -12,7 +12,7 @@ MAKEOVERRIDES :=
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup calibrate test lint format type bench lock clean distclean
+.PHONY: help setup calibrate test lint format type bench schema lock clean distclean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,3 +54,6 @@ clean: ## Remove caches and build output
 
 distclean: clean ## The same, and .venv with the engine and the model in it
 	rm -rf .venv .setup.lock .setup.log
+
+schema: setup ## Write models/calibration.schema.json from the code
+	$(PYTHON) -c "from harness.store import schema_text; print(schema_text(), end='')" > models/calibration.schema.json

@@ -1,0 +1,157 @@
+"""Calibrations on disk: whole or not at all, under their own name, refused when damaged or newer."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import jsonschema
+import msgspec
+import pytest
+import yaml
+
+from harness.core.calibration import Calibration, artifact_name, from_document, json_schema, to_document
+from harness.core.fit import fit_record
+from harness.core.record import Machine, Settings
+from harness.engines.base import Source
+from harness.errors import BadInputError, BusyError, CannotWriteError, ConfigError, UsageError
+from harness.store import Store, read_record, schema_text, to_yaml
+from harness.workflows.calibrate import refuse_overwrite
+from tests.support.records import load, record
+
+
+@pytest.fixture
+def calibration() -> Calibration:
+    return fit_record(record(load(8192), load(16384), load(32768)))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "calibrations")
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("qwen2.5:0.5b", "qwen2.5-0.5b"),
+        ("library/qwen", "library--qwen"),
+        ("a b", "a%20b"),
+        ("../../etc/passwd", "..--..--etc--passwd"),
+        ("..", "%2E%2E"),
+        ("naïve", "na%C3%AFve"),
+        ("x'\"y", "x%27%22y"),
+        ("a\nb", "a%0Ab"),
+    ],
+)
+def test_names_become_safe_file_names(name: str, stem: str) -> None:
+    assert artifact_name(name) == stem
+
+
+def test_an_artifact_comes_back_as_it_was_written(store: Store, calibration: Calibration) -> None:
+    path = store.path_of("llama-server", "made-up")
+    store.write(path, calibration)
+    assert store.read(path) == calibration
+    assert to_yaml(store.read(path)).encode() == path.read_bytes()
+    assert [entry.name for entry in path.parent.iterdir()] == ["made-up.yaml"]
+
+
+def test_every_string_of_an_artifact_is_quoted(calibration: Calibration) -> None:
+    hostile = msgspec.structs.replace(
+        calibration,
+        metadata=msgspec.structs.replace(
+            calibration.metadata, model=msgspec.structs.replace(calibration.metadata.model, name="no: [1]\n\x1b&x 'q'")
+        ),
+    )
+    text = to_yaml(hostile)
+    assert from_document(yaml.safe_load(text)) == hostile
+    assert "\x1b" not in text
+    assert "run: '20261124T000000Z-llama-server-made-up'" in text
+
+
+def test_artifacts_obey_the_published_schema(calibration: Calibration) -> None:
+    jsonschema.validate(json.loads(json.dumps(to_document(calibration))), json_schema())
+
+
+def test_the_published_schema_is_the_code_s() -> None:
+    published = Path(__file__).parents[2] / "models" / "calibration.schema.json"
+    assert published.read_text() == schema_text(), "run: make schema"
+
+
+def test_a_newer_schema_is_refused(calibration: Calibration) -> None:
+    document = to_document(calibration)
+    document["metadata"]["schema_version"] = 99
+    with pytest.raises(ConfigError, match="newer") as caught:
+        from_document(document)
+    assert caught.value.exit_code == 78
+
+
+@pytest.mark.parametrize("text", ["", "[]", "id: 1", "{", "\x00", "id: 'x'\nengine: 'ollama'\n", "a: &a [*a]"])
+def test_a_damaged_artifact_is_refused(store: Store, text: str) -> None:
+    path = store.path_of("ollama", "x")
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(BadInputError) as caught:
+        store.read(path)
+    assert caught.value.exit_code == 65
+
+
+def test_a_file_of_another_model_is_refused(store: Store, calibration: Calibration) -> None:
+    path = store.path_of("llama-server", "other")
+    store.write(path, calibration)
+    with pytest.raises(BadInputError, match="made-up"):
+        store.read(path)
+
+
+def test_a_name_that_two_engines_have_needs_an_engine(store: Store, calibration: Calibration) -> None:
+    store.write(store.path_of("llama-server", "made-up"), calibration)
+    other = msgspec.structs.replace(calibration, id="ollama/made-up", engine="ollama")
+    store.write(store.path_of("ollama", "made-up"), other)
+    with pytest.raises(UsageError, match="llama-server/made-up"):
+        store.find("made-up")
+    assert [found.id for _, found in store.find("made-up", "ollama")] == ["ollama/made-up"]
+    assert [found.id for _, found in store.find("ollama/made-up")] == ["ollama/made-up"]
+
+
+def test_an_artifact_is_held_by_one_calibration(store: Store) -> None:
+    path = store.path_of("ollama", "x")
+    path.parent.mkdir(parents=True)
+    with store.lock(path):
+        with pytest.raises(BusyError) as caught, store.lock(path):
+            pass
+        assert caught.value.exit_code == 75
+    with store.lock(path):
+        pass
+
+
+def test_a_store_that_cannot_be_written_is_found_before_measuring(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CannotWriteError) as caught:
+        Store(tmp_path / "file").check_writable(tmp_path / "file" / "ollama" / "x.yaml")
+    assert caught.value.exit_code == 73
+
+
+def test_a_calibration_of_other_settings_is_not_overwritten(store: Store, calibration: Calibration) -> None:
+    path = store.path_of("llama-server", "made-up")
+    source = Source(model=calibration.metadata.model)
+    machine, settings = calibration.metadata.machine, calibration.metadata.settings
+    refuse_overwrite(path, source, settings, machine, store)
+    store.write(path, calibration)
+    refuse_overwrite(path, source, settings, machine, store)
+    for changed in (Settings(kv_cache_type="q8_0"), Settings(num_parallel=2), Settings(env={"A": "b"})):
+        with pytest.raises(CannotWriteError) as caught:
+            refuse_overwrite(path, source, changed, machine, store)
+        assert caught.value.exit_code == 73
+    with pytest.raises(CannotWriteError, match="target"):
+        refuse_overwrite(path, source, settings, Machine(target="host", sandbox="process", meter="host"), store)
+
+
+def test_a_record_comes_back_and_a_newer_one_is_refused(store: Store) -> None:
+    run = record(load(8192), load(16384))
+    path = store.write_record(run)
+    assert read_record(path) == run
+    assert read_record(path.parent) == run
+    assert stat.S_ISREG(path.stat().st_mode)
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2', 1))
+    with pytest.raises(ConfigError):
+        read_record(path)

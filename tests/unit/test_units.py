@@ -1,0 +1,42 @@
+"""Sizes as people type them."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.units import GIB, MIB, format_size, pad_cells, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("24GiB", 24 * GIB),
+        ("24Gi", 24 * GIB),
+        ("24g", 24 * GIB),
+        ("24GB", 24 * 10**9),
+        ("24 gb", 24 * 10**9),
+        ("24576", 24 * GIB),
+        ("24576MiB", 24 * GIB),
+        ("9.8GiB", round(9.8 * GIB)),
+        (".5g", GIB // 2),
+        ("512b", 512),
+    ],
+)
+def test_units_are_told_apart(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "0GiB", "-1", "12XB", "GiB", "1 2", "1e9", "nan", "inf", "24i", "²"])
+def test_nonsense_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="size"):
+        parse_size(text)
+
+
+def test_an_unknown_size_is_not_zero() -> None:
+    assert format_size(None) == "–"
+    assert format_size(0) == "0.0 MiB"
+    assert format_size(1536 * MIB) == "1.50 GiB"
+
+
+def test_cells_come_in_steps_of_256() -> None:
+    assert [pad_cells(tokens) for tokens in (1, 256, 257)] == [256, 256, 512]
