@@ -21,7 +21,10 @@ CELL_PADDING: Final = 256
 
 _BINARY: Final = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": 1 << 40}
 _DECIMAL: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_SIZE: Final = re.compile(r"\s*(?P<number>\d+(?:\.\d*)?|\.\d+)\s*(?P<prefix>[kmgt]?)(?P<suffix>i?b?)\s*", re.IGNORECASE)
+_LARGEST: Final = 1e18
+_SIZE: Final = re.compile(
+    r"\s*(?P<number>\d+(?:\.\d*)?|\.\d+)\s*(?P<prefix>[kmgt]?)(?P<suffix>i?b?)\s*", re.IGNORECASE | re.ASCII
+)
 
 
 def parse_size(text: str) -> int:
@@ -41,7 +44,10 @@ def parse_size(text: str) -> int:
     if not prefix and suffix == "":
         prefix = "m"
     factor = _DECIMAL[prefix] if suffix == "b" else _BINARY[prefix]
-    value = round(float(match["number"]) * factor)
+    number = float(match["number"])
+    if number > _LARGEST:
+        raise ValueError(f"not a size: {text[:20]!r}… is more than any machine has")
+    value = round(number * factor)
     if value <= 0:
         raise ValueError(f"a size must be above zero: {text!r}")
     return value
