@@ -7,6 +7,7 @@ are skipped.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import struct
 from pathlib import Path
@@ -24,6 +25,7 @@ _ARRAY: Final = 9
 _MAX_STRING: Final = 1 << 24
 _MAX_COUNT: Final = 1 << 26
 _KEPT_ARRAY: Final = 4096
+_MAX_DIMENSIONS: Final = 8
 _BLOCK: Final = re.compile(r"blk\.(\d+)\.")
 #: ``general.file_type`` (llama.h, ``enum llama_ftype``).
 _FILE_TYPES: Final = {
@@ -31,6 +33,13 @@ _FILE_TYPES: Final = {
     13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
     21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
     29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
+}  # fmt: skip
+#: Elements and bytes of a block, by tensor type (ggml.h, ``enum ggml_type``; ggml.c, ``type_traits``).
+BLOCKS: Final = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
+    11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292), 16: (256, 66), 17: (256, 74),
+    18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2),
+    26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
 }  # fmt: skip
 
 
@@ -130,14 +139,20 @@ def _read(reader: _Reader, path: Path) -> Header:
         key = reader.text()
         metadata[key] = reader.value(reader.scalar("<I"))
     starts: list[tuple[int, str]] = []
+    needed = 0
     for _ in range(tensor_count):
         name = reader.text()
         dimensions = reader.scalar("<I")
-        reader.take(8 * dimensions + 4)
-        starts.append((reader.scalar("<Q"), name))
+        if dimensions > _MAX_DIMENSIONS:
+            raise ValueError(f"tensor {name[:60]!r} has {dimensions} dimensions")
+        elements = math.prod(struct.unpack(f"<{dimensions}Q", reader.take(8 * dimensions)))
+        block, width = BLOCKS.get(reader.scalar("<I"), (1, 0))  # of a type that is new, only the start is checked
+        start = reader.scalar("<Q")
+        needed = max(needed, start + elements // block * width)
+        starts.append((start, name))
     alignment = int(metadata.get("general.alignment") or 32)
     data = -(-reader.file.tell() // alignment) * alignment
-    if starts and data + max(start for start, _ in starts) >= reader.size:
+    if data + max([needed, *(start + 1 for start, _ in starts)]) > reader.size:
         raise BadInputError(f"{path} is truncated: its tensors end beyond the file", code="truncated-gguf")
     starts.sort()
     ends = [start for start, _ in starts[1:]] + [reader.size - data]
