@@ -1,7 +1,7 @@
 """The driver's own figure: memory of processes by device, from NVML (nvidia-ml-py 13).
 
-NVML reports PIDs of the host's namespace, so it is asked on the host. A figure that cannot be had is ``None`` with a
-reason, never 0: N/A (WDDM), 0 for a process that holds a context (some drivers inside containers), not supported (MIG, WSL2), not
+NVML reports PIDs of the host, so it is asked on the host. A figure that cannot be had is ``None`` with a reason, never
+0: N/A (WDDM), 0 for a process that holds a context (some drivers inside containers), not supported (MIG, WSL2), not
 permitted, and an empty list although the engine runs are five different answers.
 """
 

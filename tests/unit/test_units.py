@@ -26,7 +26,9 @@ def test_units_are_told_apart(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "0", "0GiB", "-1", "12XB", "GiB", "1 2", "1e9", "nan", "inf", "24i", "²", "\u0661g", "9" * 400 + "g"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "0GiB", "-1", "12XB", "GiB", "1 2", "1e9", "nan", "inf", "24i", "²", "\u0661g", "9" * 400 + "g"]
+)
 def test_nonsense_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="size"):
         parse_size(text)

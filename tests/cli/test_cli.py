@@ -1,0 +1,182 @@
+"""The command line's contract: envelopes, exit codes, and answers to bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.core.fit import fit_record
+from harness.store import Store, to_yaml
+from tests.support.records import load, record
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    def call(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("HARNESS_")}
+        return subprocess.run(
+            [sys.executable, "-m", "harness", *arguments],
+            cwd=tmp_path,
+            env={**clean, "HARNESS_STORE": str(tmp_path / "store"), "PYTHONPATH": str(Path(__file__).parents[2]), **env},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return call
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    shelf = Store(tmp_path / "store")
+    calibration = fit_record(record(load(8192), load(16384), load(32768)))
+    shelf.write(shelf.path_of("llama-server", "made-up"), calibration)
+    shelf.write_record(record(load(8192), load(16384), load(32768)))
+    return shelf
+
+
+def document(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(done.stdout)
+    assert set(answer) == {"version", "command", "status", "exit_code", "data", "errors"}
+    assert answer["version"] == 1
+    assert answer["exit_code"] == done.returncode
+    assert answer["status"] == ("error" if answer["errors"] else "ok")
+    return answer
+
+
+def test_help_names_every_verb(run: Run) -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for verb in ("calibrate", "predict", "show", "list", "parse", "fit", "doctor"):
+        assert f"  {verb} " in done.stdout
+
+
+@pytest.mark.usefixtures("store")
+def test_predict_answers_with_parts_that_sum(run: Run) -> None:
+    answer = document(run("predict", "made-up", "--ctx", "20000", "--json"))
+    data = answer["data"]
+    parts = ("weights_bytes", "fixed_cache_bytes", "context_cache_bytes", "compute_bytes", "overhead_bytes")
+    assert sum(data[part] for part in parts) == data["total_bytes"]
+    assert data["within_range"] is True
+    beyond = document(run("predict", "llama-server/made-up", "--ctx", "200000", "--json"))
+    assert beyond["data"]["within_range"] is False
+    assert beyond["exit_code"] == 0
+
+
+@pytest.mark.usefixtures("store")
+def test_show_list_and_fit_carry_whole_artifacts(run: Run) -> None:
+    shown = document(run("show", "made-up", "--json"))["data"]["calibration"]
+    listed = document(run("list", "--json"))["data"]["calibrations"]
+    fitted = document(run("fit", "20261124T000000Z-llama-server-made-up", "--json"))["data"]["calibration"]
+    assert shown == fitted
+    assert [one["id"] for one in listed] == ["llama-server/made-up"]
+    assert listed[0]["constants"] == shown["constants"]
+
+
+def test_fit_gives_the_same_bytes_as_the_artifact(run: Run, store: Store, tmp_path: Path) -> None:
+    assert run("fit", "20261124T000000Z-llama-server-made-up", "-o", str(tmp_path / "again.yaml")).returncode == 0
+    assert (tmp_path / "again.yaml").read_bytes() == store.path_of("llama-server", "made-up").read_bytes()
+    assert to_yaml(store.find("made-up")[0][1]).encode() == (tmp_path / "again.yaml").read_bytes()
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("show", "nobody"), 66),
+        (("show", "../../etc/passwd"), 66),
+        (("show", "made-up", "--engine", "ollama"), 66),
+        (("show", "made-up", "--variant", "none"), 66),
+        (("predict", "made-up"), 2),
+        (("predict", "made-up", "--ctx", "0"), 2),
+        (("predict", "made-up", "--ctx", "-5"), 2),
+        (("predict", "made-up", "--ctx", "many"), 2),
+        (("fit", "no-such-run"), 66),
+        (("parse", "no-such.log"), 66),
+        (("parse", "."), 77),
+        (("nonsense",), 2),
+        (("calibrate", "qwen2.5", "--engine", "llama-server"), 66),
+        (("calibrate", "nowhere.gguf", "--engine", "llama-server"), 66),
+        (("calibrate", "a\x1b[31mb"), 2),
+        (("calibrate", "x", "--engine", "llama-server", "--ctx", "8192,many"), 2),
+        (("calibrate", "x", "--engine", "llama-server", "--env", "no-sign"), 2),
+        (("calibrate", "x", "--engine", "llama-server", "--gpus", ","), 2),
+    ],
+)
+def test_each_refusal_has_its_status_and_one_document(run: Run, arguments: tuple[str, ...], status: int) -> None:
+    answer = document(run(*arguments, "--json"))
+    assert answer["exit_code"] == status
+    assert answer["errors"][0]["code"]
+    plain = run(*arguments)
+    assert plain.returncode == status
+    assert plain.stderr.startswith("error: ") or "\nerror: " in plain.stderr
+    assert "Traceback" not in plain.stderr
+    assert "\x1b" not in plain.stderr
+
+
+def test_a_model_that_cannot_be_reached_is_told_what_works(run: Run) -> None:
+    done = run("calibrate", "qwen2.5", "--engine", "llama-server")
+    assert done.returncode == 66
+    assert "gemma3:270m" in done.stderr
+
+
+def test_files_that_are_no_models_are_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "text.gguf").write_text("not a model")
+    (tmp_path / "short.gguf").write_bytes(b"GGUF\x03\0\0\0")
+    (tmp_path / "absurd.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"\xff" * 64)
+    for name in ("text.gguf", "short.gguf", "absurd.gguf"):
+        done = run("calibrate", name, "--engine", "llama-server", "--json")
+        assert document(done)["exit_code"] == 65, name
+
+
+def test_an_unknown_key_of_the_configuration_is_an_error(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "harness.toml").write_text('gpu = "all"\n')
+    done = run("list", "--json")
+    assert document(done)["exit_code"] == 78
+    (tmp_path / "harness.toml").write_text("[[[")
+    assert run("list").returncode == 78
+
+
+def test_an_unknown_variable_is_a_warning(run: Run) -> None:
+    done = run("list", HARNESS_MODLE="x")
+    assert done.returncode == 0
+    assert "HARNESS_MODLE" in done.stderr
+
+
+def test_settings_come_from_the_file_and_doctor_says_so(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "harness.toml").write_text('gpus = "none"\n')
+    data = document(run("doctor", "--json"))["data"]
+    assert data["settings"]["gpus"] == {"value": "none", "from": str(tmp_path / "harness.toml")}
+    assert {finding["subject"] for finding in data["findings"]} >= {"machine", "embedded engine", "Docker", "store"}
+
+
+def test_parse_reads_standard_input(run: Run) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", "parse", "-", "--json"],
+        input=(Path(__file__).parents[1] / "golden/llama-server/b10434/host-8192.log").read_text(),
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    (facts,) = document(done)["data"]["loads"]
+    assert facts["devices"]["CPU"]["kind"] == "host"
+    assert facts["context_cells"] == 8192
+
+
+def test_a_damaged_calibration_does_not_hide_the_others(run: Run, store: Store) -> None:
+    store.path_of("llama-server", "bad").write_text("{")
+    done = run("list", "--json")
+    assert [one["id"] for one in document(done)["data"]["calibrations"]] == ["llama-server/made-up"]
+    assert "bad.yaml" in done.stderr

@@ -1,0 +1,196 @@
+"""A real engine, measured end to end: on host memory, on the software GPU, on an rpc device."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from harness.units import GIB
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.requires("embedded")
+KV_PER_TOKEN = 3 * 1024  # gemma3-270m: 3 full-attention layers of 18, one KV head of 256 + 256 values, two bytes each
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path, gemma_gguf: Path) -> Iterator[Start]:
+    """Start ``harness calibrate`` on the real weights, in the background."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: str, model: str = str(gemma_gguf), **env: str) -> subprocess.Popen[str]:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("HARNESS_")}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "harness", "calibrate", model, "--engine", "llama-server", *arguments],
+            cwd=tmp_path,
+            env={**clean, "HARNESS_STORE": str(tmp_path / "store"), "PYTHONPATH": str(Path(__file__).parents[2]), **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
+    out, err = process.communicate(timeout=300)
+    return json.loads(out), err
+
+
+def engines(of: Path) -> list[psutil.Process]:
+    """Engine processes whose command line names this run's folder of models."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.name() == "llama-server" and str(of) in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_host_memory_is_measured_and_fit_gives_the_same_bytes(start: Start, gemma_gguf: Path, tmp_path: Path) -> None:
+    answer, err = finish(start("--gpus", "none", "--ctx", "4096,8192,16384", "--json"))
+    assert answer["exit_code"] == 0, answer
+    calibration = answer["data"]["calibration"]
+    slope = calibration["constants"]["kv_cache_gb_per_10k"] * GIB / 10_000
+    assert slope == pytest.approx(KV_PER_TOKEN, rel=0.001)
+    assert calibration["metadata"]["machine"] == {
+        "target": "host", "sandbox": "process", "meter": "host", "gpus": [],
+    }  # fmt: skip
+    assert calibration["metadata"]["quality"]["max_error"] < 0.01
+    assert calibration["metadata"]["performance"]["decode_tokens_per_s"] > 0
+    assert "4096 tokens" in err
+    artifact, record = Path(answer["data"]["artifact"]), Path(answer["data"]["record"])
+    again = tmp_path / "again.yaml"
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", "fit", str(record.parent), "-o", str(again)],
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == 0
+    assert again.read_bytes() == artifact.read_bytes()
+    assert not engines(gemma_gguf)
+
+
+def test_a_prediction_meets_a_context_never_loaded(start: Start) -> None:
+    first, _ = finish(start("--gpus", "none", "--ctx", "4096,8192,16384", "--no-speed", "--json"))
+    second, _ = finish(start("--gpus", "none", "--ctx", "24576,32768", "--no-speed", "--variant", "far", "--json"))
+    constants = first["data"]["calibration"]["constants"]
+    for load in second["data"]["calibration"]["metadata"]["quality"]["loads"]:
+        units = load["context"] / 10_000
+        predicted = constants["base_vram_gb"] + units * (constants["kv_cache_gb_per_10k"] + constants["compute_gb_per_10k"])
+        assert predicted == pytest.approx(load["total_gb"], rel=0.01)
+
+
+@pytest.mark.requires("vulkan")
+def test_a_gpu_without_a_driver_meter_is_logged_and_says_so(start: Start) -> None:
+    answer, _ = finish(
+        start("--gpus", "Vulkan0", "--ctx", "4096,8192,16384", "--no-speed", "--json", GGML_VK_VISIBLE_DEVICES="0")
+    )
+    assert answer["exit_code"] == 0, answer
+    metadata = answer["data"]["calibration"]["metadata"]
+    assert (metadata["machine"]["target"], metadata["machine"]["meter"]) == ("gpu", "log")
+    assert metadata["breakdown_gb"]["overhead"] is None
+    slope = answer["data"]["calibration"]["constants"]["kv_cache_gb_per_10k"] * GIB / 10_000
+    assert slope == pytest.approx(KV_PER_TOKEN, rel=0.001)
+    assert metadata["quality"]["max_error"] < 0.001
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_whatever_ends_harness_ends_the_engine_and_keeps_the_record(
+    start: Start, gemma_gguf: Path, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    process = start("--gpus", "none", "--ctx", "4096,8192,16384", "--json")
+    runs = tmp_path / "store" / "runs"
+    until(lambda: any(runs.glob("*/record.json")) and bool(engines(gemma_gguf)), "a load recorded, another running")
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == status
+    until(lambda: not engines(gemma_gguf), "the engine's end")
+    record = json.loads(next(runs.glob("*/record.json")).read_text())
+    assert record["status"] == "partial"
+    assert record["loads"]
+    assert not list((tmp_path / "store").glob("*/*.yaml"))
+
+
+def test_two_calibrations_of_one_artifact_do_not_mix(start: Start, gemma_gguf: Path) -> None:
+    first = start("--gpus", "none", "--ctx", "4096,8192,16384", "--json")
+    until(lambda: bool(engines(gemma_gguf)), "the first one's engine")
+    second, _ = finish(start("--gpus", "none", "--ctx", "4096,8192", "--json"))
+    assert second["exit_code"] == 75
+    first.kill()
+    first.communicate(timeout=60)
+    until(lambda: not engines(gemma_gguf), "the engine's end")
+
+
+def test_a_context_that_cannot_fit_is_an_observation_and_the_plan_shrinks(start: Start) -> None:
+    answer, _ = finish(
+        start(
+            *("--gpus", "none", "--ctx", "4096,8192,64000000", "--no-speed", "--json"),
+            *("--env", "LLAMA_ARG_OVERRIDE_KV=gemma3.context_length=int:100000000"),
+        )
+    )
+    assert answer["exit_code"] == 0, answer
+    quality = answer["data"]["calibration"]["metadata"]["quality"]
+    assert [load["context"] for load in quality["loads"]] == [4096, 8192, 6144]
+    assert any("64000000" in note and "could not allocate" in note for note in quality["notes"])
+
+
+def script(tmp_path: Path, body: str, mode: int = 0o755) -> str:
+    path = tmp_path / "engine"
+    path.write_text(f'#!/bin/sh\n[ "$1" = --list-devices ] && exit 0\n{body}\n')
+    path.chmod(mode)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("body", "mode", "status", "says"),
+    [
+        ("echo 'bad \033[31mthing'; exit 3", 0o755, 70, "status 3"),
+        ("kill -ILL $$", 0o755, 70, "illegal instruction"),
+        ("exec sleep 600", 0o755, 75, "did not answer"),
+        ("exit 0", 0o644, 77, "not executable"),
+    ],
+)
+def test_an_engine_that_does_not_work_is_named(
+    start: Start, tmp_path: Path, body: str, mode: int, status: int, says: str
+) -> None:
+    binary = script(tmp_path, body, mode)
+    answer, err = finish(start("--engine-binary", binary, "--gpus", "none", "--timeout", "1", "--json"))
+    assert answer["exit_code"] == status
+    assert says in answer["errors"][0]["message"]
+    assert "\033" not in err
+
+
+def test_a_missing_engine_is_not_found(start: Start) -> None:
+    answer, _ = finish(start("--engine-binary", "/nowhere/llama-server", "--gpus", "none", "--json"))
+    assert answer["exit_code"] == 66
+
+
+def test_a_context_beyond_the_training_is_refused_before_anything_starts(start: Start, tmp_path: Path) -> None:
+    answer, _ = finish(start("--gpus", "none", "--ctx", "65536", "--json"))
+    assert answer["exit_code"] == 2
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_output_that_cannot_be_written_is_found_before_measuring(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file where the folder should be")
+    answer, _ = finish(start("--gpus", "none", "--json"))
+    assert answer["exit_code"] == 73
