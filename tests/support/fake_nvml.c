@@ -1,0 +1,109 @@
+/* A driver library for machines without a GPU: NVML's ABI (nvml.h), answered from a text file.
+ *
+ * The file named by FAKE_NVML_STATE is read again at every call, so a test moves the "GPU" by rewriting it:
+ *
+ *   driver VERSION
+ *   gpu UUID TOTAL USED NAME...         bytes; the n-th line is the GPU with index n
+ *   process GPU LIST PID BYTES|NA       LIST: C compute, G graphics, M MPS
+ *   fail FUNCTION CODE                  that function returns CODE
+ *   growing N                           the first N filled lists turn out too short
+ *
+ * Without the file the driver is not loaded. -DBEFORE_510 leaves out the _v3 lists, as drivers before 510 do.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_FOUND = 6, TOO_SMALL = 7, NOT_LOADED = 9 };
+enum { GPUS = 8, PROCESSES = 64 };
+typedef unsigned long long bytes;
+typedef struct { unsigned pid; bytes used; unsigned gpu_instance, compute_instance; } process_info; /* nvmlProcessInfo_v2_t */
+typedef struct { bytes total, free, used; } memory_info;                                             /* nvmlMemory_t */
+typedef struct { char uuid[96], name[96]; bytes total, used; } gpu;
+typedef struct { int gpu; char list; unsigned pid; bytes used; } process;
+
+static struct { char driver[64]; int gpus, processes, growing; gpu gpu[GPUS]; process process[PROCESSES]; } state;
+static int initialised, grown;
+
+static int enter(const char *function) {
+    const char *path = getenv("FAKE_NVML_STATE");
+    FILE *file = path ? fopen(path, "r") : NULL;
+    char line[512], word[128], size[32];
+    int code, failure = OK;
+    if (!file) return NOT_LOADED;
+    memset(&state, 0, sizeof state);
+    while (fgets(line, sizeof line, file)) {
+        gpu *g = &state.gpu[state.gpus % GPUS];
+        process *p = &state.process[state.processes % PROCESSES];
+        if (sscanf(line, "driver %63s", state.driver) == 1) continue;
+        if (sscanf(line, "growing %d", &state.growing) == 1) continue;
+        if (sscanf(line, "gpu %95s %llu %llu %95[^\n]", g->uuid, &g->total, &g->used, g->name) == 4) state.gpus++;
+        if (sscanf(line, "process %d %c %u %31s", &p->gpu, &p->list, &p->pid, size) == 4) {
+            p->used = strcmp(size, "NA") ? strtoull(size, NULL, 10) : ~0ULL;
+            state.processes++;
+        }
+        if (sscanf(line, "fail %127s %d", word, &code) == 2 && !strcmp(word, function)) failure = code;
+    }
+    fclose(file);
+    if (!state.growing) grown = 0;
+    if (failure) return failure;
+    return initialised || !strncmp(function, "nvmlInit", 8) ? OK : UNINITIALIZED;
+}
+
+#define ENTER() do { int code_ = enter(__func__); if (code_) return code_; } while (0)
+/* A handle is the index plus one, so that no handle is NULL. */
+#define GPU_OF(handle) (&state.gpu[(size_t)(handle) - 1])
+#define TEXT(target, length, text) do { \
+    if (strlen(text) >= (length)) return TOO_SMALL; \
+    strcpy(target, text); return OK; } while (0)
+
+int nvmlInitWithFlags(unsigned flags) { (void)flags; ENTER(); initialised++; return OK; }
+int nvmlShutdown(void) { if (!initialised) return UNINITIALIZED; initialised--; return OK; }
+const char *nvmlErrorString(int code) { return code == 15 ? "GPU is lost" : code == 3 ? "Not Supported" : "NVML error"; }
+int nvmlSystemGetDriverVersion(char *text, unsigned length) { ENTER(); TEXT(text, length, state.driver); }
+int nvmlDeviceGetCount_v2(unsigned *count) { ENTER(); *count = (unsigned)state.gpus; return OK; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) {
+    ENTER();
+    if ((int)index >= state.gpus) return INVALID;
+    *handle = (void *)(size_t)(index + 1);
+    return OK;
+}
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **handle) {
+    ENTER();
+    for (int i = 0; i < state.gpus; i++)
+        if (!strcmp(state.gpu[i].uuid, uuid)) { *handle = (void *)(size_t)(i + 1); return OK; }
+    return NOT_FOUND;
+}
+int nvmlDeviceGetName(void *handle, char *text, unsigned length) { ENTER(); TEXT(text, length, GPU_OF(handle)->name); }
+int nvmlDeviceGetUUID(void *handle, char *text, unsigned length) { ENTER(); TEXT(text, length, GPU_OF(handle)->uuid); }
+int nvmlDeviceGetMemoryInfo(void *handle, memory_info *memory) {
+    ENTER();
+    gpu *g = GPU_OF(handle);
+    *memory = (memory_info){g->total, g->total - g->used, g->used};
+    return OK;
+}
+
+static int list(void *handle, char kind, unsigned *count, process_info *out) {
+    unsigned room = out ? *count : 0, found = 0;
+    for (int i = 0; i < state.processes; i++) {
+        process *p = &state.process[i];
+        if (p->gpu != (int)((size_t)handle - 1) || p->list != kind) continue;
+        if (found < room) out[found] = (process_info){p->pid, p->used, ~0u, ~0u};
+        found++;
+    }
+    *count = found;
+    if (found > room) return TOO_SMALL;
+    if (out && grown < state.growing) { grown++; return TOO_SMALL; }
+    return OK;
+}
+
+#define LIST(FUNCTION, KIND) \
+    int FUNCTION(void *handle, unsigned *count, process_info *out) { ENTER(); return list(handle, KIND, count, out); }
+LIST(nvmlDeviceGetComputeRunningProcesses_v2, 'C')
+LIST(nvmlDeviceGetGraphicsRunningProcesses_v2, 'G')
+LIST(nvmlDeviceGetMPSComputeRunningProcesses_v2, 'M')
+#ifndef BEFORE_510
+LIST(nvmlDeviceGetComputeRunningProcesses_v3, 'C')
+LIST(nvmlDeviceGetGraphicsRunningProcesses_v3, 'G')
+LIST(nvmlDeviceGetMPSComputeRunningProcesses_v3, 'M')
+#endif

@@ -1,0 +1,133 @@
+"""What harness makes of the driver's answers: nvidia-ml-py is the real one, the library below it is ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.errors import NotFoundError, UnavailableError, UntrustedError
+from harness.meters.nvml import NvmlMeter, free_bytes, gpus
+from tests.support.fake_nvml import GIB, OTHER, UUID, FakeDriver, compile_library
+
+pytestmark = pytest.mark.requires("gcc")
+ENGINE = frozenset({4711, 4712})
+COMPUTE = "nvmlDeviceGetComputeRunningProcesses_v3"
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_library(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def driver(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    return FakeDriver(library, tmp_path / "state", monkeypatch)
+
+
+@pytest.fixture
+def meter(driver: FakeDriver) -> Iterator[NvmlMeter]:
+    meter = NvmlMeter([UUID, OTHER])
+    yield meter
+    meter.close()
+
+
+def test_inventory_and_free_memory(driver: FakeDriver) -> None:
+    found = gpus()
+    assert [(gpu.index, gpu.uuid, gpu.name, gpu.memory_bytes, gpu.driver) for gpu in found] == [
+        (0, UUID, "NVIDIA Test A", 24 * GIB, "580.95.05"),
+        (1, OTHER, "NVIDIA Test B", 24 * GIB, "580.95.05"),
+    ]
+    assert free_bytes(UUID) == 23 * GIB
+
+
+def test_unified_memory_has_no_size_and_is_not_zero(driver: FakeDriver) -> None:
+    driver.holds("fail nvmlDeviceGetMemoryInfo 3")
+    assert [gpu.memory_bytes for gpu in gpus()] == [None, None]
+    assert free_bytes(UUID) is None
+
+
+def test_processes_are_added_over_gpus_and_growth_is_seen(driver: FakeDriver, meter: NvmlMeter) -> None:
+    driver.holds("process 0 C 4711 100", "process 1 C 4711 30", "process 1 C 4712 7")
+    assert (meter.read(ENGINE).total_bytes, meter.read(ENGINE).devices) == (137, {UUID: 100, OTHER: 37})
+    driver.holds("process 0 C 4711 200", "process 1 C 4711 30", "process 1 C 4712 7")
+    assert meter.read(ENGINE).total_bytes == 237
+
+
+@pytest.mark.parametrize("other", ["G", "M"])
+def test_a_process_in_two_lists_counts_once(driver: FakeDriver, meter: NvmlMeter, other: str) -> None:
+    driver.holds("process 0 C 4711 100", f"process 0 {other} 4711 100")
+    assert meter.read(ENGINE).total_bytes == 100
+
+
+def test_another_user_of_the_gpu_is_named_and_not_counted(driver: FakeDriver, meter: NvmlMeter) -> None:
+    driver.holds("process 0 C 4711 100")
+    assert meter.read(ENGINE).strangers == {}
+    driver.holds("process 0 C 4711 100", "process 0 G 99 5", "process 0 C 100 NA")
+    reading = meter.read(ENGINE)
+    assert (reading.total_bytes, reading.strangers) == (100, {99: 5, 100: None})
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        ("process 0 C 4711 NA", "N/A"),
+        ("process 0 C 4711 0", "0 bytes"),
+        ("process 0 C 99 5", "none of the engine's processes"),
+        (f"fail {COMPUTE} 3", "does not support"),
+        (f"fail {COMPUTE} 4", "does not permit"),
+        (f"fail {COMPUTE} 7", "kept growing"),
+    ],
+)
+def test_what_cannot_be_read_is_unknown_with_its_own_reason(
+    driver: FakeDriver, meter: NvmlMeter, state: str, reason: str
+) -> None:
+    driver.holds(state)
+    reading = meter.read(ENGINE)
+    assert reading.total_bytes is None
+    assert reason in (reading.reason or "")
+
+
+def test_one_process_without_a_figure_leaves_no_partial_sum(driver: FakeDriver, meter: NvmlMeter) -> None:
+    driver.holds("process 0 C 4711 100", "process 1 C 4712 NA")
+    assert meter.read(ENGINE).total_bytes is None
+
+
+@pytest.mark.parametrize("code", [15, 16])
+def test_a_lost_gpu_voids_the_run(driver: FakeDriver, meter: NvmlMeter, code: int) -> None:
+    driver.holds("process 0 C 4711 100", f"fail {COMPUTE} {code}")
+    with pytest.raises(UntrustedError, match="lost"):
+        meter.read(ENGINE)
+
+
+def test_a_list_that_grows_while_it_is_read_is_read_again(driver: FakeDriver, meter: NvmlMeter) -> None:
+    driver.holds("process 0 C 4711 100", "growing 1")
+    assert meter.read(ENGINE).total_bytes == 100
+
+
+def test_a_driver_that_goes_away_mid_run_is_no_reading(driver: FakeDriver, meter: NvmlMeter) -> None:
+    driver.unload()
+    reading = meter.read(ENGINE)
+    assert reading.total_bytes is None
+    assert "does not answer" in (reading.reason or "")
+
+
+def test_no_driver_and_no_such_gpu_are_told_apart(driver: FakeDriver) -> None:
+    with pytest.raises(NotFoundError):
+        NvmlMeter(["GPU-unknown"])
+    with pytest.raises(NotFoundError):
+        free_bytes("GPU-unknown")
+    driver.unload()
+    with pytest.raises(UnavailableError):
+        gpus()
+
+
+def test_a_driver_before_510_is_asked_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeDriver(compile_library(tmp_path, "-DBEFORE_510"), tmp_path / "state", monkeypatch)
+    driver.holds("process 0 C 4711 100", "process 0 G 4711 100")
+    meter = NvmlMeter([UUID])
+    try:
+        assert meter.read(ENGINE).total_bytes == 100
+    finally:
+        meter.close()
