@@ -155,7 +155,7 @@ def test_a_context_that_cannot_fit_is_an_observation_and_the_plan_shrinks(start:
 
 def script(tmp_path: Path, body: str, mode: int = 0o755) -> str:
     path = tmp_path / "engine"
-    path.write_text(f'#!/bin/sh\n[ "$1" = --list-devices ] && exit 0\n{body}\n')
+    path.write_text(f'#!/bin/sh\ncase "$1" in --list-devices | --version) exit 0 ;; esac\n{body}\n')
     path.chmod(mode)
     return str(path)
 
