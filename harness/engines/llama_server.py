@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: ``--fit-target`` when nobody sets it (common/common.h, ``fit_params_target``).
 FIT_TARGET: Final = 1024 * MIB
+#: Named like llama.cpp's own variables; ``--override-kv`` has none there, so it is passed on as the flag.
+OVERRIDE_KV: Final = "LLAMA_ARG_OVERRIDE_KV"
 _DEVICE: Final = re.compile(r"^\s+(?P<name>[A-Za-z]+\d+): (?P<title>.*) \((?P<total>\d+) MiB, (?P<free>\d+) MiB free\)")
 #: A host engine that is repeatable: reserved buffers are touched by malloc itself, nothing is repacked, mapped or cached.
 _HOST_FLAGS: Final = ("-dev", "none", "-ngl", "0", "--no-repack", "--load-mode", "none", "-fit", "off")
@@ -163,6 +165,8 @@ class LlamaServer:
         argv += ["-b", str(max(batch, 2048)), "-ub", str(batch), "-fa", options.flash_attention]
         if options.kv_cache_type is not None:
             argv += ["-ctk", options.kv_cache_type, "-ctv", options.kv_cache_type]
+        if (override := env.pop(OVERRIDE_KV, None)) is not None:
+            argv += ["--override-kv", override]
         on_host = options.target == "host" or request.purpose == "host-speed"
         if request.purpose == "point":
             argv += _QUIET_FLAGS

@@ -1,0 +1,161 @@
+"""Death at each stage of a load, and devices that are not GPUs: a real engine, a model of a few megabytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from harness.units import GIB
+from tests.support.models import KV_PER_TOKEN, write_tiny_llama
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.requires("embedded")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return write_tiny_llama(tmp_path / "tiny.gguf")
+
+
+def engines_of(model: Path) -> list[psutil.Process]:
+    """Engines that were started with ``model``."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            arguments = process.cmdline()
+        except psutil.Error:
+            continue
+        if str(model) in arguments and "--model" in arguments:
+            found.append(process)
+    return found
+
+
+@pytest.fixture
+def calibrating(tiny: Path, tmp_path: Path) -> Iterator[Any]:
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(stop_at: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.calibrating", str(tiny), str(tmp_path / "store"), stop_at],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"{stop_at}\n", process.communicate(timeout=60)
+        return process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=60)
+
+
+def record_of(tmp_path: Path) -> dict[str, Any]:
+    (path,) = (tmp_path / "store" / "runs").glob("*/record.json")
+    return dict(json.loads(path.read_text()))
+
+
+@pytest.mark.parametrize(("stage", "loads"), [("start", 1), ("started", 1), ("loaded", 1), ("recorded", 2)])
+def test_killed_at_a_stage_it_leaves_no_engine_and_every_finished_load(
+    calibrating: Any, tiny: Path, tmp_path: Path, stage: str, loads: int
+) -> None:
+    process = calibrating(stage)
+    process.kill()
+    process.wait(60)
+    until(lambda: not engines_of(tiny), f"the engine's end, harness killed at {stage!r}")
+    record = record_of(tmp_path)
+    assert (record["status"], len(record["loads"])) == ("partial", loads)
+
+
+def test_an_engine_that_dies_while_measured_is_named_and_what_was_measured_stays(
+    calibrating: Any, tiny: Path, tmp_path: Path
+) -> None:
+    process = calibrating("loaded")
+    (engine,) = engines_of(tiny)
+    engine.kill()
+    engine.wait(60)
+    _, error = process.communicate("\n", timeout=60)
+    assert process.returncode != 0
+    assert "EngineError: the engine ended with status 137 (killed)" in error
+    record = record_of(tmp_path)
+    assert (record["status"], len(record["loads"])) == ("partial", 1)
+
+
+def calibrate(tmp_path: Path, model: Path, *arguments: str, **env: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", "calibrate", str(model), "--engine", "llama-server", "--json", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "HARNESS_STORE": str(tmp_path / "store"), "PYTHONPATH": str(ROOT), **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return dict(json.loads(done.stdout)["data"]["calibration"])
+
+
+@pytest.fixture
+def rpc_address(engine_bin: Path, tmp_path: Path) -> Iterator[str]:
+    """A ``ggml-rpc-server`` that lends this machine's CPU as the device RPC0."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (tmp_path / "rpc.log").open("wb") as log:
+        server = subprocess.Popen(
+            [engine_bin.parent / "ggml-rpc-server", "-d", "CPU", "-p", str(port)],
+            env={**os.environ, "LD_LIBRARY_PATH": str(engine_bin.parent), "GGML_VK_VISIBLE_DEVICES": ""},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        until(lambda: listens(server), "the rpc server")
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait(60)
+
+
+def listens(server: subprocess.Popen[bytes]) -> bool:
+    assert server.poll() is None, "the rpc server ended"
+    return any(link.status == psutil.CONN_LISTEN for link in psutil.Process(server.pid).net_connections())
+
+
+def test_a_remote_device_is_a_gpu_and_its_log_predicts_a_context_never_loaded(
+    tmp_path: Path, tiny: Path, rpc_address: str
+) -> None:
+    options = ("--env", f"LLAMA_ARG_RPC={rpc_address}", "--gpus", "RPC0", "--no-speed")
+    near = calibrate(tmp_path, tiny, *options, "--ctx", "4096,8192,16384", GGML_VK_VISIBLE_DEVICES="")
+    assert (near["metadata"]["machine"]["target"], near["metadata"]["machine"]["meter"]) == ("gpu", "log")
+    constants = near["constants"]
+    assert constants["kv_cache_gb_per_10k"] * GIB / 10_000 == pytest.approx(KV_PER_TOKEN, rel=0.001)
+    far = calibrate(tmp_path, tiny, *options, "--ctx", "24576,32768,49152", "--variant", "far", GGML_VK_VISIBLE_DEVICES="")
+    for load in far["metadata"]["quality"]["loads"]:
+        slopes = constants["kv_cache_gb_per_10k"] + constants["compute_gb_per_10k"]
+        predicted = constants["base_vram_gb"] + load["context"] / 10_000 * slopes
+        assert predicted == pytest.approx(load["total_gb"], rel=0.001)
+
+
+def test_an_overridden_context_length_reaches_the_engine(tmp_path: Path) -> None:
+    model = write_tiny_llama(tmp_path / "short.gguf", train_context=2048)
+    override = "LLAMA_ARG_OVERRIDE_KV=llama.context_length=int:16384"
+    options = ("--gpus", "none", "--no-speed", "--ctx", "4096,8192,16384", "--env", override)
+    calibration = calibrate(tmp_path, model, *options)
+    assert [load["context"] for load in calibration["metadata"]["quality"]["loads"]] == [4096, 8192, 16384]
+    log = next((tmp_path / "store" / "runs").glob("*/engine-2.log")).read_text()
+    assert "n_ctx_train           = 16384" in log

@@ -1,0 +1,30 @@
+"""A process that calibrates and stops at a stage, to be killed there: ``python -m tests.support.calibrating …``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from harness.store import Store
+from harness.workflows.observer import Silent
+from harness.workflows.session import Wishes, prepare
+
+
+def main(model: str, store: str, stop_at: str) -> None:
+    """Calibrate ``model`` on host memory; say each stage on stdout, and stay at the second ``stop_at`` until told."""
+    seen = 0
+
+    def hook(stage: str) -> None:
+        nonlocal seen
+        seen += stage == stop_at
+        if seen == 2:
+            sys.stdout.write(f"{stage}\n")
+            sys.stdout.flush()
+            sys.stdin.readline()
+
+    wishes = Wishes(model=model, engine="llama-server", gpus="none", contexts=(1024, 2048, 4096), speed=False, timeout=60)
+    prepare(wishes, Store(Path(store)), Path.cwd()).calibrate(Silent(), hook)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
