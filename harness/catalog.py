@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -86,12 +87,27 @@ def gguf_path(name: str, entry: Entry) -> Path:
     return _assembled(package, entry.gguf.sha256)
 
 
-def _assembled(package: object, sha256: str | None) -> Path:
-    """Join the package's chunks once, in the user's cache folder; concurrent callers each write their own copy."""
+def cache_folder() -> Path:
+    """Where models are put together: ``HARNESS_CACHE``, else the user's cache folder.
+
+    A service or a container may have no home, or one that cannot be written: then it is a folder of this Python environment.
+    """
+    if chosen := os.environ.get("HARNESS_CACHE"):
+        return Path(chosen)
     import platformdirs
 
+    user = Path(platformdirs.user_cache_dir("harness", appauthor=False))
+    existing = next(folder for folder in (user, *user.parents) if folder.exists())
+    # Without a home the path begins with a "~" that means nothing.
+    if user.is_absolute() and existing.is_dir() and os.access(existing, os.W_OK):
+        return user
+    return Path(sys.prefix) / "share" / "harness"
+
+
+def _assembled(package: object, sha256: str | None) -> Path:
+    """Join the package's chunks once, in the cache folder; concurrent callers each write their own copy."""
     chunks: list[Path] = package.chunk_paths()  # type: ignore[attr-defined]
-    folder = Path(os.environ.get("HARNESS_CACHE") or platformdirs.user_cache_dir("harness", appauthor=False))
+    folder = cache_folder()
     size = sum(chunk.stat().st_size for chunk in chunks)
     target = folder / str(package.MODEL_NAME)  # type: ignore[attr-defined]
     if target.is_file() and target.stat().st_size == size:

@@ -249,13 +249,8 @@ def test_where_no_engine_is_published_the_rest_is_set_up(machine: Machine, progr
     assert machine.seen("requirements") == _BEFORE + _AFTER
 
 
-@pytest.mark.parametrize("home", [None, "", "/nonexistent", "read-only"], ids=["unset", "empty", "missing", "read-only"])
-def test_no_home_that_can_be_written_is_no_obstacle(machine: Machine, tmp_path: Path, home: str | None) -> None:
-    if home == "read-only":
-        (tmp_path / home).mkdir(mode=0o555)
-        home = str(tmp_path / home)
-        if os.access(home, os.W_OK):
-            pytest.skip("needs a user other than root, who may write anywhere")
+@pytest.mark.parametrize("home", [None, "", "/nonexistent"], ids=["unset", "empty", "missing"])
+def test_no_home_is_no_obstacle(machine: Machine, home: str | None) -> None:
     run = machine.setup(HOME=home)
 
     assert run.returncode == 0
