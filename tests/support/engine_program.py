@@ -71,10 +71,11 @@ def announce(text: str) -> None:
 
 
 def burst(count: str) -> None:
-    """Many lines as fast as they go, on both streams, then the end."""
+    """Many lines as fast as they go, on both streams, then how long it took, in seconds."""
+    begin = time.monotonic()
     for number in range(int(count)):
         (sys.stdout if number % 2 else sys.stderr).write(f"line {number} of a burst, with some words to make it long\n")
-    sys.stdout.flush()
+    say(f"took {time.monotonic() - begin:.3f}")
 
 
 def flood(megabytes: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from harness.sandboxes.locks import hold
 from tests.support.places import Place, make_place, reapers_of
 from tests.support.waiting import until
 
@@ -96,7 +97,7 @@ def reach(stage: str, stop_at: str, **said: object) -> None:
 
 def main(place_name: str, folder: str, mark: str, stop_at: str) -> None:
     place = make_place(place_name, Path(folder), mark or None, hook=lambda step: reach(step, stop_at))
-    with place.opened():
+    with hold([place.mark], Path(folder, "locks")), place.opened():
         reach("opened", stop_at)
         log = Path(folder, "victim.log")
         log.unlink(missing_ok=True)
