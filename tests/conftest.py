@@ -25,6 +25,8 @@ from filelock import FileLock
 
 _CACHE = Path(sys.prefix) / "share" / "harness-tests"
 _PROBE_TIMEOUT_S = 30.0
+# Whether a test may start a Docker daemon of its own: only a machine that exists for tests says so.
+_MAY_START_DOCKERD = os.environ.get("HARNESS_CI_DOCKERD") == "1"
 _REQUIRED = pytest.StashKey[frozenset[str]]()
 
 
@@ -44,6 +46,14 @@ def _docker() -> str | None:
     except HarnessError as error:
         return error.message
     return None
+
+
+def _ci_dockerd() -> str | None:
+    if not _MAY_START_DOCKERD:
+        return "tests start a second Docker daemon only where HARNESS_CI_DOCKERD=1 allows it"
+    if os.geteuid() != 0:
+        return "only root can start a second Docker daemon"
+    return _program("dockerd")() or _program("unshare")()
 
 
 def _vulkan() -> str | None:
@@ -84,6 +94,7 @@ def _package(name: str) -> Callable[[], str | None]:
 _PROBES: dict[str, Callable[[], str | None]] = {
     "embedded": _embedded,
     "docker": _docker,
+    "ci-dockerd": _ci_dockerd,
     "vulkan": _vulkan,
     "gcc": _program("gcc"),
     "chromium": _program("chromium", "chromium-browser", "google-chrome"),
