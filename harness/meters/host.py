@@ -66,7 +66,7 @@ def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cg
 
 
 def cgroup_room(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What is left below the memory limit of our own cgroup (v2 or v1); ``None`` without a limit."""
+    """What is left below the tightest memory limit of our own cgroup and those above it (v2 or v1); ``None`` without one."""
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:
@@ -75,12 +75,17 @@ def cgroup_room(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup"
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            rooms.append(_room(cgroup / path.lstrip("/"), "memory.max", "memory.current"))
+            rooms += _rooms(cgroup, path, "memory.max", "memory.current")
         elif "memory" in controllers.split(","):
-            folder = cgroup / "memory" / path.lstrip("/")
-            rooms.append(_room(folder, "memory.limit_in_bytes", "memory.usage_in_bytes"))
+            rooms += _rooms(cgroup / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes")
     known = [room for room in rooms if room is not None]
     return min(known) if known else None
+
+
+def _rooms(root: Path, path: str, limit: str, used: str) -> list[int | None]:
+    # Inside a container the path may be the host's, while what is mounted at the root is our own cgroup.
+    folder = root / path.lstrip("/")
+    return [_room(one, limit, used) for one in (folder, *folder.parents) if one.is_relative_to(root)]
 
 
 def _room(folder: Path, limit: str, used: str) -> int | None:
