@@ -147,3 +147,36 @@ def test_beyond_the_range_a_prediction_is_marked() -> None:
     calibration = fit_record(record(load(8192), load(16384), load(32768), train=40960))
     assert predict(calibration, 40960).within_range
     assert not predict(calibration, 40961).within_range
+
+
+def test_slots_multiply_the_caches_and_nothing_else() -> None:
+    calibration = fit_record(record(load(8192), load(16384), load(32768)))
+    one, four = predict(calibration, 16384), predict(calibration, 16384, 4)
+    assert four.context_cache_bytes == pytest.approx(4 * one.context_cache_bytes, abs=4)
+    assert four.fixed_cache_bytes == pytest.approx(4 * one.fixed_cache_bytes, abs=4)
+    assert four.weights_bytes == one.weights_bytes
+    assert four.compute_bytes == one.compute_bytes
+    assert four.overhead_bytes == one.overhead_bytes
+
+
+def test_loads_of_several_slots_give_the_constants_of_one() -> None:
+    one = fit_record(record(load(8192), load(16384), load(32768))).constants
+    four = fit_record(record(*(load(context, parallel=4) for context in (8192, 16384, 32768)))).constants
+    assert four.kv_cache_gb_per_10k == pytest.approx(one.kv_cache_gb_per_10k, abs=1e-6)
+    assert four.base_vram_gb == pytest.approx(one.base_vram_gb, abs=4e-6)
+
+
+def test_different_types_of_keys_and_values_reach_the_settings() -> None:
+    loads = (load(context, kv_cache_type="q8_0/f16") for context in (8192, 16384, 32768))
+    assert fit_record(record(*loads)).metadata.settings.kv_cache_type == "q8_0/f16"
+
+
+def test_a_reading_that_failed_is_not_zero() -> None:
+    blind = [msgspec.structs.replace(load(context), idle=None, busy=None) for context in (8192, 16384)]
+    with pytest.raises(UntrustedError, match="nothing to fit"):
+        fit_record(record(*blind))
+
+
+def test_only_spilled_loads_are_nothing_to_fit() -> None:
+    with pytest.raises(UntrustedError, match="nothing to fit"):
+        fit_record(record(*(load(context, layers_offloaded=3) for context in (8192, 16384, 32768))))

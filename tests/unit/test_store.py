@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -155,3 +156,73 @@ def test_a_record_comes_back_and_a_newer_one_is_refused(store: Store) -> None:
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2', 1))
     with pytest.raises(ConfigError):
         read_record(path)
+
+
+@pytest.mark.parametrize(
+    "model", ["a/b:c", "..", "../../etc/passwd", 'it\'s "q"', "größe-模型", "a\nb", "-rf", "%41", "a@b", "x" * 120]
+)
+def test_any_name_is_one_file_of_its_engine_and_is_found_again(store: Store, calibration: Calibration, model: str) -> None:
+    path = store.path_of("llama-server", model)
+    assert path.resolve().parent == (store.root / "llama-server").resolve()
+    mine = msgspec.structs.replace(calibration, id=f"llama-server/{artifact_name(model)}")
+    store.write(path, mine)
+    assert store.find(model) == [(path, mine)]
+
+
+def test_an_artifact_cut_short_is_never_taken_for_a_whole_one(store: Store, calibration: Calibration) -> None:
+    path = store.path_of("llama-server", "made-up")
+    store.write(path, calibration)
+    text = path.read_bytes()
+    for length in range(0, len(text) - 60, 97):
+        path.write_bytes(text[:length])
+        with pytest.raises(BadInputError):
+            store.read(path)
+
+
+def test_a_newer_schema_is_named_even_where_nothing_else_is_understood(store: Store) -> None:
+    path = store.path_of("ollama", "x")
+    path.parent.mkdir(parents=True)
+    path.write_text("metadata: {schema_version: 2, entirely: new}")
+    with pytest.raises(ConfigError, match="newer"):
+        store.read(path)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    store: Store, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store.path_of("llama-server", "made-up")
+    store.write(path, calibration)
+    before = path.read_bytes()
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CannotWriteError, match="No space left"):
+        store.write(path, msgspec.structs.replace(calibration, id="llama-server/changed"))
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == ["made-up.yaml"]
+
+
+def test_variants_lie_beside_the_default_and_are_plain_words(store: Store, calibration: Calibration) -> None:
+    plain, variant = store.path_of("llama-server", "made-up"), store.path_of("llama-server", "made-up", "q8")
+    for path in (plain, variant):
+        store.write(path, calibration)
+    assert variant.name == "made-up@q8.yaml"
+    assert [path for path, _ in store.find("made-up")] == [plain, variant]
+    for word in ("", "a/b", "../x", "a b", "ü"):
+        with pytest.raises(UsageError):
+            store.path_of("llama-server", "made-up", word)
+
+
+def test_the_path_of_a_gguf_finds_the_calibration_of_its_stem(store: Store, calibration: Calibration) -> None:
+    store.write(store.path_of("llama-server", "made-up"), calibration)
+    assert [found.id for _, found in store.find("/somewhere/made-up.gguf")] == ["llama-server/made-up"]
+
+
+@pytest.mark.parametrize("value", [1e-6, 1e-5, 0.1, 12.0, 1234567.25])
+def test_numbers_stay_numbers_of_six_decimals(calibration: Calibration, value: float) -> None:
+    constants = msgspec.structs.replace(calibration.constants, base_vram_gb=value)
+    back = yaml.safe_load(to_yaml(msgspec.structs.replace(calibration, constants=constants)))["constants"]["base_vram_gb"]
+    assert isinstance(back, float)
+    assert back == value
