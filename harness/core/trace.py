@@ -14,7 +14,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
     ``total_bytes`` is ``None`` where the meter could not read, and ``reason`` then says why. ``devices`` holds bytes by
     device (UUID) where the meter can tell; ``strangers`` names other users of the same devices, PID to bytes or ``None``.
-    ``estimated`` marks a device-wide difference in place of a per-process figure.
+    ``basis`` tells a per-process figure from a device-wide difference and from a log.
     """
 
     total_bytes: int | None
@@ -39,7 +39,10 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
 
 
 class MemoryTrace(msgspec.Struct, frozen=True, kw_only=True):
-    """Samples of one meter over one load, thinned for storage; ``peak_bytes`` is over every reading taken."""
+    """Samples of one meter over one load, thinned for storage; ``peak_bytes`` is over every reading taken.
+
+    ``strangers`` are other users of the same devices at any time of the trace: PID to its largest bytes, ``None`` unknown.
+    """
 
     meter: MeterName
     samples: tuple[Sample, ...] = ()
@@ -47,6 +50,7 @@ class MemoryTrace(msgspec.Struct, frozen=True, kw_only=True):
     peak_bytes: int | None = None
     readings: int = 0
     failures: dict[str, int] = {}
+    strangers: dict[int, int | None] = {}
 
 
 class Plateau(msgspec.Struct, frozen=True, kw_only=True):

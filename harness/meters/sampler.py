@@ -38,6 +38,8 @@ class Sampler:
         self._readings: list[tuple[float, Reading]] = []
         self._marks: list[Mark] = []
         self._failures: dict[str, int] = {}
+        self._strangers: dict[int, int | None] = {}
+        self._ours: set[int] = set()
         self._peak: int | None = None
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -70,8 +72,10 @@ class Sampler:
 
     def read_once(self) -> Reading:
         """Take one reading now (the thread does nothing else)."""
-        reading = self._meter.read(self._pids())
+        pids = self._pids()
+        reading = self._meter.read(pids)
         with self._condition:
+            self._note_strangers(pids, reading)
             self._readings.append((self._clock() - self._epoch, reading))
             if reading.total_bytes is None:
                 reason = reading.reason or "no reading"
@@ -82,6 +86,12 @@ class Sampler:
         if self._on_reading is not None:
             self._on_reading(reading.total_bytes, self._peak)
         return reading
+
+    def _note_strangers(self, pids: frozenset[int], reading: Reading) -> None:
+        self._ours |= pids
+        for pid, size in reading.strangers.items():
+            known = self._strangers.get(pid)
+            self._strangers[pid] = known if size is None else max(size, known or 0)
 
     def settle(
         self,
@@ -138,6 +148,8 @@ class Sampler:
                 peak_bytes=self._peak,
                 readings=len(samples),
                 failures=dict(self._failures),
+                # A child of the engine can hold memory a moment before its PID is known to be the engine's.
+                strangers={pid: size for pid, size in self._strangers.items() if pid not in self._ours},
             )
 
     def _raise_error(self) -> None:

@@ -62,6 +62,16 @@ def test_the_peak_is_over_every_reading_and_failures_are_counted() -> None:
     assert (trace.peak_bytes, trace.readings, trace.failures) == (50, 5, {"N/A": 2})
 
 
+def test_a_stranger_mid_run_is_kept_at_its_largest_and_a_late_child_is_none() -> None:
+    late_child = Reading(total_bytes=1, strangers={2: 5})
+    stranger = Reading(total_bytes=1, strangers={99: 70, 100: None})
+    pids = iter([frozenset({1}), frozenset({1, 2}), frozenset({1, 2})])
+    subject = Sampler(Script(late_child, stranger, Reading(total_bytes=1, strangers={99: 30})), lambda: next(pids))
+    for _ in range(3):
+        subject.read_once()
+    assert subject.stop().strangers == {99: 70, 100: None}
+
+
 def test_a_settled_engine_gives_its_plateau() -> None:
     subject = sampler(*known(3 * MIB, 6 * MIB, 8 * MIB))
     subject.start()
