@@ -32,12 +32,11 @@ EXPECTED_SLOPE_KIB: Final = 3.0
 REPEATS: Final = 7
 
 
-def show(command: list[str], figures: str) -> None:
+def show(command: list[str], *figures: str) -> None:
     """Print figures below the command that gave them."""
-    print(
-        f"$ {shlex.join(['harness' if part == sys.executable else part for part in command if part not in ('-m', 'harness')])}"
-    )
-    print(f"  {figures}\n", flush=True)
+    words = ["harness", *command[3:]] if command[1:3] == ["-m", "harness"] else ["python", *command[1:]]
+    print(f"$ {shlex.join(words)}")
+    print(*(f"  {figure}" for figure in figures), "", sep="\n", flush=True)
 
 
 def calibrate(store: Path, contexts: str, *more: str) -> tuple[list[str], dict[str, Any], dict[str, Any], int]:
@@ -79,8 +78,9 @@ def own_seconds(record: dict[str, Any]) -> tuple[float, float]:
 
 def predict(store: Path, context: int) -> tuple[list[str], float]:
     """Command, and the predicted GiB."""
-    command = [sys.executable, "-m", "harness", "predict", MODEL, "--ctx", str(context), "--store", str(store), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "harness", "predict", MODEL, "--ctx", str(context), "--json"]
+    environment = {**os.environ, "HARNESS_STORE": str(store)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return command, float(json.loads(done.stdout)["data"]["total_bytes"]) / GIB
 
 
@@ -104,10 +104,13 @@ def main() -> None:
         command, near, record, memory = calibrate(store, NEAR)
         slope = near["constants"]["kv_cache_gb_per_10k"] * GIB / 10_000 / 1024
         error = 100 * (slope / EXPECTED_SLOPE_KIB - 1)
-        show(command, f"KV slope {slope:.4f} KiB/token ({error:+.3f} % of {EXPECTED_SLOPE_KIB:.3f})")
         within, outside = own_seconds(record)
-        show(command, f"harness's own time {within:.2f} s a load, {outside:.2f} s around them (from the record)")
-        show(command, f"harness's own peak memory {memory / 1e6:.0f} MB")
+        show(
+            command,
+            f"KV slope {slope:.4f} KiB/token ({error:+.3f} % of {EXPECTED_SLOPE_KIB:.3f})",
+            f"harness's own time {within:.2f} s a load, {outside:.2f} s around them (from the record)",
+            f"harness's own peak memory {memory / 1e6:.0f} MB (VmHWM)",
+        )
         command, far, _, _ = calibrate(store, options.ctx, "--variant", "far")
         show(command, "measured, to compare with the predictions below")
         for load in far["metadata"]["quality"]["loads"]:
@@ -117,7 +120,7 @@ def main() -> None:
             show(asked, f"predicted {predicted:.4f} GiB, measured {measured:.4f} GiB: {error:+.2f} %")
         floor_command = [sys.executable, "-c", "import click, yaml"]
         floor = best_seconds(floor_command, store)
-        print(f"$ python -c 'import click, yaml'\n  {1000 * floor:.0f} ms\n")
+        show(floor_command, f"{1000 * floor:.0f} ms")
         for words in (["show", MODEL], ["predict", MODEL, "--ctx", "8192"]):
             command = [sys.executable, "-m", "harness", *words]
             seconds = best_seconds(command, store)
