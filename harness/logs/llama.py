@@ -16,7 +16,8 @@ from harness.units import MIB
 
 _NUMBER: Final = r"(\d{1,12}(?:\.\d{1,6})?)"
 _BUFFER: Final = re.compile(
-    r"(?P<where>[\w~]+):\s+(?P<device>\S{1,80})\s+(?P<what>model |KV |RS |compute |output |LoRA |)buffer size\s*=\s*"
+    r"(?<![\w~])(?P<where>[\w~]{1,80}):\s+(?P<device>\S{1,80})\s+"
+    r"(?P<what>model |KV |RS |compute |output |LoRA |)buffer size\s*=\s*"
     r"(?P<size>\d{1,12}(?:\.\d{1,6})?) Mi?B"
 )
 _SIZE: Final = re.compile(
@@ -27,7 +28,7 @@ _SIZE: Final = re.compile(
 _TYPES: Final = re.compile(r"K \((\w{1,16})\):.{1,40}V \((\w{1,16})\):")
 _CREATING: Final = re.compile(r"creating\s+(?P<kind>non-SWA|SWA) KV cache, size = (?P<cells>\d{1,12}) cells")
 _VALUE: Final = re.compile(
-    r"(?:llama_\w+|llm_\w+|print_info|init|srv\s+\w+):\s+(?P<key>n_ctx|n_seq_max|n_ubatch|flash_attn|n_ctx_train)\s*=\s*(?P<value>\w+)"
+    r"(?:\bllama_\w{1,60}|\bllm_\w{1,60}|print_info|init|\bsrv\s{1,8}\w{1,60}):\s+(?P<key>n_ctx|n_seq_max|n_ubatch|flash_attn|n_ctx_train)\s*=\s*(?P<value>\w+)"
 )
 _OFFLOADED: Final = re.compile(r"offloaded (\d{1,6})/(\d{1,6}) layers to GPU")
 _FLASH: Final = re.compile(r"Flash Attention (?:was auto, set to )?(enabled|disabled)")
@@ -42,12 +43,12 @@ _ARGUMENT: Final = {
 _STARTED: Final = re.compile(r"(?:llama-server|llama runner|runner) started in ([\d.]{1,12}) seconds")
 _READY: Final = ("model loaded", "server is listening", "HTTP server is listening")
 _ROW: Final = re.compile(
-    r"\|\s+- (?P<device>\S+)[^|]*\|\s*(?:(?P<total>-?\d+) =\s*(?P<free>-?\d+) \+ \(\s*)?"
-    r"(?P<self>\d+) =\s*(?P<model>\d+) \+\s*(?P<context>\d+) \+\s*(?P<compute>\d+)"
+    r"\|\s{1,8}- (?P<device>\S{1,80})[^|]{0,200}\|\s*(?:(?P<total>-?\d{1,12}) =\s*(?P<free>-?\d{1,12}) \+ \(\s*)?"
+    r"(?P<self>\d{1,12}) =\s*(?P<model>\d{1,12}) \+\s*(?P<context>\d{1,12}) \+\s*(?P<compute>\d{1,12})"
 )
-_PROJECTED: Final = re.compile(r"projected to use (\d+) MiB of (?:device|host) memory vs\. (\d+) MiB")
-_TARGET: Final = re.compile(r"(?:will leave -?\d+ >= |free memory target of )(\d+) MiB")
-_LAYERS: Final = re.compile(r"- (?P<device>\S+)[^:]*:\s*\d+ layers(?: \(\s*(?P<over>\d+) overflowing\))?,")
+_PROJECTED: Final = re.compile(r"projected to use (\d{1,12}) MiB of (?:device|host) memory vs\. (\d{1,12}) MiB")
+_TARGET: Final = re.compile(r"(?:will leave -?\d{1,12} >= |free memory target of )(\d{1,12}) MiB")
+_LAYERS: Final = re.compile(r"- (?P<device>\S{1,80})[^:]{0,200}:\s*\d{1,6} layers(?: \(\s*(?P<over>\d{1,6}) overflowing\))?,")
 _PROJECTOR: Final = re.compile(r"load_hparams: model size:\s+" + _NUMBER + " MiB")
 _CLIP: Final = re.compile(r"CLIP using (\S+) backend")
 _FAILURES: Final = (
@@ -292,7 +293,7 @@ class LlamaReader:
         load = self._open()
         if key == "flash_attn":
             load.flash = {"0": "disabled", "disabled": "disabled", "1": "enabled", "enabled": "enabled"}.get(value)  # type: ignore[assignment]
-        elif not value.isdigit():
+        elif not (value.isdecimal() and len(value) <= 12):
             return
         elif key == "n_ctx_train":
             load.train_context = load.train_context or int(value)

@@ -18,7 +18,7 @@ _OFFLOADED: Final = re.compile(r"offloaded (\d{1,6})/(\d{1,6}) layers to GPU")
 _FIELD: Final = re.compile(r"(\w+):(\S*)")
 _EXACT: Final = re.compile(r"^required\.(?P<device>[^.]+)\.(?P<part>Weights|Cache|Graph)$")
 _EXACT_PARTS: Final[dict[str, Part]] = {"Weights": "weights", "Cache": "kv_cache", "Graph": "compute"}
-_DIGITS: Final = re.compile(r"\d+")
+_DIGITS: Final = re.compile(r"\d{1,18}")
 
 
 def begin(load: Building, line: str) -> None:
@@ -62,8 +62,9 @@ def _request(load: Building, text: str) -> None:
         load.go_measured = True  # device lines before any request of the load are estimates
     load.seen = True
     for key, attribute in (("KvSize", "context_cells"), ("Parallel", "parallel"), ("BatchSize", "num_batch")):
-        if values.get(key, "").isdigit():
-            setattr(load, attribute, int(values[key]))
+        value = values.get(key, "")
+        if value.isdecimal() and len(value) <= 12:
+            setattr(load, attribute, int(value))
     if "KvCacheType" in values:
         load.kv_type = values["KvCacheType"] or "f16"
     flash = values.get("FlashAttention", "").lower()

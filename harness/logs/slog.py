@@ -8,7 +8,7 @@ from typing import Final
 from harness.units import GIB, KIB, MIB
 
 _PAIR: Final = re.compile(r'(?:^|\s)(?P<key>"(?:[^"\\]|\\.)*"|[^\s="]+)=(?P<value>"(?:[^"\\]|\\.)*"|\S*)')
-_HUMAN: Final = re.compile(r"^(?P<number>\d+(?:\.\d+)?) (?P<unit>B|KiB|MiB|GiB|TiB)$")
+_HUMAN: Final = re.compile(r"^(?P<number>\d{1,12}(?:\.\d{1,6})?) (?P<unit>B|KiB|MiB|GiB|TiB)$")
 _UNITS: Final = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": GIB << 10}
 
 

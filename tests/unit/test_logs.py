@@ -254,3 +254,21 @@ def test_a_line_of_fifty_megabytes_is_one_line() -> None:
     reader.feed(b"\n" + WINDOW.encode())
     loads = reader.finish()
     assert mib(loads[-1], "kv_cache_bytes", "gpu") == 54.0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "llama_context: n_ctx = ²",
+        "llama_context: n_ctx = " + "9" * 5000,
+        "common_memory_breakdown_print: |   - CUDA0 (X) | " + "9" * 5000 + " = 1 + (1 = 1 + 0 + 0) + 0 | MiB",
+        "common_params_fit_impl: projected to use " + "9" * 5000 + " MiB of device memory vs. 1 MiB of free device memory",
+        'time=x level=INFO msg="kv cache" device=CUDA0 size="' + "9" * 5000 + ' GiB"',
+        'time=x level=INFO msg=load request="{Operation:commit KvSize:² Parallel:' + "9" * 5000 + '}"',
+        "time=x level=DEBUG msg=memory success=true required.CUDA0.Graph=" + "9" * 5000,
+    ],
+    ids=lambda line: line[:30],
+)
+def test_numbers_that_are_none_raise_nothing(line: str) -> None:
+    parse_log(line)
+    assert parse_log(line + "\n" + WINDOW)[-1].complete
