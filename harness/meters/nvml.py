@@ -57,6 +57,8 @@ def _nvml() -> Iterator[Any]:
         raise UnavailableError(f"there is no NVIDIA driver to ask: {error}", code="no-nvml") from error
     try:
         yield pynvml
+    except pynvml.NVMLError as error:  # the caller has dealt with what it expects of a single GPU
+        raise UnavailableError(f"the NVIDIA driver does not answer: {error}", code="no-nvml") from error
     finally:
         with suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()

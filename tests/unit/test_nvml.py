@@ -113,6 +113,13 @@ def test_a_driver_that_goes_away_mid_run_is_no_reading(driver: FakeDriver, meter
     assert "does not answer" in (reading.reason or "")
 
 
+@pytest.mark.parametrize("call", ["nvmlSystemGetDriverVersion", "nvmlDeviceGetCount_v2"])
+def test_a_driver_that_stops_answering_after_its_start_is_unavailable(driver: FakeDriver, call: str) -> None:
+    driver.holds(f"fail {call} 999")
+    with pytest.raises(UnavailableError):
+        gpus()
+
+
 def test_no_driver_and_no_such_gpu_are_told_apart(driver: FakeDriver) -> None:
     with pytest.raises(NotFoundError):
         NvmlMeter(["GPU-unknown"])
