@@ -32,7 +32,9 @@ _VALUE: Final = re.compile(
 )
 _OFFLOADED: Final = re.compile(r"offloaded (\d{1,6})/(\d{1,6}) layers to GPU")
 _FLASH: Final = re.compile(r"Flash Attention (?:was auto, set to )?(enabled|disabled)")
-_META: Final = re.compile(r"loaded meta data with .{1,80} from (?P<path>.+) \(version GGUF")
+_META: Final = re.compile(
+    r"loaded meta data with \d{1,9} key-value pairs and \d{1,9} tensors from (?P<path>.{1,4096}) \(version GGUF"
+)
 _LOADING: Final = re.compile(r"loading model '(?P<path>[^']+)'")
 _ARGUMENT: Final = {
     "model": re.compile(r"--model (?P<value>\"[^\"]+\"|\S+)"),
