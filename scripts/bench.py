@@ -84,14 +84,15 @@ def predict(store: Path, context: int) -> tuple[list[str], float]:
     return command, float(json.loads(done.stdout)["data"]["total_bytes"]) / GIB
 
 
-def best_seconds(command: list[str], store: Path) -> float:
-    """The fastest of several runs: what the program needs when nothing else runs."""
-    found = []
+def best_seconds(commands: list[list[str]], store: Path) -> list[float]:
+    """The fastest of several runs of each command; they take turns, so that other work on the machine slows all alike."""
+    found: list[list[float]] = [[] for _ in commands]
     for _ in range(REPEATS):
-        begin = time.perf_counter()
-        subprocess.run(command, env={**os.environ, "HARNESS_STORE": str(store)}, stdout=subprocess.DEVNULL, check=True)
-        found.append(time.perf_counter() - begin)
-    return min(found)
+        for command, seconds in zip(commands, found, strict=True):
+            begin = time.perf_counter()
+            subprocess.run(command, env={**os.environ, "HARNESS_STORE": str(store)}, stdout=subprocess.DEVNULL, check=True)
+            seconds.append(time.perf_counter() - begin)
+    return [min(seconds) for seconds in found]
 
 
 def main() -> None:
@@ -118,12 +119,15 @@ def main() -> None:
             measured = load["total_gb"]
             error = 100 * (predicted / measured - 1)
             show(asked, f"predicted {predicted:.4f} GiB, measured {measured:.4f} GiB: {error:+.2f} %")
-        floor_command = [sys.executable, "-c", "import click, yaml"]
-        floor = best_seconds(floor_command, store)
-        show(floor_command, f"{1000 * floor:.0f} ms")
-        for words in (["show", MODEL], ["predict", MODEL, "--ctx", "8192"]):
-            command = [sys.executable, "-m", "harness", *words]
-            seconds = best_seconds(command, store)
+        program = [sys.executable, "-m", "harness"]
+        commands = [
+            [sys.executable, "-c", "import click, yaml"],
+            [*program, "show", MODEL],
+            [*program, "predict", MODEL, "--ctx", "8192"],
+        ]
+        floor, *own = best_seconds(commands, store)
+        show(commands[0], f"{1000 * floor:.0f} ms")
+        for command, seconds in zip(commands[1:], own, strict=True):
             show(command, f"{1000 * seconds:.0f} ms, {seconds / floor:.1f} times the interpreter with click and yaml")
 
 
