@@ -38,16 +38,14 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def choose_engine(wanted: EngineChoice, sandbox: SandboxChoice, options: Options) -> tuple[EngineName, tuple[str, ...]]:
-    """``auto``: Ollama in Docker where a container can be given an NVIDIA GPU, else the embedded llama-server."""
+    """``auto``: the embedded llama-server, and why not Ollama in Docker, which wants an NVIDIA GPU in a container."""
     if wanted != "auto":
         return wanted, ()
     if sandbox == "process":
         return "llama-server", ("engine llama-server: processes were asked for",)
     if options.gpus.mode == "none":
         return "llama-server", ("engine llama-server: no GPU is to be used",)
-    obstacle = docker_gpu_obstacle()
-    if obstacle is None:
-        return "ollama", ("engine ollama in Docker: containers can be given an NVIDIA GPU here",)
+    obstacle = docker_gpu_obstacle() or "this version has no recipe of Ollama"
     return "llama-server", (f"engine llama-server on this machine: {obstacle}",)
 
 
