@@ -238,9 +238,7 @@ class Store:
         try:
             yield
         finally:
-            lock.release()
-            with suppress(OSError):
-                Path(lock.lock_file).unlink()
+            lock.release()  # the file stays: were it removed, two others could hold locks on different files
 
     def run_folder(self, run: str) -> Path:
         """The folder of a run."""

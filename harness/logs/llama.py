@@ -266,9 +266,7 @@ class LlamaReader:
             cells, window = int(creating["cells"]), creating["kind"] == "SWA"
             self._open().context.caches.append(Cache(cells, window))
         elif offloaded := _OFFLOADED.search(line):
-            load = self._open()
-            if not self._draft_model:
-                load.offloaded = (int(offloaded[1]), int(offloaded[2]))
+            self._layers(int(offloaded[1]), int(offloaded[2]))
         elif "Flash Attention" in line:
             self._flash(line)
         elif "constructing llama_context" in line or "creating MTP draft context" in line or "loading draft model" in line:
@@ -290,6 +288,13 @@ class LlamaReader:
                 self._load.complete = True
         else:
             self._failure(line)
+
+    def _layers(self, offloaded: int, total: int) -> None:
+        if self._draft_model:
+            return
+        if self._load is not None and self._load.complete:
+            self._close()  # the next load of a log without markers
+        self._open().offloaded = (offloaded, total)
 
     def _setting(self, key: str, value: str) -> None:
         load = self._open()

@@ -211,6 +211,11 @@ def test_two_loads_in_one_log_stay_apart_and_in_order() -> None:
     assert (first.context_cells, second.context_cells) == (32768, 16384)
 
 
+def test_two_raw_loads_without_a_marker_keep_their_own_layers() -> None:
+    first, second = parse_log(WINDOW + WINDOW.replace("19/19", "7/19"))
+    assert (first.layers_offloaded, second.layers_offloaded) == (19, 7)
+
+
 def test_old_estimates_are_not_figures() -> None:
     line = (
         'time=2024-08-30T04:40:18Z level=INFO source=memory.go:309 msg="offload to cuda" layers.model=33 '
