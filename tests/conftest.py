@@ -15,6 +15,7 @@ import functools
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,9 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+
+# A shell starts background jobs with SIGINT ignored, and children inherit that: the tests' own children hear Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _CACHE = Path(sys.prefix) / "share" / "harness-tests"
 _PROBE_TIMEOUT_S = 30.0
