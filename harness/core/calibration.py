@@ -7,7 +7,7 @@ All ``_gb`` fields are GiB (2**30) with six decimals. The YAML file is this stru
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -196,7 +196,3 @@ def json_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "harness calibration"
     return schema
-
-
-VariantName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]+$")]
-Verdict = Literal["fits", "offload", "unknown"]

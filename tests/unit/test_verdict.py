@@ -1,0 +1,113 @@
+"""Verdicts of made-up calibrations: the edge, the largest context, what spills, who is evicted."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from harness.core.calibration import Calibration, Performance, Placement
+from harness.core.fit import fit_record
+from harness.core.predict import predict
+from harness.core.record import Gpu, Machine
+from harness.core.verdict import judge, judge_together, largest_context
+from harness.units import GIB, MIB, gib
+from tests.support.records import WEIGHTS, load, record
+
+RESERVE = 1024 * MIB
+
+
+def calibrated(engine: str = "llama-server", version: str = "b10434", **changes: object) -> Calibration:
+    """4 GiB of weights in 28 layers, 300 MiB overhead, on one GPU."""
+    made = fit_record(record(load(8192), load(16384), load(32768)))
+    metadata = msgspec.structs.replace(
+        made.metadata,
+        engine=msgspec.structs.replace(made.metadata.engine, version=version),
+        placement=Placement(reserve_gb=1.0, layer_weights_gb=gib(WEIGHTS * 28 // 29), output_weights_gb=gib(WEIGHTS // 29)),
+        performance=Performance(load_s=1.0, prompt_tokens_per_s=900.0, decode_tokens_per_s=60.0, host_decode_tokens_per_s=6.0),
+        **changes,
+    )
+    return msgspec.structs.replace(made, engine=engine, id=f"{engine}/made-up", metadata=metadata)
+
+
+def test_the_edge_is_required_plus_reserve() -> None:
+    calibration = calibrated()
+    need = predict(calibration, 16384).total_bytes + RESERVE
+    assert judge(calibration, 16384, 1, (need,)).verdict == "fits"
+    beyond = judge(calibration, 16384, 1, (need - 1,))
+    assert (beyond.verdict, beyond.short_bytes, beyond.required_bytes) == ("offload", 1, need - RESERVE)
+    assert beyond.layers_offloaded == 28
+    assert beyond.layers_total == 29
+
+
+def test_what_spills_is_slower_and_says_how_many_layers_stay() -> None:
+    calibration = calibrated()
+    full = judge(calibration, 8192, 1, (24 * GIB,))
+    assert (full.decode_tokens_per_s, full.layers_offloaded) == (60.0, 29)
+    half = judge(calibration, 8192, 1, (3 * GIB + 512 * MIB,))
+    none = judge(calibration, 8192, 1, (RESERVE,))
+    assert half.layers_offloaded is not None
+    assert 12 <= half.layers_offloaded <= 15
+    assert half.decode_tokens_per_s == pytest.approx(11, abs=1.5)
+    assert (none.layers_offloaded, none.decode_tokens_per_s) == (0, 6.0)
+
+
+def test_the_largest_context_fits_and_the_next_does_not() -> None:
+    calibration = calibrated()
+    for free in (5 * GIB + 600 * MIB, 6 * GIB, 7 * GIB):
+        best = largest_context(calibration, 1, (free,))
+        assert best is not None
+        assert best % 256 == 0
+        assert judge(calibration, best, 1, (free,)).verdict == "fits"
+        assert judge(calibration, best + 256, 1, (free,)).verdict == "offload"
+    assert largest_context(calibration, 1, (GIB,)) == 0
+    assert largest_context(calibration, 1, (80 * GIB,)) == 131072
+    assert largest_context(calibration, 1, None) is None
+
+
+def test_slots_multiply_the_cache() -> None:
+    calibration = calibrated()
+    free = (predict(calibration, 16384).total_bytes + RESERVE,)
+    assert judge(calibration, 16384, 2, free).verdict == "offload"
+    assert judge(calibration, 4096, 2, free).verdict == "fits"
+
+
+def test_beyond_the_range_is_unknown_unless_extrapolated() -> None:
+    calibration = calibrated()
+    beyond = judge(calibration, 200_000, 1, (80 * GIB,))
+    assert beyond.verdict == "unknown"
+    assert "131072" in (beyond.reason or "")
+    assert judge(calibration, 200_000, 1, (80 * GIB,), extrapolate=True).verdict == "fits"
+    assert judge(calibration, 8192, 1, None).verdict == "unknown"
+
+
+def test_another_set_of_gpus_is_unknown() -> None:
+    calibration = calibrated()
+    assert judge(calibration, 8192, 1, (24 * GIB, 24 * GIB)).verdict == "unknown"
+    pair = Machine(target="gpu", sandbox="process", meter="nvml", gpus=(Gpu(name="a"), Gpu(name="b")))
+    assert judge(calibrated(machine=pair), 8192, 1, (24 * GIB, 24 * GIB)).verdict == "fits"
+
+
+def test_on_the_host_nothing_is_kept_free() -> None:
+    host = calibrated(machine=Machine(target="host", sandbox="process", meter="host"))
+    need = predict(host, 8192).total_bytes
+    verdict = judge(host, 8192, 1, (need,))
+    assert (verdict.verdict, verdict.basis, verdict.reserve_bytes) == ("fits", "host", 0)
+    assert judge(host, 8192, 1, (need - 1,)).verdict == "offload"
+
+
+@pytest.mark.parametrize(("version", "reserve"), [("0.33.0", 1024), ("0.20.2", 157), ("0.9.6", 157)])
+def test_older_ollamas_keep_other_amounts_free(version: str, reserve: int) -> None:
+    verdict = judge(calibrated("ollama", version), 8192, 1, (24 * GIB,))
+    assert verdict.reserve_bytes == pytest.approx(reserve * MIB, abs=4096)
+    assert any("estimate" in text for text in verdict.warnings) == (version == "0.9.6")
+
+
+def test_a_second_model_spills_beside_llama_server_and_evicts_under_ollama() -> None:
+    free = (9 * GIB,)
+    mine = calibrated()
+    verdicts, fates = judge_together([(mine, 8192, 1), (mine, 8192, 1)], free)
+    assert fates == ["resident", "offload"]
+    assert verdicts[1].available_bytes == free[0] - (verdicts[0].required_bytes or 0)
+    theirs = calibrated("ollama", "0.33.0")
+    assert judge_together([(theirs, 8192, 1), (theirs, 8192, 1)], free)[1] == ["evicted", "resident"]
+    assert judge_together([(theirs, 8192, 1), (theirs, 8192, 1)], (24 * GIB,))[1] == ["resident", "resident"]
