@@ -93,13 +93,17 @@ class DepthSpeed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Performance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Speeds under the engine's own defaults; ``null`` with the reason in the notes."""
+    """Speeds under the engine's own defaults; ``null`` with the reason in the notes.
+
+    ``spread`` is how far repeated timings of the decode speed lay apart, relative to their median; absent without repeats.
+    """
 
     load_s: float | None
     prompt_tokens_per_s: float | None
     decode_tokens_per_s: float | None
     host_decode_tokens_per_s: float | None
     depths: tuple[DepthSpeed, ...] = ()
+    spread: float | None = None
 
 
 class Metadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import median
+
 from harness.core.calibration import DepthSpeed, Performance, Placement, SplitCompute
-from harness.core.record import Load, Record
+from harness.core.record import Load, Record, Speed
 from harness.units import gib
 
 
@@ -18,25 +21,34 @@ def fit_performance(record: Record) -> tuple[Performance, list[str]]:
         notes.append("speed was not measured: not asked for")
     elif not timed:
         notes.append(f"speed was not measured: {speed.reason or 'no timings'}")
+    depths, spread = _depths(timed)
     prompts = [one.prompt_tokens_per_s for one in timed if one.prompt_tokens_per_s]
     host_decode = next((one.decode_tokens_per_s for one in host.speeds), None) if host else None
     if record.machine.target == "host":
-        host_decode = timed[0].decode_tokens_per_s if timed else None
+        host_decode = depths[0].decode_tokens_per_s if depths else None
     elif host_decode is None:
         notes.append(f"speed on the host alone was not measured: {(host and host.reason) or 'not asked for'}")
     return (
         Performance(
             load_s=_seconds(speed),
             prompt_tokens_per_s=round(max(prompts), 2) if prompts else None,
-            decode_tokens_per_s=_rounded(timed[0].decode_tokens_per_s) if timed else None,
+            decode_tokens_per_s=depths[0].decode_tokens_per_s if depths else None,
             host_decode_tokens_per_s=_rounded(host_decode),
-            depths=tuple(
-                DepthSpeed(depth=one.prompt_tokens, decode_tokens_per_s=round(one.decode_tokens_per_s or 0.0, 2))
-                for one in timed
-            ),
+            depths=depths,
+            spread=spread,
         ),
         notes,
     )
+
+
+def _depths(timed: Sequence[Speed]) -> tuple[tuple[DepthSpeed, ...], float | None]:
+    """The median decode speed at each depth, shallow first, and the widest spread of repeats (largest - smallest) / median."""
+    groups: dict[int, list[float]] = {}
+    for one in timed:
+        groups.setdefault(one.prompt_tokens, []).append(one.decode_tokens_per_s or 0.0)
+    depths = tuple(DepthSpeed(depth=depth, decode_tokens_per_s=round(median(rates), 2)) for depth, rates in groups.items())
+    spreads = [(max(rates) - min(rates)) / median(rates) for rates in groups.values() if len(rates) > 1]
+    return depths, round(max(spreads), 4) if spreads else None
 
 
 def fit_placement(record: Record) -> Placement:

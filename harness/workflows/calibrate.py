@@ -27,8 +27,8 @@ from harness.workflows.choose import Choice
 from harness.workflows.loads import Runner, StageHook, last_lines, no_hook, read_facts
 from harness.workflows.observer import Observer
 
-#: Prompts of the speed load, tokens: two depths.
-SPEED_PROMPTS: Final = (64, 1536)
+#: Prompts of the speed load, tokens: two depths, the first one repeated to know how far speeds repeat.
+SPEED_PROMPTS: Final = (64, 64, 64, 1536)
 #: The host-only speed load runs only if the weights take at most this share of the memory that is available.
 HOST_SHARE: Final = 0.6
 _SECRET: Final = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL|AUTH", re.IGNORECASE)

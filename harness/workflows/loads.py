@@ -35,6 +35,8 @@ DECODE_TOKENS: Final = 48
 ILLEGAL_INSTRUCTION: Final = 132
 #: A prompt that would take longer than this to read is not timed, seconds (a software GPU reads a few tokens a second).
 PROMPT_BUDGET: Final = 60.0
+#: A timing that took longer than this is not repeated, seconds.
+REPEAT_BUDGET: Final = 5.0
 #: Called at each named stage of a load; tests inject faults here.
 StageHook = Callable[[str], None]
 
@@ -206,12 +208,16 @@ class Runner:
             with self.client(running) as client:
                 self.engine.load(client, source, request, self.options)
                 state.ready = self.now()
-                begin = time.monotonic()
-                for prompt in prompts:
+                begin, last = time.monotonic(), 0.0
+                for index, prompt in enumerate(prompts):
+                    if prompt in prompts[:index] and last > REPEAT_BUDGET:
+                        continue
                     if speeds and not worth_timing(speeds[-1], prompt):
                         break
                     self.observer.progress("timing", len(speeds), len(prompts))
+                    last = -time.monotonic()
                     speeds.append(self.engine.generate(client, source, request, self.options, prompt, DECODE_TOKENS))
+                    last += time.monotonic()
                 state.requested = time.monotonic() - begin
         except WontFitError as error:
             outcome, reason = "wont-fit", error.message
