@@ -44,9 +44,11 @@ type: setup ## Check the types (mypy, strict)
 bench: setup ## Measure the figures that the documentation quotes
 	@set -f; exec $(PYTHON) scripts/bench.py $$COMMAND_ARGS
 
-lock: ## Resolve pyproject.toml anew into requirements.lock (needs uv)
-	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-emit-index-url \
-	  --extra embedded --group dev --upgrade pyproject.toml --output-file requirements.lock
+LOCK := uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-emit-index-url
+
+lock: ## Resolve pyproject.toml anew into the two lock files (needs uv)
+	$(LOCK) --extra embedded --extra report --group dev --upgrade pyproject.toml --output-file requirements.lock
+	$(LOCK) --extra fleet --group ci --constraint requirements.lock --upgrade pyproject.toml --output-file requirements-ci.lock
 
 clean: ## Remove caches and build output
 	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -104,6 +104,9 @@ _PROBES: dict[str, Callable[[], str | None]] = {
     "chromium": _program("chromium", "chromium-browser", "google-chrome"),
     "gpu": _gpu,
     "ray": _package("ray"),
+    "playwright": _package("playwright"),
+    "docs": _package("mkdocs"),
+    "actionlint": _program("actionlint"),
     "vllm": _package("vllm"),
 }
 

@@ -12,7 +12,7 @@ from harness import errors
 
 _ROOT = Path(__file__).parents[2]
 _PROJECT = tomllib.loads((_ROOT / "pyproject.toml").read_text())
-_LOCK = (_ROOT / "requirements.lock").read_text()
+_LOCKS = {name: (_ROOT / name).read_text() for name in ("requirements.lock", "requirements-ci.lock")}
 
 
 def _name(requirement: str) -> str:
@@ -21,28 +21,43 @@ def _name(requirement: str) -> str:
     return match[0].lower().replace("_", "-")
 
 
-def test_the_lock_holds_every_requirement() -> None:
-    project = _PROJECT["project"]
-    wanted = [
+def _locked(lock: str) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", _LOCKS[lock], re.MULTILINE))
+
+
+def test_the_locks_hold_every_requirement() -> None:
+    project, extras, groups = _PROJECT["project"], _PROJECT["project"]["optional-dependencies"], _PROJECT["dependency-groups"]
+    usual = [
         *project["dependencies"],
-        *project["optional-dependencies"]["embedded"],
-        *_PROJECT["dependency-groups"]["dev"],
+        *extras["embedded"],
+        *extras["report"],
+        *groups["dev"],
         *_PROJECT["build-system"]["requires"],
     ]
+    more = [*project["dependencies"], *extras["fleet"], *groups["ci"]]
 
-    assert {_name(requirement) for requirement in wanted} <= set(re.findall(r"^([a-z0-9._-]+)==", _LOCK, re.MULTILINE))
+    assert {_name(requirement) for requirement in usual} <= _locked("requirements.lock").keys()
+    assert {_name(requirement) for requirement in more} <= _locked("requirements-ci.lock").keys()
 
 
-def test_each_locked_package_has_a_hash() -> None:
-    packages = re.split(r"^(?=[a-z0-9])", _LOCK, flags=re.MULTILINE)[1:]
+def test_a_package_in_both_locks_has_one_version() -> None:
+    usual, more = _locked("requirements.lock"), _locked("requirements-ci.lock")
+
+    assert {name: (usual[name], more[name]) for name in usual.keys() & more.keys() if usual[name] != more[name]} == {}
+
+
+@pytest.mark.parametrize("lock", _LOCKS)
+def test_each_locked_package_has_a_hash(lock: str) -> None:
+    packages = re.split(r"^(?=[a-z0-9])", _LOCKS[lock], flags=re.MULTILINE)[1:]
 
     assert packages
     assert [package.split()[0] for package in packages if "--hash=sha256:" not in package] == []
 
 
-def test_the_lock_names_no_index() -> None:
+@pytest.mark.parametrize("lock", _LOCKS)
+def test_a_lock_names_no_index(lock: str) -> None:
     """Where packages come from is the machine's own setting."""
-    assert not re.search(r"^\s*(-i|-f|--(extra-)?index-url|--find-links|--trusted-host)|://", _LOCK, re.MULTILINE)
+    assert not re.search(r"^\s*(-i|-f|--(extra-)?index-url|--find-links|--trusted-host)|://", _LOCKS[lock], re.MULTILINE)
 
 
 def test_each_exit_status_is_documented() -> None:
