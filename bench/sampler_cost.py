@@ -33,6 +33,7 @@ def main() -> None:
         os.environ["FAKE_NVML_STATE"] = str(state)
         pynvml.nvmlLib = ctypes.CDLL(str(compile_library(Path(folder))))
         meter = NvmlMeter([UUID])
+        meter.take_baseline()
         sampler = Sampler(meter, lambda: frozenset(pids))
         before = time.process_time()
         sampler.start()
@@ -43,8 +44,8 @@ def main() -> None:
     if trace.failures:
         raise SystemExit(f"readings failed: {trace.failures}")
     print(
-        f"{trace.readings} readings of {PROCESSES} processes in {SECONDS:.0f} s: {spent / SECONDS:.3%} of one core, "
-        f"{spent / trace.readings * 1e6:.0f} us of CPU time each (without the driver's own share)"
+        f"{trace.readings} readings of {PROCESSES} processes in {SECONDS:.0f} s, and the device's memory every "
+        f"{meter.peek_interval:.2f} s: {spent / SECONDS:.3%} of one core (without the driver's own share)"
     )
 
 

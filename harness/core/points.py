@@ -9,7 +9,7 @@ import msgspec
 from harness.core.facts import DeviceKind, LoadFacts
 from harness.core.record import Load, Record, Target
 from harness.errors import UntrustedError
-from harness.units import MIB
+from harness.units import MIB, format_size
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +29,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     overhead: float | None
     kv_cache_type: str | None = None
     flash_attention: str | None = None
+    basis: str | None = None
     load_index: int = 0
 
 
@@ -83,10 +84,12 @@ def points_of(record: Record) -> tuple[list[Point], list[str]]:
             continue
         point, note = _point(index, load, record)
         if point is not None:
+            _refuse_disturbed(load)
+            notes += _meter_notes(load)
             points.append(point)
         if note is not None:
             notes.append(note)
-    for part in ("kv_cache_type", "flash_attention"):
+    for part in ("kv_cache_type", "flash_attention", "basis"):
         values = {getattr(point, part) for point in points} - {None}
         if len(values) > 1:
             raise UntrustedError(f"the loads ran with different {part}: {', '.join(sorted(values))}", code="settings-differ")
@@ -112,6 +115,7 @@ def _point(index: int, load: Load, record: Record) -> tuple[Point | None, str | 
     cache = _part(facts, ("kv_cache_bytes", "recurrent_bytes"), kind)
     logged = weights + compute + cache
     note = _host_weights(facts, target, asked)
+    basis: str | None = None
     if record.machine.meter == "log":
         total, overhead = float(logged), None
     else:
@@ -119,7 +123,7 @@ def _point(index: int, load: Load, record: Record) -> tuple[Point | None, str | 
         if plateau is None or plateau.total_bytes is None:
             why = (plateau.reason if plateau else None) or "no plateau was read"
             return None, f"{asked}: the meter has no reading ({why})"
-        total = float(plateau.total_bytes)
+        total, basis = float(plateau.total_bytes), plateau.basis
         overhead = total - logged
     return (
         Point(
@@ -133,10 +137,48 @@ def _point(index: int, load: Load, record: Record) -> tuple[Point | None, str | 
             overhead=overhead,
             kv_cache_type=facts.kv_cache_type,
             flash_attention=facts.flash_attention,
+            basis=basis,
             load_index=index,
         ),
         note,
     )
+
+
+def _refuse_disturbed(load: Load) -> None:
+    """Refuse a point during which somebody else used the GPU, or that rests on a baseline which did not come back.
+
+    Raises:
+        UntrustedError: with what was seen.
+    """
+    asked = f"context {load.request.context}"
+    moved = load.trace.moved if load.trace is not None else {}
+    if moved:
+        who = ", ".join(f"process {pid} by {format_size(size)}" for pid, size in sorted(moved.items()))
+        raise UntrustedError(
+            f"{asked}: another program moved on the GPU while it was measured ({who})",
+            hint="close what else uses the GPU, and calibrate again",
+            code="stranger-moved",
+        )
+    plateau = load.busy or load.idle
+    if plateau is not None and plateau.basis == "device-delta" and load.left_bytes:
+        raise UntrustedError(
+            f"{asked}: the GPU still held {format_size(load.left_bytes)} after the model was unloaded, so what it "
+            "rose by is not the model's alone",
+            hint="close what else uses the GPU, and calibrate again",
+            code="baseline-moved",
+        )
+
+
+def _meter_notes(load: Load) -> list[str]:
+    """What a reader of the figures should know about how a point was measured."""
+    notes = []
+    asked = f"context {load.request.context}"
+    plateau = load.busy or load.idle
+    if plateau is not None and plateau.basis == "device-delta":
+        notes.append(f"{asked}: device-delta, the rise of the whole GPU ({plateau.reason})")
+    if load.left_bytes:
+        notes.append(f"{asked}: the GPU still held {format_size(load.left_bytes)} after the model was unloaded")
+    return notes
 
 
 def _part(facts: LoadFacts, parts: Sequence[str], kind: DeviceKind | None) -> int:

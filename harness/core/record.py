@@ -10,7 +10,7 @@ from typing import Final, Literal
 import msgspec
 
 from harness.core.facts import EngineName, LoadFacts
-from harness.core.trace import MemoryTrace, MeterName, Plateau
+from harness.core.trace import MemoryTrace, MeterName, Occupancy, Plateau
 
 #: Schema history: 1 — first version.
 RECORD_VERSION: Final = 1
@@ -100,7 +100,9 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
     ``log`` names a file of the run, ``log_start``/``log_end`` the bytes of it that belong to this load. ``facts`` is what
     that stretch said when it was read; a later reader may read it again. ``idle`` is the plateau after loading,
-    ``busy`` the one after a prompt. Seconds are since the start of the run.
+    ``busy`` the one after a prompt. ``left_bytes`` is what the devices still held above their baseline after the model was
+    unloaded (0: all came back; ``None``: not looked at). Seconds are since the start of the run; ``settle_seconds`` are
+    those spent waiting for memory to settle, and to come back.
     """
 
     request: LoadRequest
@@ -117,12 +119,17 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     started: float = 0.0
     ready: float | None = None
     ended: float | None = None
+    left_bytes: int | None = None
     settle_seconds: float = 0.0
     request_seconds: float = 0.0
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole run. ``status`` is ``partial`` when it was interrupted; ``requested`` is the command's own options."""
+    """A whole run.
+
+    ``status`` is ``partial`` when it was interrupted; ``before`` and ``after`` are what the devices held before the engine
+    was started and after it had ended (``None``: the meter sees no devices).
+    """
 
     schema_version: int = RECORD_VERSION
     run: str
@@ -141,5 +148,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     tensors: Tensors | None = None
     batch_limits: tuple[tuple[int, int], ...] = ()
     loads: tuple[Load, ...] = ()
+    before: Occupancy | None = None
+    after: Occupancy | None = None
     notes: tuple[str, ...] = ()
     phases: tuple[tuple[str, float], ...] = ()

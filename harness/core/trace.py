@@ -14,7 +14,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
     ``total_bytes`` is ``None`` where the meter could not read, and ``reason`` then says why. ``devices`` holds bytes by
     device (UUID) where the meter can tell; ``strangers`` names other users of the same devices, PID to bytes or ``None``.
-    ``basis`` tells a per-process figure from a device-wide difference and from a log.
+    ``basis`` tells a per-process figure from a device-wide difference (``reason`` then says why there is no figure by
+    process) and from a log.
     """
 
     total_bytes: int | None
@@ -22,6 +23,17 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     devices: dict[str, int] = {}
     strangers: dict[int, int | None] = {}
     basis: Literal["process", "device-delta", "logged"] = "process"
+
+
+class Occupancy(msgspec.Struct, frozen=True, kw_only=True):
+    """What devices hold at one moment, whoever holds it.
+
+    ``devices`` maps UUIDs to bytes in use (total less free); a device that does not say is left out. ``processes`` maps the
+    PIDs that the driver names to their bytes, ``None`` where it gives none.
+    """
+
+    devices: dict[str, int] = {}
+    processes: dict[int, int | None] = {}
 
 
 class Sample(msgspec.Struct, frozen=True, array_like=True):
@@ -41,7 +53,11 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
 class MemoryTrace(msgspec.Struct, frozen=True, kw_only=True):
     """Samples of one meter over one load, thinned for storage; ``peak_bytes`` is over every reading taken.
 
-    ``strangers`` are other users of the same devices at any time of the trace: PID to its largest bytes, ``None`` unknown.
+    ``strangers`` are other users of the same devices at any time of the trace: PID to its largest bytes, ``None`` unknown;
+    ``moved`` are those that came, went, grew or shrank meanwhile, PID to the bytes of it, ``None`` unknown.
+    ``device_peak_bytes`` is the most by which the devices as a whole rose above their baseline, read faster than
+    processes can be; ``accounted_peak_bytes`` the driver's own record of each process's largest use, added up, where
+    its accounting mode is on.
     """
 
     meter: MeterName
@@ -51,6 +67,9 @@ class MemoryTrace(msgspec.Struct, frozen=True, kw_only=True):
     readings: int = 0
     failures: dict[str, int] = {}
     strangers: dict[int, int | None] = {}
+    moved: dict[int, int | None] = {}
+    device_peak_bytes: int | None = None
+    accounted_peak_bytes: int | None = None
 
 
 class Plateau(msgspec.Struct, frozen=True, kw_only=True):

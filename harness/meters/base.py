@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from harness.core.trace import MeterName, Reading
+from harness.core.trace import MeterName, Occupancy, Reading
 
 
 class Meter(Protocol):
@@ -27,3 +27,27 @@ class Meter(Protocol):
 
     def close(self) -> None:
         """Give back what the meter holds."""
+
+
+@runtime_checkable
+class DeviceMeter(Meter, Protocol):
+    """A meter that also sees devices as a whole. Its methods raise as :meth:`Meter.read` does."""
+
+    @property
+    def peek_interval(self) -> float:
+        """Shortest sensible time between two calls of :meth:`peek`, seconds."""
+
+    def take_baseline(self) -> Occupancy:
+        """What the devices hold now, before the engine: later differences are taken from it."""
+
+    def occupancy(self) -> Occupancy:
+        """What the devices hold now."""
+
+    def risen(self) -> dict[str, int]:
+        """Bytes by which each device (UUID) is above its baseline now; those that cannot be read are left out."""
+
+    def peek(self) -> int | None:
+        """The sum of :meth:`risen`, cheap; ``None`` where a device cannot be read."""
+
+    def accounted(self, pids: frozenset[int]) -> int | None:
+        """The driver's own record of the largest use of each process, added up; ``None`` unless its accounting is on."""

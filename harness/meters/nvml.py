@@ -1,20 +1,24 @@
 """The driver's own figure: memory of processes by device, from NVML (nvidia-ml-py 13).
 
 NVML reports PIDs of the host, so it is asked on the host. A figure that cannot be had is ``None`` with a reason, never
-0: N/A (WDDM), 0 for a process that holds a context (some drivers inside containers), not supported (MIG, WSL2), not
-permitted, and an empty list although the engine runs are five different answers.
+0: N/A (WDDM), 0 for a process that holds a context (some drivers inside containers), not supported (MIG under vGPU),
+not permitted, and an empty list although the engine runs (WSL2) are five different answers. For all of them there is a
+second, named figure: by how much the device as a whole rose above its baseline (``device-delta``), which means something
+only while nobody else uses the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from harness.core.trace import MeterName, Reading
+from harness.core.trace import MeterName, Occupancy, Reading
 from harness.errors import NotFoundError, NotPermittedError, UnavailableError, UntrustedError
+from harness.units import MIB
 
 #: NVML's return codes (nvml.h, ``nvmlReturn_t``).
 _NOT_SUPPORTED: Final = 3
@@ -28,16 +32,24 @@ _LISTS: Final = (
     "nvmlDeviceGetGraphicsRunningProcesses",
     "nvmlDeviceGetMPSComputeRunningProcesses",
 )
+#: No Linux gives out a PID from here on (linux/threads.h, ``PID_MAX_LIMIT``): a list with one was read with a wrong layout.
+_PID_LIMIT: Final = 1 << 22
+#: A device that rose by less than this holds no engine: a CUDA context alone takes more.
+_CONTEXT: Final = 16 * MIB
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
-    """One NVIDIA GPU; ``memory_bytes`` is ``None`` on unified-memory machines."""
+    """One NVIDIA GPU, or one instance of a GPU that is split (MIG); ``index`` is then the whole GPU's.
+
+    ``memory_bytes`` is ``None`` on unified-memory machines.
+    """
 
     index: int
     uuid: str
     name: str
     memory_bytes: int | None
     driver: str | None
+    mig: bool = False
 
 
 @contextmanager
@@ -65,7 +77,7 @@ def _nvml() -> Iterator[Any]:
 
 
 def gpus() -> list[Gpu]:
-    """All NVIDIA GPUs that answer, in the driver's order.
+    """All NVIDIA GPUs that answer, in the driver's order; of a GPU in MIG mode its instances.
 
     Raises:
         UnavailableError, NotPermittedError: the driver cannot be asked.
@@ -75,12 +87,34 @@ def gpus() -> list[Gpu]:
         found = []
         for index in range(nvml.nvmlDeviceGetCount()):
             try:
-                handle = nvml.nvmlDeviceGetHandleByIndex(index)
-                uuid, name = str(nvml.nvmlDeviceGetUUID(handle)), str(nvml.nvmlDeviceGetName(handle))
+                whole = nvml.nvmlDeviceGetHandleByIndex(index)
+                instances = _instances(nvml, whole)
+                for handle in [whole] if instances is None else instances:
+                    uuid, name = str(nvml.nvmlDeviceGetUUID(handle)), str(nvml.nvmlDeviceGetName(handle))
+                    memory = _memory(nvml, handle)
+                    found.append(
+                        Gpu(index=index, uuid=uuid, name=name, memory_bytes=memory and memory[0], driver=driver,
+                            mig=instances is not None)
+                    )  # fmt: skip
             except nvml.NVMLError:
                 continue  # a GPU that fell off the bus; the others answer
-            found.append(Gpu(index=index, uuid=uuid, name=name, memory_bytes=_memory(nvml, handle, "total"), driver=driver))
         return found
+
+
+def _instances(nvml: Any, handle: Any) -> list[Any] | None:
+    """Handles of a split GPU's instances; ``None`` for a GPU that is whole."""
+    try:
+        enabled, _ = nvml.nvmlDeviceGetMigMode(handle)
+        slots = nvml.nvmlDeviceGetMaxMigDeviceCount(handle) if enabled else 0
+    except nvml.NVMLError:
+        return None  # a GPU, or a driver, without MIG
+    if not enabled:
+        return None
+    found = []
+    for slot in range(slots):
+        with suppress(nvml.NVMLError):  # an empty slot
+            found.append(nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, slot))
+    return found
 
 
 def free_bytes(uuid: str) -> int | None:
@@ -94,24 +128,38 @@ def free_bytes(uuid: str) -> int | None:
             handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
         except nvml.NVMLError as error:
             raise NotFoundError(f"the driver knows no GPU {uuid}: {error}", code="no-such-gpu") from error
-        return _memory(nvml, handle, "free")
+        memory = _memory(nvml, handle)
+        return memory and memory[1]
 
 
-def _memory(nvml: Any, handle: Any, field: str) -> int | None:
+def _memory(nvml: Any, handle: Any) -> tuple[int, int] | None:
+    """Total and free bytes: their difference is the same whether the driver counts what it reserves as used or not."""
     try:
-        return int(getattr(nvml.nvmlDeviceGetMemoryInfo(handle), field))
+        return _sizes(nvml, handle)
     except nvml.NVMLError:
         return None
 
 
+def _sizes(nvml: Any, handle: Any) -> tuple[int, int]:
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    return int(memory.total), int(memory.free)
+
+
+def _raise_if_lost(error: Any) -> None:
+    if error.value in (_GPU_IS_LOST, _RESET_REQUIRED):
+        raise UntrustedError(f"a GPU was lost during the run: {error}", code="gpu-lost") from error
+
+
 class NvmlMeter:
-    """Memory of the engine's processes on the GPUs named by UUID.
+    """Memory of the engine's processes on the GPUs, or the instances of GPUs, named by UUID.
 
     Raises:
         UnavailableError, NotPermittedError: the driver cannot be asked. NotFoundError: no such GPU.
     """
 
-    def __init__(self, uuids: Sequence[str]) -> None:
+    def __init__(self, uuids: Sequence[str], proc: Path = Path("/proc")) -> None:
+        self._proc = proc
+        self._baseline: dict[str, int] = {}
         self._context = _nvml()
         self._nvml = self._context.__enter__()
         try:
@@ -130,31 +178,105 @@ class NvmlMeter:
         """4 Hz: the process list takes the driver's global lock for milliseconds."""
         return 0.25
 
+    @property
+    def peek_interval(self) -> float:
+        """20 Hz: the memory of a device costs the driver microseconds."""
+        return 0.05
+
     def read(self, pids: frozenset[int]) -> Reading:
-        """Sum of ``pids`` over the devices; other processes there are strangers.
+        """Sum of ``pids`` over the devices, or the devices' rise; other processes there are strangers.
 
         Raises:
             UntrustedError: a GPU was lost, so the run is void.
         """
+        if not pids:
+            return Reading(total_bytes=None, reason="the engine has no processes")
         devices: dict[str, int] = {}
         strangers: dict[int, int | None] = {}
+        why: str | None = None
         for uuid, handle in self._handles.items():
             used = self._processes(handle)
             if isinstance(used, str):
-                return Reading(total_bytes=None, reason=used)
+                return self._rise_instead(used, strangers)
             mine = {pid: size for pid, size in used.items() if pid in pids}
-            strangers |= {pid: size for pid, size in used.items() if pid not in pids}
+            for pid in used.keys() - pids:
+                strangers[pid] = _added(strangers.get(pid, 0), used[pid])
             if any(size is None for size in mine.values()):
-                return Reading(total_bytes=None, reason="the driver gives no memory by process (N/A)", strangers=strangers)
-            if any(size == 0 for size in mine.values()):
-                return Reading(
-                    total_bytes=None, reason="the driver reports 0 bytes for a process with a context", strangers=strangers
-                )
-            if mine:
+                why = "the driver gives no memory by process (N/A)"
+            elif any(size == 0 for size in mine.values()):
+                why = why or "the driver reports 0 bytes for a process with a context"
+            elif mine:
                 devices[uuid] = sum(size or 0 for size in mine.values())
-        if not devices:
-            return Reading(total_bytes=None, reason="none of the engine's processes is on the GPU", strangers=strangers)
+        why = why or (None if devices else self._nobody(strangers))
+        if why is not None:
+            return self._rise_instead(why, strangers)
         return Reading(total_bytes=sum(devices.values()), devices=devices, strangers=strangers)
+
+    def _nobody(self, strangers: dict[int, int | None]) -> str:
+        """Why the list holds none of the engine's processes."""
+        if not strangers:
+            return "the driver names no process on the GPU"
+        if not any((self._proc / str(pid)).exists() for pid in strangers):
+            return "the processes that the driver names are not visible here (a container needs pid: host)"
+        return "none of the engine's processes is on the GPU"
+
+    def _rise_instead(self, why: str, strangers: dict[int, int | None]) -> Reading:
+        """A reading without figures by process: what the devices rose by, where nobody else is on them."""
+        devices = {} if strangers else self.risen()
+        total = sum(devices.values())
+        if devices.keys() != self._handles.keys() or total < _CONTEXT:
+            return Reading(total_bytes=None, reason=why, strangers=strangers)
+        return Reading(total_bytes=total, devices=devices, reason=why, basis="device-delta")
+
+    def take_baseline(self) -> Occupancy:
+        """What the GPUs hold before the engine; later differences are taken from it."""
+        found = self.occupancy()
+        self._baseline = found.devices
+        return found
+
+    def occupancy(self) -> Occupancy:
+        """What the GPUs hold now, and the processes on them."""
+        processes: dict[int, int | None] = {}
+        for handle in self._handles.values():
+            used = self._processes(handle)
+            for pid, size in ({} if isinstance(used, str) else used).items():
+                processes[pid] = _added(processes.get(pid, 0), size)
+        return Occupancy(devices=self._used(), processes=processes)
+
+    def risen(self) -> dict[str, int]:
+        """Bytes of each GPU above its baseline, never below 0; none without a baseline."""
+        used = self._used()
+        return {uuid: max(size - self._baseline[uuid], 0) for uuid, size in used.items() if uuid in self._baseline}
+
+    def peek(self) -> int | None:
+        """All GPUs' rise; ``None`` where one of them cannot be read."""
+        risen = self.risen()
+        return sum(risen.values()) if risen.keys() == self._handles.keys() else None
+
+    def accounted(self, pids: frozenset[int]) -> int | None:
+        """``maxMemoryUsage`` of the driver's accounting, which is read where an administrator has enabled it."""
+        nvml, total = self._nvml, 0
+        for handle in self._handles.values():
+            try:
+                if not nvml.nvmlDeviceGetAccountingMode(handle):
+                    return None
+            except nvml.NVMLError:
+                return None
+            for pid in pids:
+                with suppress(nvml.NVMLError):  # not a process of this GPU
+                    total += nvml.nvmlDeviceGetAccountingStats(handle, pid).maxMemoryUsage or 0
+        return total or None
+
+    def _used(self) -> dict[str, int]:
+        used: dict[str, int] = {}
+        for uuid, handle in self._handles.items():
+            try:
+                total, free = _sizes(self._nvml, handle)
+            except self._nvml.NVMLError as error:  # a machine whose GPU shares the host's memory gives no size
+                _raise_if_lost(error)
+                continue
+            used[uuid] = total - free
+        return used
 
     def _processes(self, handle: Any) -> dict[int, int | None] | str:
         """PID to bytes, every list merged (a process stands in several, with one figure); or why not."""
@@ -166,9 +288,12 @@ class NvmlMeter:
                     return answer
                 continue  # MPS or graphics lists are not everywhere
             for process in answer:
+                pid = int(process.pid)
+                if not 0 < pid < _PID_LIMIT:
+                    return f"the driver's list of processes makes no sense (PID {pid}): nvidia-ml-py does not match the driver"
                 size = None if process.usedGpuMemory is None else int(process.usedGpuMemory)
-                known = merged.get(int(process.pid))
-                merged[int(process.pid)] = size if known is None else max(known, size or 0)
+                known = merged.get(pid)
+                merged[pid] = size if known is None else max(known, size or 0)
         return merged
 
     def _list(self, name: str, handle: Any) -> list[Any] | str:
@@ -180,8 +305,7 @@ class NvmlMeter:
             except nvml.NVMLLibraryMismatchError:
                 call = getattr(nvml, f"{name}_v2")  # a driver before 510
             except nvml.NVMLError as error:
-                if error.value in (_GPU_IS_LOST, _RESET_REQUIRED):
-                    raise UntrustedError(f"a GPU was lost during the run: {error}", code="gpu-lost") from error
+                _raise_if_lost(error)
                 if error.value == _NOT_SUPPORTED:
                     return "the driver does not support memory by process here"
                 if error.value == _NO_PERMISSION:
@@ -193,3 +317,8 @@ class NvmlMeter:
     def close(self) -> None:
         """Shut NVML down."""
         self._context.__exit__(None, None, None)
+
+
+def _added(one: int | None, other: int | None) -> int | None:
+    """The sum; unknown where a part is."""
+    return None if one is None or other is None else one + other

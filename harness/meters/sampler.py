@@ -5,23 +5,29 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Final
 
 from harness.core.trace import Mark, MemoryTrace, Plateau, Reading, Sample
 from harness.errors import UntrustedError
-from harness.meters.base import Meter
+from harness.meters.base import DeviceMeter, Meter
 from harness.units import MIB
 
 #: Samples kept in a record; the peak is over every reading.
 KEPT_SAMPLES: Final = 400
+#: How long the last reading may take once it is to stop, seconds: a driver can hang.
+STOP_LIMIT: Final = 30.0
+#: Another process may move by this much, bytes, without being held responsible for anything: desktops breathe.
+STRANGER_MOVE: Final = 16 * MIB
 _Watcher = Callable[[int | None, int | None], None]
 
 
 class Sampler:
     """Reads ``meter`` over ``pids()`` every ``meter.interval`` seconds, from :meth:`start` to :meth:`stop`.
 
-    The clock and the wait are injected, so that tests run without time passing.
+    Between the readings a device's memory as a whole is looked at more often, so that no peak is missed. The clock is
+    injected, and so is ``exists`` (whether a PID is a process of this machine), so that tests run without time passing.
     """
 
     def __init__(
@@ -31,16 +37,20 @@ class Sampler:
         *,
         clock: Callable[[], float] = time.monotonic,
         on_reading: _Watcher | None = None,
+        exists: Callable[[int], bool] = lambda pid: Path(f"/proc/{pid}").exists(),
     ) -> None:
         self._meter, self._pids, self._clock, self._on_reading = meter, pids, clock, on_reading
+        self._exists = exists
+        self._devices = meter if isinstance(meter, DeviceMeter) else None
         self._condition = threading.Condition()
         self._stopping = threading.Event()
         self._readings: list[tuple[float, Reading]] = []
         self._marks: list[Mark] = []
         self._failures: dict[str, int] = {}
-        self._strangers: dict[int, int | None] = {}
+        self._strangers: dict[int, _Stranger] = {}
         self._ours: set[int] = set()
         self._peak: int | None = None
+        self._device_peak: int | None = None
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._epoch = 0.0
@@ -56,19 +66,26 @@ class Sampler:
         self._marks.append(Mark(seconds=round(self._clock() - self._epoch, 3), phase=phase))
 
     def _run(self) -> None:
-        deadline = self._clock()
+        reading = self._clock()
+        peek = float("inf") if self._devices is None else reading
         try:
             while not self._stopping.is_set():
-                self.read_once()
-                deadline += self._meter.interval
-                late = self._clock() - deadline
-                if late > 0:  # a slow reading: skip the ticks that it swallowed, keep the grid
-                    deadline += self._meter.interval * (late // self._meter.interval + 1)
-                self._stopping.wait(max(deadline - self._clock(), 0.0))
+                if self._clock() >= reading:
+                    self.read_once()
+                    reading = next_deadline(reading, self._meter.interval, self._clock())
+                if self._devices is not None and self._clock() >= peek:
+                    self._look(self._devices)
+                    peek = next_deadline(peek, self._devices.peek_interval, self._clock())
+                self._stopping.wait(max(min(reading, peek) - self._clock(), 0.0))
         except BaseException as error:  # noqa: BLE001 - it is raised again where somebody waits
             with self._condition:
                 self._error = error
                 self._condition.notify_all()
+
+    def _look(self, meter: DeviceMeter) -> None:
+        risen = meter.peek()
+        if risen is not None:
+            self._device_peak = max(self._device_peak or 0, risen)
 
     def read_once(self) -> Reading:
         """Take one reading now (the thread does nothing else)."""
@@ -88,10 +105,19 @@ class Sampler:
         return reading
 
     def _note_strangers(self, pids: frozenset[int], reading: Reading) -> None:
+        """Called for each reading: who else is there, and what they hold compared with the start of the trace."""
+        if not self._readings:
+            self._strangers = {pid: _Stranger(size, from_start=True) for pid, size in reading.strangers.items()}
+        # A process of the engine that has just ended may be named a little longer; one that exists has got its PID.
+        now = {pid: size for pid, size in reading.strangers.items() if pid not in self._ours or self._exists(pid)}
+        for pid, size in now.items():
+            self._strangers.setdefault(pid, _Stranger(size, from_start=False)).see(size)
+        if reading.reason is None:  # else the list may be missing
+            for pid in self._strangers.keys() - now.keys():
+                self._strangers[pid].miss()
         self._ours |= pids
-        for pid, size in reading.strangers.items():
-            known = self._strangers.get(pid)
-            self._strangers[pid] = known if size is None else max(size, known or 0)
+        for pid in pids:  # a child of the engine can hold memory a moment before its PID is known to be the engine's
+            self._strangers.pop(pid, None)
 
     def settle(
         self,
@@ -137,7 +163,10 @@ class Sampler:
         """
         self._stopping.set()
         if self._thread is not None:
-            self._thread.join(timeout=30)
+            self._thread.join(timeout=STOP_LIMIT)
+            if self._thread.is_alive():
+                raise UntrustedError("the memory meter does not answer any more", code="sampler-stuck")
+        accounted = None if self._devices is None else self._devices.accounted(frozenset(self._ours))
         with self._condition:
             self._raise_error()
             samples = [Sample(seconds=round(at, 3), total_bytes=reading.total_bytes) for at, reading in self._readings]
@@ -148,8 +177,10 @@ class Sampler:
                 peak_bytes=self._peak,
                 readings=len(samples),
                 failures=dict(self._failures),
-                # A child of the engine can hold memory a moment before its PID is known to be the engine's.
-                strangers={pid: size for pid, size in self._strangers.items() if pid not in self._ours},
+                strangers={pid: one.most for pid, one in self._strangers.items()},
+                moved={pid: one.moved for pid, one in self._strangers.items() if one.has_moved},
+                device_peak_bytes=self._device_peak,
+                accounted_peak_bytes=accounted,
             )
 
     def _raise_error(self) -> None:
@@ -159,16 +190,59 @@ class Sampler:
             raise UntrustedError(f"the memory sampler died: {self._error!r}", code="sampler-died") from self._error
 
 
+class _Stranger:
+    """What another process held during a trace: its least and its most, bytes (``None``: the driver does not say)."""
+
+    def __init__(self, size: int | None, *, from_start: bool) -> None:
+        self.most = size
+        self._least = size if from_start else 0
+        self._came, self._went = not from_start, False
+        # Seen only once, it may have been a short-lived child of the engine.
+        self._seen = 2 if from_start else 0
+
+    def see(self, size: int | None) -> None:
+        """It is there, and holds ``size``."""
+        self._seen += 1
+        if size is not None:
+            self.most = max(size, self.most or 0)
+            self._least = size if self._least is None else min(size, self._least)
+
+    def miss(self) -> None:
+        """It is not there (any more)."""
+        self._went, self._least = True, 0
+
+    @property
+    def moved(self) -> int | None:
+        """Bytes between its least and its most; ``None`` where they are not known."""
+        return None if self.most is None or self._least is None else self.most - self._least
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether it came, went, grew or shrank by what matters."""
+        moved = self.moved
+        return self._seen > 1 and (self._came or self._went if moved is None else moved > STRANGER_MOVE)
+
+
+def next_deadline(deadline: float, interval: float, now: float) -> float:
+    """The next tick of a grid after ``deadline``; ticks that a slow reading swallowed are skipped."""
+    deadline += interval
+    late = now - deadline
+    return deadline + interval * (late // interval + 1) if late > 0 else deadline
+
+
 def steady_stretch(readings: list[Reading], count: int, tolerance: int) -> Plateau | None:
     """The plateau of the last ``count`` readings, if they lie within ``tolerance`` bytes of each other."""
     last = readings[-count:]
     sizes = [reading.total_bytes for reading in last if reading.total_bytes is not None]
     if len(last) < count or len(sizes) < count or max(sizes) - min(sizes) > tolerance:
         return None
+    if len({reading.basis for reading in last}) > 1:
+        return None
     return Plateau(
         total_bytes=round(median(sizes)),
         spread_bytes=max(sizes) - min(sizes),
         readings=count,
+        reason=last[-1].reason,
         devices=last[-1].devices,
         basis=last[-1].basis,
     )

@@ -23,6 +23,7 @@ from harness.errors import CannotWriteError, UsageError
 from harness.meters.base import Meter
 from harness.sandboxes.base import Sandbox
 from harness.store import Store, read_record
+from harness.units import format_size
 from harness.workflows.choose import Choice
 from harness.workflows.loads import Runner, StageHook, last_lines, no_hook, read_facts
 from harness.workflows.observer import Observer
@@ -184,6 +185,7 @@ class Run:
     def go(self, loads: Sequence[LoadRequest]) -> Record:
         """Make all loads; the record says how far it came."""
         self.steps = len(loads) + (2 if self.request.speed else 0) + 1
+        self.record = msgspec.structs.replace(self.record, before=self.runner.take_baseline())
         try:
             self._measure(loads)
             if self.request.speed:
@@ -194,7 +196,17 @@ class Run:
             raise
         finally:
             self.runner.stop()
+        self._look_back()
         return self.record
+
+    def _look_back(self) -> None:
+        """Once the engine has ended: what the devices hold now, and who else has used them."""
+        self.record = msgspec.structs.replace(self.record, after=self.runner.occupancy())
+        notes = stranger_notes(self.record)
+        for note in notes:
+            self.observer.warn(note)
+        self.record = msgspec.structs.replace(self.record, notes=(*self.record.notes, *notes))
+        self.store.write_record(self.record)
 
     def _measure(self, loads: Sequence[LoadRequest]) -> None:
         pending = sorted(loads, key=lambda load: (load.num_batch or 0, load.context))
@@ -262,6 +274,27 @@ class Run:
             self.record, status=status, seconds=seconds, ended_at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         )
         self.store.write_record(self.record)
+
+
+def stranger_notes(record: Record) -> tuple[str, ...]:
+    """One note for each process that was not the engine's and held memory of the GPU, with when it was seen."""
+    seen: dict[int, dict[str, int | None]] = {}
+    for when, occupancy in (("before", record.before), ("after", record.after)):
+        for pid, size in (occupancy.processes if occupancy is not None else {}).items():
+            seen.setdefault(pid, {})[when] = size
+    for load in record.loads:
+        for pid, size in (load.trace.strangers if load.trace is not None else {}).items():
+            most = seen.get(pid, {}).get("during")
+            seen.setdefault(pid, {})["during"] = size if size is None else max(size, most or 0)
+
+    def amount(size: int | None) -> str:
+        return "an unknown size" if size is None else format_size(size)
+
+    return tuple(
+        f"another program used the GPU: process {pid}, "
+        + ", ".join(f"{amount(times[when])} {when}" for when in ("before", "during", "after") if when in times)
+        for pid, times in sorted(seen.items())
+    )
 
 
 def _is_point(load: Load, machine: Machine) -> bool:

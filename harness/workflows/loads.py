@@ -12,13 +12,14 @@ import msgspec
 from harness.core.facts import LoadFacts
 from harness.core.plan import DEFAULT_BATCH
 from harness.core.record import Load, LoadRequest, Outcome, Speed
-from harness.core.trace import MemoryTrace, Plateau
+from harness.core.trace import MemoryTrace, Occupancy, Plateau
 from harness.engines.base import Engine, Options, Source
 from harness.errors import BusyError, EngineError, WontFitError
 from harness.logs import parse_log
-from harness.meters.base import Meter
+from harness.meters.base import DeviceMeter, Meter
 from harness.meters.sampler import Sampler
 from harness.sandboxes.base import Running, Sandbox
+from harness.units import MIB
 from harness.workflows.observer import Observer
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 #: How long a plateau may take to settle, seconds.
 SETTLE: Final = 15.0
+#: A driver takes its time to free memory: how long it may take to come back after an unload, seconds.
+RETURN: Final = 10.0
+#: A device that is this close to its baseline, bytes, has come back to it.
+CLOSE: Final = 16 * MIB
 #: A prompt after which the driver's pools have grown: two physical batches.
 BATCHES_OF_PROMPT: Final = 2
 #: Tokens written when a speed is measured.
@@ -67,6 +72,25 @@ class Runner:
         self.folder, self.observer, self.epoch, self.hook = folder, observer, epoch, hook
         self.running: Running | None = None
         self._starts = 0
+
+    def take_baseline(self) -> Occupancy | None:
+        """What the target's devices hold before anything is started; ``None`` where the meter sees no devices."""
+        return self.meter.take_baseline() if isinstance(self.meter, DeviceMeter) else None
+
+    def occupancy(self) -> Occupancy | None:
+        """What they hold now."""
+        return self.meter.occupancy() if isinstance(self.meter, DeviceMeter) else None
+
+    def _await_return(self, state: _State) -> None:
+        """After an unload: wait until the devices are back at their baseline, and note what they still hold."""
+        if not isinstance(self.meter, DeviceMeter):
+            return
+        begin = time.monotonic()
+        while (risen := self.meter.risen()) and max(risen.values()) > CLOSE and time.monotonic() < begin + RETURN:
+            time.sleep(0.1)
+        if risen:
+            state.left = sum(size for size in risen.values() if size > CLOSE)
+        state.settled += time.monotonic() - begin
 
     def now(self) -> float:
         """Seconds since the run began."""
@@ -135,6 +159,7 @@ class Runner:
             elif self.running is not None and state.ready is not None:
                 with self.client(self.running) as client:
                     self.engine.unload(client, source, self.options)
+        self._await_return(state)
         if not self.engine.persistent:
             log_start = 0
         return self._finish(request, outcome, reason, log, log_start, started, state)
@@ -228,6 +253,7 @@ class Runner:
             elif self.running is not None and state.ready is not None:
                 with self.client(self.running) as client:
                     self.engine.unload(client, source, self.options)
+        self._await_return(state)
         load = self._finish(request, outcome, reason, log, log_start, started, state)
         return msgspec.structs.replace(load, speeds=tuple(speeds))
 
@@ -265,6 +291,7 @@ class Runner:
             started=started,
             ready=state.ready,
             ended=self.now(),
+            left_bytes=state.left,
             settle_seconds=round(state.settled, 3),
             request_seconds=round(state.requested, 3),
         )
@@ -283,6 +310,7 @@ class _State:
         self.busy: Plateau | None = None
         self.trace: MemoryTrace | None = None
         self.ready: float | None = None
+        self.left: int | None = None
         self.settled = 0.0
         self.requested = 0.0
 

@@ -40,12 +40,12 @@ def gone() -> int:
 
 
 def told(reading: Reading) -> None:
-    """A reading has a figure above zero or a reason, never both and never a zero."""
+    """A reading has a figure above zero or a reason, never a zero; both only where the figure is another one than asked for."""
     if reading.total_bytes is None:
         assert reading.reason
     else:
         assert reading.total_bytes > 0
-        assert reading.reason is None
+        assert (reading.reason is None) == (reading.basis == "process")
 
 
 def test_a_reading_is_a_figure_or_a_reason(meter: Meter) -> None:

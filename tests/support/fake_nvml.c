@@ -4,7 +4,9 @@
  *
  *   driver VERSION
  *   gpu UUID TOTAL USED NAME...         bytes; the n-th line is the GPU with index n
+ *   mig GPU UUID TOTAL USED NAME...     an instance of a GPU in MIG mode, after all gpu lines; counted on with them
  *   process GPU LIST PID BYTES|NA       LIST: C compute, G graphics, M MPS
+ *   account GPU PID BYTES               accounting mode is on, and this was a process's largest use
  *   fail FUNCTION CODE                  that function returns CODE
  *   growing N                           the first N filled lists turn out too short
  *
@@ -19,10 +21,16 @@ enum { GPUS = 8, PROCESSES = 64 };
 typedef unsigned long long bytes;
 typedef struct { unsigned pid; bytes used; unsigned gpu_instance, compute_instance; } process_info; /* nvmlProcessInfo_v2_t */
 typedef struct { bytes total, free, used; } memory_info;                                             /* nvmlMemory_t */
-typedef struct { char uuid[96], name[96]; bytes total, used; } gpu;
+typedef struct { unsigned gpu_utilization, memory_utilization; bytes most, time, start; unsigned running, reserved[5]; } accounting;
+typedef struct { int parent; char uuid[96], name[96]; bytes total, used; } gpu;                      /* parent: -1, a whole GPU */
 typedef struct { int gpu; char list; unsigned pid; bytes used; } process;
 
-static struct { char driver[64]; int gpus, processes, growing; gpu gpu[GPUS]; process process[PROCESSES]; } state;
+static struct {
+    char driver[64];
+    int gpus, whole, processes, accounts, growing;
+    gpu gpu[GPUS];
+    process process[PROCESSES], account[PROCESSES];
+} state;
 static int initialised, grown;
 
 static int enter(const char *function) {
@@ -37,7 +45,13 @@ static int enter(const char *function) {
         process *p = &state.process[state.processes % PROCESSES];
         if (sscanf(line, "driver %63s", state.driver) == 1) continue;
         if (sscanf(line, "growing %d", &state.growing) == 1) continue;
-        if (sscanf(line, "gpu %95s %llu %llu %95[^\n]", g->uuid, &g->total, &g->used, g->name) == 4) state.gpus++;
+        process *a = &state.account[state.accounts % PROCESSES];
+        if (sscanf(line, "gpu %95s %llu %llu %95[^\n]", g->uuid, &g->total, &g->used, g->name) == 4) {
+            g->parent = -1;
+            state.whole = ++state.gpus;
+        }
+        if (sscanf(line, "mig %d %95s %llu %llu %95[^\n]", &g->parent, g->uuid, &g->total, &g->used, g->name) == 5) state.gpus++;
+        if (sscanf(line, "account %d %u %llu", &a->gpu, &a->pid, &a->used) == 3) state.accounts++;
         if (sscanf(line, "process %d %c %u %31s", &p->gpu, &p->list, &p->pid, size) == 4) {
             p->used = strcmp(size, "NA") ? strtoull(size, NULL, 10) : ~0ULL;
             state.processes++;
@@ -61,10 +75,10 @@ int nvmlInitWithFlags(unsigned flags) { (void)flags; ENTER(); initialised++; ret
 int nvmlShutdown(void) { if (!initialised) return UNINITIALIZED; initialised--; return OK; }
 const char *nvmlErrorString(int code) { return code == 15 ? "GPU is lost" : code == 3 ? "Not Supported" : "NVML error"; }
 int nvmlSystemGetDriverVersion(char *text, unsigned length) { ENTER(); TEXT(text, length, state.driver); }
-int nvmlDeviceGetCount_v2(unsigned *count) { ENTER(); *count = (unsigned)state.gpus; return OK; }
+int nvmlDeviceGetCount_v2(unsigned *count) { ENTER(); *count = (unsigned)state.whole; return OK; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) {
     ENTER();
-    if ((int)index >= state.gpus) return INVALID;
+    if ((int)index >= state.whole) return INVALID;
     *handle = (void *)(size_t)(index + 1);
     return OK;
 }
@@ -81,6 +95,37 @@ int nvmlDeviceGetMemoryInfo(void *handle, memory_info *memory) {
     gpu *g = GPU_OF(handle);
     *memory = (memory_info){g->total, g->total - g->used, g->used};
     return OK;
+}
+
+static int instances(void *handle) {
+    int found = 0;
+    for (int i = 0; i < state.gpus; i++) found += state.gpu[i].parent == (int)((size_t)handle - 1);
+    return found;
+}
+
+int nvmlDeviceGetMigMode(void *handle, unsigned *current, unsigned *pending) {
+    ENTER();
+    *current = *pending = instances(handle) > 0;
+    return OK;
+}
+int nvmlDeviceGetMaxMigDeviceCount(void *handle, unsigned *count) { (void)handle; ENTER(); *count = 7; return OK; }
+int nvmlDeviceGetMigDeviceHandleByIndex(void *handle, unsigned index, void **instance) {
+    ENTER();
+    if ((int)index >= instances(handle)) return NOT_FOUND;
+    for (int i = 0, seen = 0; i < state.gpus; i++)
+        if (state.gpu[i].parent == (int)((size_t)handle - 1) && seen++ == (int)index) *instance = (void *)(size_t)(i + 1);
+    return OK;
+}
+int nvmlDeviceGetAccountingMode(void *handle, unsigned *mode) { (void)handle; ENTER(); *mode = state.accounts > 0; return OK; }
+int nvmlDeviceGetAccountingStats(void *handle, unsigned pid, accounting *stats) {
+    ENTER();
+    for (int i = 0; i < state.accounts; i++)
+        if (state.account[i].pid == pid && state.account[i].gpu == (int)((size_t)handle - 1)) {
+            memset(stats, 0, sizeof *stats);
+            stats->most = state.account[i].used;
+            return OK;
+        }
+    return NOT_FOUND;
 }
 
 static int list(void *handle, char kind, unsigned *count, process_info *out) {

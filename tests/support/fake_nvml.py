@@ -34,8 +34,9 @@ class FakeDriver:
         monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
         self.holds()
 
-    def holds(self, *lines: str) -> None:
-        gpus = [f"gpu {UUID} {24 * GIB} {GIB} NVIDIA Test A", f"gpu {OTHER} {24 * GIB} 0 NVIDIA Test B"]
+    def holds(self, *lines: str, used: int = GIB) -> None:
+        """What the driver says from now on; ``used`` bytes are in use on the first GPU."""
+        gpus = [f"gpu {UUID} {24 * GIB} {used} NVIDIA Test A", f"gpu {OTHER} {24 * GIB} 0 NVIDIA Test B"]
         part = self._state.with_suffix(".part")
         part.write_text("\n".join(["driver 580.95.05", *gpus, *lines, ""]))
         part.replace(self._state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,7 +75,10 @@ def test_another_user_of_the_gpu_is_named_and_not_counted(driver: FakeDriver, me
     [
         ("process 0 C 4711 NA", "N/A"),
         ("process 0 C 4711 0", "0 bytes"),
-        ("process 0 C 99 5", "none of the engine's processes"),
+        ("", "names no process"),
+        ("process 0 C 99 5", "pid: host"),
+        (f"process 0 C {os.getpid()} 5", "none of the engine's processes"),
+        (f"process 0 C 4711 100\nprocess 0 C {1 << 22} 2131", "makes no sense"),
         (f"fail {COMPUTE} 3", "does not support"),
         (f"fail {COMPUTE} 4", "does not permit"),
         (f"fail {COMPUTE} 7", "kept growing"),
@@ -89,6 +93,76 @@ def test_what_cannot_be_read_is_unknown_with_its_own_reason(
     assert reason in (reading.reason or "")
 
 
+def test_where_processes_have_no_figure_the_device_s_own_rise_is_named_as_such(driver: FakeDriver) -> None:
+    """WSL2 (an empty list), N/A, 0 bytes, not supported, not permitted."""
+    meter = NvmlMeter([UUID])
+    driver.holds(used=GIB)
+    meter.take_baseline()
+    for state in ("", "process 0 C 4711 NA", "process 0 C 4711 0", f"fail {COMPUTE} 3", f"fail {COMPUTE} 4"):
+        driver.holds(state, used=3 * GIB)
+        reading = meter.read(ENGINE)
+        assert (reading.total_bytes, reading.basis, reading.devices) == (2 * GIB, "device-delta", {UUID: 2 * GIB})
+        assert reading.reason, "why there is no figure by process"
+        driver.holds(state, used=GIB)
+        assert meter.read(ENGINE).total_bytes is None, "nothing rose: unknown, not 0"
+    meter.close()
+
+
+@pytest.mark.parametrize("other", ["process 0 C 99 NA", "process 0 G 99 5"])
+def test_beside_a_stranger_the_device_s_rise_is_nobody_s(driver: FakeDriver, meter: NvmlMeter, other: str) -> None:
+    meter.take_baseline()
+    driver.holds("process 0 C 4711 NA", other, used=3 * GIB)
+    reading = meter.read(ENGINE)
+    assert reading.total_bytes is None
+    assert reading.strangers.keys() == {99}
+
+
+def test_without_a_baseline_there_is_no_rise(driver: FakeDriver, meter: NvmlMeter) -> None:
+    driver.holds("process 0 C 4711 NA", used=3 * GIB)
+    assert meter.read(ENGINE).total_bytes is None
+    assert meter.peek() is None
+
+
+def test_the_device_as_a_whole_is_seen_between_the_readings(driver: FakeDriver, meter: NvmlMeter) -> None:
+    before = meter.take_baseline()
+    driver.holds("process 0 C 4711 100", "process 1 G 4711 5", used=2 * GIB)
+    assert (before.devices, before.processes) == ({UUID: GIB, OTHER: 0}, {})
+    assert meter.risen() == {UUID: GIB, OTHER: 0}
+    assert meter.peek() == GIB
+    assert meter.occupancy().processes == {4711: 105}
+    driver.holds(used=GIB // 2)
+    assert meter.risen() == {UUID: 0, OTHER: 0}, "freed memory of others is no negative use"
+
+
+def test_on_unified_memory_processes_are_read_and_devices_are_unknown(driver: FakeDriver, meter: NvmlMeter) -> None:
+    driver.holds("process 0 C 4711 100", "fail nvmlDeviceGetMemoryInfo 3")
+    assert meter.take_baseline().devices == {}
+    assert meter.peek() is None
+    assert meter.read(ENGINE).total_bytes == 100
+
+
+def test_an_instance_of_a_split_gpu_is_a_gpu_of_its_own(driver: FakeDriver) -> None:
+    split = [f"mig 0 MIG-aaaa {10 * GIB} 0 NVIDIA Test A MIG 3g.10gb", f"mig 0 MIG-bbbb {5 * GIB} 0 NVIDIA Test A MIG 1g.5gb"]
+    driver.holds(*split, "process 2 C 4711 100", "process 3 C 99 7")
+    assert [(gpu.index, gpu.uuid, gpu.memory_bytes, gpu.mig) for gpu in gpus()] == [
+        (0, "MIG-aaaa", 10 * GIB, True),
+        (0, "MIG-bbbb", 5 * GIB, True),
+        (1, OTHER, 24 * GIB, False),
+    ]
+    meter = NvmlMeter(["MIG-aaaa"])
+    reading = meter.read(ENGINE)
+    meter.close()
+    assert (reading.total_bytes, reading.strangers) == (100, {}), "other instances are other machines"
+
+
+def test_the_driver_s_own_accounting_is_read_where_it_is_on(driver: FakeDriver, meter: NvmlMeter) -> None:
+    assert meter.accounted(ENGINE) is None
+    driver.holds("account 0 4711 500", "account 1 4711 20", "account 0 99 9999")
+    assert meter.accounted(ENGINE) == 520
+    driver.holds("account 0 4711 500", "fail nvmlDeviceGetAccountingMode 3")
+    assert meter.accounted(ENGINE) is None
+
+
 def test_one_process_without_a_figure_leaves_no_partial_sum(driver: FakeDriver, meter: NvmlMeter) -> None:
     driver.holds("process 0 C 4711 100", "process 1 C 4712 NA")
     assert meter.read(ENGINE).total_bytes is None
@@ -96,9 +170,13 @@ def test_one_process_without_a_figure_leaves_no_partial_sum(driver: FakeDriver, 
 
 @pytest.mark.parametrize("code", [15, 16])
 def test_a_lost_gpu_voids_the_run(driver: FakeDriver, meter: NvmlMeter, code: int) -> None:
+    meter.take_baseline()
     driver.holds("process 0 C 4711 100", f"fail {COMPUTE} {code}")
     with pytest.raises(UntrustedError, match="lost"):
         meter.read(ENGINE)
+    driver.holds("process 0 C 4711 100", f"fail nvmlDeviceGetMemoryInfo {code}")
+    with pytest.raises(UntrustedError, match="lost"):
+        meter.peek()
 
 
 def test_a_list_that_grows_while_it_is_read_is_read_again(driver: FakeDriver, meter: NvmlMeter) -> None:

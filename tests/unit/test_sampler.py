@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from harness.core.trace import MeterName, Reading, Sample
+from harness.core.trace import MemoryTrace, MeterName, Occupancy, Reading, Sample
 from harness.errors import UntrustedError
-from harness.meters.sampler import Sampler, steady_stretch, thin
-from harness.units import MIB
+from harness.meters.sampler import Sampler, next_deadline, steady_stretch, thin
+from harness.units import GIB, MIB
 
 
 def known(*sizes: int | None) -> list[Reading]:
@@ -62,14 +62,123 @@ def test_the_peak_is_over_every_reading_and_failures_are_counted() -> None:
     assert (trace.peak_bytes, trace.readings, trace.failures) == (50, 5, {"N/A": 2})
 
 
-def test_a_stranger_mid_run_is_kept_at_its_largest_and_a_late_child_is_none() -> None:
-    late_child = Reading(total_bytes=1, strangers={2: 5})
-    stranger = Reading(total_bytes=1, strangers={99: 70, 100: None})
-    pids = iter([frozenset({1}), frozenset({1, 2}), frozenset({1, 2})])
-    subject = Sampler(Script(late_child, stranger, Reading(total_bytes=1, strangers={99: 30})), lambda: next(pids))
-    for _ in range(3):
+def trace_of(*readings: Reading, pids: tuple[set[int], ...] = (), exists: bool = True) -> MemoryTrace:
+    """The trace of these readings; ``pids`` are the engine's processes at each, {1} where they are not given."""
+    families = [*pids, *[{1}] * (len(readings) - len(pids))]
+    subject = Sampler(Script(*readings), lambda: frozenset(families.pop(0)), exists=lambda _: exists)
+    for _ in readings:
         subject.read_once()
-    assert subject.stop().strangers == {99: 70, 100: None}
+    return subject.stop()
+
+
+def beside(**strangers: int | None) -> Reading:
+    """A reading with other processes on the GPU: ``p99=5``."""
+    return Reading(total_bytes=1, strangers={int(name[1:]): size for name, size in strangers.items()})
+
+
+def test_a_stranger_is_kept_at_its_largest() -> None:
+    trace = trace_of(beside(p99=30), beside(p99=70, p100=None), beside(p99=30, p100=None))
+    assert trace.strangers == {99: 70, 100: None}
+
+
+def test_a_child_that_the_meter_saw_before_us_is_no_stranger() -> None:
+    trace = trace_of(beside(p2=5 * GIB), beside(), pids=({1}, {1, 2}))
+    assert (trace.strangers, trace.moved) == ({}, {})
+
+
+@pytest.mark.parametrize(("exists", "strangers"), [(True, {2: GIB}), (False, {})])
+def test_a_pid_that_was_ours_is_a_stranger_s_only_if_it_was_given_out_again(exists: bool, strangers: dict[int, int]) -> None:
+    """The driver may name a process that has just ended a little longer."""
+    trace = trace_of(beside(), beside(p2=GIB), beside(p2=GIB), pids=({1, 2}, {1}, {1}), exists=exists)
+    assert (trace.strangers, trace.moved) == (strangers, strangers)
+
+
+@pytest.mark.parametrize(
+    ("readings", "moved"),
+    [
+        ([beside(p9=GIB)] * 3, {}),
+        ([beside(p9=None)] * 3, {}),
+        ([beside(p9=GIB), beside(p9=GIB + MIB), beside(p9=GIB)], {}),
+        ([beside(p9=GIB), beside(p9=GIB), beside(p9=3 * GIB)], {9: 2 * GIB}),
+        ([beside(p9=GIB), beside(), beside()], {9: GIB}),
+        ([beside(), beside(p9=GIB), beside(p9=GIB)], {9: GIB}),
+        ([beside(), beside(p9=None), beside(p9=None)], {9: None}),
+        ([beside(), beside(p9=GIB), beside()], {}),
+    ],
+    ids=["still", "still without a size", "a desktop breathes", "grew", "went", "came", "came without a size", "a glimpse"],
+)
+def test_a_stranger_that_moved(readings: list[Reading], moved: dict[int, int | None]) -> None:
+    assert trace_of(*readings).moved == moved
+
+
+def test_a_reading_that_failed_does_not_make_a_stranger_go() -> None:
+    assert trace_of(beside(p9=GIB), *known(None), beside(p9=GIB)).moved == {}
+
+
+class Devices(Script):
+    """The same with a device whose memory peaks between two readings."""
+
+    peek_interval = 0.001
+
+    def __init__(self, *peeks: int | None) -> None:
+        super().__init__(Reading(total_bytes=7))
+        self._peeks = list(peeks)
+        self.all_seen = threading.Event()
+
+    def take_baseline(self) -> Occupancy:
+        return Occupancy()
+
+    occupancy = take_baseline
+
+    def risen(self) -> dict[str, int]:
+        return {}
+
+    def peek(self) -> int | None:
+        if not self._peeks:
+            self.all_seen.set()
+            return 1
+        return self._peeks.pop(0)
+
+    def accounted(self, pids: frozenset[int]) -> int | None:
+        return 1000 + sum(pids)
+
+
+def test_a_peak_between_two_readings_and_the_driver_s_own_stand_beside_the_readings() -> None:
+    meter = Devices(5, 90, None, 6)
+    subject = Sampler(meter, lambda: frozenset({1}))
+    subject.start()
+    assert meter.all_seen.wait(60)
+    trace = subject.stop()
+    assert (trace.peak_bytes, trace.device_peak_bytes, trace.accounted_peak_bytes) == (7, 90, 1001)
+
+
+def test_a_figure_by_process_and_a_device_s_rise_make_no_plateau() -> None:
+    rise = Reading(total_bytes=100, basis="device-delta", reason="N/A")
+    assert steady_stretch([*known(100, 100), rise], 3, MIB) is None
+    found = steady_stretch([rise] * 3, 3, MIB)
+    assert found is not None
+    assert (found.basis, found.reason) == ("device-delta", "N/A")
+
+
+@pytest.mark.parametrize(("now", "next_one"), [(0.9, 1.0), (1.0, 1.0), (1.1, 2.0), (3.7, 4.0)])
+def test_a_slow_reading_loses_ticks_and_keeps_the_grid(now: float, next_one: float) -> None:
+    assert next_deadline(0.0, 1.0, now) == pytest.approx(next_one)
+
+
+def test_a_driver_that_hangs_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.meters.sampler.STOP_LIMIT", 0.01)
+    hanging = threading.Event()
+
+    class Hangs(Script):
+        def read(self, pids: frozenset[int]) -> Reading:
+            hanging.wait(60)
+            return super().read(pids)
+
+    subject = Sampler(Hangs(*known(1)), lambda: frozenset({1}))
+    subject.start()
+    with pytest.raises(UntrustedError, match="does not answer"):
+        subject.stop()
+    hanging.set()
 
 
 def test_a_settled_engine_gives_its_plateau() -> None:
