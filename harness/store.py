@@ -29,8 +29,8 @@ from harness.errors import (
 )
 
 RUNS: Final = "runs"
+ENGINES: Final = ("ollama", "llama-server", "vllm")
 _VARIANT: Final = re.compile(r"[A-Za-z0-9._-]+")
-_ENGINES: Final = ("ollama", "llama-server", "vllm")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -96,12 +96,21 @@ def read_calibration(path: Path) -> Calibration:
         raise NotFoundError(f"no such calibration: {path}", code="no-such-file") from error
     except OSError as error:
         raise NotPermittedError(f"{path} cannot be read: {error.strerror}") from error
+    return parse_calibration(text, str(path))
+
+
+def parse_calibration(text: bytes, where: str) -> Calibration:
+    """Read the text of an artifact; ``where`` names it in errors.
+
+    Raises:
+        BadInputError: damaged. ConfigError: a newer schema.
+    """
     try:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         document = yaml.load(text, Loader=loader)  # noqa: S506 - a safe loader, in C where there is one
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        raise BadInputError(f"{path} is not YAML: {' '.join(str(error).split())}", code="bad-artifact") from error
-    return from_document(document, str(path))
+        raise BadInputError(f"{where} is not YAML: {' '.join(str(error).split())}", code="bad-artifact") from error
+    return from_document(document, where)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -132,7 +141,7 @@ class Store:
 
     def path_of(self, engine: str, model: str, variant: str | None = None) -> Path:
         """Where the artifact of a model lies, whether it exists or not."""
-        if engine not in _ENGINES:
+        if engine not in ENGINES:
             raise UsageError(f"unknown engine: {engine!r}")
         if variant is not None and not _VARIANT.fullmatch(variant):
             raise UsageError(f"a variant is letters, digits, '.', '_' and '-': {variant!r}")
@@ -143,7 +152,7 @@ class Store:
 
     def paths(self) -> Iterator[Path]:
         """All artifacts, in name order."""
-        for engine in sorted(_ENGINES):
+        for engine in sorted(ENGINES):
             yield from sorted((self.root / engine).glob("*.yaml"))
 
     def read(self, path: Path) -> Calibration:
@@ -166,12 +175,12 @@ class Store:
             UsageError: several engines have that name and none was chosen.
         """
         head, _, tail = name.partition("/")
-        if head in _ENGINES and tail:
+        if head in ENGINES and tail:
             engines, stem = [head], tail
             if engine is not None and engine != head:
                 raise UsageError(f"{name} is an id of {head}, not of {engine}")
         else:
-            engines, stem = ([engine] if engine else list(_ENGINES)), name
+            engines, stem = ([engine] if engine else list(ENGINES)), name
         stems = dict.fromkeys(
             (artifact_name(stem), artifact_name(Path(stem).stem)) if stem.endswith(".gguf") else (artifact_name(stem),)
         )

@@ -1,0 +1,147 @@
+"""``harness diff``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from harness.cli.context import command
+from harness.cli.output import Output, clean
+from harness.core.drift import Change, Drift, Figure, sentence
+
+if TYPE_CHECKING:
+    from harness.workflows.drift import Pair
+
+#: Exit status of a drift beyond the measurement error.
+DRIFTED: Final = 6
+
+
+@click.command()
+@click.argument("old", metavar="A")
+@click.argument("new", metavar="B")
+@click.option("--markdown", is_flag=True, help="Print the text of a pull request.")
+@command
+def cli(old: str, new: str, markdown: bool, output: Output) -> None:
+    """What moved from A to B beyond the measurement error, and what that means.
+
+    A and B are calibrations, folders of them, or either at a git revision (HEAD~1:models/calibrations). Ends with 6 when
+    something moved.
+    """
+    from harness.workflows.drift import pairs, read_side
+
+    before, after = read_side(old), read_side(new)
+    found = pairs(before, after)
+    if not output.as_json:
+        if markdown:
+            from harness.cli.drift_markdown import markdown as render
+
+            click.echo(render(found), nl=False)
+        else:
+            _text(found, before.name, after.name)
+    moved = any(pair.drift is not None and pair.drift.moved for pair in found)
+    output.done({"drifted": moved, "calibrations": [pair_json(pair) for pair in found]}, DRIFTED if moved else 0)
+
+
+def status_of(pair: Pair) -> str:
+    """``added``, ``removed``, ``moved`` or ``same``."""
+    if pair.drift is None:
+        return "added" if pair.old is None else "removed"
+    return "moved" if pair.drift.moved else "same"
+
+
+def pair_json(pair: Pair) -> dict[str, Any]:
+    """One calibration of ``diff --json``: every figure with its tolerance, in the figure's own unit."""
+    drift = pair.drift or Drift(figures=(), changes=())
+    calibration = pair.new or pair.old
+    return {
+        "calibration": pair.key,
+        "status": status_of(pair),
+        "figures": [
+            {
+                "name": figure.name,
+                "kind": figure.kind,
+                "old": figure.old,
+                "new": figure.new,
+                "tolerance": figure.tolerance,
+                "moved": figure.moved,
+            }
+            for figure in drift.figures
+        ],
+        "changes": [{"name": change.name, "old": change.old, "new": change.new} for change in drift.changes],
+        "effects": [
+            {
+                "kind": effect.kind,
+                "old": effect.old,
+                "new": effect.new,
+                "card_gb": effect.card_gb,
+                "context": effect.context,
+                "text": sentence(effect, target=calibration.metadata.machine.target if calibration else "gpu"),
+            }
+            for effect in drift.effects
+        ],
+    }
+
+
+def show(value: object, digits: int = 6) -> str:
+    """A figure as the artifact has it; digests are cut to what tells them apart."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.{digits}f}".rstrip("0").rstrip(".") or "0"
+    if isinstance(value, int):
+        return f"{value:,}"
+    text = clean(str(value))
+    return f"{text[:19]}…" if text.startswith("sha256:") else text
+
+
+def percent(figure: Figure) -> str:
+    """How far a figure moved, of what it was."""
+    if not isinstance(figure.old, int | float) or not isinstance(figure.new, int | float) or not figure.old:
+        return ""
+    return f"{100 * (figure.new / figure.old - 1):+.1f} %"
+
+
+def headline(changes: tuple[Change, ...]) -> list[str]:
+    """Versions and machines that differ, one line each."""
+    return [f"{change.name}: {show(change.old)} → {show(change.new)}" for change in changes]
+
+
+def effects_of(pair: Pair) -> list[str]:
+    """What a drift means, one line each."""
+    if pair.drift is None or pair.new is None:
+        return []
+    return [sentence(effect, target=pair.new.metadata.machine.target) for effect in pair.drift.effects]
+
+
+def _text(found: list[Pair], before: str, after: str) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from harness.cli.tables import console
+
+    shown = console()
+    if not found:
+        click.echo(f"no calibrations in {clean(before)} and {clean(after)}")
+    for pair in found:
+        status = status_of(pair)
+        colour = {"moved": "yellow", "same": "green", "added": "cyan", "removed": "red"}[status]
+        word = {"moved": "moved", "same": "nothing beyond the measurement error", "added": "added", "removed": "removed"}[
+            status
+        ]
+        shown.print(Text.assemble((clean(pair.key), "bold"), "  ", (word, colour)))
+        if pair.drift is None:
+            continue
+        for line in headline(pair.drift.changes):
+            shown.print(Text(f"  {line}", style="dim"))
+        if pair.drift.moved:
+            table = Table(header_style="dim", box=None, padding=(0, 2, 0, 0))
+            table.add_column("", no_wrap=True)
+            for name in ("old", "new", "", "error"):
+                table.add_column(name, justify="right")
+            for figure in pair.drift.moved:
+                error = "" if figure.tolerance is None else f"± {show(figure.tolerance)}"
+                table.add_row(Text(f"  {clean(figure.name)}"), show(figure.old), show(figure.new), percent(figure), error)
+            shown.print(table)
+        for line in effects_of(pair):
+            shown.print(Text(f"  {line}", style="bold"))
