@@ -65,6 +65,12 @@ def _show(number: int, facts: LoadFacts) -> None:
             f"batch {facts.num_batch or '–'} · KV {facts.kv_cache_type or '–'} · flash attention {facts.flash_attention or '–'}"
         )
     )
+    if facts.vllm is not None:
+        vllm = facts.vllm
+        times = "–" if vllm.max_concurrency is None else f"{vllm.max_concurrency:g}"
+        length = f"{vllm.max_model_len:,}" if vllm.max_model_len else "–"
+        tokens = f"{vllm.kv_tokens:,}" if vllm.kv_tokens is not None else "–"
+        click.echo(clean(f"  vLLM {vllm.version or '–'} · {tokens} tokens of KV cache · {times} requests of {length} tokens"))
     if facts.failure:
         click.echo(clean(f"  {facts.failure}"))
     if facts.devices:

@@ -105,6 +105,12 @@ class VllmFacts(msgspec.Struct, frozen=True, kw_only=True):
     total_bytes: int | None = None
     free_bytes: int | None = None
     utilization: float | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    tensor_parallel: int | None = None
+    pipeline_parallel: int | None = None
+    enforce_eager: bool | None = None
+    max_num_seqs: int | None = None
     failure_class: str | None = None
     needed_bytes: int | None = None
     available_bytes: int | None = None
@@ -202,4 +208,8 @@ class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
             ]
             fields["kv_tokens"] = self.vllm.kv_tokens
             fields["max_concurrency"] = self.vllm.max_concurrency
+            fields["max_model_len"] = self.vllm.max_model_len
+            fields["failure_class"] = self.vllm.failure_class
+            fields["needed_bytes"] = self.vllm.needed_bytes
+            fields["available_bytes"] = self.vllm.available_bytes
         return fields

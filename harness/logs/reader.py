@@ -26,8 +26,10 @@ _LLAMA_SIGNS: Final = (
     b"overflowing", b"version", b"mmproj", b"constructing",
 )  # fmt: skip
 _VLLM_SIGNS: Final = (
-    b"GiB", b" GB ", b"vLLM", b"VLLM", b"blocks", b"KV cache", b"Maximum concurrency", b"max_model_len", b"model len", b"Error",
-    b"startup complete", b"version", b"block size", b"tensor_parallel", b"Gib", b"non-default args", b"startup.", b"model_len",
+    b"GiB", b" GB", b"vLLM", b"VLLM", b"blocks", b"KV cache", b"Maximum concurrency", b"max_model_len", b"model len", b"Error",
+    b"startup complete", b"version", b"block size", b"tensor_parallel", b"Gib", b"non-default args", b"startup", b"model_len",
+    b"load model", b"Uvicorn", b"init engine", b"repo", b"not supported", b"ttention", b"_ATTN", b"\xe2\x96\x88", b"failed",
+    b"max_num_batched", b"local folder", b"Value error",
 )  # fmt: skip
 
 #: One pass over the bytes instead of one per sign: a third of the time.

@@ -1,16 +1,372 @@
-"""vLLM's log. Not read yet: no load is reported rather than a wrong one."""
+"""vLLM's log, 0.6 to 0.33, V0 and V1, GPU and CPU: weights, KV cache and graphs of each worker, tokens, and failed starts.
+
+Formats: vllm/worker/worker.py and executor_base.py (V0), vllm/v1/worker/{gpu_worker,gpu_model_runner,cpu_worker}.py,
+vllm/v1/core/kv_cache_utils.py, vllm/entrypoints. What vLLM prints as "GB" is GiB too. Memory is by worker (one GPU), tokens
+and concurrency by engine. Nothing is anchored at a line's start: collectors and vLLM itself put prefixes there.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
 from harness.core.facts import LoadFacts
+from harness.logs.vllm_building import Start, Worker
+from harness.logs.vllm_failures import HINTS, classify, is_exception, is_secondary, unfinished
+from harness.units import GIB
+
+#: "(Worker_TP0 pid=228)", "(VllmWorker rank=1 pid=9)", "(EngineCore pid=7)"; they stack, and the last one is the speaker.
+_PREFIX: Final = re.compile(
+    r"\((?P<name>[A-Za-z][\w-]{0,60}(?: (?:rank=\d{1,4}|TP\d{1,4}))?) pid=(?P<pid>\d{1,10})(?:, ip=[^)]{0,60})?\) ?"
+)
+_OURS: Final = re.compile(r"APIServer|ApiServer|EngineCore|Vllm|Worker|RayWorker|DPCoordinator")
+#: The level, date and place in front of a message.
+_HEAD: Final = re.compile(
+    r"^.{0,200}?\b(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) \d{2}-\d{2} \d{2}:\d{2}:\d{2} "
+    r"(?:\[[^\]]{0,120}\]|[\w./-]{1,120}:\d{1,6}\]) ?"
+)
+_N: Final = r"(-?\d{1,9}(?:\.\d{1,9})?)"
+_COUNT: Final = r"(\d[\d,]{0,17})"
+
+_WEIGHTS: Final = re.compile(rf"(?:Loading model weights|Model loading) took (?:in total )?{_N} Gi?B")
+_AVAILABLE: Final = re.compile(
+    rf"Available KV cache memory: {_N} GiB|reserved for KV Cache is {_N}GiB|kv_cache_size={_N}GiB"
+    rf"|reserved {_N} ?GiB memory for KV Cache as specified|(?:Auto|Explicitly) set \({_N}/{_N}\) GiB for KV cache"
+)
+_IN_USE: Final = re.compile(rf"Current kv cache memory in use is (?:(\d{{1,18}}) bytes|{_N} GiB)")
+_TOKENS: Final = re.compile(rf"KV cache size: {_COUNT} tokens")
+_BLOCKS: Final = re.compile(r"# (?P<device>\w{1,20}) blocks: (?P<blocks>\d{1,12})|num_gpu_blocks is: (?P<exact>\d{1,12})")
+_CONCURRENCY: Final = re.compile(rf"Maximum concurrency for {_COUNT} tokens per request: {_N}x")
+_GRAPHS: Final = re.compile(rf"Graph capturing finished in {_N} secs?, took {_N} GiB")
+_ESTIMATE: Final = re.compile(rf"Estimated CUDA graph memory: {_N} GiB")
+_POOL: Final = re.compile(rf"CUDA graph pool memory: {_N} GiB \(actual\)(?:, {_N} GiB \(estimated\))?")
+_SUMMARY: Final = re.compile(
+    rf"Free memory on device(?: \S{{1,40}})? \({_N}/{_N} GiB\) on startup\. "
+    rf"Desired \w+ memory utilization is \({_N}, {_N} GiB\)"
+)
+_PARTS: Final = re.compile(
+    rf"Actual usage is {_N} GiB for (?P<what>weight|consumed memory)[^,]{{0,40}}, {_N} GiB for peak activation"
+    rf"(?:, {_N} GiB for non-torch memory)?,? and {_N} GiB for (?:CUDA|NPU|XPU|\w{{1,10}})? ?[Gg]raph"
+)
+_V0: Final = re.compile(
+    rf"model weights take {_N}GiB; non_torch_memory takes {_N}GiB; PyTorch activation peak memory takes {_N}GiB"
+)
+_V0_TOTAL: Final = re.compile(rf"total_gpu_memory \({_N}GiB\) x gpu_memory_utilization \({_N}\) = {_N}GiB")
+_V06: Final = re.compile(rf"total_gpu_memory={_N}GiB.{{0,300}}non_torch_memory={_N}GiB.{{0,100}}gpu_memory_utilization={_N}")
+_CPU_USE: Final = re.compile(rf"with {_N} GiB requested memory for the worker\. {_N} GiB memory was consumed by non-kv")
+_ENGINE: Final = re.compile(r"LLM engine \(v(?P<version>[^)\s]{1,60})\)")
+_API: Final = re.compile(r"API server version (?P<version>\S{1,60})|█.{0,60}?\bversion (?P<banner>\d\S{0,60})")
+_BANNER_MODEL: Final = re.compile(r"█.{0,60}?\bmodel +(?P<model>\S.{0,299}?)\s*$")
+_LOADING: Final = re.compile(r"Starting to load model (?P<model>\S.{0,299}?)\.\.\.")
+_MAX_LEN: Final = re.compile(r"Using max model len (\d{1,12})|Auto-fit max_model_len: .{0,80}? to (\d{1,12}) to fit")
+_BATCHED: Final = re.compile(r"max_num_batched_tokens=(\d{1,9})")
+_BLOCK_SIZE: Final = re.compile(r"Setting attention block size to (\d{1,9}) tokens")
+#: key=value of the engine's configuration, 'key': value of "non-default args", key=value of a Namespace.
+_SETTING: Final = re.compile(
+    r"(?<![\w.])'?(?P<key>model|model_tag|dtype|quantization|kv_cache_dtype|enforce_eager|tensor_parallel_size"
+    r"|pipeline_parallel_size|max_seq_len|max_model_len|max_num_batched_tokens|max_num_seqs|block_size"
+    r"|gpu_memory_utilization)'?(?:=|: )(?P<value>'[^']{0,300}'|\"[^\"]{0,300}\"|[^,\s)}]{1,100})"
+)
+_READY: Final = ("Application startup complete", "Starting vLLM API server", "Starting vLLM server on", "Uvicorn running on")
+
+#: Which reading a line needs, by the first of these that it holds; plain searches cost a tenth of one regex.
+_KEYS: Final = (
+    ("Model loading took", "weights"),
+    ("Loading model weights took", "weights"),
+    ("Available KV cache memory", "summary"),
+    ("Actual usage is", "summary"),
+    ("kv cache memory in use", "summary"),
+    ("reserved for KV Cache", "summary"),
+    ("GiB for KV cache", "summary"),
+    ("GiB memory for KV Cache", "summary"),
+    ("total_gpu_memory", "summary"),
+    ("KV cache size: ", "size"),
+    ("Maximum concurrency for", "size"),
+    (" blocks: ", "size"),
+    ("num_gpu_blocks is: ", "size"),
+    ("Graph capturing finished", "graphs"),
+    ("CUDA graph memory", "graphs"),
+    ("CUDA graph pool memory", "graphs"),
+    ("LLM engine (v", "engine"),
+    ("API server version ", "api"),
+    ("█", "api"),
+    ("non-default args", "config"),
+    ("args: Namespace(", "config"),
+    ("Using max model len", "config"),
+    ("Auto-fit max_model_len", "config"),
+    ("Setting attention block size", "config"),
+    ("Chunked prefill is enabled", "config"),
+    ("Starting to load model", "config"),
+    ("Using Flash Attention backend", "config"),
+    ("Using FlashAttention version", "config"),
+    ("Using FLASH_ATTN", "config"),
+    ("Using AttentionBackendEnum.FLASH_ATTN ", "config"),
+    ("init engine (", "ready"),
+    *((words, "ready") for words in _READY),
+)
 
 
 class VllmReader:
-    """Takes lines of a vLLM log."""
+    """Takes lines of a vLLM log; :meth:`finish` gives its starts in their order."""
+
+    def __init__(self) -> None:
+        self._done: list[LoadFacts] = []
+        self._start: Start | None = None
+        self._ours = False
+        self._wrapped: tuple[str, int] | None = None
+        self._handlers: dict[str, Callable[[str, str, Worker | None], None]] = {
+            "weights": self._weights,
+            "summary": self._summary,
+            "size": self._size,
+            "graphs": self._graphs,
+            "engine": self._engine,
+            "api": self._api,
+            "config": self._config,
+            "ready": self._ready,
+        }
 
     def feed_line(self, line: str) -> None:
         """Look at one line."""
+        name, pid = "", ""
+        if "pid=" in line or "{" in line:
+            if '"message"' in line and (start := line.find("{")) >= 0 and self._json(line[start:]):
+                return
+            for prefix in _PREFIX.finditer(line):
+                name, pid = prefix["name"], prefix["pid"]
+        self._message(line, name, pid)
 
     def finish(self) -> list[LoadFacts]:
-        """The loads told of."""
-        return []
+        """The starts told of."""
+        self._close()
+        done, self._done = self._done, []
+        return done
+
+    # -- lines ------------------------------------------------------------------------------------------------------
+
+    def _json(self, text: str) -> bool:
+        """A line of a JSON formatter: ``{"message": …, "vllm_process_name": …, "process": …}``."""
+        try:
+            record: Any = json.loads(text)
+            message = record["message"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return False
+        if not isinstance(message, str):
+            return False
+        name = record.get("vllm_process_name") or record.get("processName") or ""
+        speaker = "" if name == "MainProcess" else str(name)
+        for line in message.splitlines():
+            self._message(line, speaker, str(record.get("process", "")), str(record.get("levelname", "")))
+        return True
+
+    def _message(self, line: str, name: str, pid: str, level: str = "") -> None:
+        if not self._ours and (_OURS.match(name) or "vllm" in line or "vLLM" in line):
+            self._ours = True
+        if self._wrapped is not None and self._unwrap(line):
+            return
+        for words, handler in _KEYS:
+            if words in line:
+                self._handle(handler, line, (name, pid) if name else ("", ""))
+                break
+        if any(word in line for word in HINTS):
+            self._failure(line, level)
+
+    def _handle(self, handler: str, line: str, speaker: tuple[str, str]) -> None:
+        if handler == "weights":
+            self._begin_if(self._weights_begin_another(speaker[0]))
+        worker = None
+        if handler in ("weights", "summary", "graphs"):
+            worker = self._open().worker(*speaker)
+            self._open().cause = None if self._open().cause_is_guess else self._open().cause
+        self._handlers[handler](line, speaker[0], worker)
+
+    # -- starts -----------------------------------------------------------------------------------------------------
+
+    def _open(self) -> Start:
+        if self._start is None:
+            self._start = Start()
+        return self._start
+
+    def _close(self) -> None:
+        if self._start is not None and self._start.seen:
+            self._done.append(self._start.facts())
+        self._start = None
+        self._wrapped = None
+
+    def _begin_if(self, another: bool) -> None:
+        if another:
+            self._close()
+
+    def _weights_begin_another(self, name: str) -> bool:
+        """Every worker of an engine loads before its cache is sized; only engines of data parallelism overlap."""
+        start = self._start
+        if start is None:
+            return False
+        return (start.ended or start.sized) and not start.loads_beside(name)
+
+    # -- what they say ----------------------------------------------------------------------------------------------
+
+    def _weights(self, line: str, name: str, worker: Worker | None) -> None:
+        if worker is not None and (found := _WEIGHTS.search(line)):
+            worker.weights = _bytes(found[1])
+            worker.weights_exact = True
+
+    def _summary(self, line: str, name: str, worker: Worker | None) -> None:
+        start = self._open()
+        if worker is None:
+            return
+        if found := _AVAILABLE.search(line):
+            worker.available = _bytes(next(value for value in found.groups() if value is not None))
+            if " set (" in found[0]:
+                worker.kind = "host"
+                start.total = _bytes(found[6])
+        if (used := _IN_USE.search(line)) and (used[1] or worker.available is None):
+            worker.available = int(used[1]) if used[1] else _bytes(used[2])
+        if summary := _SUMMARY.search(line):
+            start.free, start.total = _bytes(summary[1]), _bytes(summary[2])
+            start.utilization, start.requested = float(summary[3]), _bytes(summary[4])
+        if parts := _PARTS.search(line):
+            if parts["what"] == "weight":
+                worker.guess_weights(_bytes(parts[1]))
+            else:
+                worker.consumed = _bytes(parts[1])
+            worker.activation = _bytes(parts[3])
+            worker.non_torch = _bytes(parts[4]) if parts[4] else worker.non_torch
+            worker.graphs = _bytes(parts[5]) if worker.graphs is None else worker.graphs
+        self._older_summary(line, worker, start)
+
+    def _older_summary(self, line: str, worker: Worker, start: Start) -> None:
+        if v0 := _V0.search(line):
+            worker.guess_weights(_bytes(v0[1]))
+            worker.non_torch, worker.activation = _bytes(v0[2]), _bytes(v0[3])
+        elif total := _V0_TOTAL.search(line):
+            start.total, start.utilization, start.requested = _bytes(total[1]), float(total[2]), _bytes(total[3])
+        elif v06 := _V06.search(line):
+            start.total, start.utilization = _bytes(v06[1]), float(v06[3])
+            worker.non_torch = _bytes(v06[2])
+        elif cpu := _CPU_USE.search(line):
+            start.requested, worker.consumed = _bytes(cpu[1]), _bytes(cpu[2])
+
+    def _size(self, line: str, name: str, worker: Worker | None) -> None:
+        start = self._open()
+        tokens, concurrency, blocks = _TOKENS.search(line), _CONCURRENCY.search(line), _BLOCKS.search(line)
+        if tokens:
+            start.take_tokens(_count(tokens[1]))
+        if concurrency:
+            start.take_concurrency(_count(concurrency[1]), float(concurrency[2]))
+        if blocks:
+            if blocks["exact"]:
+                start.blocks = int(blocks["exact"])
+            else:
+                start.take_v0_blocks(blocks["device"], int(blocks["blocks"]))
+
+    def _graphs(self, line: str, name: str, worker: Worker | None) -> None:
+        if worker is None:
+            return
+        if found := _GRAPHS.search(line):
+            worker.graphs = _bytes(found[2])
+        elif pool := _POOL.search(line):
+            worker.graphs = _bytes(pool[1])
+            worker.estimate = _bytes(pool[2]) if pool[2] else worker.estimate
+        elif estimate := _ESTIMATE.search(line):
+            worker.estimate = _bytes(estimate[1])
+
+    def _engine(self, line: str, name: str, worker: Worker | None) -> None:
+        found = _ENGINE.search(line)
+        if found is None:
+            return
+        start = self._start
+        if start is not None:
+            self._begin_if((start.ended or start.loading) and not start.starts_beside(name))
+        start = self._open()
+        start.version = found["version"]
+        start.loading = True
+        start.engines.add(name)
+        self._settings(line[found.end() :])
+
+    def _api(self, line: str, name: str, worker: Worker | None) -> None:
+        if (found := _API.search(line)) is not None:
+            start = self._start
+            version = (found["version"] or found["banner"]).rstrip(",")
+            self._begin_if(start is not None and (start.ended or start.loading or start.announced))
+            self._open().version = version
+            self._open().announced = True
+        elif model := _BANNER_MODEL.search(line):
+            self._open().set("model", model["model"], weak=True)
+
+    def _config(self, line: str, name: str, worker: Worker | None) -> None:
+        if "args" in line:
+            if self._start is not None and self._start.ended:
+                self._close()
+            self._settings(line)
+        elif length := _MAX_LEN.search(line):
+            self._open().max_model_len = int(length[1] or length[2])
+        elif model := _LOADING.search(line):
+            self._begin_if(self._weights_begin_another(name))
+            self._open().set("model", model["model"], weak=True)
+        elif batched := _BATCHED.search(line):
+            self._open().set("max_num_batched_tokens", batched[1])
+        elif size := _BLOCK_SIZE.search(line):
+            self._open().set("block_size", size[1])
+        elif self._start is not None:
+            self._start.flash = "enabled"
+
+    def _settings(self, text: str) -> None:
+        start, seen = self._open(), set()
+        for found in _SETTING.finditer(text):
+            key = found["key"]
+            if key not in seen:  # nested configurations repeat keys further right
+                seen.add(key)
+                start.set(key, found["value"].strip("'\""))
+
+    def _ready(self, line: str, name: str, worker: Worker | None) -> None:
+        if self._start is not None:
+            self._start.initialised = True
+            self._start.serving = self._start.serving or any(ready in line for ready in _READY)
+
+    # -- failures ---------------------------------------------------------------------------------------------------
+
+    def _failure(self, line: str, level: str) -> None:
+        text = line
+        for prefix in _PREFIX.finditer(line):
+            text = line[prefix.end() :]
+        if head := _HEAD.match(text):
+            level, text = head["level"], text[head.end() :]
+        text = text.strip()
+        if not self._ours or level in ("INFO", "WARNING", "DEBUG"):
+            return
+        start = self._start
+        if start is not None and start.serving:
+            return  # what happens to requests is no failed start
+        if is_secondary(text):
+            self._open().broken = True
+        elif (failure := classify(text)) is not None:
+            start = self._open()
+            if start.cause is None or start.cause_is_guess:
+                start.cause, start.cause_is_guess = failure, False
+                self._wrapped = (text, 3) if unfinished(failure) else None
+        elif is_exception(text) and start is not None and start.cause is None:
+            start.guess(text)
+
+    def _unwrap(self, line: str) -> bool:
+        """Whether a line is the rest of a message that a terminal has wrapped: it has no prefix of its own."""
+        if self._wrapped is None or self._start is None or _PREFIX.search(line) or _HEAD.match(line):
+            self._wrapped = None
+            return False
+        text, left = self._wrapped
+        joined = text + line.strip("\n")
+        failure = classify(joined)
+        if failure is not None:
+            self._start.cause = failure
+        more = failure is not None and unfinished(failure) and left > 1
+        self._wrapped = (joined, left - 1) if more else None
+        return True
+
+
+def _bytes(gib: str) -> int:
+    return round(float(gib) * GIB)
+
+
+def _count(text: str) -> int:
+    return int(text.replace(",", ""))
