@@ -36,11 +36,15 @@ _SECRET: Final = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL|AUTH", r
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What to calibrate. ``name`` is what the user called the model; ``contexts`` empty means the default plan."""
+    """What to calibrate. ``name`` is what the user called the model; ``contexts`` empty means the default plan.
+
+    ``loads`` is a plan that was made before, and leaves nothing to the default one.
+    """
 
     name: str
     source: Source
     contexts: tuple[int, ...] = ()
+    loads: tuple[LoadRequest, ...] = ()
     num_batch: int | None = None
     variant: str | None = None
     speed: bool = True
@@ -80,7 +84,7 @@ def plan(engine: Engine, request: Request, store: Store) -> Plan:
         )
     contexts = request.contexts or DEFAULT_CONTEXTS
     limits = engine.batch_limits(None)
-    loads = plan_loads(contexts, train, num_batch=request.num_batch, batch_limits=limits)
+    loads = request.loads or plan_loads(contexts, train, num_batch=request.num_batch, batch_limits=limits)
     return Plan(artifact=store.path_of(engine.name, model_stem(request.name), request.variant), loads=loads)
 
 

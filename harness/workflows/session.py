@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from harness.catalog import DEFAULT_MODEL, find_catalog, read_catalog
-from harness.core.record import Model
+from harness.core.record import LoadRequest, Model
 from harness.engines import engine_named, gguf
 from harness.engines.base import Engine, Options, Source
 from harness.errors import UsageError
@@ -22,12 +22,13 @@ from harness.workflows.observer import Observer
 
 
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of ``harness calibrate``, read but not yet resolved."""
+    """The options of ``harness calibrate``, read but not yet resolved; ``loads`` is a recorded plan."""
 
     model: str | None = None
     engine: EngineChoice = "auto"
     sandbox: SandboxChoice = "auto"
     contexts: tuple[int, ...] = ()
+    loads: tuple[LoadRequest, ...] = ()
     num_batch: int | None = None
     kv_cache_type: str | None = None
     flash_attention: str = "auto"
@@ -113,6 +114,7 @@ def prepare(wishes: Wishes, store: Store, here: Path) -> Session:
         name=name,
         source=source,
         contexts=wishes.contexts,
+        loads=wishes.loads,
         num_batch=wishes.num_batch,
         variant=wishes.variant,
         speed=wishes.speed,
