@@ -95,6 +95,14 @@ class Speed(msgspec.Struct, frozen=True, kw_only=True):
     decode_tokens_per_s: float | None
 
 
+class Reported(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine itself says of a load: bytes in all and on GPUs, and its context (Ollama's ``/api/ps``)."""
+
+    total_bytes: int | None = None
+    gpu_bytes: int | None = None
+    context: int | None = None
+
+
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """One load of a run.
 
@@ -115,6 +123,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     idle: Plateau | None = None
     busy: Plateau | None = None
     trace: MemoryTrace | None = None
+    reported: Reported | None = None
     speeds: tuple[Speed, ...] = ()
     started: float = 0.0
     ready: float | None = None

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
 from harness.core.facts import EngineName
 from harness.core.plan import BatchLimits
-from harness.core.record import EngineVersion, LoadRequest, Model, Speed, Target, Tensors
+from harness.core.record import EngineVersion, LoadRequest, Model, Reported, Speed, Target, Tensors
 from harness.sandboxes.base import GpuRequest, Launch, SandboxName, Site
 
 if TYPE_CHECKING:
@@ -22,6 +22,27 @@ if TYPE_CHECKING:
 
 #: Reports progress of a long step: what, done, total (``None``: not known).
 Progress = Callable[[str, float, float | None], None]
+#: Code of the EngineError of a request that got no answer; the engine's end, if it ended, says more.
+NO_ANSWER: Final = "no-answer"
+_NO_MEMORY: Final = (
+    "out of memory",
+    "out-of-memory",
+    "unable to allocate",
+    "failed to allocate",
+    "failed to create context",
+    "std::bad_alloc",
+    "ErrorOutOfDeviceMemory",
+    "failed to allocate buffer",
+    "requires more system memory",
+    "requires more gpu memory",
+    "memory layout cannot be allocated",
+    "signal: killed",  # how the kernel ends a runner whose container has no more memory
+)
+
+
+def could_not_allocate(text: str) -> bool:
+    """Whether an engine's words say that a load did not fit."""
+    return any(sign in text for sign in _NO_MEMORY)
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,11 +62,18 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a model's weights come from: a local GGUF, or a name that the engine itself resolves."""
+    """Where a model's weights come from: a local GGUF, or a name that the engine itself resolves.
+
+    ``own_name`` is what the engine calls the model; ``projector_bytes`` the weights of an image projector beside it. An
+    ``embedding`` model reads a prompt in one batch and writes nothing.
+    """
 
     model: Model
     path: Path | None = None
     tensors: Tensors | None = None
+    own_name: str = ""
+    projector_bytes: int = 0
+    embedding: bool = False
 
 
 class Engine(Protocol):
@@ -72,10 +100,10 @@ class Engine(Protocol):
         """
 
     def version(self, options: Options, client: httpx.Client | None) -> EngineVersion:
-        """The engine's version, from its binary (``client`` is ``None``) or from the running server."""
+        """The engine's version, from its binary (``client`` is ``None``) or from the running server (in a container)."""
 
     def launch(self, source: Source, request: LoadRequest | None, options: Options, site: Site) -> Launch:
-        """What to start for a load (``None``: for a persistent engine, before any load)."""
+        """What to start for a load (``None``: for a persistent engine, before the loads that measure memory)."""
 
     def ready(self, client: httpx.Client) -> bool:
         """Whether the server answers now; never blocks for long and never raises for "not yet"."""
@@ -83,11 +111,11 @@ class Engine(Protocol):
     def prepare(self, client: httpx.Client, source: Source, options: Options, progress: Progress) -> Source:
         """Make the model present in a running persistent engine (pull, create), and learn the rest about it."""
 
-    def load(self, client: httpx.Client, source: Source, request: LoadRequest, options: Options) -> None:
-        """Load the model at a setting; returns when it is resident.
+    def load(self, client: httpx.Client, source: Source, request: LoadRequest, options: Options) -> Reported | None:
+        """Load the model at a setting; returns when it is resident, with what the engine itself says of its memory.
 
         Raises:
-            WontFitError: it did not fit; EngineError: anything else.
+            WontFitError: it did not fit. BusyError: it took too long. EngineError: anything else.
         """
 
     def generate(
@@ -101,5 +129,5 @@ class Engine(Protocol):
     def batch_limits(self, version: str | None) -> BatchLimits:
         """The engine's batch rule: (largest context, batch), ascending; empty where the batch is fixed."""
 
-    def reserve_bytes(self, version: str | None, env: dict[str, str]) -> int | None:
+    def reserve_bytes(self, version: str | None, env: dict[str, str], projector_bytes: int = 0) -> int | None:
         """Device memory that the engine's placement keeps free; ``None`` where it is not known."""

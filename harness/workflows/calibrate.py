@@ -15,9 +15,9 @@ import msgspec
 from harness import __version__
 from harness.core.calibration import Calibration, artifact_name
 from harness.core.fit import fit_record
-from harness.core.plan import DEFAULT_BATCH, DEFAULT_CONTEXTS, plan_loads
+from harness.core.plan import DEFAULT_BATCH, DEFAULT_CONTEXTS, plan_loads, usable_contexts
 from harness.core.points import spill_reason
-from harness.core.record import Load, LoadRequest, Machine, Record, Settings
+from harness.core.record import EngineVersion, Load, LoadRequest, Machine, Record, Settings
 from harness.engines.base import Engine, Options, Source
 from harness.errors import CannotWriteError, UsageError
 from harness.meters.base import Meter
@@ -25,11 +25,15 @@ from harness.sandboxes.base import Sandbox
 from harness.store import Store, read_record
 from harness.units import format_size
 from harness.workflows.choose import Choice
-from harness.workflows.loads import Runner, StageHook, last_lines, no_hook, read_facts
+from harness.workflows.engine_log import read_facts
+from harness.workflows.loads import Runner, StageHook, no_hook
 from harness.workflows.observer import Observer
+from harness.workflows.overwrite import refuse_overwrite
 
 #: Prompts of the speed load, tokens: two depths, the first one repeated to know how far speeds repeat.
 SPEED_PROMPTS: Final = (64, 64, 64, 1536)
+#: Physical batch of embedding models, at most the context: Ollama's default for them (llm/llama_server.go).
+EMBEDDING_BATCH: Final = 2048
 #: The host-only speed load runs only if the weights take at most this share of the memory that is available.
 HOST_SHARE: Final = 0.6
 _SECRET: Final = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL|AUTH", re.IGNORECASE)
@@ -68,8 +72,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     loads: tuple[LoadRequest, ...]
 
 
-def plan(engine: Engine, request: Request, store: Store) -> Plan:
-    """The loads and the file of a calibration, without starting anything.
+def plan(engine: Engine, request: Request, store: Store, version: str | None = None) -> Plan:
+    """The loads and the file of a calibration, without starting anything; of the newest engine where it is not known.
 
     Raises:
         UsageError: a context beyond the model's training context, or no context at all.
@@ -83,8 +87,10 @@ def plan(engine: Engine, request: Request, store: Store) -> Plan:
             code="beyond-training",
         )
     contexts = request.contexts or DEFAULT_CONTEXTS
-    limits = engine.batch_limits(None)
-    loads = request.loads or plan_loads(contexts, train, num_batch=request.num_batch, batch_limits=limits)
+    batch = request.num_batch
+    if request.source.embedding and batch is None:
+        batch = min(EMBEDDING_BATCH, *usable_contexts(contexts, train))
+    loads = request.loads or plan_loads(contexts, train, num_batch=batch, batch_limits=engine.batch_limits(version))
     return Plan(artifact=store.path_of(engine.name, model_stem(request.name), request.variant), loads=loads)
 
 
@@ -124,7 +130,7 @@ def calibrate(
         if not request.force:
             refuse_overwrite(planned.artifact, request.source, settings, choice.machine(), store)
         run = Run(engine, sandbox, meter, choice, options, request, store, observer, settings, hook)
-        record = run.go(planned.loads)
+        record = run.go()
         observer.phase("fit", run.steps, run.steps)
         calibration = fit_record(record)
         store.write(planned.artifact, calibration)
@@ -152,7 +158,7 @@ class Run:
         settings: Settings,
         hook: StageHook,
     ) -> None:
-        self.engine, self.options, self.request = engine, options, request
+        self.engine, self.choice, self.options, self.request = engine, choice, options, request
         self.store, self.observer, self.hook = store, observer, hook
         self.epoch = time.monotonic()
         started = datetime.now(UTC)
@@ -164,7 +170,7 @@ class Run:
             id=f"{engine.name}/{stem}",
             engine_name=engine.name,
             model=request.source.model,
-            engine=engine.version(options, None),
+            engine=EngineVersion() if choice.sandbox == "docker" else engine.version(options, None),
             settings=settings,
             machine=choice.machine(),
             reserve_bytes=engine.reserve_bytes(None, options.env),
@@ -186,11 +192,14 @@ class Run:
         )  # fmt: skip
         self.steps = 1
 
-    def go(self, loads: Sequence[LoadRequest]) -> Record:
+    def go(self) -> Record:
         """Make all loads; the record says how far it came."""
-        self.steps = len(loads) + (2 if self.request.speed else 0) + 1
         self.record = msgspec.structs.replace(self.record, before=self.runner.take_baseline())
         try:
+            if self.engine.persistent:
+                self._open()
+            loads = plan(self.engine, self.request, self.store, self.record.engine.version).loads
+            self.steps = len(loads) + (2 if self.request.speed else 0) + 1
             self._measure(loads)
             if self.request.speed:
                 self._speed()
@@ -211,6 +220,33 @@ class Run:
             self.observer.warn(note)
         self.record = msgspec.structs.replace(self.record, notes=(*self.record.notes, *notes))
         self.store.write_record(self.record)
+
+    def _open(self) -> None:
+        """Start an engine that serves all loads, and learn from it what the model is.
+
+        Raises:
+            CannotWriteError: the model turns out to be another one than the artifact's.
+        """
+        self.observer.phase(f"start {self.engine.name}", 0, self.steps)
+        source = self.runner.prepare(self.request.source)
+        self.request = msgspec.structs.replace(self.request, source=source)
+        self.record = msgspec.structs.replace(self.record, model=source.model, tensors=source.tensors)
+        self._identify()
+        if not self.request.force:
+            path = self.store.path_of(self.engine.name, model_stem(self.request.name), self.request.variant)
+            refuse_overwrite(path, source, self.record.settings, self.record.machine, self.store)
+
+    def _identify(self) -> None:
+        """Note what only a started engine tells: its version and image, and the rules of that version."""
+        found = self.runner.identity
+        if found is None or found == self.record.engine:
+            return
+        self.record = msgspec.structs.replace(
+            self.record,
+            engine=found,
+            batch_limits=self.engine.batch_limits(found.version),
+            reserve_bytes=self.engine.reserve_bytes(found.version, self.options.env, self.request.source.projector_bytes),
+        )
 
     def _measure(self, loads: Sequence[LoadRequest]) -> None:
         pending = sorted(loads, key=lambda load: (load.num_batch or 0, load.context))
@@ -259,15 +295,18 @@ class Run:
     def _no_host_speed(self) -> str | None:
         from harness.meters.host import available_memory
 
-        path = self.request.source.path
-        if path is None or self.engine.name != "llama-server":
-            return "the engine places layers itself"
-        size, available = path.stat().st_size, available_memory()
-        if available is None or size > HOST_SHARE * available:
+        source = self.request.source
+        if self.engine.name == "vllm":
+            return "this engine does not run on the host"
+        if source.embedding:
+            return "an embedding model writes nothing"
+        size, available = weights_bytes(source), available_memory()
+        if size is None or available is None or size > HOST_SHARE * available:
             return "the weights would take more than 60 % of the memory that is available"
         return None
 
     def _add(self, load: Load) -> None:
+        self._identify()
         self.record = msgspec.structs.replace(self.record, loads=(*self.record.loads, load))
         self.store.write_record(self.record)
         self.hook("recorded")
@@ -301,6 +340,14 @@ def stranger_notes(record: Record) -> tuple[str, ...]:
     )
 
 
+def weights_bytes(source: Source) -> int | None:
+    """Bytes of a model's weights, from its file or its tensors; ``None`` where neither is known."""
+    if source.path is not None:
+        return source.path.stat().st_size
+    tensors = source.tensors
+    return None if tensors is None else sum(tensors.layer_bytes) + tensors.output_bytes + tensors.embedding_bytes
+
+
 def _is_point(load: Load, machine: Machine) -> bool:
     return load.outcome == "ok" and load.facts is not None and spill_reason(load.facts, machine.target) is None
 
@@ -316,36 +363,6 @@ def smaller_contexts(record: Record, limit: int | None) -> tuple[LoadRequest, ..
     floor = batch or DEFAULT_BATCH
     usable = [context // 256 * 256 for context in candidates if context // 256 * 256 >= floor]
     return tuple(LoadRequest(context=context, num_batch=batch) for context in usable[: max(3 - len(fitted), 0)])
-
-
-def refuse_overwrite(path: Path, source: Source, settings: Settings, machine: Machine, store: Store) -> None:
-    """Refuse to replace a calibration of another GPU, model or settings.
-
-    Raises:
-        CannotWriteError: it would; ``--variant`` or ``--force`` is the way on.
-    """
-    if not path.exists():
-        return
-    old = store.read(path).metadata
-    differs = []
-    if old.model.digest and source.model.digest and old.model.digest != source.model.digest:
-        differs.append("model digest")
-    if [gpu.name for gpu in old.machine.gpus] != [gpu.name for gpu in machine.gpus]:
-        differs.append("GPU")
-    if old.machine.target != machine.target:
-        differs.append("target")
-    if old.settings.num_parallel != settings.num_parallel or old.settings.env != settings.env:
-        differs.append("settings")
-    if settings.kv_cache_type != old.settings.kv_cache_type:
-        differs.append("KV cache type")
-    if settings.flash_attention is not None and settings.flash_attention != old.settings.flash_attention:
-        differs.append("flash attention")
-    if differs:
-        raise CannotWriteError(
-            f"{path} is a calibration of another {', '.join(differs)}",
-            hint="keep both with --variant NAME, or replace it with --force",
-            code="would-overwrite",
-        )
 
 
 def refit(path: Path) -> tuple[Record, Calibration]:
@@ -376,4 +393,4 @@ def _flash(choice: str) -> str:
     return "enabled" if choice == "on" else "disabled"
 
 
-__all__ = ["Plan", "Request", "Result", "calibrate", "last_lines", "plan", "refit"]
+__all__ = ["Plan", "Request", "Result", "calibrate", "plan", "refit"]

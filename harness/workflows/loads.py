@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,15 +12,15 @@ import msgspec
 
 from harness.core.facts import LoadFacts
 from harness.core.plan import DEFAULT_BATCH
-from harness.core.record import Load, LoadRequest, Outcome, Speed
+from harness.core.record import EngineVersion, Load, LoadRequest, Outcome, Reported, Speed
 from harness.core.trace import MemoryTrace, Occupancy, Plateau
-from harness.engines.base import Engine, Options, Source
+from harness.engines.base import NO_ANSWER, Engine, Options, Source
 from harness.errors import BusyError, EngineError, WontFitError
-from harness.logs import parse_log
 from harness.meters.base import DeviceMeter, Meter
 from harness.meters.sampler import Sampler
 from harness.sandboxes.base import Running, Sandbox
 from harness.units import MIB
+from harness.workflows.engine_log import check_alive, read_facts
 from harness.workflows.observer import Observer
 
 if TYPE_CHECKING:
@@ -36,8 +37,11 @@ BATCHES_OF_PROMPT: Final = 2
 #: Tokens written when a speed is measured.
 DECODE_TOKENS: Final = 48
 
-#: 128 + SIGILL.
-ILLEGAL_INSTRUCTION: Final = 132
+#: How long the last lines of a load may take to arrive, and an engine that hung up may take to end, seconds.
+LAST_LINES: Final = 5.0
+HUNG_UP: Final = 2.0
+#: How long the processes of an unloaded model may take to end, seconds.
+UNLOAD: Final = 60.0
 #: A prompt that would take longer than this to read is not timed, seconds (a software GPU reads a few tokens a second).
 PROMPT_BUDGET: Final = 60.0
 #: A timing that took longer than this is not repeated, seconds.
@@ -71,7 +75,10 @@ class Runner:
         self.engine, self.sandbox, self.meter, self.options = engine, sandbox, meter, options
         self.folder, self.observer, self.epoch, self.hook = folder, observer, epoch, hook
         self.running: Running | None = None
+        #: The engine as its container and its server tell it; ``None`` for a process.
+        self.identity: EngineVersion | None = None
         self._starts = 0
+        self._others: frozenset[int] = frozenset()
 
     def take_baseline(self) -> Occupancy | None:
         """What the target's devices hold before anything is started; ``None`` where the meter sees no devices."""
@@ -106,7 +113,40 @@ class Runner:
         self.running = self.sandbox.start(launch, site, log)
         self.hook("started")
         self.await_ready(self.running)
+        if self.running.image is not None and self.identity is None:
+            with self.client(self.running) as client:
+                version = self.engine.version(self.options, client).version
+            image = self.running.image
+            self.identity = EngineVersion(version=version, image=image.reference, image_digest=image.digest)
         return self.running
+
+    def prepare(self, source: Source, request: LoadRequest | None = None) -> Source:
+        """Start a persistent engine and make the model present in it; what is known of the model then."""
+        running = self.start(source, request)
+        with self.client(running) as client, self._watching(running):
+            return self.engine.prepare(client, source, self.options, self.observer.progress)
+
+    def _started(self, source: Source, request: LoadRequest) -> Running:
+        """The engine of a load: a persistent one runs on, and starts again only where it has ended."""
+        if self.running is None and self.engine.persistent:
+            self.prepare(source)
+        elif not self.engine.persistent:
+            self.start(source, request)
+        assert self.running is not None  # noqa: S101 - start() has set it
+        self._others = self.running.pids() if self.engine.persistent else frozenset()
+        return self.running
+
+    @contextlib.contextmanager
+    def _watching(self, running: Running) -> Iterator[None]:
+        """Where a request got no answer because the engine ended, say that it ended, and how."""
+        try:
+            yield
+        except EngineError as error:
+            deadline = time.monotonic() + HUNG_UP
+            while error.code == NO_ANSWER and time.monotonic() < deadline and running.exit_status() is None:
+                time.sleep(0.02)
+            check_alive(running)
+            raise
 
     def await_ready(self, running: Running) -> None:
         """Wait for the server.
@@ -153,28 +193,44 @@ class Runner:
         except WontFitError as error:
             outcome, reason = "wont-fit", error.message
         finally:
-            log = self.running.log if self.running else None
-            if not self.engine.persistent:
-                self.stop()
-            elif self.running is not None and state.ready is not None:
-                with self.client(self.running) as client:
-                    self.engine.unload(client, source, self.options)
+            log = self._release()
+        self._unload(source)
         self._await_return(state)
-        if not self.engine.persistent:
-            log_start = 0
         return self._finish(request, outcome, reason, log, log_start, started, state)
 
-    def _measure(self, source: Source, request: LoadRequest, state: _State) -> None:
-        if self.running is None or not self.engine.persistent:
-            self.start(source, request)
+    def _release(self) -> Path | None:
+        """End an engine that serves one load; the log of the load."""
+        log = self.running.log if self.running else None
+        if not self.engine.persistent:
+            self.stop()
+        return log
+
+    def _unload(self, source: Source) -> None:
+        """Have a persistent engine drop the model, and wait until the processes that held it are gone."""
         running = self.running
-        assert running is not None  # noqa: S101 - start() has set it
-        sampler = Sampler(self.meter, running.pids, on_reading=self.observer.memory)
+        if running is None or not self.engine.persistent:
+            return
+        if running.exit_status() is not None:
+            self.stop()  # the next load starts it anew
+            return
+        with self.client(running) as client, self._watching(running):
+            self.engine.unload(client, source, self.options)
+        deadline = time.monotonic() + UNLOAD
+        while running.pids() - self._others:
+            if time.monotonic() > deadline:
+                raise EngineError("the engine said that it unloaded the model, but its processes stay", code="still-loaded")
+            time.sleep(0.02)
+
+    def _measure(self, source: Source, request: LoadRequest, state: _State) -> None:
+        running = self._started(source, request)
+        # On the host an engine that stays is no part of the model's memory: its own heap comes and goes.
+        others = self._others if self.options.target == "host" else frozenset()
+        sampler = Sampler(self.meter, lambda: running.pids() - others, on_reading=self.observer.memory)
         sampler.start()
         try:
             sampler.mark("load")
-            with self.client(running) as client:
-                self.engine.load(client, source, request, self.options)
+            with self.client(running) as client, self._watching(running):
+                state.reported = self.engine.load(client, source, request, self.options)
                 state.ready = self.now()
                 self.hook("loaded")
                 begin = time.monotonic()
@@ -219,18 +275,19 @@ class Runner:
     def time_speed(self, source: Source, request: LoadRequest, prompts: Sequence[int]) -> Load:
         """A load under the engine's own defaults, and one timed request for each prompt length."""
         started = self.now()
-        log_start = self._log_size() if self.engine.persistent else 0
         state = _State()
         speeds: list[Speed] = []
         outcome: Outcome = "ok"
         reason: str | None = None
-        log = None
+        log_start = 0
         try:
-            if self.running is None or not self.engine.persistent:
-                self.start(source, request)
-            running = self.running
-            assert running is not None  # noqa: S101 - start() has set it
-            with self.client(running) as client:
+            if self.engine.persistent and self.options.target == "host" and self.running is not None:
+                self.stop()  # what makes its memory repeatable makes it slow
+                self.prepare(source, request)
+                started = self.now()
+            log_start = self._log_size()
+            running = self._started(source, request)
+            with self.client(running) as client, self._watching(running):
                 self.engine.load(client, source, request, self.options)
                 state.ready = self.now()
                 begin, last = time.monotonic(), 0.0
@@ -247,18 +304,15 @@ class Runner:
         except WontFitError as error:
             outcome, reason = "wont-fit", error.message
         finally:
-            log = self.running.log if self.running else None
-            if not self.engine.persistent:
-                self.stop()
-            elif self.running is not None and state.ready is not None:
-                with self.client(self.running) as client:
-                    self.engine.unload(client, source, self.options)
+            log = self._release()
+        self._unload(source)
         self._await_return(state)
         load = self._finish(request, outcome, reason, log, log_start, started, state)
         return msgspec.structs.replace(load, speeds=tuple(speeds))
 
     def _log_size(self) -> int:
-        if self.running is None:
+        """Where the log of the next load begins: engines of one load have a log each."""
+        if self.running is None or not self.engine.persistent:
             return 0
         try:
             return self.running.log.stat().st_size
@@ -275,8 +329,7 @@ class Runner:
         started: float,
         state: _State,
     ) -> Load:
-        log_end = log.stat().st_size if log is not None and log.exists() else None
-        facts = None if log is None or log_end is None else read_facts(log, log_start, log_end)
+        log_end, facts = self._read_log(log, log_start, outcome)
         return Load(
             request=request,
             outcome=outcome,
@@ -285,6 +338,7 @@ class Runner:
             log_start=log_start,
             log_end=log_end,
             facts=facts,
+            reported=state.reported,
             idle=state.idle,
             busy=state.busy,
             trace=state.trace,
@@ -295,6 +349,21 @@ class Runner:
             settle_seconds=round(state.settled, 3),
             request_seconds=round(state.requested, 3),
         )
+
+    def _read_log(self, log: Path | None, start: int, outcome: Outcome) -> tuple[int | None, LoadFacts | None]:
+        """The facts of a load and where they end. The last lines of an engine that runs on may still be on their way."""
+        if log is None or not log.exists():
+            return None, None
+        if not self.engine.persistent or outcome != "ok":
+            return log.stat().st_size, read_facts(log, start, log.stat().st_size)
+        deadline = time.monotonic() + LAST_LINES
+        while True:
+            end = log.stat().st_size
+            facts = read_facts(log, start, end)
+            time.sleep(0.05)
+            whole = facts is not None and facts.complete and bool(facts.devices)
+            if (whole and log.stat().st_size == end) or time.monotonic() > deadline:
+                return end, facts
 
 
 def worth_timing(last: Speed, prompt: int) -> bool:
@@ -311,64 +380,6 @@ class _State:
         self.trace: MemoryTrace | None = None
         self.ready: float | None = None
         self.left: int | None = None
+        self.reported: Reported | None = None
         self.settled = 0.0
         self.requested = 0.0
-
-
-def read_facts(log: Path, start: int, end: int | None) -> LoadFacts | None:
-    """The last load that a stretch of a log tells of, a complete one if there is any."""
-    with log.open("rb") as file:
-        file.seek(start)
-        data = file.read() if end is None else file.read(max(end - start, 0))
-    loads = parse_log(data)
-    return next((facts for facts in reversed(loads) if facts.complete), loads[-1] if loads else None)
-
-
-_WONT_FIT: Final = (
-    "out of memory",
-    "unable to allocate",
-    "failed to allocate",
-    "failed to create context",
-    "std::bad_alloc",
-    "ErrorOutOfDeviceMemory",
-    "failed to allocate buffer",
-)
-
-
-def check_alive(running: Running) -> None:
-    """Raise if the engine has ended.
-
-    Raises:
-        WontFitError: its last lines say that it could not allocate. EngineError: otherwise.
-    """
-    status = running.exit_status()
-    if status is None:
-        return
-    tail = last_lines(running.log)
-    text = "\n".join(tail)
-    if any(sign in text for sign in _WONT_FIT):
-        raise WontFitError("the engine could not allocate this load", tail=tail)
-    if status == ILLEGAL_INSTRUCTION:
-        raise EngineError(
-            "the engine was ended by an illegal instruction: this build needs CPU instructions that this machine lacks",
-            tail=tail,
-            hint="use F16 weights, or a llama-server built for this machine with --engine-binary",
-            code="illegal-instruction",
-        )
-    raise EngineError(
-        f"the engine ended with status {status}" + (" (killed)" if status in (137, 143) else ""),
-        tail=tail,
-        code="engine-ended",
-    )
-
-
-def last_lines(log: Path, count: int = 12) -> tuple[str, ...]:
-    """The last lines of a log, control characters stripped."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(log.stat().st_size - 16384, 0))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return ()
-    lines = ("".join(c for c in line if c.isprintable() or c == "\t").rstrip() for line in text.splitlines())
-    return tuple([line[:300] for line in lines if line.strip()][-count:])

@@ -18,7 +18,7 @@ from harness.core.record import Machine, Settings
 from harness.engines.base import Source
 from harness.errors import BadInputError, BusyError, CannotWriteError, ConfigError, UsageError
 from harness.store import Store, read_record, schema_text, to_yaml
-from harness.workflows.calibrate import refuse_overwrite
+from harness.workflows.overwrite import refuse_overwrite
 from tests.support.records import load, record
 
 
