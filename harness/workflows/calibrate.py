@@ -23,12 +23,12 @@ from harness.errors import CannotWriteError, UsageError
 from harness.meters.base import Meter
 from harness.sandboxes.base import Sandbox
 from harness.store import Store, read_record
-from harness.units import format_size
 from harness.workflows.choose import Choice
 from harness.workflows.engine_log import read_facts
 from harness.workflows.loads import Runner, StageHook, no_hook
 from harness.workflows.observer import Observer
 from harness.workflows.overwrite import refuse_overwrite
+from harness.workflows.strangers import stranger_notes
 
 #: Prompts of the speed load, tokens: two depths, the first one repeated to know how far speeds repeat.
 SPEED_PROMPTS: Final = (64, 64, 64, 1536)
@@ -317,27 +317,6 @@ class Run:
             self.record, status=status, seconds=seconds, ended_at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         )
         self.store.write_record(self.record)
-
-
-def stranger_notes(record: Record) -> tuple[str, ...]:
-    """One note for each process that was not the engine's and held memory of the GPU, with when it was seen."""
-    seen: dict[int, dict[str, int | None]] = {}
-    for when, occupancy in (("before", record.before), ("after", record.after)):
-        for pid, size in (occupancy.processes if occupancy is not None else {}).items():
-            seen.setdefault(pid, {})[when] = size
-    for load in record.loads:
-        for pid, size in (load.trace.strangers if load.trace is not None else {}).items():
-            most = seen.get(pid, {}).get("during")
-            seen.setdefault(pid, {})["during"] = size if size is None else max(size, most or 0)
-
-    def amount(size: int | None) -> str:
-        return "an unknown size" if size is None else format_size(size)
-
-    return tuple(
-        f"another program used the GPU: process {pid}, "
-        + ", ".join(f"{amount(times[when])} {when}" for when in ("before", "during", "after") if when in times)
-        for pid, times in sorted(seen.items())
-    )
 
 
 def weights_bytes(source: Source) -> int | None:

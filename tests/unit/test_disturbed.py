@@ -10,7 +10,7 @@ from harness.core.record import Load
 from harness.core.trace import MemoryTrace, Occupancy
 from harness.errors import UntrustedError
 from harness.units import GIB
-from harness.workflows.calibrate import stranger_notes
+from harness.workflows.strangers import stranger_notes
 from tests.support.records import load, record
 
 CONTEXTS = (8192, 16384, 32768)

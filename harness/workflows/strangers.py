@@ -1,0 +1,27 @@
+"""Who else used the GPU during a run."""
+
+from __future__ import annotations
+
+from harness.core.record import Record
+from harness.units import format_size
+
+
+def stranger_notes(record: Record) -> tuple[str, ...]:
+    """One note for each process that was not the engine's and held memory of the GPU, with when it was seen."""
+    seen: dict[int, dict[str, int | None]] = {}
+    for when, occupancy in (("before", record.before), ("after", record.after)):
+        for pid, size in (occupancy.processes if occupancy is not None else {}).items():
+            seen.setdefault(pid, {})[when] = size
+    for load in record.loads:
+        for pid, size in (load.trace.strangers if load.trace is not None else {}).items():
+            most = seen.get(pid, {}).get("during")
+            seen.setdefault(pid, {})["during"] = size if size is None else max(size, most or 0)
+
+    def amount(size: int | None) -> str:
+        return "an unknown size" if size is None else format_size(size)
+
+    return tuple(
+        f"another program used the GPU: process {pid}, "
+        + ", ".join(f"{amount(times[when])} {when}" for when in ("before", "during", "after") if when in times)
+        for pid, times in sorted(seen.items())
+    )
