@@ -24,13 +24,17 @@ _REASONS: Final[dict[Flavour, str]] = {
 
 
 class DaemonFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A daemon. ``gpu_path`` is ``None`` where it announces none (it does not know of a hook on its PATH)."""
+    """A daemon. ``gpu_path`` is ``None`` where it announces none (it does not know of a hook on its PATH).
+
+    ``data_root`` is the folder in which it keeps images and volumes.
+    """
 
     address: str
     version: str | None = None
     flavour: Flavour = "docker"
     gpu_path: GpuPath | None = None
     cdi_gpus: tuple[str, ...] = ()
+    data_root: str | None = None
 
 
 def read_daemon(address: str, version: Mapping[str, Any], info: Mapping[str, Any]) -> DaemonFacts:
@@ -41,17 +45,25 @@ def read_daemon(address: str, version: Mapping[str, Any], info: Mapping[str, Any
         flavour=_flavour(version, info),
         gpu_path=_gpu_path(info),
         cdi_gpus=_cdi_gpus(info),
+        data_root=info.get("DockerRootDir"),
+    )
+
+
+def remote_refusal(address: str) -> UnavailableError | None:
+    """Why a daemon at ``address`` is not even asked; ``None`` for a Unix socket, which is this machine's."""
+    if address.startswith("unix://"):
+        return None
+    return UnavailableError(
+        f"the Docker daemon at {address} is not on this machine, so its engines' memory cannot be read here",
+        hint="run harness on the machine of the daemon, or unset DOCKER_HOST",
+        code="docker-remote",
     )
 
 
 def refusal(facts: DaemonFacts) -> UnavailableError | None:
     """Why engines are not measured with this daemon; ``None`` where they can be."""
-    if not facts.address.startswith("unix://"):
-        return UnavailableError(
-            f"the Docker daemon at {facts.address} is not on this machine, so its engines' memory cannot be read here",
-            hint="run harness on the machine of the daemon, or unset DOCKER_HOST",
-            code="docker-remote",
-        )
+    if (remote := remote_refusal(facts.address)) is not None:
+        return remote
     if facts.flavour == "docker":
         return None
     return UnavailableError(

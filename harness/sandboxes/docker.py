@@ -279,7 +279,7 @@ def _local_socket(daemon: Daemon, facts: DaemonFacts) -> str:
     refused = refusal(facts)
     if refused is not None:
         raise refused
-    return daemon.socket_path or ""
+    return daemon.socket_path
 
 
 def _image_facts(image: Mapping[str, Any], reference: str) -> ImageFacts:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.errors import UnavailableError
-from harness.sandboxes.daemon import DaemonFacts, read_daemon
+from harness.sandboxes.daemon import DaemonFacts, read_daemon, remote_refusal
 from harness.sandboxes.docker_errors import connection_error, daemon_error, image_error
 
 if TYPE_CHECKING:
@@ -28,15 +28,20 @@ Progress = Callable[[str, float, float | None], None]
 class Daemon:
     """A connection to the daemon at ``address``; by default what ``DOCKER_HOST`` names, else the system's.
 
+    ``limit`` is how long it may take over one answer, seconds.
+
     Everything may raise UnavailableError when the daemon goes away (``docker-gone``) or refuses.
 
     Raises:
-        UnavailableError: no daemon answers. NotPermittedError: its socket may not be used.
+        UnavailableError: no daemon answers, or it is on another machine. NotPermittedError: its socket may not be used.
     """
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(self, address: str | None = None, limit: int = ANSWER_LIMIT) -> None:
         self.address = address or os.environ.get("DOCKER_HOST") or DEFAULT_ADDRESS
-        self._api = self._connect(ANSWER_LIMIT)
+        if (remote := remote_refusal(self.address)) is not None:
+            raise remote
+        self._limit = limit
+        self._api = self._connect()
 
     def __enter__(self) -> Daemon:
         return self
@@ -45,9 +50,9 @@ class Daemon:
         self.close()
 
     @property
-    def socket_path(self) -> str | None:
-        """The path of its Unix socket; ``None`` for one that is reached otherwise."""
-        return self.address.removeprefix("unix://") if self.address.startswith("unix://") else None
+    def socket_path(self) -> str:
+        """The path of its Unix socket."""
+        return self.address.removeprefix("unix://")
 
     def close(self) -> None:
         """Give the connection back."""
@@ -112,8 +117,8 @@ class Daemon:
         link = socket.socket(socket.AF_UNIX)
         try:
             with _translated("attach to the container"):
-                link.settimeout(ANSWER_LIMIT)
-                link.connect(self.socket_path or "")
+                link.settimeout(self._limit)
+                link.connect(self.socket_path)
                 target = f"/containers/{container}/attach?stream=1&stdout=1&stderr=1"
                 headers = "Host: docker\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n"
                 link.sendall(f"POST {target} HTTP/1.1\r\n{headers}\r\n".encode())
@@ -180,17 +185,13 @@ class Daemon:
         with _translated("list volumes"):
             return list(self._api.volumes(filters={"label": [label]}).get("Volumes") or [])
 
-    def _connect(self, timeout: int | None) -> APIClient:
+    def _connect(self) -> APIClient:
         import docker
         import docker.errors
-        from docker.utils import kwargs_from_env
 
-        if self.socket_path is not None:
-            self._probe(self.socket_path)
-        options: dict[str, Any] = {} if self.address.startswith("unix://") else dict(kwargs_from_env())
-        options |= {"base_url": self.address, "timeout": timeout, "version": "auto"}
+        self._probe(self.socket_path)
         try:
-            return docker.APIClient(**options)
+            return docker.APIClient(base_url=self.address, timeout=self._limit, version="auto")
         except (docker.errors.DockerException, OSError, ValueError) as error:
             raise connection_error(str(error), self.address) from error
 
@@ -198,7 +199,7 @@ class Daemon:
         """Connect once: the socket's own error is plainer than the SDK's, which also leaves its connection open."""
         try:
             with socket.socket(socket.AF_UNIX) as probe:
-                probe.settimeout(ANSWER_LIMIT)
+                probe.settimeout(self._limit)
                 probe.connect(path)
         except OSError as error:
             raise connection_error(str(error), self.address) from error

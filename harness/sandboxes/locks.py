@@ -12,9 +12,13 @@ import os
 import urllib.parse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Final
 
 from harness.errors import BusyError, CannotWriteError
 from harness.sandboxes.tail import printable
+
+#: The name of the host's memory.
+HOST: Final = "host"
 
 
 @contextlib.contextmanager
@@ -38,8 +42,9 @@ def hold(names: Iterable[str], folder: Path | None = None) -> Iterator[None]:
                 held.enter_context(filelock.FileLock(path, timeout=0))
                 path.with_suffix(".holder").write_text(str(os.getpid()), encoding="ascii")
             except filelock.Timeout:
+                what = "the host's memory" if name == HOST else printable(name)
                 raise BusyError(
-                    f"{printable(name)} is in use by another harness{_holder(path)}",
+                    f"{what} is being measured by another harness{_holder(path)}",
                     hint="wait for it, or choose another GPU with --gpus",
                     code="gpu-busy",
                 ) from None

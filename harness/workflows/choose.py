@@ -17,6 +17,7 @@ from harness.engines.llama_server import LlamaServer, embedded_binary
 from harness.errors import NotFoundError, UnavailableError, UsageError
 from harness.sandboxes.base import SandboxName
 from harness.units import gib
+from harness.workflows.nvidia import docker_gpu_obstacle, nvidia_gpus
 
 EngineChoice = Literal["auto", "ollama", "llama-server", "vllm"]
 SandboxChoice = Literal["auto", "docker", "process"]
@@ -49,15 +50,6 @@ def choose_engine(wanted: EngineChoice, sandbox: SandboxChoice, options: Options
     return "llama-server", (f"engine llama-server on this machine: {obstacle}",)
 
 
-def docker_gpu_obstacle() -> str | None:
-    """Why a container cannot be given an NVIDIA GPU here; ``None`` if it can. Takes well under a second."""
-    if not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/dxg").exists():
-        return "there is no NVIDIA GPU"
-    if not Path("/var/run/docker.sock").exists():
-        return "Docker does not run here"
-    return None
-
-
 def choose(engine: Engine, sandbox: SandboxChoice, options: Options, reasons: tuple[str, ...] = ()) -> Choice:
     """Sandbox, target and meter for an engine.
 
@@ -75,7 +67,9 @@ def choose(engine: Engine, sandbox: SandboxChoice, options: Options, reasons: tu
 def _choose_process(engine: LlamaServer, options: Options, reasons: tuple[str, ...]) -> Choice:
     devices = engine.devices(options)
     if options.gpus.mode == "ids":
-        missing = [one for one in options.gpus.ids if one[0].isalpha() and not one.startswith("GPU-") and one not in devices]
+        missing = [
+            one for one in options.gpus.ids if one[0].isalpha() and not one.startswith(("GPU-", "MIG-")) and one not in devices
+        ]
         if missing:
             there = ", ".join(devices) or "none"
             raise UnavailableError(f"no such device: {', '.join(missing)} (the engine sees: {there})", code="no-such-gpu")
@@ -89,9 +83,10 @@ def _choose_process(engine: LlamaServer, options: Options, reasons: tuple[str, .
     used = used or devices
     names = ", ".join(f"{name} ({facts[0]})" for name, facts in used.items())
     if all(name.startswith("CUDA") for name in used):
+        chosen, meter, how = nvidia_gpus(options)
         return Choice(
-            engine=engine.name, sandbox="process", meter="nvml", target="gpu", gpus=nvidia_gpus(options),
-            reasons=(*reasons, f"target gpu: {names}, measured by NVML"),
+            engine=engine.name, sandbox="process", meter=meter, target="gpu", gpus=chosen,
+            reasons=(*reasons, f"target gpu: {names}, {how}"),
         )  # fmt: skip
     gpus = tuple(Gpu(name=title, memory_gb=gib(total)) for title, total, _ in used.values())
     return Choice(
@@ -106,35 +101,12 @@ def _choose_driver(engine: Engine, place: SandboxName, options: Options, reasons
             engine=engine.name, sandbox=place, meter="host", target="host", gpus=(),
             reasons=(*reasons, "target host: no GPU is to be used"),
         )  # fmt: skip
+    chosen, meter, how = nvidia_gpus(options)
+    names = ", ".join(gpu.name for gpu in chosen)
     return Choice(
-        engine=engine.name, sandbox=place, meter="nvml", target="gpu", gpus=nvidia_gpus(options),
-        reasons=(*reasons, "target gpu, measured by NVML"),
+        engine=engine.name, sandbox=place, meter=meter, target="gpu", gpus=chosen,
+        reasons=(*reasons, f"target gpu: {names}, {how}"),
     )  # fmt: skip
-
-
-def nvidia_gpus(options: Options) -> tuple[Gpu, ...]:
-    """The NVIDIA GPUs of a run.
-
-    Raises:
-        UnavailableError: the driver cannot be asked, with its reason.
-    """
-    from harness.meters.nvml import gpus
-
-    found = gpus()
-    chosen = [
-        gpu for gpu in found if options.gpus.mode == "all" or gpu.uuid in options.gpus.ids or str(gpu.index) in options.gpus.ids
-    ]
-    if not chosen:
-        raise UnavailableError("the driver knows no such GPU", code="no-such-gpu")
-    return tuple(
-        Gpu(
-            name=gpu.name,
-            uuid=gpu.uuid,
-            memory_gb=gib(gpu.memory_bytes) if gpu.memory_bytes else None,
-            driver=gpu.driver,
-        )
-        for gpu in chosen
-    )
 
 
 def resolve_name(name: str, engine: Engine, catalog: Catalog, options: Options) -> tuple[str, tuple[str, ...]]:

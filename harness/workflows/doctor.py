@@ -16,7 +16,7 @@ from harness.engines.llama_server import LlamaServer, embedded_binary
 from harness.errors import HarnessError
 from harness.meters.host import available_memory
 from harness.units import format_size
-from harness.workflows.choose import docker_gpu_obstacle
+from harness.workflows.nvidia import docker_gpu_obstacle
 
 State = Literal["ok", "missing", "note"]
 

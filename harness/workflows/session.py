@@ -14,6 +14,7 @@ from harness.engines.base import Engine, Options, Source
 from harness.errors import UsageError
 from harness.meters.base import Meter
 from harness.sandboxes.base import GpuRequest, Sandbox
+from harness.sandboxes.locks import HOST, hold
 from harness.store import Store
 from harness.workflows import calibrate as workflow
 from harness.workflows.choose import Choice, EngineChoice, SandboxChoice, choose, choose_engine, resolve_name
@@ -61,7 +62,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
         """Do it, with a sandbox and a meter of its own."""
         self.plan()
         with ExitStack() as stack:
-            sandbox = open_sandbox(self.choice, stack)
+            stack.enter_context(hold(lock_names(self.choice)))
+            sandbox = open_sandbox(self.choice, stack, observer)
             meter = open_meter(self.choice)
             stack.callback(meter.close)
             request = self.request
@@ -150,7 +152,12 @@ def _with_overrides(source: Source, options: Options) -> Source:
     return source
 
 
-def open_sandbox(choice: Choice, stack: ExitStack) -> Sandbox:
+def lock_names(choice: Choice) -> tuple[str, ...]:
+    """What a run must have to itself: its GPUs by UUID (by name where they have none), or the host's memory."""
+    return tuple(gpu.uuid or gpu.name for gpu in choice.gpus) or (HOST,)
+
+
+def open_sandbox(choice: Choice, stack: ExitStack, observer: Observer) -> Sandbox:
     """The sandbox of a choice, with the reaper that outlives us."""
     from harness.sandboxes.reaper import Reaper
 
@@ -162,7 +169,7 @@ def open_sandbox(choice: Choice, stack: ExitStack) -> Sandbox:
     else:
         from harness.sandboxes.docker import DockerSandbox
 
-        sandbox = DockerSandbox(reaper)
+        sandbox = DockerSandbox(reaper, progress=observer.progress)
     stack.callback(sandbox.close)
     return sandbox
 

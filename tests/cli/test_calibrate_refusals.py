@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from harness.sandboxes.locks import hold
 from tests.support.gguf_file import write_gguf
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -145,3 +146,13 @@ def test_a_store_that_is_a_file_is_found_before_measuring(tmp_path: Path, binary
     arguments = (str(model), "--engine", "llama-server", "--sandbox", "process", "--engine-binary", str(binary))
     status, _ = calibrate(tmp_path, *arguments)
     assert status == 73
+
+
+def test_a_second_harness_on_the_same_memory_is_busy_before_an_engine_starts(tmp_path: Path, binary: Path) -> None:
+    model = write_gguf(tmp_path / "m.gguf")
+    arguments = (str(model), "--engine", "llama-server", "--sandbox", "process", "--engine-binary", str(binary))
+    with hold(["host"]):
+        status, document = calibrate(tmp_path, *arguments)
+    assert (status, document["errors"][0]["code"]) == (75, "gpu-busy")
+    assert f"process {os.getpid()}" in document["errors"][0]["message"]
+    assert not list((tmp_path / "store").rglob("record.json"))

@@ -96,11 +96,16 @@ def test_a_daemon_that_one_may_not_use(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_a_daemon_elsewhere_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
-    with Reaper() as reaper, DockerSandbox(reaper, address="tcp://127.0.0.1:1") as sandbox:
-        launch = DockerPlace(tmp_path).launch("sleep")
-        with pytest.raises(UnavailableError):
-            sandbox.start(launch, sandbox.site(), tmp_path / "log")
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "ssh://gpu-box"])
+def test_a_daemon_elsewhere_is_refused_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    launch = DockerPlace(tmp_path).launch("sleep")
+    monkeypatch.setenv("DOCKER_HOST", address)
+    with Reaper() as reaper, DockerSandbox(reaper) as sandbox, pytest.raises(UnavailableError) as caught:
+        sandbox.start(launch, sandbox.site(), tmp_path / "log")
+
+    assert caught.value.code == "docker-remote"
 
 
 def test_an_image_that_cannot_be_pulled(place: DockerPlace) -> None:
@@ -226,7 +231,7 @@ def test_a_cut_stream_is_read_again(place: DockerPlace) -> None:
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # the SDK's own, where it cannot connect
 def test_a_daemon_that_goes_away_mid_run(tmp_path: Path, daemon: Daemon) -> None:
     """The run ends with 69, nothing hangs, and once the daemon answers again nothing is left."""
-    with Proxy(tmp_path / "proxy.sock", daemon.socket_path or "") as proxy:
+    with Proxy(tmp_path / "proxy.sock", daemon.socket_path) as proxy:
         place = DockerPlace(tmp_path, address=proxy.address)
         with place.reaper:
             running = place.start("sleep")
