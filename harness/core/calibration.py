@@ -68,21 +68,33 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     notes: tuple[str, ...] = ()
 
 
-class SplitCompute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Compute on the GPU when only ``layers`` layers are there, from the engine's dry run."""
+class SplitCompute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Compute on the GPU when only ``layers`` layers (the output is one) or no experts are there, from the engine's dry run."""
 
     layers: int
     context: Positive
     compute_gb: float
+    experts_on_host: bool = False
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What decides which layers stay on the GPU. ``reserve_gb`` is what the engine keeps free."""
+    """What decides which layers stay on the GPU. ``reserve_gb`` is what the engine keeps free.
+
+    ``layer_kinds`` has one letter a layer: ``f`` attends to everything, ``w`` to a window, ``r`` is recurrent, ``b`` is both
+    recurrent and attending. ``layers_gb`` are the weights of each layer without its experts, ``experts_gb`` those of its
+    experts, of which a token goes through the share ``expert_use``. ``estimate_*`` is what Ollama reckons (file and cache).
+    """
 
     reserve_gb: float | None
     layer_weights_gb: float | None
     output_weights_gb: float | None
     split_compute: tuple[SplitCompute, ...] = ()
+    layer_kinds: str | None = None
+    layers_gb: tuple[float, ...] = ()
+    experts_gb: tuple[float, ...] = ()
+    expert_use: float | None = None
+    estimate_base_gb: float | None = None
+    estimate_gb_per_10k: float | None = None
 
 
 class DepthSpeed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

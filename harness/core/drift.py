@@ -13,8 +13,8 @@ import msgspec
 
 from harness.core.calibration import Band, Calibration
 from harness.core.fit import OVERHEAD_SPREAD, OVERHEAD_SPREAD_SHARE
-from harness.core.placement import version_of
 from harness.core.predict import predict
+from harness.core.rules import version_of
 from harness.core.verdict import largest_context
 from harness.units import GIB, MIB, TOKENS_PER_UNIT, format_size
 

@@ -121,7 +121,9 @@ class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
     """One load, in the log's own words.
 
     ``context_cells`` counts the cells of the largest cache over all streams; ``num_batch`` is the physical batch
-    (``n_ubatch``). ``uncertainty_bytes`` is how far a figure may be off because the log rounds (Ollama's Go engine).
+    (``n_ubatch``). ``layer_kinds`` has a letter a layer (``f`` attends to everything, ``w`` to a window, ``r`` is recurrent,
+    ``b`` both, ``-`` neither), where the log is verbose enough to say. ``uncertainty_bytes`` is how far a figure may be off
+    because the log rounds (Ollama's Go engine).
     """
 
     engine: EngineName
@@ -146,6 +148,7 @@ class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
     graph_splits: int | None = None
     train_context: int | None = None
     fit: FitFacts | None = None
+    layer_kinds: str | None = None
     load_seconds: float | None = None
     uncertainty_bytes: int = 0
     vllm: VllmFacts | None = None

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from statistics import median
 
 from harness.core.calibration import DepthSpeed, Performance, Placement, SplitCompute
-from harness.core.record import Load, Record, Speed
-from harness.units import gib
+from harness.core.facts import device_kind
+from harness.core.record import Load, Record, Speed, Tensors
+from harness.units import TOKENS_PER_UNIT, gib
 
 
 def fit_performance(record: Record) -> tuple[Performance, list[str]]:
@@ -58,20 +59,39 @@ def fit_placement(record: Record) -> Placement:
         SplitCompute(
             layers=load.request.gpu_layers,
             context=load.request.context,
-            compute_gb=gib(sum(row.compute_bytes for row in load.facts.fit.rows if row.device != "Host")),
+            compute_gb=gib(sum(row.compute_bytes for row in load.facts.fit.rows if device_kind(row.device) == "gpu")),
+            experts_on_host=load.request.experts_on_host,
         )
         for load in record.loads
         if load.request.purpose == "dry-run"
         and load.request.gpu_layers is not None
         and load.facts is not None
         and load.facts.fit is not None
+        and load.facts.fit.rows
     )
+    kinds = next((load.facts.layer_kinds for load in record.loads if load.facts and load.facts.layer_kinds), None)
+    experts = tensors.expert_bytes if tensors else ()
+    estimate = record.estimate
     return Placement(
         reserve_gb=None if record.reserve_bytes is None else gib(record.reserve_bytes),
         layer_weights_gb=None if tensors is None else gib(sum(tensors.layer_bytes)),
         output_weights_gb=None if tensors is None else gib(tensors.output_bytes),
         split_compute=grid,
+        layer_kinds=kinds,
+        layers_gb=_layers_gb(tensors),
+        experts_gb=tuple(gib(size) for size in experts),
+        expert_use=tensors.expert_use if tensors and experts else None,
+        estimate_base_gb=None if estimate is None else gib(estimate.file_bytes),
+        estimate_gb_per_10k=None if estimate is None else gib(estimate.cache_bytes_per_token * TOKENS_PER_UNIT),
     )
+
+
+def _layers_gb(tensors: Tensors | None) -> tuple[float, ...]:
+    """Weights of each layer without its experts."""
+    if tensors is None:
+        return ()
+    experts = tensors.expert_bytes or (0,) * len(tensors.layer_bytes)
+    return tuple(gib(whole - part) for whole, part in zip(tensors.layer_bytes, experts, strict=True))
 
 
 def _first(record: Record, purpose: str) -> Load | None:

@@ -69,21 +69,36 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tensors(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes of a model's tensors, from the GGUF's table: repeating layers in order, then output and embeddings."""
+    """Bytes of a model's tensors, from the GGUF's table: repeating layers in order, then output and embeddings.
+
+    ``layer_bytes`` include ``expert_bytes``. ``expert_use`` is the share of the experts that one token goes through.
+    """
 
     layer_bytes: tuple[int, ...]
     output_bytes: int
     embedding_bytes: int
     expert_bytes: tuple[int, ...] = ()
+    expert_use: float | None = None
+
+
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """What Ollama >= 0.30 reckons a model to take, unmeasured (``PredictServerVRAM``): its file, and so much a token."""
+
+    file_bytes: int
+    cache_bytes_per_token: int
 
 
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One load of a plan. ``context`` is in tokens per slot; ``num_batch`` the physical batch, ``None`` = the engine's."""
+    """One load of a plan. ``context`` is in tokens per slot; ``num_batch`` the physical batch, ``None`` = the engine's.
+
+    ``gpu_layers`` (the output layer is one of them; ``None``: the engine's choice) and ``experts_on_host`` are for dry runs.
+    """
 
     context: int
     num_batch: int | None = None
     purpose: Purpose = "point"
     gpu_layers: int | None = None
+    experts_on_host: bool = False
 
 
 class Speed(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,6 +170,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
     reserve_bytes: int | None = None
     tensors: Tensors | None = None
+    estimate: Estimate | None = None
     batch_limits: tuple[tuple[int, int], ...] = ()
     loads: tuple[Load, ...] = ()
     before: Occupancy | None = None

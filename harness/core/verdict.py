@@ -9,8 +9,9 @@ from typing import Literal
 import msgspec
 
 from harness.core.calibration import Calibration
-from harness.core.placement import Placed, batch_of, ollama_estimate, place, rule_of
+from harness.core.placement import Placed, place
 from harness.core.predict import Prediction, predict
+from harness.core.rules import batch_of, evicts_others, rule_of
 from harness.units import CELL_PADDING
 
 Fate = Literal["resident", "offload", "evicted"]
@@ -192,7 +193,7 @@ def judge_together(
             taken = sum(_taken(verdicts[one]) for one in resident)
             rest = None if not available else (max(available[0] - taken, 0), *available[1:])
             verdict = judge(calibration, context, num_parallel, rest, extrapolate=extrapolate)
-            if not resident or not _evicts(calibration, context, num_parallel, rest):
+            if not resident or rest is None or not evicts_others(calibration, context, num_parallel, sum(rest)):
                 break
             fates[resident.pop(0)] = "evicted"
         verdicts.append(verdict)
@@ -207,13 +208,6 @@ def _taken(verdict: Verdict) -> int:
     if verdict.verdict == "fits":
         return verdict.required_bytes or 0
     return max((verdict.available_bytes or 0) - (verdict.reserve_bytes or 0), 0)
-
-
-def _evicts(calibration: Calibration, context: int, num_parallel: int, available: tuple[int, ...] | None) -> bool:
-    if calibration.engine != "ollama" or available is None:
-        return False
-    estimate = ollama_estimate(calibration, context, num_parallel)
-    return estimate is not None and estimate > sum(available) * 80 // 100
 
 
 def _unknown(calibration: Calibration, needed: Prediction, available: tuple[int, ...] | None, reason: str) -> Verdict:

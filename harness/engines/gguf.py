@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final
 
 import msgspec
 
-from harness.core.record import Model, Tensors
+from harness.core.record import Estimate, Model, Tensors
 from harness.errors import BadInputError, NotFoundError, NotPermittedError
 
 _MAGIC: Final = b"GGUF"
@@ -197,7 +197,33 @@ def tensor_bytes(header: Header) -> Tensors:
         output_bytes=output,
         embedding_bytes=embedding,
         expert_bytes=tuple(experts.get(index, 0) for index in order) if experts else (),
+        expert_use=_expert_use(header) if experts else None,
     )
+
+
+def _expert_use(header: Header) -> float | None:
+    used, count = header.field("expert_used_count"), header.field("expert_count")
+    return used / count if isinstance(used, int) and isinstance(count, int) and 0 < used <= count else None
+
+
+def server_estimate(header: Header, size: int) -> Estimate | None:
+    """What Ollama >= 0.30 reckons this model to take (llm/llama_server.go, ``PredictServerVRAM``); ``None`` without its shape.
+
+    Keys and values as F16 in every layer, with the smallest count of KV heads (1 where it is 0) and ``width / heads`` of the
+    layer with most heads, whatever the model's own head size, KV type or window.
+    """
+    layers, width = header.field("block_count"), header.field("embedding_length")
+    heads, kv_heads = _numbers(header.field("attention.head_count")), _numbers(header.field("attention.head_count_kv"))
+    if not isinstance(layers, int) or not isinstance(width, int) or not heads or not max(heads):
+        return None
+    head = width // max(heads)
+    return Estimate(file_bytes=size, cache_bytes_per_token=2 * layers * (min(kv_heads or heads) or 1) * head * 2)
+
+
+def _numbers(value: Any) -> list[int]:
+    """A count for all layers or one for each, as a list."""
+    values = value if isinstance(value, list) else [value]
+    return [one for one in values if isinstance(one, int)]
 
 
 def sha256(path: Path) -> str:

@@ -60,6 +60,7 @@ class Building:
         self.graph_splits: int | None = None
         self.seconds: float | None = None
         self.fit_rows: list[FitRow] = []
+        self.layer_kinds: dict[int, str] = {}
         self.projected: int | None = None
         self.free: int | None = None
         self.target: int | None = None
@@ -88,6 +89,12 @@ class Building:
         self.lora.clear()
         self.contexts.clear()
         self.failure = None
+
+    def kinds(self) -> str | None:
+        """A letter for each layer, if the log names any."""
+        if not self.layer_kinds:
+            return None
+        return "".join(self.layer_kinds.get(index, "-") for index in range(max(self.layer_kinds) + 1))
 
     def devices(self) -> dict[str, DeviceFacts]:
         """All parts by device: caches and contexts add."""
@@ -174,6 +181,7 @@ class Building:
             graph_splits=self.graph_splits,
             train_context=self.train_context,
             fit=fit,
+            layer_kinds=self.kinds(),
             load_seconds=self.seconds,
             uncertainty_bytes=0 if self.weights or self.contexts else self.uncertainty,
         )

@@ -51,6 +51,7 @@ _ROW: Final = re.compile(
 _PROJECTED: Final = re.compile(r"projected to use (\d{1,12}) MiB of (?:device|host) memory vs\. (\d{1,12}) MiB")
 _TARGET: Final = re.compile(r"(?:will leave -?\d{1,12} >= |free memory target of )(\d{1,12}) MiB")
 _LAYERS: Final = re.compile(r"- (?P<device>\S{1,80})[^:]{0,200}:\s*\d{1,6} layers(?: \(\s*(?P<over>\d{1,6}) overflowing\))?,")
+_LAYER: Final = re.compile(r"llama_(?P<what>kv_cache|memory_recurrent)\w{0,20}[:,] layer\s{1,6}(?P<index>\d{1,4}): dev = ")
 _PROJECTOR: Final = re.compile(r"load_hparams: model size:\s+" + _NUMBER + " MiB")
 _CLIP: Final = re.compile(r"CLIP using (\S+) backend")
 _FAILURES: Final = (
@@ -283,11 +284,23 @@ class LlamaReader:
             self._load.graph_splits = int(number[1]) if number else None
         elif "memory_breakdown_print" in line:
             self._fit(line)
+        elif ": dev = " in line and (layer := _LAYER.search(line)):
+            self._kind(int(layer["index"]), recurrent=layer["what"] == "memory_recurrent")
         elif any(ready in line for ready in _READY):
             if self._load is not None:
                 self._load.complete = True
         else:
             self._failure(line)
+
+    def _kind(self, index: int, *, recurrent: bool) -> None:
+        """A layer has a place in a cache (``-lv 5``)."""
+        load = self._open()
+        if load.context.draft:
+            return
+        caches = load.context.caches
+        new = "r" if recurrent else "w" if caches and caches[-1].window else "f"
+        old = load.layer_kinds.get(index, new)
+        load.layer_kinds[index] = new if old == new else "b" if "r" in old + new else "f"
 
     def _layers(self, offloaded: int, total: int) -> None:
         if self._draft_model:

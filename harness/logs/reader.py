@@ -23,7 +23,7 @@ _ANSI: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _LLAMA_SIGNS: Final = (
     b"MiB", b"msg=", b"n_ctx", b"n_seq", b"n_batch", b"n_ubatch", b"n_layer", b"lash", b"offload", b"load", b"CLIP", b"failed",
     b"error", b"creating", b"graph splits", b"memory", b"starting", b"started", b"listening", b"--model", b"K (", b" MB",
-    b"overflowing", b"version", b"mmproj", b"constructing",
+    b"overflowing", b": dev = ", b"version", b"mmproj", b"constructing",
 )  # fmt: skip
 _VLLM_SIGNS: Final = (
     b"GiB", b" GB", b"vLLM", b"VLLM", b"blocks", b"KV cache", b"Maximum concurrency", b"max_model_len", b"model len", b"Error",
