@@ -81,7 +81,7 @@ def cli(output: Output, **given: Any) -> None:
         image=given["image"],
         engine_binary=given["engine_binary"],
         models=given["models"],
-        env=_environment(given["env"]),
+        env=environment(given["env"]),
         variant=given["variant"],
         speed=not given["no_speed"],
         timeout=given["timeout"],
@@ -141,7 +141,8 @@ def _batch(text: str) -> int | None:
     return numbers[0]
 
 
-def _environment(pairs: tuple[str, ...]) -> dict[str, str]:
+def environment(pairs: tuple[str, ...]) -> dict[str, str]:
+    """``--env K=V``, one or more."""
     env = {}
     for pair in pairs:
         key, sign, value = pair.partition("=")

@@ -38,7 +38,9 @@ def cli(old: str, new: str, markdown: bool, output: Output) -> None:
 
             click.echo(render(found), nl=False)
         else:
-            _text(found, before.name, after.name)
+            if not found:
+                click.echo(f"no calibrations in {clean(before.name)} and {clean(after.name)}")
+            show_pairs(found)
     moved = any(pair.drift is not None and pair.drift.moved for pair in found)
     output.done({"drifted": moved, "calibrations": [pair_json(pair) for pair in found]}, DRIFTED if moved else 0)
 
@@ -114,15 +116,14 @@ def effects_of(pair: Pair) -> list[str]:
     return [sentence(effect, target=pair.new.metadata.machine.target) for effect in pair.drift.effects]
 
 
-def _text(found: list[Pair], before: str, after: str) -> None:
+def show_pairs(found: list[Pair]) -> None:
+    """Each calibration: what moved, by how much, and what that means."""
     from rich.table import Table
     from rich.text import Text
 
     from harness.cli.tables import console
 
     shown = console()
-    if not found:
-        click.echo(f"no calibrations in {clean(before)} and {clean(after)}")
     for pair in found:
         status = status_of(pair)
         colour = {"moved": "yellow", "same": "green", "added": "cyan", "removed": "red"}[status]

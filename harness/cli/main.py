@@ -23,6 +23,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "list": ("listing", "All calibrations of the store."),
     "parse": ("parse", "What an engine's log says of each load."),
     "fit": ("fit", "Build the artifact again from a run's record."),
+    "recalibrate": ("recalibrate", "Measure again what an upgrade has made stale."),
     "diff": ("diff", "What moved between two calibrations, stores or revisions, and what that means."),
     "doctor": ("doctor", "What works here, what does not, and why."),
 }

@@ -68,11 +68,14 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True):
-    """What a drift means for a user: the largest context on a card of ``card_gb`` (GiB), or memory at ``context`` (bytes)."""
+    """What a drift means for a user.
 
-    kind: Literal["largest-context", "memory"]
-    old: int
-    new: int
+    The largest context on a card of ``card_gb`` (GiB), memory at ``context`` (bytes), or decode (tokens per second).
+    """
+
+    kind: Literal["largest-context", "memory", "decode"]
+    old: float
+    new: float
     card_gb: int | None = None
     context: int | None = None
 
@@ -117,7 +120,9 @@ def errors_of(calibration: Calibration) -> Errors:
     """
     quality, machine = calibration.metadata.quality, calibration.metadata.machine
     top = calibration.metadata.bands[-1].num_batch
-    contexts = [load.context for load in quality.loads if load.num_batch == top] or [load.context for load in quality.loads]
+    contexts = [load.context for load in quality.loads if load.num_batch == top]
+    if len(set(contexts)) < 2:  # its slopes come from another band
+        contexts = [load.context for load in quality.loads]
     largest = max((load.total_gb for load in quality.loads), default=0.0) * GIB
     step = METER_STEP[machine.meter]
     if machine.meter == "log":
@@ -146,26 +151,35 @@ def compare(old: Calibration, new: Calibration) -> Drift:
         *_settings(old, new),
         *_speeds(old, new),
     ]
-    moved = any(figure.moved and figure.kind not in ("speed", "setting") for figure in figures)
-    effects = tuple(_effects(old, new)) if moved else ()
+    moved = {figure.name for figure in figures if figure.moved and figure.kind != "setting"}
+    effects = tuple(_effects(old, new, moved))
     return Drift(figures=tuple(figures), changes=tuple(_changes(old, new)), effects=effects)
 
 
-def _effects(old: Calibration, new: Calibration) -> Iterator[Effect]:
+def _effects(old: Calibration, new: Calibration, moved: set[str]) -> Iterator[Effect]:
+    before, after = (one.metadata.performance.decode_tokens_per_s for one in (old, new))
+    if "decode_tokens_per_s" in moved and before and after:
+        yield Effect(kind="decode", old=before, new=after)
+    if all("tokens_per_s" in name for name in moved):
+        return
     slots = new.metadata.settings.num_parallel
     context = min(old.metadata.quality.valid_to, new.metadata.quality.valid_to)
-    before, after = (predict(one, context, slots).total_bytes for one in (old, new))
-    if before != after:
-        yield Effect(kind="memory", context=context, old=before, new=after)
+    first, second = (predict(one, context, slots).total_bytes for one in (old, new))
+    if first != second:
+        yield Effect(kind="memory", context=context, old=first, new=second)
     for card in CARDS:
         devices = max(len(new.metadata.machine.gpus), 1)
-        first, second = (largest_context(one, slots, (card * GIB,) * devices) for one in (old, new))
-        if first is not None and second is not None and first != second:
-            yield Effect(kind="largest-context", card_gb=card, old=first, new=second)
+        context_then, context_now = (largest_context(one, slots, (card * GIB,) * devices) for one in (old, new))
+        if context_then is not None and context_now is not None and context_then != context_now:
+            yield Effect(kind="largest-context", card_gb=card, old=context_then, new=context_now)
 
 
 def sentence(effect: Effect, *, target: str = "gpu") -> str:
     """An effect in words."""
+    if effect.kind == "decode":
+        share = effect.new / effect.old - 1
+        word = "faster" if share > 0 else "slower"
+        return f"decode: {effect.old:.1f} → {effect.new:.1f} tokens/s ({abs(share):.0%} {word})"
     if effect.kind == "memory":
         more = effect.new - effect.old
         sizes = f"{format_size(effect.old)} → {format_size(effect.new)}"

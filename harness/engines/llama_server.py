@@ -60,7 +60,7 @@ def find_binary(binary: str | None) -> Path:
     """
     if binary is not None:
         found = shutil.which(binary)
-        path = Path(found) if found else Path(binary)
+        path = Path(found or binary).absolute()  # an engine runs in a folder of its own
         if not path.exists():
             raise NotFoundError(f"no such engine binary: {binary}", code="no-engine-binary")
         if not os.access(path, os.X_OK) or path.is_dir():

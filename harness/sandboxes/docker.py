@@ -315,3 +315,14 @@ def _available_memory() -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
+
+
+def local_image(reference: str) -> ImageFacts | None:
+    """What a reference means on this machine, without pulling; ``None`` where the image is not here.
+
+    Raises:
+        UsageError: no reference. UnavailableError, NotPermittedError: no daemon that may be asked.
+    """
+    with Daemon() as daemon:
+        image = daemon.image(check_reference(reference))
+    return None if image is None else _image_facts(image, reference)
