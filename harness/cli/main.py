@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "recalibrate": ("recalibrate", "Measure again what an upgrade has made stale."),
     "diff": ("diff", "What moved between two calibrations, stores or revisions, and what that means."),
     "doctor": ("doctor", "What works here, what does not, and why."),
+    "clean": ("clean", "What harness has left on this machine; --yes removes what is abandoned."),
 }
 
 

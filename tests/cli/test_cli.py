@@ -57,7 +57,7 @@ def document(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 def test_help_names_every_verb(run: Run) -> None:
     done = run("--help")
     assert done.returncode == 0
-    for verb in ("calibrate", "predict", "show", "list", "parse", "fit", "doctor"):
+    for verb in ("calibrate", "predict", "show", "list", "parse", "fit", "doctor", "clean"):
         assert f"  {verb} " in done.stdout
 
 

@@ -15,7 +15,7 @@ from harness.meters.base import Meter
 from harness.meters.host import HostMeter
 from harness.meters.log import LogMeter
 from harness.meters.nvml import NvmlMeter
-from tests.support.fake_nvml import UUID, FakeDriver, compile_library
+from tests.support.fake_nvml import UUID, FakeDriver, library
 
 Make = Callable[[], Meter]
 
@@ -23,7 +23,7 @@ Make = Callable[[], Meter]
 @pytest.fixture(params=["host", "log", pytest.param("nvml", marks=pytest.mark.requires("gcc"))])
 def meter(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Meter]:
     if request.param == "nvml":
-        driver = FakeDriver(compile_library(tmp_path), tmp_path / "state", monkeypatch)
+        driver = FakeDriver(library(), tmp_path / "state", monkeypatch)
         driver.holds(f"process 0 C {os.getpid()} 4096")
     makers: dict[str, Make] = {"host": HostMeter, "log": LogMeter, "nvml": lambda: NvmlMeter([UUID])}
     meter = makers[request.param]()

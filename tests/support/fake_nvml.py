@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import os
 import subprocess
 from pathlib import Path
 
@@ -19,6 +21,12 @@ def compile_library(folder: Path, *flags: str) -> Path:
     command = ["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", *flags, "-o", str(library), str(SOURCE)]
     subprocess.run(command, check=True, timeout=60)
     return library
+
+
+@functools.cache
+def library() -> Path:
+    """The library, compiled once for all tests of a session, in the folder that is removed after it."""
+    return compile_library(Path(os.environ["XDG_RUNTIME_DIR"]))
 
 
 class FakeDriver:

@@ -15,13 +15,13 @@ from harness.sandboxes.base import GpuRequest
 from harness.sandboxes.daemon import read_daemon
 from harness.workflows import nvidia
 from harness.workflows.nvidia import docker_gpu_obstacle, nvidia_gpus
-from tests.support.fake_nvml import GIB, OTHER, UUID, FakeDriver, compile_library
+from tests.support.fake_nvml import GIB, OTHER, UUID, FakeDriver, library
 
 
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     monkeypatch.setattr(nvidia, "on_wsl", lambda: False)
-    return FakeDriver(compile_library(tmp_path), tmp_path / "state", monkeypatch)
+    return FakeDriver(library(), tmp_path / "state", monkeypatch)
 
 
 def chosen(gpus: str) -> tuple[list[str | None], str, str]:

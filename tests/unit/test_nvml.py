@@ -10,21 +10,16 @@ import pytest
 
 from harness.errors import NotFoundError, UnavailableError, UntrustedError
 from harness.meters.nvml import NvmlMeter, free_bytes, gpus
-from tests.support.fake_nvml import GIB, OTHER, UUID, FakeDriver, compile_library
+from tests.support.fake_nvml import GIB, OTHER, UUID, FakeDriver, compile_library, library
 
 pytestmark = pytest.mark.requires("gcc")
 ENGINE = frozenset({4711, 4712})
 COMPUTE = "nvmlDeviceGetComputeRunningProcesses_v3"
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_library(tmp_path_factory.mktemp("nvml"))
-
-
 @pytest.fixture
-def driver(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
-    return FakeDriver(library, tmp_path / "state", monkeypatch)
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    return FakeDriver(library(), tmp_path / "state", monkeypatch)
 
 
 @pytest.fixture
