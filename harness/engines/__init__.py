@@ -21,4 +21,8 @@ def engine_named(name: EngineName) -> Engine:
         from harness.engines.llama_server import LlamaServer
 
         return LlamaServer()
+    if name == "ollama":
+        from harness.engines.ollama import Ollama
+
+        return Ollama()
     raise UnavailableError(f"this harness cannot run {name} yet", code="no-engine")

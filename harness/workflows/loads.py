@@ -15,7 +15,7 @@ from harness.core.plan import DEFAULT_BATCH
 from harness.core.record import EngineVersion, Load, LoadRequest, Outcome, Reported, Speed
 from harness.core.trace import MemoryTrace, Occupancy, Plateau
 from harness.engines.base import NO_ANSWER, Engine, Options, Source
-from harness.errors import BusyError, EngineError, WontFitError
+from harness.errors import BusyError, EngineError, UnavailableError, WontFitError
 from harness.meters.base import DeviceMeter, Meter
 from harness.meters.sampler import Sampler
 from harness.sandboxes.base import Running, Sandbox
@@ -141,7 +141,7 @@ class Runner:
         """Where a request got no answer because the engine ended, say that it ended, and how."""
         try:
             yield
-        except EngineError as error:
+        except (EngineError, UnavailableError) as error:
             deadline = time.monotonic() + HUNG_UP
             while error.code == NO_ANSWER and time.monotonic() < deadline and running.exit_status() is None:
                 time.sleep(0.02)
