@@ -56,12 +56,27 @@ def read_catalog(path: Path | None) -> Catalog:
 
 def find_catalog(here: Path) -> Path | None:
     """``models/catalog.yaml`` of the nearest parent folder, else of the checkout that this package lies in."""
+    return _find(here, Path("models", "catalog.yaml"))
+
+
+def _find(here: Path, name: Path) -> Path | None:
     own = Path(__file__).resolve().parent.parent
-    for folder in (here, *here.parents, own):
-        candidate = folder / "models" / "catalog.yaml"
-        if candidate.is_file():
-            return candidate
-    return None
+    return next((folder / name for folder in (here, *here.parents, own) if (folder / name).is_file()), None)
+
+
+def pinned_image(engine: str, here: Path) -> str | None:
+    """The image of an engine in ``images/pins.yaml``, found as the catalog is; ``None`` where none is pinned.
+
+    Raises:
+        ConfigError: the file is not a mapping of names to images.
+    """
+    path = _find(here, Path("images", "pins.yaml"))
+    if path is None:
+        return None
+    try:
+        return msgspec.convert(yaml.safe_load(path.read_bytes()) or {}, dict[str, str]).get(engine)
+    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}", code="bad-pins") from error
 
 
 def gguf_path(name: str, entry: Entry) -> Path:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 #: The volume that keeps pulled models; its layout is that of ``~/.ollama``, so Ollama itself can use it too.
 VOLUME: Final = "harness-ollama"
 _HOME: Final = "/root/.ollama"
-#: Where models of the user's are mounted, and where a single GGUF becomes a blob.
+#: Where models of the user's are mounted.
 _MODELS: Final = "/ollama"
 #: The first version that runs llama.cpp's own server.
 _LLAMA_SERVER: Final = (0, 30)
@@ -243,11 +243,10 @@ class Ollama:
 def _places(source: Source, options: Options) -> tuple[tuple[Mount, ...], tuple[str, ...], str | None]:
     """Mounts, folders that may be written, and ``OLLAMA_MODELS`` where it is not Ollama's own.
 
-    A GGUF of the user's becomes a blob where it lies: it is neither copied nor sent.
+    A GGUF of the user's is sent, and goes with the container: Ollama touches its blobs, so it cannot be mounted read-only.
     """
     if source.path is not None:
-        blob = f"{_MODELS}/blobs/{(source.model.digest or '').replace(':', '-')}"
-        return (Mount(kind="bind", source=str(source.path), target=blob),), (_HOME, _MODELS), _MODELS
+        return (), (_HOME,), None
     if options.models is None:
         return (Mount(kind="volume", source=VOLUME, target=_HOME, read_only=False),), (), None
     folder = models_folder(options.models)

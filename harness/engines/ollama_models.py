@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,8 +13,8 @@ import msgspec
 from harness.core.record import Tensors
 from harness.engines import gguf
 from harness.engines.base import Options, Progress, Source
-from harness.engines.ollama_api import connected, one_line, pull_refusal, show
-from harness.errors import BadInputError, EngineError, HarnessError, NotFoundError, UnavailableError
+from harness.engines.ollama_api import connected, one_line, pull_refusal, show, translated
+from harness.errors import BadInputError, CannotWriteError, EngineError, HarnessError, NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
     import httpx
@@ -144,21 +144,48 @@ def _broken(name: str, text: str) -> HarnessError:
     return pull_refusal(name, text) or _BrokenPullError(f"Ollama cannot pull {name}: {one_line(text)}", hint=hint, code=code)
 
 
-def create(client: httpx.Client, digest: str, progress: Progress) -> str:
-    """Give a GGUF whose blob lies in the models folder a name, and return that.
+def create(client: httpx.Client, path: Path, digest: str, progress: Progress) -> str:
+    """Send a GGUF as a blob, make a model of it, and return that model's name.
 
     Raises:
-        EngineError: Ollama does not understand the file.
+        CannotWriteError: no room. EngineError: Ollama does not understand the file.
     """
+    import httpx
+
     name = f"{LOCAL}:{digest.removeprefix('sha256:')[:12]}"
+    doing = f"take {path.name}"
+    with translated(doing):
+        if client.head(f"/api/blobs/{digest}").status_code != httpx.codes.OK:
+            answer = client.post(f"/api/blobs/{digest}", content=_chunks(path, progress))
+            if answer.is_error:
+                raise _local_refusal(doing, answer.text)
     status = "nothing"
-    with connected(client, f"create a model of blob {digest}") as talker:
-        for event in talker.create(name, files={"model.gguf": digest}, stream=True):
-            status = event.status or status
-            progress(f"create: {one_line(status)}", 0, None)
+    try:
+        with connected(client, doing) as talker:
+            for event in talker.create(name, files={"model.gguf": digest}, stream=True):
+                status = event.status or status
+                progress(f"create: {one_line(status)}", 0, None)
+    except EngineError as error:
+        raise _local_refusal(doing, error.message) if error.code == "engine-refused" else error from error
     if status != "success":
         raise EngineError(f"Ollama did not create a model of the file: it ended after {status!r}", code="create-failed")
     return name
+
+
+def _local_refusal(doing: str, text: str) -> HarnessError:
+    if "no space left" in text.lower():
+        hint = "make room where Docker keeps its volumes (docker system df)"
+        return CannotWriteError(f"Ollama cannot {doing}: {one_line(text)}", hint=hint, code="disk-full")
+    return EngineError(f"Ollama cannot {doing}: {one_line(text)}", code="create-failed")
+
+
+def _chunks(path: Path, progress: Progress) -> Iterator[bytes]:
+    size, done = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            yield block
+            done += len(block)
+            progress(f"send {path.name}", done, size)
 
 
 def present(client: httpx.Client, source: Source, options: Options, progress: Progress) -> tuple[str, dict[str, Any]]:
@@ -168,7 +195,7 @@ def present(client: httpx.Client, source: Source, options: Options, progress: Pr
         NotFoundError: it cannot be had; the hint names what is there.
     """
     if source.path is not None:
-        name = create(client, source.model.digest or "", progress)
+        name = create(client, source.path, source.model.digest or "", progress)
         body = show(client, name)
     else:
         name = source.own_name

@@ -39,14 +39,18 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def choose_engine(wanted: EngineChoice, sandbox: SandboxChoice, options: Options) -> tuple[EngineName, tuple[str, ...]]:
-    """``auto``: the embedded llama-server, and why not Ollama in Docker, which wants an NVIDIA GPU in a container."""
+    """``auto``: Ollama where a container can be given an NVIDIA GPU, else llama-server on what the machine has; and why."""
     if wanted != "auto":
         return wanted, ()
     if sandbox == "process":
         return "llama-server", ("engine llama-server: processes were asked for",)
     if options.gpus.mode == "none":
         return "llama-server", ("engine llama-server: no GPU is to be used",)
-    obstacle = docker_gpu_obstacle() or "this version has no recipe of Ollama"
+    if options.binary is not None:
+        return "llama-server", ("engine llama-server: a binary was named",)
+    obstacle = docker_gpu_obstacle()
+    if obstacle is None:
+        return "ollama", ("engine ollama: Docker can give a container an NVIDIA GPU",)
     return "llama-server", (f"engine llama-server on this machine: {obstacle}",)
 
 

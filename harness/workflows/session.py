@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from harness.catalog import DEFAULT_MODEL, find_catalog, read_catalog
+from harness.catalog import DEFAULT_MODEL, find_catalog, pinned_image, read_catalog
 from harness.core.record import LoadRequest, Model
 from harness.engines import engine_named, gguf
 from harness.engines.base import Engine, Options, Source
@@ -106,12 +106,18 @@ def prepare(wishes: Wishes, store: Store, here: Path) -> Session:
     own_name, notes = resolve_name(name, engine, read_catalog(find_catalog(here)), options)
     source = engine.resolve(own_name, options)
     if not name.endswith(".gguf"):
+        name = name.partition("@sha256:")[0]  # a digest pins a model; it is no part of its name
         source = msgspec.structs.replace(source, model=msgspec.structs.replace(source.model, name=name))
     else:
         source = msgspec.structs.replace(source, model=_named(source.model, Path(name).name))
     source = _with_overrides(source, options)
     choice = choose(engine, wishes.sandbox, options, reasons)
-    choice = msgspec.structs.replace(choice, reasons=(*choice.reasons, *notes))
+    if choice.sandbox == "docker":
+        options = msgspec.structs.replace(options, image=options.image or pinned_image(engine.name, here))
+        reasons = (f"image {options.image or 'unknown'}",)
+    else:
+        reasons = ()
+    choice = msgspec.structs.replace(choice, reasons=(*choice.reasons, *reasons, *notes))
     request = workflow.Request(
         name=name,
         source=source,
