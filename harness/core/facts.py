@@ -157,17 +157,19 @@ class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
     def fully_offloaded(self) -> bool | None:
         """N of N layers on at least one GPU device, no KV or recurrent state on the host, nothing overflowing.
 
-        ``None`` where the log names no layer counts and nothing speaks against it.
+        ``None`` where the log names no layer counts, or stops before it names devices, and nothing speaks against it.
         """
         if self.layers_overflowing:
             return False
-        if self.devices and all(device.kind == "host" for device in self.devices.values()):
-            return False
         if any(d.kind == "host" and (d.kv_cache_bytes or d.recurrent_bytes) for d in self.devices.values()):
             return False
-        if self.layers_offloaded is None or self.layers_total is None:
-            return None
-        return self.layers_offloaded == self.layers_total and any(d.kind == "gpu" for d in self.devices.values())
+        if self.layers_offloaded is not None and self.layers_offloaded != self.layers_total:
+            return False
+        if not any(device.kind == "gpu" for device in self.devices.values()):
+            # Weights of the host are logged first: a log that ends there has not said where the rest went.
+            told = any(device.compute_bytes is not None for device in self.devices.values())
+            return False if self.devices and (self.complete or told) else None
+        return None if self.layers_offloaded is None else True
 
     def total(self, part: str, kind: DeviceKind | None = None) -> int | None:
         """Sum of ``part`` (a field of ``DeviceFacts``) over the devices of ``kind``; ``None`` if no line was seen."""

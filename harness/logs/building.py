@@ -1,8 +1,13 @@
-"""A load while its lines are still coming."""
+"""A load while its lines are still coming.
+
+A load has a model, perhaps a draft model beside it, and projectors. Each model is read in passes (a fit probe, a try that
+failed, then the one that counts) and has contexts with caches. Figures of one pass add; a new pass drops the one before.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Final, Literal
 
 from harness.core.facts import (
     CacheFacts,
@@ -14,17 +19,12 @@ from harness.core.facts import (
     LoadFacts,
     device_kind,
 )
+from harness.logs import oldest
+from harness.logs.oldest import Part
 
-Part = Literal["weights", "kv_cache", "recurrent", "compute", "output", "projector", "lora"]
-
-
-class Context:
-    """One llama_context of a load (a draft model has its own): its caches and its compute buffers."""
-
-    def __init__(self, draft: bool = False) -> None:
-        self.draft = draft
-        self.caches: list[Cache] = []
-        self.parts: dict[tuple[str, Part], int] = {}
+Flash = Literal["enabled", "disabled"]
+#: No load of a real engine has more devices, caches, contexts or models; a hostile log may, and memory stays flat.
+MANY: Final = 256
 
 
 class Cache:
@@ -33,29 +33,104 @@ class Cache:
     def __init__(self, cells: int | None = None, window: bool = False) -> None:
         self.cells, self.window = cells, window
         self.streams = 1
+        self.slots: int | None = None
         self.layers: int | None = None
         self.sized = False
+        self.types: tuple[str, str] | None = None
         self.devices: dict[str, int] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes on all devices."""
+        return sum(self.devices.values())
+
+
+class Context:
+    """One llama_context of a model: its caches and its compute buffers."""
+
+    def __init__(self, draft: bool = False) -> None:
+        self.draft = draft
+        self.caches: list[Cache] = []
+        self.parts: dict[tuple[str, Part], int] = {}
+
+    @property
+    def used(self) -> bool:
+        """Whether anything was allocated in it."""
+        return bool(self.parts or self.caches)
+
+
+class Model:
+    """One model of a load, as its current pass has it."""
+
+    def __init__(self, draft: bool = False) -> None:
+        self.draft = draft
+        self.path: str | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin a pass: what the one before said does not count."""
+        self.weights: dict[str, int] = {}
+        self.lora: dict[str, int] = {}
+        self.contexts: list[Context] = []
+        self.signs: set[str] = set()
+        self.slots_made = False
+
+    @property
+    def used(self) -> bool:
+        """Whether weights or contexts were seen in this pass."""
+        return bool(self.weights or any(context.used for context in self.contexts))
+
+    @property
+    def context(self) -> Context:
+        """The context whose lines are coming."""
+        if not self.contexts:
+            self.contexts.append(Context(self.draft))
+        return self.contexts[-1]
+
+    def new_context(self, draft: bool) -> None:
+        """Lines of another context follow, unless the present one is still empty."""
+        if self.slots_made and self.draft:
+            # llama-server of 2024 and 2025 makes one context per slot and drops the one that it loaded the draft with.
+            self.contexts, self.slots_made = [], False
+        if self.contexts and not self.contexts[-1].used:
+            self.contexts[-1].draft = draft
+        elif len(self.contexts) < MANY:
+            self.contexts.append(Context(draft))
+
+
+class Projector:
+    """One image or audio encoder (``clip_ctx``)."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.weights = 0
+        self.compute: dict[str, int] = {}
 
 
 class Building:
     """Collects one load; :meth:`facts` freezes it."""
 
-    def __init__(self, engine: EngineName = "llama-server", dialect: Dialect = "llama.cpp") -> None:
-        self.engine, self.dialect = engine, dialect
-        self.model: str | None = None
-        self.version: str | None = None
-        self.parallel: int | None = None
-        self.context_cells: int | None = None
-        self.kv_types: tuple[str, str] | None = None
-        self.kv_type: str | None = None
-        self.flash: Literal["enabled", "disabled"] | None = None
-        self.num_batch: int | None = None
-        self.offloaded: tuple[int, int] | None = None
-        self.overflowing: int | None = None
+    def __init__(self) -> None:
+        self.engine: EngineName = "llama-server"
+        self.dialect: Dialect = "llama.cpp"
+        self.started = False  # a marker or "loading model" began it, not a figure in the middle
+        self.seen = False
         self.complete = False
         self.failure: str | None = None
-        self.estimated = False
+        self.retrying = False
+        self.model: str | None = None
+        self.version: str | None = None
+        self.asked: dict[str, str] = {}
+        self.parallel: int | None = None
+        self.slots: int | None = None
+        self.context_cells: int | None = None
+        self.kv_types: tuple[str, str] | None = None
+        self.flash: Flash | None = None
+        self.flash_said = False
+        self.num_batch: int | None = None
+        self.offloaded: tuple[int, int] | None = None
+        self.overflow: dict[str, int] = {}
+        self.nothing_overflows = False
         self.train_context: int | None = None
         self.graph_splits: int | None = None
         self.seconds: float | None = None
@@ -64,31 +139,40 @@ class Building:
         self.projected: int | None = None
         self.free: int | None = None
         self.target: int | None = None
-        self.weights: dict[str, int] = {}
-        self.lora: dict[str, int] = {}
-        self.projector: dict[str, int] = {}
-        self.projector_compute: dict[str, int] = {}
-        self.projector_device: str | None = None
-        self.contexts: list[Context] = []
-        self.go: dict[tuple[str, Part], int] = {}
-        self.go_exact: set[tuple[str, Part]] = set()
-        self.go_measured = False
-        self.uncertainty = 0
-        self.seen = False
+        self.models = [Model()]
+        self.projectors: list[Projector] = []
+        self.oldest: dict[str, int] = {}
+        self.oldest_device = "CUDA0"
+        self.go: dict[tuple[str, Part], tuple[int, int]] = {}
+        self.go_exact: dict[tuple[str, Part], int] = {}
+        self.go_last: Part | None = None
+        self.go_engine = False
+        self.estimated = False
 
     @property
-    def context(self) -> Context:
-        """The context whose lines are coming."""
-        if not self.contexts:
-            self.contexts.append(Context())
-        return self.contexts[-1]
+    def current(self) -> Model:
+        """The model whose lines are coming: the load's own, or its draft."""
+        return self.models[-1]
 
-    def restart(self) -> None:
-        """Drop what an earlier pass of the same load said: a fit probe, or a try that failed."""
-        self.weights.clear()
-        self.lora.clear()
-        self.contexts.clear()
+    @property
+    def progress(self) -> bool:
+        """Whether anything of the load itself was seen."""
+        return self.seen or self.complete or self.failure is not None
+
+    def restart(self, model: Model) -> None:
+        """A new pass of ``model``: drop the one before, which was a fit probe or a try that failed."""
+        model.clear()
         self.failure = None
+        self.retrying = False
+        if model is self.models[0]:
+            del self.models[1:]
+            self.projectors.clear()
+            self.oldest.clear()
+
+    @property
+    def own(self) -> bool:
+        """Whether llama.cpp itself said what it allocated."""
+        return bool(self.oldest.keys() - {"kv"}) or any(model.used for model in self.models)
 
     def kinds(self) -> str | None:
         """A letter for each layer, if the log names any."""
@@ -97,31 +181,56 @@ class Building:
         return "".join(self.layer_kinds.get(index, "-") for index in range(max(self.layer_kinds) + 1))
 
     def devices(self) -> dict[str, DeviceFacts]:
-        """All parts by device: caches and contexts add."""
+        """All parts by device: caches, contexts, models and projectors add."""
         totals: dict[str, dict[str, int]] = {}
-
-        def add(device: str, part: Part, size: int) -> None:
-            parts = totals.setdefault(device, {})
-            parts[f"{part}_bytes"] = parts.get(f"{part}_bytes", 0) + size
-
-        for device, size in self.weights.items():
-            add(device, "weights", size)
-        for device, size in self.lora.items():
-            add(device, "lora", size)
-        for device, size in self.projector.items():
-            add(device, "projector", size)
-        for device, size in self.projector_compute.items():
-            add(device, "compute", size)
-        for context in self.contexts:
-            for cache in context.caches:
-                for device, size in cache.devices.items():
-                    add(device, "kv_cache", size)
-            for (device, part), size in context.parts.items():
-                add(device, part, size)
-        if not totals:
-            for (device, part), size in self.go.items():
-                add(device, part, size)
+        figures = list(self._figures())
+        for device, part, size in figures or [(*where, size) for where, (size, _) in self._go_figures().items()]:
+            if device in totals or len(totals) < MANY:
+                parts = totals.setdefault(device, {})
+                parts[f"{part}_bytes"] = parts.get(f"{part}_bytes", 0) + size
         return {name: DeviceFacts(kind=device_kind(name), **parts) for name, parts in totals.items()}
+
+    def _figures(self) -> Iterator[tuple[str, Part, int]]:
+        """Every figure of llama.cpp's: device, part, bytes."""
+        for model in self.models:
+            yield from ((device, "weights", size) for device, size in model.weights.items())
+            yield from ((device, "lora", size) for device, size in model.lora.items())
+        for projector in self.projectors:
+            if projector.weights:
+                yield self._projector_device(projector.device), "projector", projector.weights
+            yield from ((self._projector_device(place), "compute", size) for place, size in projector.compute.items())
+        for context in self._contexts():
+            for cache in context.caches:
+                yield from ((device, "kv_cache", size) for device, size in cache.devices.items())
+            yield from ((device, part, size) for (device, part), size in context.parts.items())
+        if self.oldest.keys() - {"kv"}:
+            has_cache = any(context.caches for context in self._contexts())
+            found = oldest.spread(self.oldest, self.oldest_device, has_cache=has_cache)
+            yield from ((device, part, size) for (device, part), size in found.items())
+
+    def _contexts(self) -> Iterator[Context]:
+        for model in self.models:
+            yield from model.contexts
+
+    def _projector_device(self, name: str) -> str:
+        """``CLIP using CUDA backend`` (before 2025) means the first device of that name."""
+        if name in ("CUDA", "ROCm", "Vulkan", "SYCL", "CANN", "MUSA"):
+            return f"{name}0"
+        return name
+
+    def _go_figures(self) -> dict[tuple[str, Part], tuple[int, int]]:
+        """The Go engine's figures and how far they may be off; parts that stand in bytes at DEBUG are exact."""
+        exact = {part for (_, part), size in self.go_exact.items() if size}
+        figures: dict[tuple[str, Part], tuple[int, int]] = {
+            where: size for where, size in self.go.items() if where[1] not in exact
+        }
+        figures.update({where: (size, 0) for where, size in self.go_exact.items() if size})
+        return figures
+
+    @property
+    def uncertainty(self) -> int:
+        """How far the worst figure may be off, bytes (the Go engine prints a tenth of its unit)."""
+        return 0 if self.own else max((off for _, off in self._go_figures().values()), default=0)
 
     def caches(self) -> tuple[CacheFacts, ...]:
         """Every cache that the log told apart."""
@@ -133,24 +242,51 @@ class Building:
                 role="draft" if context.draft else "window" if cache.window else "full",
                 devices=dict(cache.devices),
             )
-            for context in self.contexts
+            for context in self._contexts()
             for cache in context.caches
         )
 
+    def _all_caches(self) -> list[tuple[bool, Cache]]:
+        return [(context.draft, cache) for context in self._contexts() for cache in context.caches]
+
     def cells(self) -> int | None:
-        """Cells of the largest cache over all streams, else the context as printed."""
-        counted = [cache.cells * cache.streams for cache in self.caches() if cache.cells]
-        return max(counted) if counted else self.context_cells
+        """Cells of the largest cache over all streams, else the context as printed, else as asked for."""
+        caches = [cache for _, cache in self._all_caches() if cache.cells]
+        counted = [(cache.cells or 0) * cache.streams for cache in caches]
+        if not all(cache.sized for cache in caches):
+            counted.append(self.context_cells or 0)  # streams are not known yet
+        asked = self.asked.get("cells", "")
+        return max(counted, default=0) or self.context_cells or (int(asked) if asked.isdecimal() else None) or None
+
+    def kv_cache_type(self) -> str | None:
+        """The types of K and V of the largest cache of the model itself."""
+        typed = [(cache.size, cache.types) for draft, cache in self._all_caches() if cache.types and not draft]
+        types = max(typed, key=lambda one: one[0])[1] if typed else self.kv_types
+        if types is None and "type_k" in self.asked:
+            types = (self.asked["type_k"], self.asked.get("type_v", self.asked["type_k"]))
+        if types is None:
+            return None
+        key, value = types
+        return key if key == value else f"{key}/{value}"
+
+    def _parallel(self) -> int | None:
+        slots = [cache.slots for draft, cache in self._all_caches() if cache.slots and not draft]
+        asked = self.asked.get("parallel", "")
+        return self.parallel or self.slots or max(slots, default=None) or (int(asked) if asked.isdecimal() else None) or None
+
+    def _overflowing(self) -> int | None:
+        if self.overflow:
+            return sum(self.overflow.values())
+        return 0 if self.nothing_overflows else None
+
+    def _flash(self) -> Flash | None:
+        if self.flash is not None or self.flash_said:
+            return self.flash
+        answers: dict[str | None, Flash] = {"on": "enabled", "off": "disabled"}
+        return answers.get(self.asked.get("flash"))
 
     def facts(self) -> LoadFacts:
         """The load as it stands."""
-        caches = self.caches()
-        sized = [cache.streams for context in self.contexts for cache in context.caches if cache.sized]
-        streams = max(sized, default=None)
-        kv_type = self.kv_type
-        if self.kv_types is not None:
-            key, value = self.kv_types
-            kv_type = key if key == value else f"{key}/{value}"
         fit = None
         if self.fit_rows or self.projected is not None:
             fit = FitFacts(
@@ -159,29 +295,30 @@ class Building:
                 free_bytes=self.free,
                 target_bytes=self.target,
             )
+        batch = self.asked.get("batch", "")
         return LoadFacts(
             engine=self.engine,
             dialect=self.dialect,
-            model=self.model,
+            model=self.model or self.models[0].path,
             context_cells=self.cells(),
-            parallel=self.parallel or streams,
-            layers_overflowing=self.overflowing,
-            kv_cache_type=kv_type,
-            flash_attention=self.flash,
-            num_batch=self.num_batch,
+            parallel=self._parallel(),
+            layers_overflowing=self._overflowing(),
+            kv_cache_type=self.kv_cache_type(),
+            flash_attention=self._flash(),
+            num_batch=self.num_batch or (int(batch) if batch.isdecimal() else None) or None,
             layers_offloaded=self.offloaded[0] if self.offloaded else None,
             layers_total=self.offloaded[1] if self.offloaded else None,
             complete=self.complete,
             failed=self.failure is not None and not self.complete,
             failure=None if self.complete else self.failure,
-            estimated=self.estimated and not (self.weights or self.contexts),
+            estimated=self.estimated and bool(self.go) and not self.own,
             devices=self.devices(),
             engine_version=self.version,
-            caches=caches,
+            caches=self.caches(),
             graph_splits=self.graph_splits,
             train_context=self.train_context,
             fit=fit,
             layer_kinds=self.kinds(),
             load_seconds=self.seconds,
-            uncertainty_bytes=0 if self.weights or self.contexts else self.uncertainty,
+            uncertainty_bytes=self.uncertainty,
         )

@@ -1,81 +1,33 @@
-"""llama.cpp's lines, on their own or between Ollama's, and Ollama's markers around them.
+"""llama.cpp's lines, on their own or between Ollama's, and Ollama's around them: where a load begins and ends.
 
-Formats: llama.cpp src/llama-model.cpp (``load_tensors``), src/llama-kv-cache.cpp, src/llama-context.cpp (``sched_reserve``),
-common/fit.cpp, tools/mtmd/clip.cpp; their history since 2023 in the golden logs. Figures are ``%8.2f MiB``, exact to 0.005 MiB.
+What the lines of a load say is read in ``buffers`` (llama.cpp), ``oldest`` (llama.cpp of 2023), ``fitting`` (its projection)
+and ``ollama_go`` (Ollama's own engine).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Final
 
-from harness.core.facts import FitRow, LoadFacts
-from harness.logs import ollama_go
-from harness.logs.building import Building, Cache, Context, Part
-from harness.units import MIB
+from harness.core.facts import LoadFacts
+from harness.logs import buffers, failures, fitting, markers, oldest, ollama_go
+from harness.logs.building import MANY, Building, Model
+from harness.logs.slog import pairs
 
-_NUMBER: Final = r"(\d{1,12}(?:\.\d{1,6})?)"
-_BUFFER: Final = re.compile(
-    r"(?<![\w~])(?P<where>[\w~]{1,80}):\s+(?P<device>\S{1,80})\s+"
-    r"(?P<what>model |KV |RS |compute |output |LoRA |)buffer size\s*=\s*"
-    r"(?P<size>\d{1,12}(?:\.\d{1,6})?) Mi?B"
-)
-_SIZE: Final = re.compile(
-    r"size\s*=\s*"
-    + _NUMBER
-    + r" MiB \(\s*(?P<cells>\d{1,12}) cells,\s*(?P<layers>\d{1,6}) layers,\s*(?P<seqs>\d{1,6})(?:/(?P<streams>\d{1,6}))? seqs"
-)
-_TYPES: Final = re.compile(r"K \((\w{1,16})\):.{1,40}V \((\w{1,16})\):")
-_CREATING: Final = re.compile(r"creating\s+(?P<kind>non-SWA|SWA) KV cache, size = (?P<cells>\d{1,12}) cells")
-_VALUE: Final = re.compile(
-    r"(?:\bllama_\w{1,60}|\bllm_\w{1,60}|print_info|init|\bsrv\s{1,8}\w{1,60}):\s+(?P<key>n_ctx|n_seq_max|n_ubatch|flash_attn|n_ctx_train)\s*=\s*(?P<value>\w+)"
-)
 _OFFLOADED: Final = re.compile(r"offloaded (\d{1,6})/(\d{1,6}) layers to GPU")
-_FLASH: Final = re.compile(r"Flash Attention (?:was auto, set to )?(enabled|disabled)")
-_META: Final = re.compile(
-    r"loaded meta data with \d{1,9} key-value pairs and \d{1,9} tensors from (?P<path>.{1,4096}) \(version GGUF"
+_SLOTS: Final = re.compile(r"n_slots\"?\s?[=:]\s?(\d{1,6})")
+_LOADING: Final = re.compile(r"loading model '(?P<path>[^']{1,4096})'")
+_SPLITS: Final = re.compile(r"graph splits = (\d{1,9})")
+_STARTED: Final = re.compile(r"(?:llama-server|llama runner|runner) started in (\d{1,9}(?:\.\d{1,9})?) seconds")
+#: ``HTTP server is listening`` is none: it is printed before the model is loaded (tools/server, since 2024-01).
+_READY: Final = re.compile(
+    r"\bmodel loaded\b|(?<!HTTP )server is listening|llama server listening at|: listening on|llama main loop"
 )
-_LOADING: Final = re.compile(r"loading model '(?P<path>[^']+)'")
-_ARGUMENT: Final = {
-    "model": re.compile(r"--model (?P<value>\"[^\"]+\"|\S+)"),
-    "parallel": re.compile(r"(?:-np|--parallel) (?P<value>\d{1,6})"),
-    "cells": re.compile(r"(?:\s-c|--ctx-size) (?P<value>\d{1,12})"),
-    "batch": re.compile(r"(?:-ub|--ubatch-size) (?P<value>\d{1,9})"),
-}
-_STARTED: Final = re.compile(r"(?:llama-server|llama runner|runner) started in ([\d.]{1,12}) seconds")
-_READY: Final = ("model loaded", "server is listening", "HTTP server is listening")
-_ROW: Final = re.compile(
-    r"\|\s{1,8}- (?P<device>\S{1,80})[^|]{0,200}\|\s*(?:(?P<total>-?\d{1,12}) =\s*(?P<free>-?\d{1,12}) \+ \(\s*)?"
-    r"(?P<self>\d{1,12}) =\s*(?P<model>\d{1,12}) \+\s*(?P<context>\d{1,12}) \+\s*(?P<compute>\d{1,12})"
-)
-_PROJECTED: Final = re.compile(r"projected to use (\d{1,12}) MiB of (?:device|host) memory vs\. (\d{1,12}) MiB")
-_TARGET: Final = re.compile(r"(?:will leave -?\d{1,12} >= |free memory target of )(\d{1,12}) MiB")
-_LAYERS: Final = re.compile(r"- (?P<device>\S{1,80})[^:]{0,200}:\s*\d{1,6} layers(?: \(\s*(?P<over>\d{1,6}) overflowing\))?,")
-_LAYER: Final = re.compile(r"llama_(?P<what>kv_cache|memory_recurrent)\w{0,20}[:,] layer\s{1,6}(?P<index>\d{1,4}): dev = ")
-_PROJECTOR: Final = re.compile(r"load_hparams: model size:\s+" + _NUMBER + " MiB")
-_CLIP: Final = re.compile(r"CLIP using (\S+) backend")
-_FAILURES: Final = (
-    "out of memory",
-    "error loading model",
-    "unable to allocate",
-    "failed to allocate",
-    "failed to load model",
-    "failed to initialize the context",
-    "failed to create context",
-    "process has terminated",
-    "timed out waiting for llama",
-    "startup failed",
-    "unable to load model",
-    "GGML_ASSERT",
-    "Illegal instruction",
-)
-_PARTS: Final[dict[str, Part]] = {"RS ": "recurrent", "compute ": "compute", "output ": "output"}
-_STARTS: Final = (
-    'msg="starting llama-server"',
-    'msg="starting runner"',
-    'msg="starting llama server"',
-    "starting llama runner",
-)
+_VERSION: Final = re.compile(r"Listening on .{1,100}\(version ([^)\s]{1,40})\)")
+_ANNOUNCED: Final = ("using llama-server for model", "loading model via llama-server", "new model will fit")
+#: Signs that Ollama wrote this log, in lines that are not slog's.
+_OLLAMA: Final = ("ollama[", "ollama  |", "llama.go:", "routes.go:", "/blobs/sha256", "\\blobs\\sha256")
 
 
 class LlamaReader:
@@ -86,298 +38,271 @@ class LlamaReader:
         self._load: Building | None = None
         self._ollama = False
         self._version: str | None = None
-        self._draft_model = False
-        self._overflow: dict[str, int] = {}
+        self._announced: str | None = None
 
     def finish(self) -> list[LoadFacts]:
         """The loads, in order."""
-        self._close()
+        self._close(last=True)
         return self._done
 
     def feed_line(self, line: str) -> None:
         """Look at one line."""
-        if not self._ollama and ("msg=" in line or "ollama[" in line) and ("level=" in line or "ollama[" in line):
+        if "level=" in line and "msg=" in line:
             self._ollama = True
-        if "msg=" in line or "starting llama runner" in line:
-            self._ollama_line(line)
-        if "MiB" in line or " MB" in line:
-            self._figures(line)
-        else:
-            self._words(line)
+            begin = line.find("time=")
+            if begin > 0 and ": " in line[:begin]:
+                self._llama(line[:begin])  # text without a newline stood before
+                line = line[begin:]
+            self._slog(line)
+            return
+        if not self._ollama and any(sign in line for sign in _OLLAMA):
+            self._ollama = True
+        self._llama(line)
 
     # -- loads ------------------------------------------------------------------------------------------------------
 
     def _open(self) -> Building:
         if self._load is None:
             self._load = Building()
-            self._draft_model = False
-            self._overflow = {}
+            self._load.model, self._announced = self._announced, None
         return self._load
 
-    def _close(self) -> None:
+    def _fresh(self) -> Building:
+        """The load under way; a load that has ended, well or badly, is closed first."""
+        load = self._load
+        if load is not None and (load.complete or (load.failure is not None and not load.retrying)):
+            self._close()
+        return self._open()
+
+    def _close(self, *, last: bool = False) -> None:
         load, self._load = self._load, None
-        if load is None or not (load.seen or load.failure):
+        if load is None or not (load.progress or (load.started and last)):
             return
-        if load.weights and not any(load.weights.values()):
-            load.restart()  # only a fit probe was logged: nothing was allocated
+        main = load.models[0]
+        if main.weights and not any(main.weights.values()):
+            load.restart(main)  # only a fit probe was logged: nothing was allocated
         load.version = self._version
-        if self._overflow:
-            load.overflowing = sum(self._overflow.values())
         if self._ollama:
             load.engine = "ollama"
-            own = bool(load.weights or load.contexts)
-            load.dialect = "ollama-llama.cpp" if own or not load.go else "ollama-go"
+            go = not load.own and (bool(load.go) or bool(load.go_exact) or load.go_engine)
+            load.dialect = "ollama-go" if go else "ollama-llama.cpp"
         facts = load.facts()
-        if facts.devices or facts.failed or facts.fit is not None or facts.complete:
+        if facts.devices or facts.failed or facts.fit is not None or facts.complete or load.started:
             self._done.append(facts)
 
-    def _begin(self, line: str) -> None:
+    def _begin(self, line: str) -> bool:
         """A start marker of Ollama: a runner or server for a model."""
-        model = _ARGUMENT["model"].search(line)
-        if model is None:
-            return  # a discovery runner loads nothing
+        command = markers.command(line)
+        model = markers.model_of(command)
+        if command and model is None:
+            return True  # a discovery runner loads nothing
         self._close()
         load = self._open()
-        load.model = model["value"].strip('"').rstrip('"')
-        for name, attribute in (("parallel", "parallel"), ("cells", "context_cells"), ("batch", "num_batch")):
-            if found := _ARGUMENT[name].search(line):
-                setattr(load, attribute, int(found["value"]))
-        ollama_go.begin(load, line)
+        load.started = True
+        load.model = model or load.model
+        load.asked = markers.arguments(command)
+        load.go_engine = "--ollama-engine" in command
+        return True
 
     # -- Ollama's own lines -----------------------------------------------------------------------------------------
 
-    def _ollama_line(self, line: str) -> None:
-        if any(start in line for start in _STARTS):
+    def _slog(self, line: str) -> None:
+        if any(start in line for start in markers.STARTS) and "error starting" not in line:
             self._begin(line)
-            return
-        if "Listening on" in line and (version := re.search(r"\(version ([^)\s]{1,40})\)", line)):
+        elif ollama_go.is_figure(line):
+            load = self._fresh() if ollama_go.opens_load(line) else self._open()
+            ollama_go.read(load, line)
+        elif any(sign in line for sign in _ANNOUNCED):
+            self._announce(line)
+        elif "Loading Dynamic llm server" in line:
+            self._close()  # 0.1.18 - 0.1.31: a library of the server itself, whose load has no other marker
+            self._open().started = True
+        elif "retrying" in line and self._load is not None and not self._load.complete:
+            self._load.retrying = True
+        elif not self._said(line):
+            self._failure(line)
+
+    def _announce(self, line: str) -> None:
+        """The model is named before its engine starts, or (``loading model via``) right after."""
+        model = pairs(line).get("model")
+        if self._load is not None and self._load.started and not self._load.complete:
+            self._load.model = self._load.model or model
+        elif self._load is None or self._load.complete or self._load.failure is not None:
+            self._announced = model
+        else:
+            self._load.model = self._load.model or model
+
+    def _said(self, line: str) -> bool:
+        """Whether a line says that something is ready, or what runs."""
+        if "istening on" in line and (version := _VERSION.search(line)):
             self._version = version[1]
-            return
-        if started := _STARTED.search(line):
-            if self._load is not None:
-                self._load.complete, self._load.seconds = True, _seconds(started[1])
-            return
-        if ollama_go.is_figure(line):
-            ollama_go.read(self._open(), line)
-            return
-        self._failure(line)
+            return True
+        load = self._load
+        if "started in" in line and (started := _STARTED.search(line)):
+            if load is not None:
+                load.complete, load.seconds = True, float(started[1])
+            return True
+        if ("oaded" in line or "isten" in line or "main loop" in line) and _READY.search(line):
+            if load is not None and load.progress:
+                load.complete = True
+            return True
+        return False
 
     def _failure(self, line: str) -> None:
         load = self._load
-        if load is None or load.complete or load.failure is not None or "retrying" in line:
+        if load is None or load.complete or load.failure is not None:
+            if load is not None and "retrying without" in line:
+                load.failure = None
             return
-        if any(sign in line for sign in _FAILURES):
-            load.failure = " ".join(line.split())[-400:]
+        load.failure = failures.cause(line)
 
-    # -- llama.cpp's figures ----------------------------------------------------------------------------------------
+    # -- llama.cpp's lines ------------------------------------------------------------------------------------------
 
-    def _figures(self, line: str) -> None:
-        matched = False
-        for match in _BUFFER.finditer(line):
-            matched = True
-            self._buffer(match)
-        if "cells" in line and (size := _SIZE.search(line)):
-            self._cache_size(size, line)
-        elif "K (" in line and (types := _TYPES.search(line)):
-            self._open().kv_types = (types[1], types[2])
-        if matched:
-            return
-        if "breakdown" in line or "projected" in line or "will leave" in line or "target of" in line or "MiB used" in line:
-            self._fit(line)
-        elif projector := _PROJECTOR.search(line):
-            load = self._open()
-            load.projector[load.projector_device or "CPU"] = _bytes(projector[1])
-        else:
-            self._failure(line)
-
-    def _buffer(self, match: re.Match[str]) -> None:
-        where, what, size = match["where"], match["what"], _bytes(match["size"])
-        if where.startswith("~"):
-            return  # a destructor's report
-        device = device_name(match["device"])
-        load = self._open()
-        load.seen = True
-        if "load_tensors" in where or what == "model ":
-            self._weights(load, device, size)
-        elif what == "KV ":
-            cache = self._cache(load, device)
-            cache.devices[device] = size
-        elif what == "LoRA ":
-            load.lora[device] = size
-        elif "compute_meta" in where:
-            load.projector_compute[device] = size
-        elif what in _PARTS:
-            load.context.parts[device, _PARTS[what]] = size
-
-    def _weights(self, load: Building, device: str, size: int) -> None:
-        if self._draft_model:
-            load.weights[device] = load.weights.get(device, 0) + size
-            return
-        if load.complete:
-            self._close()
-            load = self._open()
-            load.seen = True
-        if load.contexts:
-            load.restart()  # a new pass: what came before was a fit probe or a try that failed
-        load.weights[device] = size
-
-    def _cache(self, load: Building, device: str) -> Cache:
-        caches = load.context.caches
-        if not caches or caches[-1].sized or device in caches[-1].devices:
-            caches.append(Cache())
-        return caches[-1]
-
-    def _cache_size(self, match: re.Match[str], line: str) -> None:
-        if "K (" not in line:
-            return  # recurrent state
-        load = self._open()
-        caches = load.context.caches
-        if not caches:
-            caches.append(Cache())
-        cache = caches[-1]
-        cache.cells, cache.layers, cache.sized = int(match["cells"]), int(match["layers"]), True
-        cache.streams = int(match["streams"] or 1)
-        types = _TYPES.search(line)
-        if types and not load.context.draft:
-            load.kv_types = (types[1], types[2])
-
-    def _fit(self, line: str) -> None:
-        load = self._open()
-        if load.complete:
-            return  # the table is printed again at exit
-        if "memory breakdown [MiB]" in line:
-            load.fit_rows = []
-        elif row := _ROW.search(line):
-            load.fit_rows.append(_fit_row(row))
-        elif projected := _PROJECTED.search(line):
-            load.projected, load.free = int(projected[1]) * MIB, int(projected[2]) * MIB
-        elif layers := _LAYERS.search(line):
-            self._overflow[layers["device"]] = int(layers["over"] or 0)
-        if target := _TARGET.search(line):
-            load.target = int(target[1]) * MIB
-            if "no changes needed" in line:
-                load.overflowing = 0
-
-    # -- llama.cpp's words ------------------------------------------------------------------------------------------
-
-    def _words(self, line: str) -> None:
-        if value := _VALUE.search(line):
-            self._setting(value["key"], value["value"])
-        elif "KV cache, size" in line and (creating := _CREATING.search(line)):
-            cells, window = int(creating["cells"]), creating["kind"] == "SWA"
-            self._open().context.caches.append(Cache(cells, window))
-        elif offloaded := _OFFLOADED.search(line):
+    def _llama(self, line: str) -> None:
+        if "buffer size" in line:
+            for match in buffers.BUFFER.finditer(line):
+                if "load_tensors" in match["where"] or match["what"] == "model ":
+                    self._weights(match)
+                else:
+                    buffers.buffer(self._open(), match)
+        elif fitting.is_fit(line):
+            fitting.read(self._open(), line)
+        elif "MiB" in line or " MB" in line:
+            if not buffers.sizes(self._open(), line):
+                self._failure(line)
+        elif "offload" in line and (offloaded := _OFFLOADED.search(line)):
             self._layers(int(offloaded[1]), int(offloaded[2]))
-        elif "Flash Attention" in line:
-            self._flash(line)
-        elif "constructing llama_context" in line or "creating MTP draft context" in line or "loading draft model" in line:
-            self._context(line)
-        elif meta := _META.search(line) or _LOADING.search(line):
-            self._model(meta["path"])
-        elif clip := _CLIP.search(line):
-            load = self._open()
-            load.projector.clear()
-            load.projector_compute.clear()
-            load.projector_device = device_name(clip[1])
-        elif "graph splits = " in line and self._load is not None and "compute_meta" not in line:
-            number = re.search(r"graph splits = (\d{1,9})", line)
-            self._load.graph_splits = int(number[1]) if number else None
-        elif "memory_breakdown_print" in line:
-            self._fit(line)
-        elif ": dev = " in line and (layer := _LAYER.search(line)):
-            self._kind(int(layer["index"]), recurrent=layer["what"] == "memory_recurrent")
-        elif any(ready in line for ready in _READY):
-            if self._load is not None:
-                self._load.complete = True
-        else:
-            self._failure(line)
+        elif "= " not in line or not buffers.setting(self._open(), line):
+            self._words(line)
 
-    def _kind(self, index: int, *, recurrent: bool) -> None:
-        """A layer has a place in a cache (``-lv 5``)."""
-        load = self._open()
-        if load.context.draft:
-            return
-        caches = load.context.caches
-        new = "r" if recurrent else "w" if caches and caches[-1].window else "f"
-        old = load.layer_kinds.get(index, new)
-        load.layer_kinds[index] = new if old == new else "b" if "r" in old + new else "f"
+    def _weights(self, match: re.Match[str]) -> None:
+        load = self._fresh()
+        load.seen = True
+        model = load.current
+        if any(context.used for context in model.contexts):
+            load.restart(model)  # a new pass: what came before was a fit probe or a try that failed
+        # A model in several files has several lines for one device.
+        buffers.add(model.weights, buffers.device_name(match["device"]), buffers.mib(match["size"]))
 
     def _layers(self, offloaded: int, total: int) -> None:
-        if self._draft_model:
-            return
-        if self._load is not None and self._load.complete:
-            self._close()  # the next load of a log without markers
-        self._open().offloaded = (offloaded, total)
+        load = self._fresh()
+        self._pass(load, "layers")
+        if not load.current.draft:
+            load.offloaded = (offloaded, total)
 
-    def _setting(self, key: str, value: str) -> None:
+    def _pass(self, load: Building, sign: str) -> None:
+        """A line that stands once in a pass: seen again, or behind contexts, it begins a new one."""
+        model = load.current
+        if sign in model.signs or any(context.used for context in model.contexts):
+            load.restart(model)
+        model.signs.add(sign)
+
+    def _words(self, line: str) -> None:
+        for sign, take in _WORDS:
+            if sign in line and take(self, line):
+                return
+        if not self._said(line):
+            self._failure(line)
+
+    def _creating(self, line: str) -> bool:
+        return buffers.creating(self._open(), line)
+
+    def _flash(self, line: str) -> bool:
+        buffers.flash(self._open(), line)
+        return True
+
+    def _context(self, line: str) -> bool:
+        model = self._open().current
+        model.new_context(model.draft)
+        return True
+
+    def _draft_context(self, line: str) -> bool:
+        if "creating" in line:
+            self._open().current.new_context(draft=True)
+        return "creating" in line
+
+    def _draft_model(self, line: str) -> bool:
+        models = self._open().models
+        if len(models) < MANY:
+            models.append(Model(draft=True))
+        return True
+
+    def _tokens(self, line: str) -> bool:
+        """A model that was read for its tokens only."""
+        if self._load is not None and not self._load.started and not self._load.own:
+            self._load = None
+        return True
+
+    def _encoder(self, line: str) -> bool:
+        return buffers.clip(self._open(), line)
+
+    def _splits(self, line: str) -> bool:
+        if self._load is not None and "compute_meta" not in line and (splits := _SPLITS.search(line)):
+            self._load.graph_splits = int(splits[1])
+        return True
+
+    def _layer(self, line: str) -> bool:
+        return buffers.layer(self._open(), line)
+
+    def _slots(self, line: str) -> bool:
+        if (slots := _SLOTS.search(line)) is None:
+            return False
         load = self._open()
-        if key == "flash_attn":
-            load.flash = {"0": "disabled", "disabled": "disabled", "1": "enabled", "enabled": "enabled"}.get(value)  # type: ignore[assignment]
-        elif not (value.isdecimal() and len(value) <= 12):
-            return
-        elif key == "n_ctx_train":
-            load.train_context = load.train_context or int(value)
-        elif load.contexts and load.context.draft:
-            return
-        elif key == "n_ctx":
-            load.context_cells = int(value)
-        elif key == "n_seq_max":
-            load.parallel = int(value)
-        elif key == "n_ubatch":
-            load.num_batch = int(value)
+        load.slots, load.current.slots_made = int(slots[1]), True
+        return True
 
-    def _flash(self, line: str) -> None:
-        if found := _FLASH.search(line):
-            self._open().flash = found[1]  # type: ignore[assignment]
-        elif "Flash Attention is assigned to device" in line:
-            self._open().flash = "disabled"
-
-    def _context(self, line: str) -> None:
+    def _oldest(self, line: str) -> bool:
         load = self._open()
-        if "draft" in line:
-            self._draft_model = True
-            load.contexts.append(Context(draft=True))
-        elif not load.contexts or load.context.parts or load.context.caches:
-            load.contexts.append(Context(draft=self._draft_model))
+        load.oldest_device = oldest.read(load.oldest, line) or load.oldest_device
+        return True
 
-    def _model(self, path: str) -> None:
-        if self._load is not None and self._load.complete and not self._draft_model:
+    def _meta(self, line: str) -> bool:
+        path, version, _ = line.partition(" tensors from ")[2].rpartition(" (version GGUF")
+        if not version:
+            return False
+        load = self._fresh()
+        main = load.models[0]
+        if load.current.draft and path == main.path:
+            load.restart(main)
+        elif not load.current.draft and main.used and main.path not in (None, path):
+            self._close()  # the one before was cut off
+            load = self._open()
+        self._pass(load, "meta")
+        load.current.path = path
+        return True
+
+    def _loading(self, line: str) -> bool:
+        """llama-server begins: in a load that a marker of Ollama opened, or in one of its own."""
+        if "loading model tensors" in line:
+            self._pass(self._fresh(), "tensors")
+            return True
+        found = _LOADING.search(line)
+        if found is None and "main: loading model" not in line:
+            return False
+        load = self._fresh()
+        if load.seen or (found and not self._ollama and load.started and load.model not in (None, found["path"])):
             self._close()
-        load = self._open()
-        if not self._draft_model:
-            load.model = load.model or path
+            load = self._open()
+        load.started = True
+        load.model = load.model or (found["path"] if found else None)
+        return True
 
 
-def device_name(name: str) -> str:
-    """The device of a buffer type: an RPC device without its address, a Metal buffer without its mapping."""
-    short = name.split("[", 1)[0] or name
-    for suffix in ("_Mapped", "_Private"):
-        if short.endswith(suffix) and short.startswith(("MTL", "Metal")):
-            return short.removesuffix(suffix)
-    return short
-
-
-def _bytes(mib: str) -> int:
-    return round(float(mib) * MIB)
-
-
-def _seconds(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _fit_row(row: re.Match[str]) -> FitRow:
-    def size(name: str) -> int | None:
-        return None if row[name] is None else int(row[name]) * MIB
-
-    return FitRow(
-        device=device_name(row["device"]),
-        total_bytes=size("total"),
-        free_bytes=size("free"),
-        self_bytes=size("self") or 0,
-        model_bytes=size("model") or 0,
-        context_bytes=size("context") or 0,
-        compute_bytes=size("compute") or 0,
-    )
+#: Words of llama.cpp, and who takes a line with them; the first that takes it has it.
+_WORDS: Final[tuple[tuple[str, Callable[[LlamaReader, str], bool]], ...]] = (
+    ("KV cache, size", LlamaReader._creating),
+    ("Flash Attention", LlamaReader._flash),
+    ("constructing llama_context", LlamaReader._context),
+    ("draft context", LlamaReader._draft_context),
+    ("loading draft model", LlamaReader._draft_model),
+    ("loaded meta data", LlamaReader._meta),
+    ("loading model", LlamaReader._loading),
+    ("vocab only", LlamaReader._tokens),
+    ("CLIP using", LlamaReader._encoder),
+    ("graph splits = ", LlamaReader._splits),
+    (": dev = ", LlamaReader._layer),
+    ("n_slots", LlamaReader._slots),
+    ("starting llama runner", LlamaReader._begin),
+    ("cache to GPU", LlamaReader._oldest),
+    (" for GPU accel", LlamaReader._oldest),
+)

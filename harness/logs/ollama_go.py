@@ -10,33 +10,28 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from harness.logs.building import Building, Part
+from harness.logs.building import MANY, Building
+from harness.logs.oldest import Part
 from harness.logs.slog import human_bytes, pairs
 
 _PARTS: Final[dict[str, Part]] = {"model weights": "weights", "kv cache": "kv_cache", "compute graph": "compute"}
 _OFFLOADED: Final = re.compile(r"offloaded (\d{1,6})/(\d{1,6}) layers to GPU")
-_FIELD: Final = re.compile(r"(\w+):(\S*)")
-_EXACT: Final = re.compile(r"^required\.(?P<device>[^.]+)\.(?P<part>Weights|Cache|Graph)$")
+_FIELD: Final = re.compile(r"(\w{1,40}):(\S*+)")
+#: ``required`` since 0.11.5 (0.11.5 - 0.12.3 with a letter behind each number), ``allocated`` in 0.7.1 - 0.11.4.
+_EXACT: Final = re.compile(r"^(?:required|allocated)\.(?:(?P<device>[^.]{1,80})\.(?P<part>Weights|Cache|Graph)|InputWeights)$")
 _EXACT_PARTS: Final[dict[str, Part]] = {"Weights": "weights", "Cache": "kv_cache", "Graph": "compute"}
-_DIGITS: Final = re.compile(r"\d{1,18}")
-
-
-def begin(load: Building, line: str) -> None:
-    """A runner starts; only the Go engine's own device lines will be measurements."""
-    load.estimated = False
-    load.go_measured = "--ollama-engine" in line
+_DIGITS: Final = re.compile(r"(?<!\d)(\d{1,18})(?:A|U)?(?![\dF])")
+_SIGNS: Final = ('"model weights"', '"kv cache"', '"compute graph"', "msg=load ", "msg=memory ", "layers to GPU", '"starting ')
 
 
 def is_figure(line: str) -> bool:
     """Whether a slog line is one of the Go engine's."""
-    return (
-        'msg="model weights"' in line
-        or 'msg="kv cache"' in line
-        or 'msg="compute graph"' in line
-        or "msg=load request=" in line
-        or "msg=memory success=" in line
-        or "layers to GPU" in line
-    )
+    return any(sign in line for sign in _SIGNS)
+
+
+def opens_load(line: str) -> bool:
+    """Whether such a line can only stand in a load that is still under way."""
+    return '"model weights"' in line or ("msg=load " in line and "Operation:close" not in line)
 
 
 def read(load: Building, line: str) -> None:
@@ -51,22 +46,28 @@ def read(load: Building, line: str) -> None:
         _figure(load, _PARTS[message], fields)
     elif offloaded := _OFFLOADED.search(message):
         load.offloaded = (int(offloaded[1]), int(offloaded[2]))
+    elif message == "starting go runner":
+        load.go_engine = False
+        load.estimated = True  # what came before was no measurement
+    elif message == "starting ollama engine":
+        load.go_engine, load.estimated = True, False
 
 
 def _request(load: Building, text: str) -> None:
     values = dict(_FIELD.findall(text.strip("{}")))
     operation = values.get("Operation", "")
-    if operation == "close":
+    if operation not in ("fit", "alloc", "commit"):
         return
-    if not load.go:
-        load.go_measured = True  # device lines before any request of the load are estimates
+    if not load.go and not load.own:
+        load.go_engine = True  # a runner that is asked first and answers with figures measures
     load.seen = True
     for key, attribute in (("KvSize", "context_cells"), ("Parallel", "parallel"), ("BatchSize", "num_batch")):
         value = values.get(key, "")
         if value.isdecimal() and len(value) <= 12:
-            setattr(load, attribute, int(value))
+            setattr(load, attribute, int(value) or None)
     if "KvCacheType" in values:
-        load.kv_type = values["KvCacheType"] or "f16"
+        kind = values["KvCacheType"][:16] or "f16"
+        load.kv_types = (kind, kind)
     flash = values.get("FlashAttention", "").lower()
     if flash in ("enabled", "true"):
         load.flash = "enabled"
@@ -80,24 +81,28 @@ def _figure(load: Building, part: Part, fields: dict[str, str]) -> None:
     if device is None or size is None:
         return
     load.seen = True
+    if part == "weights" and load.go_last not in (None, "weights"):
+        load.go.clear()  # the table is printed again: another layout, or another attempt
+    load.go_last = part
     if "buffer" in fields or "backend" in fields:
-        load.go_measured = True  # the Go engine before 0.11.5, which estimates in other words
-    if (device, part) in load.go_exact or size[0] == 0:
-        return  # "0 B" is printed before anything is reserved
-    load.go[device, part] = size[0]
-    load.uncertainty = max(load.uncertainty, size[1])
-    load.estimated = not load.go_measured
+        load.go_engine = True  # the Go engine before 0.11.5, which estimates in other words
+    if size[0] and len(load.go) < MANY:  # "0 B" is printed before anything is reserved
+        load.go[device, part] = size
+        load.estimated = not load.go_engine
 
 
 def _exact(load: Building, fields: dict[str, str]) -> None:
     """``required.CUDA0.Cache="[n n …]"`` at DEBUG: bytes by layer; the last successful one is what was allocated."""
-    if fields.get("success") != "true":
+    found: dict[tuple[str, Part], int] = {}
+    for key, value in fields.items():
+        if (match := _EXACT.match(key)) and len(found) < MANY:
+            # Input embeddings always lie on the CPU and have no layer.
+            where: tuple[str, Part] = ("CPU", "weights")
+            if match["part"]:
+                where = (match["device"], _EXACT_PARTS[match["part"]])
+            found[where] = found.get(where, 0) + sum(int(number) for number in _DIGITS.findall(value))
+    if not found or fields.get("success", "true") != "true":
         return
     load.seen = True
-    for key, value in fields.items():
-        if match := _EXACT.match(key):
-            where = (match["device"], _EXACT_PARTS[match["part"]])
-            load.go[where] = sum(int(number) for number in _DIGITS.findall(value))
-            load.go_exact.add(where)
-    load.uncertainty = 0
-    load.estimated = False
+    load.go_engine, load.estimated = True, False
+    load.go_exact = found
