@@ -30,7 +30,7 @@ _BORING: Final = (
     rb" {0,8}graphs reused|draft acceptance|statistics|"
     rb"llama_model_loader: -|print_info: (?!n_ctx_train)|llm_load_print_meta: (?!n_ctx_train)|llm_load_vocab: |"
     rb"load: |create_tensor: |load_tensors: layer|system_info: |"
-    rb"\{\"function\":\"(?!main|load|init)|(?:INFO|DEBUG|VERB) \[(?!main|load|init)|"
+    rb"\{\"function\":\"(?!main|load|init)|(?:INFO|DEBUG|VERB) \[(?!main|load|init)\w{1,60}\] |"
     rb"time=\S{10,40} level=(?:INFO|DEBUG|TRACE|-8) (?:source=\S{1,80} )?msg=(?!\"?(?:" + _MESSAGES + rb"))|"
     rb"INFO: {1,8}[\d.:]{7,40} - \"|(?:\([^)\n]{1,60}\) )?INFO [\d-]{5} [\d:]{8} \[?(?:loggers|metrics)\.py:\d+\]"
 )

@@ -13,8 +13,8 @@ from harness.logs.vllm import VllmReader
 
 #: Bytes that are searched at once.
 _BLOCK: Final = 1 << 20
-#: vLLM names itself, or the Python file that speaks, before it says anything else.
-_VLLM_SPEAKS: Final = re.compile(rb"\.py:\d|vLLM|VLLM|vllm")
+#: vLLM names itself, its process, or the Python file that speaks, before it says anything else.
+_VLLM_SPEAKS: Final = re.compile(rb"\.py:\d|vLLM|VLLM|vllm|pid=\d|Error: |Engine")
 #: Cheap signs that a line of a vLLM log may hold a fact.
 _VLLM_SIGNS: Final = (
     b"GiB", b" GB", b"vLLM", b"VLLM", b"blocks", b"KV cache", b"Maximum concurrency", b"max_model_len", b"model len", b"Error",
