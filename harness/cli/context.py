@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from harness.cli.output import Output, warn
 from harness.config import find_file, read_file, unknown_variables
 from harness.errors import HarnessError, UsageError
 from harness.store import Store, default_root
+
+if TYPE_CHECKING:
+    from harness.workflows.guard import Wanted
 
 
 def store_at(path: str | None) -> Store:
@@ -33,10 +36,32 @@ def engine_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """``--engine`` of verbs that read calibrations."""
     return click.option(
         "--engine",
-        type=click.Choice(["ollama", "llama-server", "vllm"]),
+        type=click.Choice(["auto", "ollama", "llama-server", "vllm"]),
         default=None,
+        callback=lambda _context, _option, value: None if value == "auto" else value,
         help="Whose calibration, where several engines have one.",
     )(function)
+
+
+def guard_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Which of a model's calibrations answers; read them with :func:`wanted_of`."""
+    function = click.option(
+        "--flash-attention", type=click.Choice(["auto", "on", "off"]), default="auto", envvar="HARNESS_FLASH_ATTENTION",
+        help="The calibration with this setting.",
+    )(function)  # fmt: skip
+    function = click.option(
+        "--kv-cache-type", envvar="HARNESS_KV_CACHE_TYPE", metavar="T", help="The calibration with this KV cache."
+    )(function)
+    function = click.option("--variant", metavar="NAME", help="This variant of the calibration, whatever differs.")(function)
+    return engine_option(function)
+
+
+def wanted_of(given: dict[str, Any]) -> Wanted:
+    """The calibration that :func:`guard_options` ask for."""
+    from harness.workflows.guard import Wanted
+
+    flash = {"on": "enabled", "off": "disabled"}.get(given["flash_attention"])
+    return Wanted(engine=given["engine"], variant=given["variant"], kv_cache_type=given["kv_cache_type"], flash_attention=flash)  # type: ignore[arg-type]
 
 
 def command(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,7 +85,9 @@ def load_settings(context: click.Context) -> None:
     values = read_file(find_file(Path.cwd()))
     flat = {key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in values.items()}
     if isinstance(context.command, click.Group):
-        context.default_map = dict.fromkeys(context.command.list_commands(context), flat)
+        verbs = context.command.list_commands(context)
+        alone = {key: value for key, value in flat.items() if key != "ctx"}  # contexts to load, not the one of a question
+        context.default_map = {verb: flat if verb == "calibrate" else alone for verb in verbs}
     for name in unknown_variables(dict(os.environ)):
         warn(f"unknown variable {name} is ignored")
 

@@ -18,6 +18,7 @@ from harness.errors import HarnessError, UsageError
 #: Verb -> (module, one line of help). Help is here so that `harness --help` imports nothing.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "calibrate": ("calibrate", "Measure a model in a clean engine and write its calibration."),
+    "check": ("check", "Will it fit now, or spill to the CPU? Ends with 0, 3 or 4."),
     "predict": ("predict", "Memory and speed of a calibrated model at a context."),
     "show": ("show", "One calibration: constants, parts, quality, speeds."),
     "list": ("listing", "All calibrations of the store."),

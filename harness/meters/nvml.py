@@ -41,7 +41,7 @@ _CONTEXT: Final = 16 * MIB
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     """One NVIDIA GPU, or one instance of a GPU that is split (MIG); ``index`` is then the whole GPU's.
 
-    ``memory_bytes`` is ``None`` on unified-memory machines.
+    ``memory_bytes`` and ``free_bytes`` (when it was read) are ``None`` on unified-memory machines.
     """
 
     index: int
@@ -50,6 +50,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int | None
     driver: str | None
     mig: bool = False
+    free_bytes: int | None = None
 
 
 @contextmanager
@@ -94,7 +95,7 @@ def gpus() -> list[Gpu]:
                     memory = _memory(nvml, handle)
                     found.append(
                         Gpu(index=index, uuid=uuid, name=name, memory_bytes=memory and memory[0], driver=driver,
-                            mig=instances is not None)
+                            mig=instances is not None, free_bytes=memory and memory[1])
                     )  # fmt: skip
             except nvml.NVMLError:
                 continue  # a GPU that fell off the bus; the others answer
