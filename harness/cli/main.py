@@ -20,6 +20,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "calibrate": ("calibrate", "Measure a model in a clean engine and write its calibration."),
     "check": ("check", "Will it fit now, or spill to the CPU? Ends with 0, 3 or 4."),
     "predict": ("predict", "Memory and speed of a calibrated model at a context."),
+    "allocate": ("allocate", "The options with which vLLM starts with a context."),
     "show": ("show", "One calibration: constants, parts, quality, speeds."),
     "list": ("listing", "All calibrations of the store."),
     "parse": ("parse", "What an engine's log says of each load."),

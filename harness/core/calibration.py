@@ -118,6 +118,23 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     spread: float | None = None
 
 
+class KvBlocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """vLLM's KV cache: blocks of ``size`` tokens that take ``bytes`` on each GPU.
+
+    A sequence takes ``fixed`` blocks whatever its length (window and recurrent state), and ``per_block`` for each ``size``
+    tokens that it has begun: one, or one for each group of layers of a hybrid model.
+    """
+
+    size: Positive
+    bytes: Positive
+    per_block: Positive = 1
+    fixed: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+    def of_sequence(self, context: int) -> int:
+        """Blocks of one sequence of ``context`` tokens."""
+        return self.fixed + self.per_block * -(-context // self.size)
+
+
 class Metadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the constants come from."""
 
@@ -133,6 +150,7 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     placement: Placement
     performance: Performance
     run: str | None
+    kv_blocks: KvBlocks | None = None
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -181,6 +199,9 @@ def to_document(calibration: Calibration) -> dict[str, Any]:
     machine = document["metadata"]["machine"]
     if machine["total_cuda_gb"] is None:
         del machine["total_cuda_gb"]
+    for section, key in ((document["metadata"], "kv_blocks"), (document["metadata"]["settings"], "vllm")):
+        if section[key] is None:
+            del section[key]  # only vLLM has them
     return document
 
 

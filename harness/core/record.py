@@ -16,7 +16,7 @@ from harness.core.trace import MemoryTrace, MeterName, Occupancy, Plateau
 RECORD_VERSION: Final = 1
 
 Target = Literal["gpu", "host"]
-Purpose = Literal["point", "speed", "host-speed", "dry-run"]
+Purpose = Literal["point", "speed", "host-speed", "dry-run", "warm-up"]
 Outcome = Literal["ok", "wont-fit", "spilled", "failed", "skipped"]
 
 
@@ -39,6 +39,23 @@ class EngineVersion(msgspec.Struct, frozen=True, kw_only=True):
     image_digest: str | None = None
 
 
+class VllmSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What vLLM's memory depends on beside the common settings. ``model`` is its own name or path of the model.
+
+    ``arguments`` are the options that the user added; everything else is what was in force, ``None`` where it was not said.
+    """
+
+    model: str
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    max_num_seqs: int
+    max_num_batched_tokens: int | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    enforce_eager: bool = False
+    arguments: tuple[str, ...] = ()
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked of the engine at every load; ``num_batch`` is ``None`` where each band has its own."""
 
@@ -47,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_type: str = "f16"
     flash_attention: str | None = None
     env: dict[str, str] = {}
+    vllm: VllmSettings | None = None
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +110,8 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One load of a plan. ``context`` is in tokens per slot; ``num_batch`` the physical batch, ``None`` = the engine's.
 
     ``gpu_layers`` (the output layer is one of them; ``None``: the engine's choice) and ``experts_on_host`` are for dry runs.
+    vLLM: ``utilization`` is the share of the GPU that it may take, ``kv_cache_bytes`` the size of its KV cache where that is
+    given instead.
     """
 
     context: int
@@ -99,6 +119,8 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     purpose: Purpose = "point"
     gpu_layers: int | None = None
     experts_on_host: bool = False
+    utilization: float | None = None
+    kv_cache_bytes: int | None = None
 
 
 class Speed(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,11 +133,19 @@ class Speed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reported(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine itself says of a load: bytes in all and on GPUs, and its context (Ollama's ``/api/ps``)."""
+    """What an engine itself says of a load: bytes in all and on GPUs, and its context (Ollama's ``/api/ps``).
+
+    vLLM (``GET /metrics``, ``vllm:cache_config_info``, and ``/version``): the blocks of its KV cache, and how many sequences
+    of ``context`` tokens they hold.
+    """
 
     total_bytes: int | None = None
     gpu_bytes: int | None = None
     context: int | None = None
+    version: str | None = None
+    block_size: int | None = None
+    num_blocks: int | None = None
+    max_concurrency: float | None = None
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):

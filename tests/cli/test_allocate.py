@@ -1,0 +1,83 @@
+"""``harness allocate`` as it is typed: flags, JSON, compose, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from harness.cli.main import cli
+from harness.core.calibration import Calibration
+from harness.store import Store
+from tests.support.vllm_artifacts import vllm_calibration
+
+
+def run(store: Path, *words: str) -> Result:
+    return CliRunner().invoke(cli, ["allocate", *words, "--store", str(store)])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    def put(calibration: Calibration, variant: str | None = None) -> None:
+        shelf = Store(tmp_path)
+        shelf.write(shelf.path_of("vllm", "acme/tern-8b", variant), calibration)
+
+    put(vllm_calibration())
+    put(vllm_calibration(tensor_parallel=2), "two")
+    return tmp_path
+
+
+def test_the_command_line_can_be_pasted(store: Path) -> None:
+    done = run(store, "acme/tern-8b", "--ctx", "8192", "--available", "79GiB")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.startswith(
+        "vllm serve acme/tern-8b --max-model-len 8192 --max-num-seqs 64 --kv-cache-memory-bytes 1077936128 "
+    )
+    assert "513 blocks of 16 tokens and 1 to spare" in done.stderr
+
+
+def test_json_holds_figures_flags_and_the_service(store: Path) -> None:
+    done = run(store, "acme/tern-8b", "--ctx", "8192", "--concurrency", "2", "--available", "79GiB", "--json")
+    document = json.loads(done.stdout)
+    data = document["data"]
+    assert (document["command"], document["exit_code"], data["blocks"]) == ("allocate", 0, 1025)
+    service = yaml.safe_load(data["compose"])["services"]["vllm"]
+    assert service["command"] == ["--model", "acme/tern-8b", *data["flags"]]
+    assert service["image"] == "vllm/vllm-openai:v1@sha256:00"
+    assert service["ipc"] == "host"
+
+
+def test_a_start_that_cannot_be_had_is_refused_with_what_can(store: Path) -> None:
+    done = run(store, "acme/tern-8b", "--ctx", "131072", "--available", "24GiB", "--json")
+    document = json.loads(done.stdout)
+    assert (done.exit_code, document["errors"][0]["code"]) == (3, "does-not-fit")
+    assert "largest context" in document["errors"][0]["hint"]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--engine-version", "0.31.0"), "version 0.29.0, not 0.31.0"),
+        (("--gpu-name", "Acme T9"), "GPU Acme T1, not Acme T9"),
+        (("--dtype", "float16"), "dtype bfloat16, not float16"),
+        (("--tensor-parallel", "4"), "tensor parallel 1, not 4"),
+    ],
+)
+def test_what_was_not_calibrated_is_unknown(store: Path, words: tuple[str, ...], why: str) -> None:
+    done = run(store, "acme/tern-8b", "--ctx", "8192", "--available", "79GiB", *words)
+    assert done.exit_code == 4
+    assert "UNCALIBRATED" in done.stderr
+    assert why in done.stderr
+
+
+def test_the_variant_that_matches_answers(store: Path) -> None:
+    done = run(store, "acme/tern-8b", "--ctx", "8192", "--available", "79GiB,79GiB", "--tensor-parallel", "2")
+    assert "--tensor-parallel-size 2" in done.stdout
+
+
+def test_a_model_without_a_calibration_is_unknown(store: Path) -> None:
+    done = run(store, "acme/unknown", "--ctx", "8192", "--available", "79GiB")
+    assert (done.exit_code, "UNCALIBRATED" in done.stderr) == (4, True)
