@@ -59,6 +59,12 @@ def _mapping(dumper: yaml.SafeDumper, value: dict[Any, Any]) -> yaml.MappingNode
     return yaml.MappingNode("tag:yaml.org,2002:map", pairs, flow_style=flow)
 
 
+def _sequence(dumper: yaml.SafeDumper, value: list[Any] | tuple[Any, ...]) -> yaml.SequenceNode:
+    """Figures of many layers on one line."""
+    numbers = len(value) > 0 and all(isinstance(item, float) for item in value)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=numbers)
+
+
 def _bare(key: Any) -> bool:
     return (
         isinstance(key, str)
@@ -76,6 +82,8 @@ def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _string)
 _Dumper.add_representer(dict, _mapping)
 _Dumper.add_representer(float, _float)
+_Dumper.add_representer(list, _sequence)
+_Dumper.add_representer(tuple, _sequence)
 
 
 def to_yaml(calibration: Calibration) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from statistics import median
 
 from harness.core.calibration import DepthSpeed, Performance, Placement, SplitCompute
-from harness.core.facts import device_kind
 from harness.core.record import Load, Record, Speed, Tensors
 from harness.units import TOKENS_PER_UNIT, gib
 
@@ -59,7 +58,7 @@ def fit_placement(record: Record) -> Placement:
         SplitCompute(
             layers=load.request.gpu_layers,
             context=load.request.context,
-            compute_gb=gib(sum(row.compute_bytes for row in load.facts.fit.rows if device_kind(row.device) == "gpu")),
+            compute_gb=gib(sum(row.compute_bytes for row in load.facts.fit.rows if row.free_bytes is not None)),
             experts_on_host=load.request.experts_on_host,
         )
         for load in record.loads

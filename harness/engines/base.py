@@ -14,7 +14,7 @@ import msgspec
 
 from harness.core.facts import EngineName
 from harness.core.plan import BatchLimits
-from harness.core.record import EngineVersion, LoadRequest, Model, Reported, Speed, Target, Tensors
+from harness.core.record import EngineVersion, Estimate, LoadRequest, Model, Reported, Speed, Target, Tensors
 from harness.sandboxes.base import GpuRequest, Launch, SandboxName, Site
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     model: Model
     path: Path | None = None
     tensors: Tensors | None = None
+    estimate: Estimate | None = None
     own_name: str = ""
     projector_bytes: int = 0
     embedding: bool = False

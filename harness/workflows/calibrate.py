@@ -24,6 +24,7 @@ from harness.meters.base import Meter
 from harness.sandboxes.base import Sandbox
 from harness.store import Store, read_record
 from harness.workflows.choose import Choice
+from harness.workflows.dry_runs import measure_splits
 from harness.workflows.engine_log import read_facts
 from harness.workflows.loads import Runner, StageHook, no_hook
 from harness.workflows.observer import Observer
@@ -175,6 +176,7 @@ class Run:
             machine=choice.machine(),
             reserve_bytes=engine.reserve_bytes(None, options.env),
             tensors=request.source.tensors,
+            estimate=request.source.estimate,
             batch_limits=engine.batch_limits(None),
             notes=request.notes,
         )
@@ -201,6 +203,8 @@ class Run:
             loads = plan(self.engine, self.request, self.store, self.record.engine.version).loads
             self.steps = len(loads) + (2 if self.request.speed else 0) + 1
             self._measure(loads)
+            self.observer.phase("dry runs", len(loads), self.steps)
+            measure_splits(self.runner, self.request.source, self.record, self._add)
             if self.request.speed:
                 self._speed()
             self._end("complete")
@@ -230,7 +234,7 @@ class Run:
         self.observer.phase(f"start {self.engine.name}", 0, self.steps)
         source = self.runner.prepare(self.request.source)
         self.request = msgspec.structs.replace(self.request, source=source)
-        self.record = msgspec.structs.replace(self.record, model=source.model, tensors=source.tensors)
+        self.record = msgspec.structs.replace(self.record, model=source.model, tensors=source.tensors, estimate=source.estimate)
         self._identify()
         if not self.request.force:
             path = self.store.path_of(self.engine.name, model_stem(self.request.name), self.request.variant)

@@ -105,6 +105,17 @@ class Runner:
 
     def start(self, source: Source, request: LoadRequest | None) -> Running:
         """Start the engine and wait until it answers."""
+        self.await_ready(self.launch(source, request))
+        assert self.running is not None  # noqa: S101 - launch() has set it
+        if self.running.image is not None and self.identity is None:
+            with self.client(self.running) as client:
+                version = self.engine.version(self.options, client).version
+            image = self.running.image
+            self.identity = EngineVersion(version=version, image=image.reference, image_digest=image.digest)
+        return self.running
+
+    def launch(self, source: Source, request: LoadRequest | None) -> Running:
+        """Start the engine, and do not wait for it."""
         site = self.sandbox.site()
         launch = self.engine.launch(source, request, self.options, site)
         log = self.folder / f"engine-{self._starts}.log"
@@ -112,12 +123,6 @@ class Runner:
         self.hook("start")
         self.running = self.sandbox.start(launch, site, log)
         self.hook("started")
-        self.await_ready(self.running)
-        if self.running.image is not None and self.identity is None:
-            with self.client(self.running) as client:
-                version = self.engine.version(self.options, client).version
-            image = self.running.image
-            self.identity = EngineVersion(version=version, image=image.reference, image_digest=image.digest)
         return self.running
 
     def prepare(self, source: Source, request: LoadRequest | None = None) -> Source:
