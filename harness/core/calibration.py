@@ -161,12 +161,13 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     constants: Constants
     metadata: Metadata
 
-    def band_for(self, context: int) -> Band:
-        """The band whose line holds at ``context`` tokens per slot; beyond the last one, the last."""
-        for band in self.metadata.bands:
-            if context <= band.up_to:
-                return band
-        return self.metadata.bands[-1]
+    def band_for(self, context: int, num_batch: int | None = None) -> Band:
+        """The band whose line holds at ``context`` tokens per slot, of one physical batch if it was measured.
+
+        Beyond the last one, the last.
+        """
+        bands = [band for band in self.metadata.bands if band.num_batch == num_batch] or self.metadata.bands
+        return next((band for band in bands if context <= band.up_to), bands[-1])
 
 
 _SAFE: Final = re.compile(r"[A-Za-z0-9._-]")

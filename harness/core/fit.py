@@ -1,18 +1,26 @@
 """From loads to constants: the straight lines of memory over context.
 
 For fixed physical batch, slots, flash attention and KV type, the memory of a model on its target is exactly a straight line in
-the context (llama.cpp b10434, measured on five architectures). The slope's two parts come from the log, which is exact to
-0.005 MiB; the intercept from the meter.
+the context (llama.cpp b10434, measured on six architectures), but for the bends that :mod:`harness.core.bands` knows. The
+slope's two parts come from the log, which is exact to 0.005 MiB; the intercept from the meter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from statistics import fmean
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
+from harness.core.bands import (
+    BatchFit,
+    Piece,
+    bends,
+    confirms_law,
+    fit_batches,
+    leave_one_out,
+    placement_doubt,
+)
 from harness.core.calibration import (
     SCHEMA_VERSION,
     Band,
@@ -34,112 +42,6 @@ MAX_ERROR: Final = 0.01
 #: The overhead of all loads must agree to this, or to 0.5 % of the memory measured, whichever is larger.
 OVERHEAD_SPREAD: Final = 8 * MIB
 OVERHEAD_SPREAD_SHARE: Final = 0.005
-#: Slopes of different batches confirm the law of growth when they agree to this.
-LAW_TOLERANCE: Final = 0.02
-
-
-class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """``intercept + slope * context``; bytes, and bytes per token of one slot."""
-
-    intercept: float
-    slope: float
-
-    def at(self, context: float) -> float:
-        """The value at ``context`` tokens per slot."""
-        return self.intercept + self.slope * context
-
-
-class BandFit(msgspec.Struct, frozen=True, kw_only=True):
-    """One band's parts, bytes; ``kv`` and ``compute`` are lines over context for one slot."""
-
-    num_batch: int | None
-    weights: float
-    kv: Line
-    compute: Line
-    overhead: float | None
-    points: tuple[Point, ...]
-
-    def total(self, context: int, parallel: int = 1) -> float:
-        """Memory at ``context`` tokens per slot and ``parallel`` slots."""
-        return self.weights + self.compute.at(context) + (self.overhead or 0.0) + parallel * self.kv.at(context)
-
-
-def fit_line(points: Sequence[tuple[float, float]]) -> Line:
-    """Least squares through at least two different contexts."""
-    mean_x, mean_y = fmean(x for x, _ in points), fmean(y for _, y in points)
-    spread = sum((x - mean_x) ** 2 for x, _ in points)
-    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
-    return Line(intercept=mean_y - slope * mean_x, slope=slope)
-
-
-def fit_band(points: Sequence[Point], reference: BandFit | None = None) -> BandFit:
-    """Fit one batch's line; a single load takes its slopes from ``reference``, a fitted band of another batch.
-
-    The KV slope does not depend on the batch. The compute slope is proportional to it: ``2*u`` bytes a token with flash
-    attention, ``4*(heads+1)*u`` without (llama.cpp's mask and attention-score buffers).
-    """
-    contexts = {point.context for point in points}
-    overheads = [point.overhead for point in points if point.overhead is not None]
-    overhead = fmean(overheads) if len(overheads) == len(points) else None
-    weights = fmean(point.weights for point in points)
-    if len(contexts) > 1:
-        kv = fit_line([(point.context, point.kv_per_slot) for point in points])
-        compute = fit_line([(point.context, point.compute) for point in points])
-    elif reference is not None:
-        ratio = (points[0].num_batch or 1) / (reference.num_batch or 1)
-        kv = _through(points, lambda point: point.kv_per_slot, reference.kv.slope)
-        compute = _through(points, lambda point: point.compute, reference.compute.slope * ratio)
-    else:
-        raise UntrustedError(
-            "one usable load is not enough: a line needs two contexts",
-            hint="calibrate with at least two contexts that fit on the target",
-            code="too-few-points",
-        )
-    return BandFit(
-        num_batch=points[0].num_batch,
-        weights=weights,
-        kv=_clean(kv),
-        compute=_clean(compute),
-        overhead=overhead,
-        points=tuple(points),
-    )
-
-
-def _through(points: Sequence[Point], value: Callable[[Point], float], slope: float) -> Line:
-    """The line of a known slope through the mean of the points."""
-    return Line(intercept=fmean(value(p) for p in points) - slope * fmean(p.context for p in points), slope=slope)
-
-
-def _clean(line: Line) -> Line:
-    """Drop what the log's rounding (0.005 MiB a figure) alone could have produced."""
-    slope = line.slope if abs(line.slope) * TOKENS_PER_UNIT > 0.02 * MIB else 0.0
-    intercept = line.intercept if abs(line.intercept) > 0.05 * MIB else 0.0
-    return Line(intercept=intercept, slope=slope)
-
-
-def leave_one_out(points: Sequence[Point], reference: BandFit | None = None) -> float | None:
-    """The worst relative error when each load in turn is predicted from the others; ``None`` with fewer than three."""
-    if len({point.context for point in points}) < 3:
-        return None
-    errors: list[float] = []
-    for index, left_out in enumerate(points):
-        others = [point for position, point in enumerate(points) if position != index]
-        if len({point.context for point in others}) < 2:
-            continue
-        predicted = fit_band(others, reference).total(left_out.context, left_out.parallel)
-        errors.append(abs(predicted - left_out.total) / left_out.total)
-    return max(errors) if errors else None
-
-
-def fit_bands(points: Sequence[Point]) -> list[BandFit]:
-    """One fit per physical batch, ordered by batch; the batch with the most contexts is the reference of the others."""
-    groups: dict[int | None, list[Point]] = {}
-    for point in points:
-        groups.setdefault(point.num_batch, []).append(point)
-    main = max(groups, key=lambda batch: (len({p.context for p in groups[batch]}), batch or 0))
-    reference = fit_band(groups[main])
-    fits = [reference if batch == main else fit_band(group, reference) for batch, group in groups.items()]
-    return sorted(fits, key=lambda fitted: fitted.num_batch or 0)
 
 
 def overhead_spread(points: Sequence[Point]) -> float | None:
@@ -167,39 +69,38 @@ def check_overhead(points: Sequence[Point]) -> None:
         )
 
 
-def _band(fitted: BandFit, up_to: int) -> tuple[Band, Breakdown]:
-    weights, compute = gib(fitted.weights), gib(fitted.compute.intercept)
-    fixed_cache = gib(max(fitted.kv.intercept, 0.0))
+def _band(fitted: BatchFit, piece: Piece, up_to: int) -> tuple[Band, Breakdown]:
+    weights, compute = gib(fitted.weights), gib(piece.compute.start)
+    fixed_cache = gib(max(piece.cache.start, 0.0))
     overhead = None if fitted.overhead is None else gib(fitted.overhead)
     base = round(weights + compute + fixed_cache + (overhead or 0.0), 6)
     band = Band(
         up_to=up_to,
         num_batch=fitted.num_batch,
         base_vram_gb=base,
-        kv_cache_gb_per_10k=gib(fitted.kv.slope * TOKENS_PER_UNIT),
-        compute_gb_per_10k=gib(fitted.compute.slope * TOKENS_PER_UNIT),
+        kv_cache_gb_per_10k=gib(piece.cache.slope * TOKENS_PER_UNIT),
+        compute_gb_per_10k=gib(piece.compute.slope * TOKENS_PER_UNIT),
         fixed_cache_gb=fixed_cache,
     )
     return band, Breakdown(weights=weights, fixed_cache=fixed_cache, compute=compute, overhead=overhead)
 
 
-def band_limits(batches: Sequence[int | None], limits: Sequence[tuple[int, int]], valid_to: int) -> list[int]:
-    """Where each band ends: the engine's rule for its batch, cut at ``valid_to``; the last band reaches it.
+def band_ends(fits: Sequence[BatchFit], limits: Sequence[tuple[int, int]], reach: int) -> list[int]:
+    """The largest context of each batch: by the engine's rule, else by the loads, but for the last batch; cut at ``reach``.
 
     ``limits`` are pairs (largest context, batch) of the engine's own batch rule, in ascending order.
     """
     known = {batch: limit for limit, batch in limits}
-    ends = [min(known.get(batch or 0, valid_to), valid_to) for batch in batches]
-    if ends:
-        ends[-1] = valid_to
-    return ends
+    measured = [max(point.context for point in fitted.points) for fitted in fits[:-1]]
+    ends = [known.get(fitted.num_batch or 0, end) for fitted, end in zip(fits, [*measured, reach], strict=True)]
+    return [min(end, reach) for end in ends]
 
 
 def fit_record(record: Record) -> Calibration:
     """The calibration of a record, with its facts read. Pure: the same record gives the same bytes.
 
     Raises:
-        UntrustedError: too few points, an overhead that moves, or an error above 1 %.
+        UntrustedError: too few points, settings that differ, an overhead that moves, or an error above 1 %.
     """
     points, notes = points_of(record)
     if not points:
@@ -209,29 +110,22 @@ def fit_record(record: Record) -> Calibration:
             code="no-points",
         )
     check_overhead(points)
-    fits = fit_bands(points)
-    valid_to = record.model.train_context or max(point.context for point in points)
-    ends = band_limits([fitted.num_batch for fitted in fits], record.batch_limits, valid_to)
-    bands = [_band(fitted, end) for fitted, end in zip(fits, ends, strict=True)]
-    errors = [error for fitted in fits if (error := leave_one_out(fitted.points)) is not None]
-    max_error = max(errors) if errors else None
-    if max_error is None:
-        notes.append("max_error was not measured: it needs three contexts in one band")
-    elif max_error > MAX_ERROR:
-        raise UntrustedError(
-            f"a load left out is predicted with an error of {max_error:.2%}, above {MAX_ERROR:.0%}: memory is not a straight "
-            "line over these contexts",
-            hint="calibrate with --ctx beyond the sliding window plus the batch, or with more contexts",
-            code="not-a-line",
-        )
+    fits = fit_batches(points)
+    # A batch that was asked for is sent at every context; only the engine's own choice has limits.
+    limits = record.batch_limits if record.settings.num_batch is None else ()
+    ends = band_ends(fits, limits, _reach(record, fits[-1], notes))
+    bands = _bands(fits, ends)
+    max_error = _max_error(fits, ends, notes)
+    measured = {fitted.num_batch for fitted in fits}
+    notes.extend(
+        f"batch {batch} was not measured: up to {limit} tokens the constants of the next batch stand, which are larger"
+        for limit, batch in limits
+        if batch not in measured and limit < ends[-1]
+    )
+    notes.extend(_doubts(fits))
     spread = overhead_spread(points)
     performance, speed_notes = fit_performance(record)
     band, breakdown = bands[-1]
-    settings = record.settings
-    if len(fits) == 1 and settings.num_batch is None:
-        settings = msgspec.structs.replace(settings, num_batch=fits[0].num_batch)
-    elif len(fits) > 1:
-        settings = msgspec.structs.replace(settings, num_batch=fits[-1].num_batch)
     return Calibration(
         id=record.id,
         engine=record.engine_name,
@@ -245,7 +139,7 @@ def fit_record(record: Record) -> Calibration:
             calibrated_at=record.started_at,
             model=record.model,
             engine=record.engine,
-            settings=_effective(settings, points),
+            settings=_effective(record.settings, points, fits[-1].num_batch),
             machine=record.machine,
             breakdown_gb=breakdown,
             bands=tuple(band for band, _ in bands),
@@ -256,7 +150,7 @@ def fit_record(record: Record) -> Calibration:
                 ),
                 max_error=None if max_error is None else round(max_error, 6),
                 overhead_spread_gb=None if spread is None else gib(spread),
-                valid_to=valid_to,
+                valid_to=band.up_to,
                 notes=tuple(notes + list(record.notes) + speed_notes),
             ),
             placement=fit_placement(record),
@@ -266,10 +160,83 @@ def fit_record(record: Record) -> Calibration:
     )
 
 
-def _effective(settings: Settings, points: Sequence[Point]) -> Settings:
+def _bands(fits: Sequence[BatchFit], ends: Sequence[int]) -> list[tuple[Band, Breakdown]]:
+    """The pieces of every batch inside its own stretch of contexts, ascending and without gaps."""
+    bands: list[tuple[Band, Breakdown]] = []
+    start = 0
+    for fitted, end in zip(fits, ends, strict=True):
+        for piece in fitted.pieces():
+            up_to = end if piece.up_to is None else min(piece.up_to, end)
+            if up_to > start:
+                bands.append(_band(fitted, piece, up_to))
+                start = up_to
+    return bands
+
+
+def _reach(record: Record, last: BatchFit, notes: list[str]) -> int:
+    """The largest context that the constants hold for: the training context, unless a bend may hide before it."""
+    measured = max(point.context for point in last.points)
+    reach = record.model.train_context or measured
+    if last.caches.window_per_cell and last.window_cells is None:
+        why = "no load reached the full size of the sliding window's cache"
+    elif last.points[0].flash_attention == "disabled" and bends(last) and len(last.compute) == 1:
+        why = "without flash attention the compute buffers bend between the loads"
+    elif last.points[0].flash_attention == "disabled" and not last.placed and not confirms_law(last):
+        why = "without flash attention the compute buffers do not grow by whole rows of scores, so a bend may follow"
+    else:
+        return reach
+    if measured < reach:
+        notes.append(f"valid to {measured}: {why}")
+    return min(measured, reach)
+
+
+def _max_error(fits: Sequence[BatchFit], ends: Sequence[int], notes: list[str]) -> float | None:
+    error = leave_one_out(fits)
+    if error is None:
+        notes.append("max_error was not measured: it needs three contexts in one band")
+    elif error > MAX_ERROR:
+        raise UntrustedError(
+            f"a load left out is predicted with an error of {error:.2%}, above {MAX_ERROR:.0%}: memory is not a straight "
+            "line over these contexts",
+            hint="calibrate with --ctx beyond the sliding window plus the batch, or with more contexts",
+            code="not-a-line",
+        )
+    doubt = placement_doubt(fits, ends)
+    if doubt > MAX_ERROR:
+        raise UntrustedError(
+            f"bands of one load may be off by {doubt:.2%}: compute buffers do not grow by the known law, which places them",
+            hint="calibrate one batch at a time, with --num-batch",
+            code="law-not-confirmed",
+        )
+    return error if error is None else max(error, doubt)
+
+
+def _doubts(fits: Sequence[BatchFit]) -> list[str]:
+    """What a reader should know of how the bands were found."""
+    notes: list[str] = []
+    placed = ", ".join(str(fitted.num_batch) for fitted in fits if fitted.placed)
+    if placed:
+        confirmed = "confirmed" if any(confirms_law(fitted) for fitted in fits) else "not confirmed"
+        notes.append(f"batch {placed}: placed by one load and the law of compute growth, {confirmed} by the other batch")
+    for fitted in fits:
+        if len(fitted.compute) > 1:
+            bend = fitted.pieces()[-2].up_to
+            notes.append(f"batch {fitted.num_batch}: compute buffers bend at {bend} tokens; both lines were measured")
+        below = any(point.below_window for point in fitted.points)
+        cells = fitted.window_cells
+        if cells is not None and not below and fitted.points[0].flash_attention != "enabled":
+            notes.append(f"batch {fitted.num_batch}: below {cells} tokens (window and batch) no load was made")
+    rounded = max(point.uncertainty for fitted in fits for point in fitted.points)
+    if rounded:
+        notes.append(f"the engine rounds its log: a figure may be off by {rounded / MIB:.2f} MiB")
+    return notes
+
+
+def _effective(settings: Settings, points: Sequence[Point], num_batch: int | None) -> Settings:
     """The settings with what the log says instead of what was asked, where it says it."""
     return msgspec.structs.replace(
         settings,
+        num_batch=settings.num_batch if num_batch is None else num_batch,
         kv_cache_type=points[-1].kv_cache_type or settings.kv_cache_type,
         flash_attention=points[-1].flash_attention or settings.flash_attention,
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from harness.core.facts import DeviceKind, LoadFacts
+from harness.core.facts import DeviceKind, LoadFacts, device_kind
 from harness.core.record import Load, Record, Target
 from harness.errors import UntrustedError
 from harness.units import MIB, format_size
@@ -15,8 +15,10 @@ from harness.units import MIB, format_size
 class Point(msgspec.Struct, frozen=True, kw_only=True):
     """One load that lay completely on the target; bytes on the target only.
 
-    ``context`` is tokens per slot (the cells that the log names, over the slots); ``kv_per_slot`` all caches and recurrent
-    state of one slot; ``overhead`` what the meter saw beyond the log (``None`` with the log as meter).
+    ``context`` is tokens per slot (the cells that the log names, over the slots). Of one slot: ``kv_per_slot`` the caches that
+    grow with the context, ``window`` those of a sliding window, ``recurrent`` the state of recurrent layers. ``window_cells``
+    are the cells of the window cache of one slot. ``overhead`` is what the meter saw beyond the log (``None`` with the log as
+    meter), ``uncertainty`` how far the log's figures may be off because they are rounded.
     """
 
     context: int
@@ -24,13 +26,21 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     num_batch: int | None
     weights: float
     kv_per_slot: float
+    window: float = 0.0
+    window_cells: int | None = None
+    recurrent: float = 0.0
     compute: float
     total: float
     overhead: float | None
     kv_cache_type: str | None = None
     flash_attention: str | None = None
     basis: str | None = None
-    load_index: int = 0
+    uncertainty: int = 0
+
+    @property
+    def below_window(self) -> bool:
+        """Whether the window cache was not yet at its full size, so that it, too, grows with the context."""
+        return self.window_cells is not None and self.window_cells >= self.context
 
 
 def spill_reason(facts: LoadFacts, target: Target) -> str | None:
@@ -75,28 +85,41 @@ def points_of(record: Record) -> tuple[list[Point], list[str]]:
     """The points of a record in plan order, and notes about the loads that are none.
 
     Raises:
-        UntrustedError: loads of different settings in one record.
+        UntrustedError: loads of different cache types, flash attention or slots in one record.
     """
     points: list[Point] = []
     notes: list[str] = []
-    for index, load in enumerate(record.loads):
+    for load in record.loads:
         if load.request.purpose != "point":
             continue
-        point, note = _point(index, load, record)
+        point, note = _point(load, record)
         if point is not None:
             _refuse_disturbed(load)
             notes += _meter_notes(load)
             points.append(point)
         if note is not None:
             notes.append(note)
-    for part in ("kv_cache_type", "flash_attention", "basis"):
+    for part in ("kv_cache_type", "flash_attention", "parallel", "basis"):
         values = {getattr(point, part) for point in points} - {None}
         if len(values) > 1:
-            raise UntrustedError(f"the loads ran with different {part}: {', '.join(sorted(values))}", code="settings-differ")
-    return points, notes
+            listed = ", ".join(sorted(str(value) for value in values))
+            raise UntrustedError(f"the loads ran with different {part}: {listed}", code="settings-differ")
+    return _of_equal_weights(points, notes), notes
 
 
-def _point(index: int, load: Load, record: Record) -> tuple[Point | None, str | None]:
+def _of_equal_weights(points: list[Point], notes: list[str]) -> list[Point]:
+    """Only the points with the most weights on the target: an output layer that stays on the host at one load moves base."""
+    most = max((point.weights for point in points), default=0.0)
+    kept = [point for point in points if most - point.weights <= max(MIB, 2 * point.uncertainty)]
+    notes.extend(
+        f"context {point.context}: not a point of the fit ({(most - point.weights) / MIB:.0f} MiB of weights are elsewhere)"
+        for point in points
+        if point not in kept
+    )
+    return kept
+
+
+def _point(load: Load, record: Record) -> tuple[Point | None, str | None]:
     asked = f"context {load.request.context}"
     if load.outcome in ("failed", "skipped", "wont-fit"):
         return None, f"{asked}: {load.reason or load.outcome}"
@@ -106,14 +129,18 @@ def _point(index: int, load: Load, record: Record) -> tuple[Point | None, str | 
     target = record.machine.target
     if (reason := spill_reason(facts, target)) is not None:
         return None, f"{asked}: not a point of the fit ({reason})"
+    batch, wanted = facts.num_batch, load.request.num_batch
+    if batch is not None and wanted is not None and batch != wanted:
+        return None, f"{asked}: not a point of the fit (the engine ran it with batch {batch}, not {wanted})"
     parallel = facts.parallel or record.settings.num_parallel
     cells = facts.context_cells
     context = cells // parallel if cells else load.request.context
     kind: DeviceKind | None = "gpu" if target == "gpu" else None
     weights = _part(facts, ("weights_bytes", "lora_bytes", "projector_bytes"), kind)
     compute = _part(facts, ("compute_bytes", "output_bytes"), kind)
-    cache = _part(facts, ("kv_cache_bytes", "recurrent_bytes"), kind)
-    logged = weights + compute + cache
+    kv, recurrent = _part(facts, ("kv_cache_bytes",), kind), _part(facts, ("recurrent_bytes",), kind)
+    window, window_cells = _window(facts, kind)
+    logged = weights + compute + kv + recurrent
     note = _host_weights(facts, target, asked)
     basis: str | None = None
     if record.machine.meter == "log":
@@ -129,16 +156,19 @@ def _point(index: int, load: Load, record: Record) -> tuple[Point | None, str | 
         Point(
             context=context,
             parallel=parallel,
-            num_batch=facts.num_batch if facts.num_batch is not None else load.request.num_batch,
+            num_batch=wanted if batch is None else batch,
             weights=weights,
-            kv_per_slot=cache / parallel,
+            kv_per_slot=(kv - window) / parallel,
+            window=window / parallel,
+            window_cells=window_cells,
+            recurrent=recurrent / parallel,
             compute=compute,
             total=total,
             overhead=overhead,
             kv_cache_type=facts.kv_cache_type,
             flash_attention=facts.flash_attention,
             basis=basis,
-            load_index=index,
+            uncertainty=facts.uncertainty_bytes,
         ),
         note,
     )
@@ -183,6 +213,14 @@ def _meter_notes(load: Load) -> list[str]:
 
 def _part(facts: LoadFacts, parts: Sequence[str], kind: DeviceKind | None) -> int:
     return sum((facts.total(part, kind) or 0) for part in parts)
+
+
+def _window(facts: LoadFacts, kind: DeviceKind | None) -> tuple[int, int | None]:
+    """Bytes of the sliding-window caches on the target, and their cells of one slot (``None`` without such a cache)."""
+    caches = [cache for cache in facts.caches if cache.role == "window" and cache.cells is not None]
+    size = sum(size for cache in caches for name, size in cache.devices.items() if kind is None or device_kind(name) == kind)
+    cells = max((cache.cells or 0 for cache in caches), default=None)
+    return size, cells
 
 
 def _host_weights(facts: LoadFacts, target: Target, asked: str) -> str | None:

@@ -46,8 +46,8 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
     """Memory at ``context`` tokens per slot with ``num_parallel`` slots.
 
     ``V(C, P) = weights + compute0 + overhead + P*fixed_cache + C/10000*(P*kv + compute)``, per band of physical batch;
-    contexts are padded to the 256 cells that the engine allocates. Below the smallest useful context (sliding window plus
-    batch) the result is an upper bound.
+    contexts are padded to the 256 cells that the engine allocates. Below the physical batch, which the engine cuts to the
+    context, the result is an upper bound and a warning says so.
 
     Args:
         calibration: the artifact.
@@ -61,11 +61,10 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
     if context < 1 or num_parallel < 1:
         raise ValueError("context and slots must be at least 1")
     metadata = calibration.metadata
-    band = calibration.band_for(context)
-    if num_batch is not None:
-        band = next((one for one in metadata.bands if one.num_batch == num_batch), band)
+    cells = pad_cells(context)
+    band = calibration.band_for(context, num_batch)
     breakdown = metadata.breakdown_gb
-    units = pad_cells(context) / TOKENS_PER_UNIT
+    units = cells / TOKENS_PER_UNIT
     weights = from_gib(breakdown.weights)
     overhead = None if breakdown.overhead is None else from_gib(breakdown.overhead)
     compute_start = band.base_vram_gb - breakdown.weights - (breakdown.overhead or 0.0) - band.fixed_cache_gb
@@ -73,10 +72,12 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
     context_cache = from_gib(units * num_parallel * band.kv_cache_gb_per_10k)
     compute = from_gib(compute_start + units * band.compute_gb_per_10k)
     total = weights + (overhead or 0) + fixed_cache + context_cache + compute
-    within = context <= metadata.quality.valid_to
+    within = context <= min(band.up_to if num_batch is not None else context, metadata.quality.valid_to)
     warnings: list[str] = []
     if not within:
         warnings.append(f"context {context} is beyond {metadata.quality.valid_to}, the range of this calibration: extrapolated")
+    if band.num_batch is not None and cells < band.num_batch:
+        warnings.append(f"context {context} is below the physical batch of {band.num_batch}: an upper bound")
     if overhead is None:
         warnings.append("logged, not measured: the driver's own memory is not included")
     return Prediction(

@@ -15,7 +15,7 @@ import msgspec
 from harness import __version__
 from harness.core.calibration import Calibration, artifact_name
 from harness.core.fit import fit_record
-from harness.core.plan import DEFAULT_BATCH, DEFAULT_CONTEXTS, plan_loads, usable_contexts
+from harness.core.plan import DEFAULT_BATCH, DEFAULT_CONTEXTS, further_loads, plan_loads, usable_contexts
 from harness.core.points import spill_reason
 from harness.core.record import EngineVersion, Load, LoadRequest, Machine, Record, Settings
 from harness.engines.base import Engine, Options, Source
@@ -263,7 +263,7 @@ class Run:
             load = self._point(request, step)
             if not _is_point(load, self.record.machine):
                 limit = min(limit or request.context, request.context)
-        for request in smaller_contexts(self.record, limit):
+        for request in smaller_contexts(self.record, limit) or further_loads(self.record):
             self.steps += 1
             step += 1
             self._point(request, step)
