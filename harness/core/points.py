@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
@@ -10,6 +11,13 @@ from harness.core.facts import DeviceKind, LoadFacts, device_kind
 from harness.core.record import Load, Record, Target
 from harness.errors import UntrustedError
 from harness.units import MIB, format_size
+
+#: An engine's own figure may differ from its log by this much, or by this share, before a note says so.
+REPORTED_BYTES: Final = 8 * MIB
+REPORTED_SHARE: Final = 0.01
+_ALL_PARTS: Final = (
+    "weights_bytes", "lora_bytes", "projector_bytes", "kv_cache_bytes", "recurrent_bytes", "compute_bytes", "output_bytes",
+)  # fmt: skip
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
@@ -209,6 +217,29 @@ def _meter_notes(load: Load) -> list[str]:
     if load.left_bytes:
         notes.append(f"{asked}: the GPU still held {format_size(load.left_bytes)} after the model was unloaded")
     return notes
+
+
+def _reported_note(record: Record) -> str | None:
+    """Where what the engine says of itself differs most from what its log adds up to; ``None`` where they agree.
+
+    Ollama >= 0.30 reads its runner's log and keeps the last figure of a kind: of two caches it counts one.
+    """
+    worst, note = 0.0, None
+    for load in record.loads:
+        if load.reported is None or load.facts is None or load.outcome != "ok" or load.request.purpose != "point":
+            continue
+        gpu = record.machine.target == "gpu"
+        said = load.reported.gpu_bytes if gpu else load.reported.total_bytes
+        logged = _part(load.facts, _ALL_PARTS, "gpu" if gpu else None)
+        if said is None or abs(said - logged) <= max(REPORTED_BYTES, REPORTED_SHARE * logged):
+            continue
+        if abs(said - logged) > worst:
+            worst = abs(said - logged)
+            note = (
+                f"context {load.request.context}: the engine's own figure (/api/ps) is {said / MIB:.0f} MiB, its log adds up "
+                f"to {logged / MIB:.0f} MiB; the log is used"
+            )
+    return note
 
 
 def _part(facts: LoadFacts, parts: Sequence[str], kind: DeviceKind | None) -> int:

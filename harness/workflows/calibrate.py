@@ -269,7 +269,8 @@ class Run:
             self._point(request, step)
 
     def _point(self, request: LoadRequest, step: int) -> Load:
-        self.observer.phase(f"load {request.context} tokens", step, self.steps)
+        batch = "" if self.record.batch_limits == () else f" at batch {request.num_batch}"
+        self.observer.phase(f"load {request.context} tokens{batch}", step, self.steps)
         load = self.runner.measure(self.request.source, request)
         self._add(load)
         reason = load.reason

