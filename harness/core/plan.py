@@ -63,6 +63,8 @@ def plan_loads(
     bands = [
         (limit, batch) for index, (limit, batch) in enumerate(batch_limits) if index == 0 or batch_limits[index - 1][0] < reach
     ]
+    # An engine cuts its batch to a shorter context: contexts that are all meant stay at a batch that each of them fills.
+    bands = [band for band in bands if band[1] <= min(contexts)] or bands[:1]
     top = bands[-1][1]
     usable = usable_contexts(contexts, train_context, top)
     lower = [LoadRequest(context=min(limit, 16384), num_batch=batch) for limit, batch in bands[:-1]]
