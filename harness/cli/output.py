@@ -39,10 +39,10 @@ class Output:
     def __init__(self, command: str, as_json: bool) -> None:
         self.command, self.as_json = command, as_json
 
-    def done(self, data: dict[str, Any], exit_code: int = 0) -> NoReturn:
+    def done(self, data: dict[str, Any], exit_code: int = 0, errors: tuple[dict[str, Any], ...] = ()) -> NoReturn:
         """Print the document (with ``--json``) and end."""
         if self.as_json:
-            click.echo(envelope(self.command, data, exit_code))
+            click.echo(envelope(self.command, data, exit_code, errors))
         sys.exit(exit_code)
 
     def failed(self, error: HarnessError, data: dict[str, Any] | None = None) -> NoReturn:

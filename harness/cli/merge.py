@@ -1,0 +1,53 @@
+"""``harness merge``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import click
+
+from harness.cli.context import command, store_at, store_option
+from harness.cli.output import Output, clean
+
+#: Exit status where something here would have been overwritten.
+CONFLICT: Final = 73
+
+
+@click.command()
+@click.argument("sources", metavar="DIR...", nargs=-1, required=True)
+@click.option("--newer", is_flag=True, help="Where two disagree, take the newer one.")
+@store_option
+@command
+def cli(sources: tuple[str, ...], newer: bool, store: str | None, output: Output) -> None:
+    """Merge stores of other machines into this one, without loss.
+
+    Calibrations of another GPU or other settings become variants. Of two that ought to agree, the newer one stays
+    where they do; where they do not, the one here stays, the difference is shown, and the status is 73.
+    """
+    from harness.cli.diff import percent, show
+    from harness.workflows.merge import merge
+
+    found = list(merge(store_at(store), [Path(source) for source in sources], newer=newer))
+    conflicts = [one for one in found if one.action == "conflict"]
+    if not output.as_json:
+        for one in found:
+            where = clean(f"{one.source} -> {one.target}" if one.target else one.source)
+            click.echo(f"{one.action:>10}  {where}{f'  ({clean(one.reason)})' if one.reason else ''}")
+            if one.action == "conflict" and one.drift is not None:
+                for figure in one.drift.moved:
+                    moved = f"{show(figure.old)} → {show(figure.new)} {percent(figure)}".rstrip()
+                    click.echo(f"{'':>12}{clean(figure.name)}: {moved}")
+        if conflicts:
+            click.echo("nothing here was overwritten; harness diff shows more, --newer takes the newer one")
+    data = [
+        {
+            "source": one.source,
+            "target": one.target,
+            "action": one.action,
+            "reason": one.reason,
+            "moved": [figure.name for figure in one.drift.moved] if one.drift else [],
+        }
+        for one in found
+    ]
+    output.done({"calibrations": data}, CONFLICT if conflicts else 0)
