@@ -147,7 +147,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in [name for name in os.environ if name.startswith("HARNESS_")]:
         del os.environ[name]
     os.environ["HARNESS_CACHE"] = str(_CACHE)
-    # Locks of GPUs and of the host's memory lie there: tests of two checkouts do not wait for each other.
+    # Locks of GPUs lie there: tests of two checkouts do not wait for each other.
     os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="harness-tests-")
     config.add_cleanup(lambda: shutil.rmtree(os.environ["XDG_RUNTIME_DIR"], ignore_errors=True))
     for resource in _PROBES:

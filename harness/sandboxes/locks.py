@@ -12,18 +12,14 @@ import os
 import urllib.parse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
 
 from harness.errors import BusyError, CannotWriteError
 from harness.sandboxes.tail import printable
 
-#: The name of the host's memory.
-HOST: Final = "host"
-
 
 @contextlib.contextmanager
 def hold(names: Iterable[str], folder: Path | None = None) -> Iterator[None]:
-    """Hold the locks of all ``names`` (GPU UUIDs, or ``host``), or of none.
+    """Hold the locks of all ``names`` (UUIDs of GPUs, or their names), or of none.
 
     ``folder`` is where the lock files lie; by default the user's runtime folder, which a reboot empties.
 
@@ -42,9 +38,8 @@ def hold(names: Iterable[str], folder: Path | None = None) -> Iterator[None]:
                 held.enter_context(filelock.FileLock(path, timeout=0))
                 path.with_suffix(".holder").write_text(str(os.getpid()), encoding="ascii")
             except filelock.Timeout:
-                what = "the host's memory" if name == HOST else printable(name)
                 raise BusyError(
-                    f"{what} is being measured by another harness{_holder(path)}",
+                    f"{printable(name)} is being measured by another harness{_holder(path)}",
                     hint="wait for it, or choose another GPU with --gpus",
                     code="gpu-busy",
                 ) from None

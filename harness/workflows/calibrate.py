@@ -165,7 +165,8 @@ class Run:
         started = datetime.now(UTC)
         stem = artifact_name(model_stem(request.name))
         self.record = Record(
-            run=f"{started:%Y%m%dT%H%M%SZ}-{engine.name}-{stem}",
+            # The variant is part of it: in a sweep, one model may be calibrated on several machines in one second.
+            run=f"{started:%Y%m%dT%H%M%SZ}-{engine.name}-{stem}{f'@{request.variant}' if request.variant else ''}",
             harness_version=__version__,
             started_at=f"{started:%Y-%m-%dT%H:%M:%SZ}",
             id=f"{engine.name}/{stem}",

@@ -14,7 +14,7 @@ from harness.engines.base import Engine, Options, Source
 from harness.errors import UsageError
 from harness.meters.base import Meter
 from harness.sandboxes.base import GpuRequest, Sandbox
-from harness.sandboxes.locks import HOST, hold
+from harness.sandboxes.locks import hold
 from harness.store import Store
 from harness.workflows import calibrate as workflow
 from harness.workflows.choose import Choice, EngineChoice, SandboxChoice, choose, choose_engine, resolve_name
@@ -159,8 +159,11 @@ def _with_overrides(source: Source, options: Options) -> Source:
 
 
 def lock_names(choice: Choice) -> tuple[str, ...]:
-    """What a run must have to itself: its GPUs by UUID (by name where they have none), or the host's memory."""
-    return tuple(gpu.uuid or gpu.name for gpu in choice.gpus) or (HOST,)
+    """What a run must have to itself: its GPUs, by UUID, or by name where they have none.
+
+    Host memory is nobody's alone: what a process holds there is its own, whatever others do.
+    """
+    return tuple(gpu.uuid or gpu.name for gpu in choice.gpus)
 
 
 def open_sandbox(choice: Choice, stack: ExitStack, observer: Observer) -> Sandbox:

@@ -148,10 +148,11 @@ def test_a_store_that_is_a_file_is_found_before_measuring(tmp_path: Path, binary
     assert status == 73
 
 
-def test_a_second_harness_on_the_same_memory_is_busy_before_an_engine_starts(tmp_path: Path, binary: Path) -> None:
+def test_a_second_harness_on_the_same_gpu_is_busy_before_an_engine_starts(tmp_path: Path, binary: Path) -> None:
     model = write_gguf(tmp_path / "m.gguf")
+    binary.write_text("#!/bin/sh\necho '  Vulkan0: Made-up GPU (2048 MiB, 2048 MiB free)'\n")
     arguments = (str(model), "--engine", "llama-server", "--sandbox", "process", "--engine-binary", str(binary))
-    with hold(["host"]):
+    with hold(["Made-up GPU"]):
         status, document = calibrate(tmp_path, *arguments)
     assert (status, document["errors"][0]["code"]) == (75, "gpu-busy")
     assert f"process {os.getpid()}" in document["errors"][0]["message"]

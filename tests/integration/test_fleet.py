@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from harness.store import Store
+from harness.workflows.sweep import load_plan
 from tests.support.models import write_tiny_llama
 from tests.support.waiting import until
 
@@ -25,24 +27,20 @@ pytestmark = [
 ]
 ROOT = Path(__file__).parents[2]
 KINDS = ("alpha", "beta", "gamma")
+_ENVIRONMENT = {"PYTHONPATH": str(ROOT)}
 
 
 class Fleet:
     """A head without work, and a node of each kind."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self.folder = folder
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "env_vars": self.environment("head")})
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "env_vars": _ENVIRONMENT})
         self.nodes = {kind: self.add(kind) for kind in KINDS}
 
-    def environment(self, name: str) -> dict[str, str]:
-        # Locks of a machine lie in its runtime folder: these nodes are one machine that plays three.
-        return {"PYTHONPATH": str(ROOT), "XDG_RUNTIME_DIR": str(self.folder / name)}
-
     def add(self, kind: str) -> Any:
-        return self.cluster.add_node(num_cpus=1, resources={kind: 1}, env_vars=self.environment(kind))
+        return self.cluster.add_node(num_cpus=1, resources={kind: 1}, env_vars=_ENVIRONMENT)
 
     def command(self, plan: Path, store: Path, *more: str) -> list[str]:
         address = ["--ray", self.cluster.address]
@@ -50,8 +48,8 @@ class Fleet:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    made = Fleet(tmp_path_factory.mktemp("fleet"))
+def fleet() -> Iterator[Fleet]:
+    made = Fleet()
     yield made
     made.cluster.shutdown()  # type: ignore[no-untyped-call]
 
@@ -114,21 +112,31 @@ def test_a_fleet_measures_what_one_machine_measures_and_reports_a_poisoned_cell(
 
 
 def test_a_cell_whose_node_dies_runs_again_where_its_kind_comes_back(fleet: Fleet, model: Path, tmp_path: Path) -> None:
+    import ray
+
+    from harness.workflows.fleet import on_cluster
+
     plan = tmp_path / "plan.yaml"
     plan.write_text(
         f"matrix: {{model: ['{model}'], machine: [gamma]}}\n"
-        "defaults: {engine: llama-server, sandbox: process, gpus: none, speed: false, ctx: '4096,8192,16384,32768'}\n"
+        "defaults: {engine: llama-server, sandbox: process, gpus: none, speed: false, ctx: '1024,1536,2048,3072,4096'}\n"
     )
-    command = fleet.command(plan, tmp_path / "store")
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        until(lambda: bool(engines_of(model)), "the cell's engine runs", 60)
-        fleet.cluster.remove_node(fleet.nodes["gamma"], allow_graceful=False)
-        until(lambda: not engines_of(model), "its engine ends with the node", 60)
-        fleet.nodes["gamma"] = fleet.add("gamma")
-        out, _ = process.communicate(timeout=200)
+    # To the head: a driver dies with the node that it is connected to.
+    fleet.cluster.connect()  # type: ignore[no-untyped-call]
+    try:
+        run = on_cluster(fleet.cluster.address, Store(tmp_path / "store"))
+        with ThreadPoolExecutor(1) as pool:
+            outcomes = pool.submit(lambda: list(run(load_plan(plan, here=False))))
+            until(lambda: bool(engines_of(model)) or outcomes.done(), "the cell's engine runs", 60)
+            fleet.cluster.remove_node(fleet.nodes["gamma"], allow_graceful=False)
+            until(lambda: not engines_of(model), "its engine ends with the node", 60)
+            assert not outcomes.done()
+            fleet.nodes["gamma"] = fleet.add("gamma")
+            (outcome,) = outcomes.result(timeout=200)
+    finally:
+        ray.shutdown()
 
-    answer = json.loads(out)
-    assert [cell["status"] for cell in answer["data"]["cells"]] == ["done"], answer
+    assert outcome.status == "done", outcome.problem
     assert (tmp_path / "store/llama-server/tiny@gamma.yaml").is_file()
 
 
