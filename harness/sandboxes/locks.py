@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import urllib.parse
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -29,7 +30,9 @@ def hold(names: Iterable[str], folder: Path | None = None) -> Iterator[None]:
     import filelock
     import platformdirs
 
-    place = folder or Path(platformdirs.user_runtime_path("harness"))
+    with warnings.catch_warnings():  # where a session has no runtime folder, one below the temporary folder is as good
+        warnings.simplefilter("ignore")
+        place = folder or Path(platformdirs.user_runtime_path("harness"))
     with contextlib.ExitStack() as held:
         for name in sorted(set(names)):  # one order for everybody: no two runs can wait for each other
             path = place / f"{urllib.parse.quote(name, safe='')}.lock"

