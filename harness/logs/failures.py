@@ -23,10 +23,17 @@ _SIGNS: Final = (
 #: Not the end of a load: the engine goes another way, or the line speaks of something else.
 _NOT: Final = ("retrying", "pinned memory", "cuda_init", "discover", "failed to fit", "GPU discovery", "refresh free memory")
 _SIGN: Final = re.compile("|".join(map(re.escape, _SIGNS)))
+#: One of these stands in every sign: a line without them is not searched for all.
+_ROOTS: Final = (
+    "rror", "ailed", "emory", "nable to", "erminated", "timed out", "ASSERT", "SIG", "signal", "unknown model", "magic",
+    "exception", "quantiz", "DeviceLost", "requires", "longer", "aborting", "exit", "Segm", "Illegal", "crashed", "buffer",
+)  # fmt: skip
 
 
 def cause(line: str) -> str | None:
     """The line, in one piece, if it says that a load failed."""
+    if not any(root in line for root in _ROOTS):
+        return None
     if _SIGN.search(line) is None or any(other in line for other in _NOT):
         return None
     return " ".join(line.split())[:400]

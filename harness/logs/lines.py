@@ -40,8 +40,16 @@ _WRAPPING: Final = (
     rb"(?:\x1b\[[\d;]{0,12}m)?(?:[\d.]{8,20} )?(?:[IWED] )?"
 )
 #: The start of each line that is none of these; the newline before it is part of the match.
-CANDIDATE: Final = re.compile(rb"\n(?!\n|\Z|" + _BORING + rb"|" + _WRAPPING + rb"(?:" + _BORING + rb"))")
+CANDIDATE: Final = re.compile(rb"\n(?!\n|\Z|" + _BORING + rb")")
+#: The same for a log whose lines are wrapped.
+CANDIDATE_WRAPPED: Final = re.compile(rb"\n(?!\n|\Z|" + _BORING + rb"|" + _WRAPPING + rb"(?:" + _BORING + rb"))")
+_FIRST: Final = frozenset({b"{", b"\x1b", b"I", b"W", b"D", b"E", *(b"%d" % digit for digit in range(10))})
 _ANSI: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def is_wrapped(raw: bytes) -> bool:
+    """Whether a line seems to have something before its head."""
+    return raw[:1] in _FIRST or b"]: " in raw[:100] or b"  | " in raw[:40]
 
 
 def clean_lines(raw: bytes) -> list[str]:

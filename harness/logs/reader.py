@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from harness.core.facts import LoadFacts
-from harness.logs.lines import CANDIDATE, MAX_LINE, clean_lines
+from harness.logs.lines import CANDIDATE, CANDIDATE_WRAPPED, MAX_LINE, clean_lines, is_wrapped
 from harness.logs.llama import LlamaReader
 from harness.logs.vllm import VllmReader
 
@@ -34,6 +34,7 @@ class LogReader:
         self._llama = LlamaReader()
         self._vllm = VllmReader()
         self._vllm_speaks = False
+        self._candidate = CANDIDATE
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes, of any number."""
@@ -65,10 +66,14 @@ class LogReader:
 
     def _lines(self, block: bytes) -> None:
         """Look at the lines of a block that begins and ends with a newline."""
-        find = block.find
-        for match in CANDIDATE.finditer(block):
+        end = 0
+        while match := self._candidate.search(block, end):
             start = match.end()
-            self._line(block[start : min(find(b"\n", start), start + MAX_LINE)])
+            end = block.find(b"\n", start)
+            raw = block[start : min(end, start + MAX_LINE)]
+            if self._candidate is CANDIDATE and is_wrapped(raw):
+                self._candidate = CANDIDATE_WRAPPED  # slower, and right for both
+            self._line(raw)
 
     def _line(self, raw: bytes) -> None:
         if not self._vllm_speaks and _VLLM_SPEAKS.search(raw):
