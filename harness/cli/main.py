@@ -24,6 +24,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "show": ("show", "One calibration: constants, parts, quality, speeds."),
     "list": ("listing", "All calibrations of the store."),
     "parse": ("parse", "What an engine's log says of each load."),
+    "import": ("import_log", "A calibration from a log and figures that others measured."),
     "fit": ("fit", "Build the artifact again from a run's record."),
     "recalibrate": ("recalibrate", "Measure again what an upgrade has made stale."),
     "diff": ("diff", "What moved between two calibrations, stores or revisions, and what that means."),

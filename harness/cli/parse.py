@@ -26,18 +26,27 @@ _CHUNK = 1 << 20
 @command
 def cli(log: str, output: Output) -> None:
     """What an engine's LOG says of each load ("-" reads standard input)."""
-    try:
-        loads = parse_chunks(_chunks(log))
-    except FileNotFoundError as error:
-        raise NotFoundError(f"no such log: {log}", code="no-such-file") from error
-    except OSError as error:
-        raise NotPermittedError(f"{log} cannot be read: {error.strerror}") from error
+    loads = read_log(log)
     if not output.as_json:
         for number, facts in enumerate(loads, 1):
             _show(number, facts)
         if not loads:
             click.echo("no load of a model is in this log")
     output.done({"loads": [facts.to_json() for facts in loads]})
+
+
+def read_log(log: str) -> list[LoadFacts]:
+    """The loads of a log file, "-" for standard input.
+
+    Raises:
+        NotFoundError, NotPermittedError: the file.
+    """
+    try:
+        return parse_chunks(_chunks(log))
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no such log: {log}", code="no-such-file") from error
+    except OSError as error:
+        raise NotPermittedError(f"{log} cannot be read: {error.strerror}") from error
 
 
 def _chunks(log: str) -> Iterator[bytes]:
@@ -56,7 +65,9 @@ def _show(number: int, facts: LoadFacts) -> None:
     layers = "" if facts.layers_total is None else f" · {facts.layers_offloaded}/{facts.layers_total} layers on GPU"
     click.echo(
         clean(
-            f"load {number} · {facts.engine} ({facts.dialect}) · {state}{layers}" + (" · estimated" if facts.estimated else "")
+            f"load {number} · {facts.engine} ({facts.dialect}) · {state}{layers}"
+            + (" · estimated" if facts.estimated else "")
+            + (f" · figures ± {format_size(facts.uncertainty_bytes)}" if facts.uncertainty_bytes else "")
         )
     )
     click.echo(

@@ -75,7 +75,10 @@ def _details(calibration: Calibration) -> list[RenderableType]:
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
     described = " · ".join(str(part) for part in (model.name, model.architecture, model.quantization) if part)
-    gpus = ", ".join(gpu.name for gpu in metadata.machine.gpus) or "host memory"
+    unnamed = (
+        "a GPU that was not named" if metadata.machine.meter == "import" and metadata.machine.target == "gpu" else "host memory"
+    )
+    gpus = ", ".join(gpu.name for gpu in metadata.machine.gpus) or unnamed
     engine = f"{calibration.engine} {metadata.engine.version or '(version unknown)'}"
     error = "not measured" if quality.max_error is None else f"{quality.max_error:.3%} (worst load left out)"
     grid.add_row("model", Text(clean(described)))
@@ -86,7 +89,8 @@ def _details(calibration: Calibration) -> list[RenderableType]:
     chosen = f"{slots} · batch {settings.num_batch} · KV {settings.kv_cache_type} · flash attention {flash}"
     grid.add_row("settings", Text(clean(chosen)))
     spread = "" if quality.overhead_spread_gb is None else f" · overhead moves by {size_of(quality.overhead_spread_gb)}"
-    meter = "logged, not measured" if metadata.machine.meter == "log" else f"measured by {metadata.machine.meter}"
+    told = {"log": "logged, not measured", "import": "imported: the totals were measured by others"}
+    meter = told.get(metadata.machine.meter, f"measured by {metadata.machine.meter}")
     grid.add_row("quality", Text(f"error {error}{spread} · {meter}"))
     grid.add_row("points", Text(" · ".join(f"{load.context:,}: {size_of(load.total_gb)}" for load in quality.loads)))
     grid.add_row("valid to", Text(f"{quality.valid_to:,} tokens"))

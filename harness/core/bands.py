@@ -112,8 +112,10 @@ def _crossing(low: Line, high: Line) -> int:
     return int((low.start - high.start) / (high.slope - low.slope)) // CELL_PADDING * CELL_PADDING
 
 
-def fit_batches(points: Sequence[Point]) -> list[BatchFit]:
+def fit_batches(points: Sequence[Point], *, by_law: bool = False) -> list[BatchFit]:
     """One fit per physical batch, ascending; the batch with the most contexts is the reference of the others.
+
+    ``by_law`` lets a single load with flash attention stand: its compute grows by one mask a token, as on every model measured.
 
     Raises:
         UntrustedError: no batch was loaded at two contexts.
@@ -123,7 +125,7 @@ def fit_batches(points: Sequence[Point]) -> list[BatchFit]:
         groups.setdefault(point.num_batch, []).append(point)
     caches = fit_caches(points)
     main = max(groups, key=lambda batch: (len({p.context for p in groups[batch]}), batch or 0))
-    reference = _fit_batch(groups[main], caches, None)
+    reference = _fit_batch(groups[main], caches, None, by_law=by_law)
     fits = [reference if batch == main else _fit_batch(group, caches, reference) for batch, group in groups.items()]
     loaded = [fitted for fitted in fits if any(point.below_window for point in fitted.points)]
     fits = [_with_step(fitted, loaded[0]) if loaded and fitted not in loaded else fitted for fitted in fits]
@@ -173,7 +175,7 @@ def mask_bytes(point: Point) -> float:
     return float(width * (point.num_batch or 0))
 
 
-def _fit_batch(points: Sequence[Point], caches: Caches, reference: BatchFit | None) -> BatchFit:
+def _fit_batch(points: Sequence[Point], caches: Caches, reference: BatchFit | None, *, by_law: bool = False) -> BatchFit:
     above = [point for point in points if not point.below_window]
     below = [point for point in points if point.below_window]
     cells = max((point.window_cells or 0 for point in above), default=0) or None
@@ -195,6 +197,8 @@ def _fit_batch(points: Sequence[Point], caches: Caches, reference: BatchFit | No
             slope = reference.compute[-1].slope * (points[0].num_batch or 1) / (reference.num_batch or 1)
         elif (known := filling if _contexts(filling) > 1 else [*full, *filling]) and _contexts(known) > 1:
             slope = fit_line(known).slope
+        elif by_law and points[0].flash_attention == "enabled":
+            slope = mask_bytes(points[0])
         else:
             raise UntrustedError(
                 "one usable load is not enough: a line needs two contexts",

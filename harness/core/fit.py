@@ -110,7 +110,7 @@ def fit_record(record: Record) -> Calibration:
             code="no-points",
         )
     check_overhead(points)
-    fits = fit_batches(points)
+    fits = fit_batches(points, by_law=record.machine.meter == "import")
     # A batch that was asked for is sent at every context; only the engine's own choice has limits.
     limits = record.batch_limits if record.settings.num_batch is None else ()
     ends = band_ends(fits, limits, _reach(record, fits[-1], notes))

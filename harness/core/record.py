@@ -77,10 +77,13 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """Where and how it was measured. ``total_cuda_gb`` is torch's total, which vLLM divides by (vLLM only)."""
+    """Where and how it was measured; the sandbox of imported loads is ``unknown``.
+
+    ``total_cuda_gb`` is torch's total, which vLLM divides by (vLLM only).
+    """
 
     target: Target
-    sandbox: Literal["docker", "process"]
+    sandbox: Literal["docker", "process", "unknown"]
     meter: MeterName
     gpus: tuple[Gpu, ...] = ()
     total_cuda_gb: float | None = None

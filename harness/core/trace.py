@@ -6,7 +6,8 @@ from typing import Literal
 
 import msgspec
 
-MeterName = Literal["nvml", "host", "log"]
+#: ``import``: a figure that somebody else measured.
+MeterName = Literal["nvml", "host", "log", "import"]
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):

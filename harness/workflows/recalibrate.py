@@ -132,7 +132,7 @@ def wishes_of(target: Target, finder: Finder) -> Wishes:
     return Wishes(
         model=model,
         engine=target.calibration.engine,
-        sandbox=metadata.machine.sandbox,
+        sandbox="auto" if metadata.machine.sandbox == "unknown" else metadata.machine.sandbox,
         loads=plan_of(target.calibration),
         kv_cache_type=None if settings.kv_cache_type == "f16" or "/" in settings.kv_cache_type else settings.kv_cache_type,
         flash_attention={"enabled": "on", "disabled": "off"}.get(settings.flash_attention or "", "auto"),

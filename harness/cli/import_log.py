@@ -1,0 +1,65 @@
+"""``harness import``."""
+
+from __future__ import annotations
+
+import click
+
+from harness.cli.context import command, positive_ints, store_at, store_option
+from harness.cli.output import Output, clean
+from harness.cli.parse import read_log
+from harness.core.calibration import to_document
+from harness.errors import UsageError
+from harness.units import parse_size
+
+
+@click.command()
+@click.argument("log")
+@click.option(
+    "--total", "totals", multiple=True, required=True, metavar="SIZE", help="Memory of a load on its device; one each."
+)
+@click.option("--load", "chosen", metavar="N,…", help="Which loads of the log, by harness parse's numbers (all complete ones).")
+@click.option("--ctx", metavar="N,…", help="Tokens per slot of each load, where the log does not say.")
+@click.option("--model", metavar="NAME", help="The model's name, where the log names only a file.")
+@click.option("--gpu", "gpus", multiple=True, metavar="NAME", help="The GPU's name, as the driver has it; one each.")
+@click.option("--variant", metavar="NAME", help="File it beside the default calibration.")
+@click.option("--force", is_flag=True, help="Overwrite the calibration of another GPU, model or settings.")
+@store_option
+@command
+def cli(
+    log: str,
+    totals: tuple[str, ...],
+    chosen: str | None,
+    ctx: str | None,
+    model: str | None,
+    gpus: tuple[str, ...],
+    variant: str | None,
+    force: bool,
+    store: str | None,
+    output: Output,
+) -> None:
+    """A calibration from an engine's LOG and the memory that others measured beside it ("-" reads standard input)."""
+    from harness.workflows.importing import Told, import_log
+
+    try:
+        sizes = tuple(parse_size(one) for total in totals for one in total.split(","))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    told = Told(
+        log=log,
+        totals=sizes,
+        chosen=positive_ints(chosen, "--load"),
+        contexts=positive_ints(ctx, "--ctx"),
+        model=model,
+        gpus=gpus,
+        variant=variant,
+        force=force,
+    )
+    result = import_log(read_log(log), told, store_at(store))
+    if not output.as_json:
+        from harness.cli.tables import calibration_panel, console
+
+        console().print(calibration_panel(result.calibration, result.calibration.id))
+        click.echo(f"written  {clean(str(result.artifact))}")
+    output.done(
+        {"artifact": str(result.artifact), "record": str(result.record), "calibration": to_document(result.calibration)}
+    )

@@ -1,0 +1,111 @@
+"""``harness import``: constants from somebody else's log and reading, marked as such, or a refusal that says why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from harness.cli.main import cli
+from harness.store import Store
+from harness.units import GIB, MIB
+
+MODEL = "/root/.ollama/models/blobs/sha256-" + "ab" * 32
+
+
+def log(cells: int, *, kv: float, compute: float, ready: bool = True, flash: str = "enabled") -> str:
+    """A load of Ollama 0.33 on one GPU."""
+    done = 'time=2026-09-02T16:53:11Z level=INFO msg="llama-server started in 9.50 seconds"\n' if ready else ""
+    return (
+        'time=2026-09-02T16:52:34Z level=INFO msg="starting llama-server" cmd="/usr/lib/ollama/llama-server '
+        f'--model {MODEL} --port 1 -c {cells} -np 1 --flash-attn auto -b 512 -ub 512"\n'
+        "print_info: n_ctx_train           = 32768\n"
+        "load_tensors: offloaded 29/29 layers to GPU\n"
+        "load_tensors:        CUDA0 model buffer size =  4000.00 MiB\n"
+        f"llama_context: n_seq_max             = 1\nllama_context: n_ctx                 = {cells}\n"
+        "llama_context: n_ubatch              = 512\n"
+        f"llama_kv_cache:      CUDA0 KV buffer size = {kv:8.2f} MiB\n"
+        f"llama_kv_cache: size = {kv:8.2f} MiB ({cells:6d} cells,  28 layers,  1/1 seqs), "
+        f"K (f16): {kv / 2:8.2f} MiB, V (f16): {kv / 2:8.2f} MiB\n"
+        f"resolve_fused_ops: Flash Attention {flash}\n"
+        f"sched_reserve:      CUDA0 compute buffer size = {compute:8.2f} MiB\n" + done
+    )
+
+
+SMALL = log(4096, kv=224, compute=104)
+MIDDLE = log(8192, kv=448, compute=108)
+LARGE = log(16384, kv=896, compute=116)
+
+
+def run(tmp_path: Path, text: str, *arguments: str) -> tuple[int, dict[str, Any]]:
+    file = tmp_path / "server.log"
+    file.write_text(text)
+    result = CliRunner().invoke(cli, ["import", str(file), "--json", "--store", str(tmp_path / "store"), *arguments])
+    return result.exit_code, json.loads(result.stdout)
+
+
+def test_several_loads_give_lines_and_an_error_like_measured_ones(tmp_path: Path) -> None:
+    totals = [f"{4000 + 300 + rest}MiB" for rest in (224 + 104, 448 + 108, 896 + 116)]
+    arguments = [part for total in totals for part in ("--total", total)]
+    code, answer = run(tmp_path, SMALL + MIDDLE + LARGE, *arguments, "--model", "qwen2:7b", "--gpu", "NVIDIA X")
+    assert code == 0, answer
+    calibration = Store(tmp_path / "store").read(Path(answer["data"]["artifact"]))
+    metadata = calibration.metadata
+    assert calibration.id == "ollama/qwen2-7b"
+    assert (metadata.machine.meter, metadata.machine.sandbox, metadata.machine.target) == ("import", "unknown", "gpu")
+    assert metadata.model.digest == "sha256:" + "ab" * 32
+    assert metadata.breakdown_gb.overhead == pytest.approx(300 * MIB / GIB, abs=1e-5)
+    assert calibration.constants.kv_cache_gb_per_10k == pytest.approx(56 * 1024 * 10_000 / GIB, rel=1e-4)
+    assert metadata.quality.max_error == pytest.approx(0, abs=1e-4)
+    assert metadata.quality.valid_to == 32768
+    assert any("measured by others" in note for note in metadata.quality.notes)
+    assert Path(answer["data"]["record"]).is_file()
+
+
+def test_one_load_gives_constants_that_end_where_it_stands(tmp_path: Path) -> None:
+    code, answer = run(tmp_path, MIDDLE, "--total", "4.74GiB", "--model", "qwen2:7b")
+    assert code == 0, answer
+    quality = answer["data"]["calibration"]["metadata"]["quality"]
+    assert (quality["valid_to"], quality["max_error"]) == (8192, None)
+    assert any("one load" in note for note in quality["notes"])
+    assert answer["data"]["calibration"]["constants"]["compute_gb_per_10k"] == pytest.approx(1024 * 10_000 / GIB, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "code", "error"),
+    [
+        ("nothing\n", ["--total", "5g"], 65, "no-load"),
+        (log(8192, kv=448, compute=108, ready=False), ["--total", "5g"], 65, "no-load"),
+        (MIDDLE, ["--total", "4g"], 65, "total-too-small"),
+        (MIDDLE, ["--total", "five"], 2, "usage"),
+        (MIDDLE, ["--total", "5g", "--total", "6g"], 2, "count-differs"),
+        (MIDDLE, ["--total", "5g", "--load", "2"], 2, "no-such-load"),
+        (MIDDLE, ["--total", "5g", "--ctx", "4096"], 65, "context-differs"),
+        (MIDDLE.replace("29/29", "20/29"), ["--total", "5g"], 5, "not-a-point"),
+        (MIDDLE.replace("CUDA0 KV", "  CPU KV"), ["--total", "5g"], 5, "not-a-point"),
+        (log(8192, kv=448, compute=108, flash="disabled"), ["--total", "5g"], 5, "too-few-points"),
+        (MIDDLE + MIDDLE.replace("ab" * 32, "cd" * 32), ["--total", "5g,5g"], 65, "other-model"),
+        (SMALL + MIDDLE + LARGE, ["--total", "4.6g,4.7g,9g"], 5, "overhead-moves"),
+    ],
+)
+def test_what_no_constants_can_follow_from_is_refused(
+    tmp_path: Path, text: str, arguments: list[str], code: int, error: str
+) -> None:
+    got, answer = run(tmp_path, text, "--model", "qwen2:7b", *arguments)
+    assert (got, answer["errors"][0]["code"]) == (code, error)
+    assert not list((tmp_path / "store").rglob("*.yaml"))
+
+
+def test_a_log_that_names_only_a_blob_needs_a_name(tmp_path: Path) -> None:
+    code, answer = run(tmp_path, MIDDLE, "--total", "5g")
+    assert (code, answer["errors"][0]["code"]) == (2, "no-name")
+
+
+def test_a_measured_calibration_of_another_gpu_is_not_overwritten(tmp_path: Path) -> None:
+    assert run(tmp_path, MIDDLE, "--total", "5g", "--model", "m", "--gpu", "NVIDIA X")[0] == 0
+    code, answer = run(tmp_path, MIDDLE, "--total", "5g", "--model", "m", "--gpu", "NVIDIA Y")
+    assert (code, answer["errors"][0]["code"]) == (73, "would-overwrite")
+    assert run(tmp_path, MIDDLE, "--total", "5g", "--model", "m", "--gpu", "NVIDIA Y", "--variant", "y")[0] == 0
