@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from harness.core.plan import DEFAULT_BATCH, BatchLimits
 from harness.core.record import EngineVersion, LoadRequest, Model, Reported, Speed
 from harness.engines import gguf
@@ -76,7 +78,8 @@ class Ollama:
         if name.endswith(".gguf"):
             path = Path(name).expanduser()
             header = gguf.read_header(path)
-            return Source(model=gguf.describe(header, name, None), path=path.resolve(), tensors=gguf.tensor_bytes(header))
+            model = gguf.describe(header, name, None)
+            return Source(model=model, path=path.resolve(), tensors=gguf.tensor_bytes(header))
         own_name, _ = split_name(name)
         folder = models_folder(options.models) if options.models is not None else None
         if folder is not None and not manifest(folder, own_name).is_file():
@@ -146,18 +149,14 @@ class Ollama:
         wanted = None
         if source.path is None:
             own_name, wanted = split_name(source.own_name)
-            source = Source(model=source.model, own_name=own_name)
+            source = msgspec.structs.replace(source, own_name=own_name)
         own_name, body = present(client, source, options, progress)
-        found = described(source, body)
-        found = Source(
-            model=found.model, path=found.path, tensors=found.tensors, own_name=own_name,
-            projector_bytes=found.projector_bytes, embedding=found.embedding,
-        )  # fmt: skip
-        if wanted is not None:
-            with connected(client, "list its models") as talker:
-                listed = {one.model: one.digest for one in talker.list().models}
-            short = listed.get(own_name) or listed.get(f"{own_name}:latest")
-            check_digest(found, wanted, f"sha256:{short}" if short else None)
+        source = msgspec.structs.replace(source, own_name=own_name)
+        with connected(client, "list its models") as talker:
+            listed = {one.model: one for one in talker.list().models}
+        listing = listed.get(own_name) or listed.get(f"{own_name}:latest")
+        found = described(source, body, int(listing.size) if listing and listing.size else None)
+        check_digest(found, wanted, f"sha256:{listing.digest}" if listing and listing.digest else None)
         return found
 
     def load(self, client: httpx.Client, source: Source, request: LoadRequest, options: Options) -> Reported | None:

@@ -96,12 +96,12 @@ def pull(client: httpx.Client, name: str, progress: Progress) -> None:
         NotFoundError: there is no such model. CannotWriteError: no room. NotPermittedError: it is not for everyone.
         UnavailableError: its registry cannot be reached, or gives something else than it promised.
     """
-    from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+    from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 
     attempts = Retrying(
         retry=retry_if_exception_type(_BrokenPullError),
         stop=stop_after_attempt(PULL_ATTEMPTS),
-        wait=wait_exponential_jitter(initial=0.2, max=15.0),
+        wait=wait_exponential(multiplier=0.1, max=15.0) + wait_random(0.0, 0.2),
         reraise=True,
     )
     attempts(_pull_once, client, name, progress)
@@ -220,8 +220,8 @@ def _what_is_there(client: httpx.Client) -> str:
     return f"{there}any name of ollama.com/library that the network reaches, or the path of a .gguf file"
 
 
-def described(source: Source, body: Mapping[str, Any]) -> Source:
-    """The source with what ``/api/show`` says of it.
+def described(source: Source, body: Mapping[str, Any], size: int | None) -> Source:
+    """The source with what ``/api/show`` says of it; ``size`` is what ``/api/tags`` says, bytes.
 
     Raises:
         NotFoundError: the model runs elsewhere. BadInputError: its runner logs nothing that could be measured.
@@ -253,7 +253,8 @@ def described(source: Source, body: Mapping[str, Any]) -> Source:
     return msgspec.structs.replace(
         source,
         model=model,
-        tensors=source.tensors or tensors_of(body.get("tensors")),
+        tensors=source.tensors or tensors_of(body.get("tensors"), info),
+        estimate=None if size is None else gguf.server_estimate(gguf.Header(metadata=dict(info), tensors=()), size),
         projector_bytes=_projector(body),
         embedding="embedding" in capabilities and "completion" not in capabilities,
     )
@@ -274,7 +275,7 @@ def check_digest(source: Source, wanted: str | None, manifest_digest: str | None
         )
 
 
-def tensors_of(listed: object) -> Tensors | None:
+def tensors_of(listed: object, info: Mapping[str, Any]) -> Tensors | None:
     """Bytes by layer of ``/api/show``'s verbose tensors; ``None`` where they are not listed or of an unknown type."""
     if not isinstance(listed, list) or not listed:
         return None
@@ -284,7 +285,7 @@ def tensors_of(listed: object) -> Tensors | None:
         if size is None:
             return None
         sizes.append((str(_mapping(one).get("name")), size))
-    return gguf.tensor_bytes(gguf.Header(metadata={}, tensors=tuple(sizes)))
+    return gguf.tensor_bytes(gguf.Header(metadata=dict(info), tensors=tuple(sizes)))
 
 
 def _tensor_bytes(tensor: Mapping[str, Any]) -> int | None:

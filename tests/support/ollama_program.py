@@ -10,7 +10,7 @@ The environment makes it misbehave, or another release:
 - ``STANDIN_HOLD``: MiB that every runner holds besides; ``STANDIN_SLOW``: how many times slower it writes
 - ``STANDIN_RPC``: MiB of a device that every runner finds (llama.cpp's own RPC server on the CPU)
 - ``STANDIN_PULL``: what goes wrong in one pull after another: ``cut``, ``error``, ``silent-end``, ``digest``
-- ``STANDIN_FAULT``: ``WHAT@LOAD`` from 1 (0: its start): ``crash``, ``kill-runner``, ``garbage``, ``hang``, ``slow``
+- ``STANDIN_FAULT``: ``WHAT@LOAD`` from 1 (0: its start): ``crash``, ``kill-runner``, ``garbage``, ``hang``, ``bloat``
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ MODELS = Path(os.environ.get("OLLAMA_MODELS") or "/root/.ollama/models")
 VERSION = os.environ.get("STANDIN_VERSION", "0.33.0")
 FAULT, _, FAULT_AT = os.environ.get("STANDIN_FAULT", "").partition("@")
 PULL_FAULTS = [one for one in os.environ.get("STANDIN_PULL", "").split(",") if one]
-ENGINE = "/engine/llama-server"
+ENGINE = os.environ.get("STANDIN_ENGINE", "/engine/llama-server")
+FOLDER = Path(ENGINE).parent
+LIBRARIES = {**os.environ, "LD_LIBRARY_PATH": str(FOLDER)}
 CHUNK = 1 << 18
 TYPES = {0: ("F32", 1, 4), 1: ("F16", 1, 2), 8: ("Q8_0", 32, 34), 12: ("Q4_K", 256, 144), 14: ("Q6_K", 256, 210)}
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -161,17 +163,17 @@ class Runner:
             self.others.append(subprocess.Popen([sys.executable, __file__, "hold", hold]))
         slog("starting llama-server", cmd=" ".join(command))
         self.began = time.monotonic()
-        self.process = subprocess.Popen(command, stdout=2, stderr=2, env={**os.environ, "LD_LIBRARY_PATH": "/engine"})
+        self.process = subprocess.Popen(command, stdout=2, stderr=2, env=LIBRARIES)
 
     def device(self, memory: str) -> str:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
         server = subprocess.Popen(
-            ["/engine/ggml-rpc-server", "-d", "CPU", "-H", "127.0.0.1", "-p", port, "-m", memory],
+            [f"{FOLDER}/ggml-rpc-server", "-d", "CPU", "-H", "127.0.0.1", "-p", port, "-m", memory],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "LD_LIBRARY_PATH": "/engine"},
+            env=LIBRARIES,
         )
         self.others.append(server)
         while server.poll() is None:
@@ -220,8 +222,8 @@ def misbehave(at: int) -> None:
         raise ApiError(200, "")
     if FAULT == "hang":
         time.sleep(3600)
-    if FAULT == "slow":
-        time.sleep(2)
+    if FAULT == "bloat":
+        bytearray(1 << 30)
 
 
 def loaded(name: str, options: dict[str, Any]) -> Runner:
@@ -348,7 +350,9 @@ class Api(BaseHTTPRequestHandler):
     def tags(self) -> Any:
         folder = MODELS / "manifests" / "registry.ollama.ai" / "library"
         names = [(f"{path.parent.name}:{path.name}", path) for path in sorted(folder.glob("*/*"))]
-        return {"models": [{"name": name, "model": name, "digest": sha256(path)} for name, path in names]}
+        sizes = {name: json.loads(path.read_text())["layers"][0]["size"] for name, path in names}
+        listed = [{"name": name, "model": name, "digest": sha256(path), "size": sizes[name]} for name, path in names]
+        return {"models": listed}
 
     def ps(self) -> Any:
         runner = Runner.current

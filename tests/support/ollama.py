@@ -1,0 +1,73 @@
+"""The Ollama stand-in as tests use it: its registry, its image, and a process of it without Docker."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+from filelock import FileLock
+
+from tests.support.images import OLLAMA_PROGRAM
+from tests.support.models import write_tiny_llama
+from tests.support.waiting import until
+
+#: Trained on so few tokens that Ollama has one batch for all of them.
+TRAIN_CONTEXT = 4096
+#: What the registry offers, by name, beside what makes each special.
+_MODELS: dict[str, dict[str, object]] = {
+    "tiny:latest": {},
+    "embedder:latest": {"capabilities": ["embedding"]},
+    "elsewhere:latest": {"remote_host": "https://ollama.com:443"},
+    "mlx:latest": {"format": "safetensors"},
+}
+
+
+def registry() -> Path:
+    """A folder that the stand-in pulls from. Written once for each environment, so that its image stays the same."""
+    folder = Path(sys.prefix) / "share" / "harness-tests" / "ollama-registry"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "tiny.gguf").exists():
+            write_tiny_llama(folder / "tiny.part", TRAIN_CONTEXT).replace(folder / "tiny.gguf")
+        text = json.dumps({name: {"file": "tiny.gguf", **special} for name, special in _MODELS.items()})
+        if not (folder / "registry.json").exists() or (folder / "registry.json").read_text() != text:
+            (folder / "registry.json").write_text(text)
+    return folder
+
+
+@contextlib.contextmanager
+def standin(folder: Path, **env: str) -> Iterator[httpx.Client]:
+    """A stand-in that runs as a process with its models in ``folder``, and a client of it; its log is ``folder/log``."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = {
+        "OLLAMA_HOST": f"127.0.0.1:{port}",
+        "OLLAMA_MODELS": str(folder / "models"),
+        "STANDIN_REGISTRY": str(registry()),
+        **env,
+    }
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(OLLAMA_PROGRAM), "serve"], env={**os.environ, **settings}, stdout=log, stderr=log
+        )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30.0) as client:
+            until(lambda: _answers(client), "the stand-in")
+            yield client
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _answers(client: httpx.Client) -> bool:
+    with contextlib.suppress(httpx.HTTPError):
+        return client.get("/api/version").is_success
+    return False
