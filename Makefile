@@ -12,10 +12,10 @@ MAKEOVERRIDES :=
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup calibrate test lint format type bench schema lock clean distclean
+.PHONY: help setup calibrate test lint format type bench bench-accuracy schema lock clean distclean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  calibrate takes MODEL=NAME (gemma3:270m); calibrate and test take ARGS='more options'."
 
@@ -45,6 +45,9 @@ bench: setup ## Measure the figures that the documentation quotes
 	@set -f; exec $(PYTHON) scripts/bench.py $$COMMAND_ARGS
 
 LOCK := uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-emit-index-url
+
+bench-accuracy: setup ## Compare predictions with real loads of six models (30 minutes); writes docs/explanation/accuracy.md
+	@set -f; exec $(PYTHON) -m bench.accuracy $$COMMAND_ARGS
 
 lock: ## Resolve pyproject.toml anew into the two lock files (needs uv)
 	$(LOCK) --extra embedded --extra report --group dev --upgrade pyproject.toml --output-file requirements.lock

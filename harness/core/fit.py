@@ -42,6 +42,9 @@ MAX_ERROR: Final = 0.01
 #: The overhead of all loads must agree to this, or to 0.5 % of the memory measured, whichever is larger.
 OVERHEAD_SPREAD: Final = 8 * MIB
 OVERHEAD_SPREAD_SHARE: Final = 0.005
+#: Architectures whose caches hold latents (MLA). Without flash attention, a copy of the values (1 KiB a token) hides below the
+#: batch's activations up to some context, which depends on the batch, and comes on top from there (llama.cpp b10434).
+LATENT_ATTENTION: Final = frozenset({"deepseek2"})
 
 
 def overhead_spread(points: Sequence[Point]) -> float | None:
@@ -179,6 +182,8 @@ def _reach(record: Record, last: BatchFit, notes: list[str]) -> int:
     reach = record.model.train_context or measured
     if last.caches.window_per_cell and last.window_cells is None:
         why = "no load reached the full size of the sliding window's cache"
+    elif last.points[0].flash_attention == "disabled" and record.model.architecture in LATENT_ATTENTION:
+        why = "without flash attention the compute buffers of latent attention step at a context that depends on the batch"
     elif last.points[0].flash_attention == "disabled" and bends(last) and len(last.compute) == 1:
         why = "without flash attention the compute buffers bend between the loads"
     elif last.points[0].flash_attention == "disabled" and not last.placed and not confirms_law(last):

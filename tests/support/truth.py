@@ -11,7 +11,6 @@ import os
 import re
 import socket
 import subprocess
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -160,21 +159,24 @@ def load_truth(
         command += ["--override-kv", f"{train_context[0]}.context_length=int:{train_context[1]}"]
     env = {**os.environ, "LD_LIBRARY_PATH": str(PROGRAMS), **device.env}
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert process.stdout is not None
+    pipe = process.stdout
+    assert pipe is not None
     output = bytearray()
+    os.set_blocking(pipe.fileno(), False)
+
+    def loaded() -> bool:
+        output.extend(pipe.read() or b"")
+        assert process.poll() is None, output[-2000:].decode(errors="replace")
+        return _healthy(client) and any(one.complete for one in parse_log(bytes(output)))
+
     try:
-        os.set_blocking(process.stdout.fileno(), False)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-            while not _healthy(client):
-                output += process.stdout.read() or b""
-                assert process.poll() is None, output[-2000:].decode(errors="replace")
-                time.sleep(0.05)
+            until(loaded, f"{model.name} at {context} tokens", limit=300)
         anonymous = device.anonymous_bytes()
-        output += process.stdout.read() or b""
     finally:
         process.kill()
         process.wait(60)
-        process.stdout.close()
+        pipe.close()
     (facts,) = [one for one in parse_log(bytes(output)) if one.complete]
     assert facts.fully_offloaded, facts
     on_device = facts.devices[device.name]

@@ -95,6 +95,13 @@ def test_growth_by_no_known_law_does_not_reach_beyond_the_loads_without_flash_at
     assert any("whole rows" in note for note in quality.notes)
 
 
+@pytest.mark.parametrize(("flash", "valid_to"), [(False, 32_768), (True, 131_072)])
+def test_latent_attention_without_flash_attention_is_known_as_far_as_it_was_loaded(flash: bool, valid_to: int) -> None:
+    run = msgspec.structs.replace(PLAIN, flash_attention=flash).run()
+    latent = msgspec.structs.replace(run, model=msgspec.structs.replace(run.model, architecture="deepseek2"))
+    assert fit_record(latent).metadata.quality.valid_to == valid_to
+
+
 def test_bands_of_one_load_are_refused_where_their_law_is_not_confirmed() -> None:
     plain = msgspec.structs.replace(PLAIN, weights=64 * MIB, overhead=0, flash_attention=False)
     run = plain.run(OLLAMA)
