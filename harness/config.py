@@ -28,7 +28,7 @@ KEYS: Final[dict[str, type | tuple[type, ...]]] = {
     "cache": str,
 }
 #: Environment variables that are no settings of commands.
-_OTHERS: Final = frozenset({"HARNESS_REQUIRE", "HARNESS_CI_DOCKERD"})
+_OTHERS: Final = frozenset({"HARNESS_ENDPOINT", "HARNESS_CONTEXT", "HARNESS_REQUIRE", "HARNESS_CI_DOCKERD"})
 
 
 def find_file(here: Path) -> Path | None:

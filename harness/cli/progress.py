@@ -26,6 +26,9 @@ class Plain:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Nothing to tear down."""
 
+    def rest(self) -> None:
+        """Draw nothing from now on; lines are still said."""
+
     def _line(self, text: str) -> None:
         print(clean(text), file=sys.stderr, flush=True)  # noqa: T201 - progress is this class's output
 
@@ -84,6 +87,10 @@ class Bars(Plain):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Stop drawing; the bar disappears."""
+        self._bars.stop()
+
+    def rest(self) -> None:
+        """The bar disappears: the terminal belongs to somebody else now."""
         self._bars.stop()
 
     def _line(self, text: str) -> None:

@@ -16,7 +16,7 @@ from harness.core.trace import MemoryTrace, MeterName, Occupancy, Plateau
 RECORD_VERSION: Final = 1
 
 Target = Literal["gpu", "host"]
-Purpose = Literal["point", "speed", "host-speed", "dry-run", "warm-up"]
+Purpose = Literal["point", "speed", "host-speed", "dry-run", "warm-up", "serve"]
 Outcome = Literal["ok", "wont-fit", "spilled", "failed", "skipped"]
 
 

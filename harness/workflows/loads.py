@@ -71,9 +71,10 @@ class Runner:
         observer: Observer,
         epoch: float,
         hook: StageHook = no_hook,
+        port: int | None = None,
     ) -> None:
         self.engine, self.sandbox, self.meter, self.options = engine, sandbox, meter, options
-        self.folder, self.observer, self.epoch, self.hook = folder, observer, epoch, hook
+        self.folder, self.observer, self.epoch, self.hook, self.port = folder, observer, epoch, hook, port
         self.running: Running | None = None
         #: The engine as its container and its server tell it; ``None`` for a process.
         self.identity: EngineVersion | None = None
@@ -116,7 +117,7 @@ class Runner:
 
     def launch(self, source: Source, request: LoadRequest | None) -> Running:
         """Start the engine, and do not wait for it."""
-        site = self.sandbox.site()
+        site = self.sandbox.site(self.port)
         launch = self.engine.launch(source, request, self.options, site)
         log = self.folder / f"engine-{self._starts}.log"
         self._starts += 1

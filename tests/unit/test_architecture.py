@@ -26,6 +26,10 @@ ALLOWED = {
         *("workflows", "engines", "sandboxes", "meters", "store", "catalog", "config", "report"),
         *("logs", "core", "units", "errors", "__version__"),
     },
+    "lifecycle": {
+        *("workflows", "engines", "sandboxes", "meters", "store", "catalog", "config"),
+        *("logs", "core", "units", "errors", "__version__"),
+    },
 }
 #: Third-party libraries that one room or file alone may use.
 ALONE = {"docker": "sandboxes/docker", "pynvml": "meters/nvml", "click": "cli/"}

@@ -1,0 +1,40 @@
+"""What an engine did with a load, beside what was said before it started."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from harness.core.facts import LoadFacts
+from harness.core.points import spill_reason
+from harness.core.record import Target
+from harness.core.verdict import Verdict
+
+#: Layers by which a foreseen split may be off and still count as foreseen.
+LAYERS: Final = 2
+
+
+def told(facts: LoadFacts, target: Target) -> str:
+    """What the log says, for people."""
+    if target == "host":
+        return spill_reason(facts, target) or "everything lies in host memory"
+    if facts.layers_offloaded is None or facts.layers_total is None:
+        return spill_reason(facts, target) or "everything is on the GPU"
+    over = f", {facts.layers_overflowing} of them with experts on the host" if facts.layers_overflowing else ""
+    return f"{facts.layers_offloaded} of {facts.layers_total} layers are on the GPU{over}"
+
+
+def disagreement(verdict: Verdict, facts: LoadFacts) -> str | None:
+    """In what the engine did something else than the verdict said; ``None``: they agree, or the verdict says nothing."""
+    if verdict.verdict == "unknown":
+        return None
+    spilled = spill_reason(facts, verdict.basis)
+    if verdict.basis == "host":
+        return f"it was to lie in host memory, and {spilled}" if spilled else None
+    if verdict.verdict == "fits":
+        return f"it was to fit, and {spilled}" if spilled else None
+    if spilled is None:
+        return "it was to spill to the CPU, and everything is on the GPU"
+    foreseen, seen = verdict.layers_offloaded, facts.layers_offloaded
+    if foreseen is not None and seen is not None and abs(foreseen - seen) > LAYERS:
+        return f"{foreseen} of {verdict.layers_total} layers were to stay on the GPU, and {seen} did"
+    return None

@@ -1,0 +1,170 @@
+"""``harness serve`` on a real engine: a command in front of a model, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from harness.core.calibration import Calibration
+from harness.core.record import Gpu, Machine
+from harness.store import Store
+from tests.support.calibrations import made_up, on_host, store_of
+from tests.support.models import write_tiny_llama
+from tests.support.waiting import alive, until
+
+pytestmark = pytest.mark.requires("embedded")
+Start = Callable[..., subprocess.Popen[str]]
+#: What a command finds in its environment, and whether the model answers there.
+PROBE = """
+import json, os, urllib.request
+names = ("HARNESS_ENDPOINT", "HARNESS_CONTEXT", "HARNESS_MODEL", "OPENAI_BASE_URL")
+with urllib.request.urlopen(os.environ["OPENAI_BASE_URL"] + "/models") as answer:
+    models = [one["id"] for one in json.load(answer)["data"]]
+print(json.dumps({**{name: os.environ[name] for name in names}, "models": models}))
+raise SystemExit(7)
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_tiny_llama(tmp_path / "tiny.gguf")
+
+
+@pytest.fixture
+def start(tmp_path: Path, model: Path) -> Iterator[Start]:
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: str, **env: str) -> subprocess.Popen[str]:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("HARNESS_")}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "harness", "serve", str(model), *arguments],
+            cwd=tmp_path,
+            env={**clean, "HARNESS_STORE": str(tmp_path / "store"), "PYTHONPATH": str(Path(__file__).parents[2]), **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def engines(model: Path) -> list[psutil.Process]:
+    running = psutil.process_iter(["name", "cmdline"])
+    return [
+        one for one in running if one.info["name"] == "llama-server" and str(model) in " ".join(one.info["cmdline"] or ())
+    ]  # fmt: skip
+
+
+def leftovers(store: Path) -> list[str]:
+    return [str(one) for one in store.glob("runs/*-serve-*")]
+
+
+def host(name: str = "tiny") -> Calibration:
+    return on_host(made_up(name, gpu=None))
+
+
+def test_a_command_finds_the_model_and_its_status_is_ours(start: Start, model: Path, tmp_path: Path) -> None:
+    store_of(tmp_path / "store", host())
+    process = start("--ctx", "1024", "--available", "24GiB", "--", sys.executable, "-c", PROBE)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 7, err
+    found = json.loads(out)
+    assert found["OPENAI_BASE_URL"] == f"{found['HARNESS_ENDPOINT']}/v1"
+    assert found["HARNESS_CONTEXT"] == "1024"
+    assert found["models"] == [found["HARNESS_MODEL"]]
+    assert "FITS: needs 4." in err
+    assert not engines(model)
+    assert not leftovers(tmp_path / "store")
+
+
+def test_what_would_spill_is_refused_before_anything_starts(start: Start, tmp_path: Path) -> None:
+    store_of(tmp_path / "store", host())
+    process = start("--ctx", "1024", "--available", "2GiB", "--on-offload", "refuse", "--json", "--", "false")
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 3
+    assert "CPU OFFLOAD LIKELY" in json.loads(out)["errors"][0]["message"]
+    assert not leftovers(tmp_path / "store")
+    unknown = start("--ctx", "1024", "--engine", "ollama", "--on-offload", "refuse", "--", "false")
+    assert "harness calibrate" in unknown.communicate(timeout=120)[1]
+    assert unknown.returncode == 4
+
+
+def test_what_would_spill_is_made_smaller_where_that_was_asked_for(start: Start, tmp_path: Path) -> None:
+    store_of(tmp_path / "store", host())
+    process = start("--ctx", "32768", "--available", "4628", "--on-offload", "shrink", "--", sys.executable, "-c", PROBE)
+    out, err = process.communicate(timeout=120)
+    assert 256 <= int(json.loads(out)["HARNESS_CONTEXT"]) < 32768
+    assert "instead of 32768" in err
+
+
+def test_an_interrupt_ends_the_command_and_the_engine(start: Start, model: Path) -> None:
+    wait = "import os, signal; print(os.getpid(), flush=True); signal.pause()"
+    process = start("--ctx", "1024", "--gpus", "none", "--", sys.executable, "-c", wait)
+    assert process.stdout is not None
+    command = int(process.stdout.readline())
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert not alive(command)
+    assert not engines(model)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_without_a_command_it_stays_until_it_is_ended(
+    start: Start, model: Path, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    process = start("--ctx", "1024", "--gpus", "none")
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("endpoint http://127.0.0.1:")
+    assert engines(model)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == status
+    until(lambda: not engines(model), "the engine's end")
+    if number != signal.SIGKILL:
+        assert not leftovers(tmp_path / "store")
+
+
+def test_an_engine_that_ends_by_itself_is_said_and_its_log_kept(start: Start, model: Path, tmp_path: Path) -> None:
+    process = start("--ctx", "1024", "--gpus", "none", "--json")
+    (engine,) = until(lambda: engines(model), "the engine")
+    until(lambda: any(one.status == "LISTEN" for one in engine.net_connections()), "its port")
+    engine.kill()
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 70
+    assert json.loads(out)["errors"][0]["code"] == "engine-ended"
+    assert len(leftovers(tmp_path / "store")) == 1
+
+
+@pytest.mark.requires("vulkan")
+def test_a_verdict_that_was_wrong_is_said_and_kept(start: Start, tmp_path: Path) -> None:
+    machine = Machine(target="gpu", sandbox="process", meter="log", gpus=(Gpu(name="another"),))
+    metadata = made_up("tiny").metadata
+    wrong = msgspec.structs.replace(made_up("tiny"), metadata=msgspec.structs.replace(metadata, machine=machine))
+    store = store_of(tmp_path / "store", wrong)
+    process = start("--ctx", "1024", "--gpus", "Vulkan0", "--json", "--", "true", GGML_VK_VISIBLE_DEVICES="0")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    data = json.loads(out)["data"]
+    assert data["verdict"] == "offload"
+    assert "everything is on the GPU" in data["disagreement"]
+    assert data["disagreement"] in err
+    record = json.loads(Path(data["record"]).read_text())
+    assert record["loads"][0]["request"]["purpose"] == "serve"
+    assert data["disagreement"] in record["notes"][0]
+    assert Path(data["record"]).parent in list(Store(store.root).runs())
