@@ -111,6 +111,7 @@ class VllmFacts(msgspec.Struct, frozen=True, kw_only=True):
     pipeline_parallel: int | None = None
     enforce_eager: bool | None = None
     max_num_seqs: int | None = None
+    compiled: bool | None = None
     failure_class: str | None = None
     needed_bytes: int | None = None
     available_bytes: int | None = None

@@ -24,6 +24,7 @@ from harness.core.calibration import (
     Quality,
 )
 from harness.core.facts import VllmFacts, WorkerFacts
+from harness.core.fit import OVERHEAD_SPREAD, OVERHEAD_SPREAD_SHARE
 from harness.core.performance import fit_performance, fit_placement
 from harness.core.record import Load, Record, VllmSettings
 from harness.core.vllm import GRAPHS_IN_BUDGET, at_least
@@ -154,15 +155,16 @@ def fit_blocks(starts: Sequence[Start]) -> KvBlocks:
 
 
 def _left_out(starts: Sequence[Start]) -> float | None:
-    """The worst relative error of a start's number of blocks when the others predict it."""
+    """The worst relative error of a start's blocks as the others predict them, beyond what the log's rounding allows."""
     errors = []
     for left in starts:
-        others = [start for start in starts if start is not left]
+        others = [start for start in starts if start is not left and block_interval(start) is not None]
         interval = block_interval(left)
-        if left.number is None or interval is None or not any(block_interval(one) for one in others):
+        if left.number is None or interval is None or not others:
             continue
-        memory = left.number * interval[1] - (0 if left.load.request.kv_cache_bytes else ROUNDING)
-        errors.append(abs(int(memory / block_bytes(others)) - left.number) / left.number)
+        cost = block_bytes(others)
+        low, high = (int(edge * number / cost) for edge, number in zip(interval, (left.number + 1, left.number), strict=True))
+        errors.append(max(low - left.number, left.number - high, 0) / left.number)
     return max(errors) if errors else None
 
 
@@ -212,6 +214,10 @@ def fit_vllm(record: Record) -> Calibration:
     if not parts:
         raise UntrustedError("the log does not say what the engine takes beside its KV cache", code="no-points")
     part = max(parts, key=lambda one: one.footprint)
+    beside = [found for start in starts if (found := _beside(start, blocks, record)) is not None]
+    spread = max(beside) - min(beside) if len(beside) > 1 else None
+    if record.machine.meter == "host" and beside:
+        part = _on_host(part, beside, spread, starts)
     breakdown, part_notes = _breakdown(part, parts, blocks, record)
     base = round(breakdown.weights + breakdown.fixed_cache + breakdown.compute + (breakdown.overhead or 0.0), 6)
     slope = gib(blocks.per_block * blocks.bytes / blocks.size * TOKENS_PER_UNIT)
@@ -252,9 +258,9 @@ def fit_vllm(record: Record) -> Calibration:
                 ),
             ),
             quality=Quality(
-                loads=tuple(_measured(start, part, blocks) for start in starts),
+                loads=tuple(_measured(start, part, blocks, record) for start in starts),
                 max_error=None if error is None else round(error, 6),
-                overhead_spread_gb=None,
+                overhead_spread_gb=None if spread is None else gib(spread),
                 valid_to=valid_to,
                 notes=tuple(notes + list(record.notes) + speed_notes),
             ),
@@ -285,30 +291,57 @@ def _breakdown(part: _Part, parts: Sequence[_Part], blocks: KvBlocks, record: Re
     return Breakdown(weights=known, fixed_cache=fixed, compute=compute, overhead=overhead, budget=gib(part.budget)), notes
 
 
-def _measured(start: Start, part: _Part, blocks: KvBlocks) -> MeasuredLoad:
+def _beside(start: Start, blocks: KvBlocks, record: Record) -> float | None:
+    """What the meter saw beside the KV cache, on each GPU; ``None`` where it saw nothing."""
+    total = _plateau(start, record)
+    if total is None or start.number is None:
+        return None
+    return total / _gpus(start) - start.number * blocks.bytes
+
+
+def _plateau(start: Start, record: Record) -> int | None:
+    plateau = start.load.idle if record.machine.target == "host" else start.load.busy or start.load.idle
+    return plateau.total_bytes if plateau else None
+
+
+def _gpus(start: Start) -> int:
+    return max((start.facts.tensor_parallel or 1) * (start.facts.pipeline_parallel or 1), 1)
+
+
+def _on_host(part: _Part, beside: Sequence[float], spread: float | None, starts: Sequence[Start]) -> _Part:
+    """On the host the log knows the worker alone; the meter counts every process of the engine.
+
+    Raises:
+        UntrustedError: what they take beside the cache differs between starts.
+    """
+    largest = max(load.total_bytes or 0 for start in starts if (load := start.load.idle) is not None)
+    allowed = max(OVERHEAD_SPREAD, OVERHEAD_SPREAD_SHARE * largest)
+    if spread is not None and spread > allowed:
+        raise UntrustedError(
+            f"what the engine takes beside its KV cache differs between starts by {format_size(spread)} (allowed: "
+            f"{format_size(allowed)})",
+            hint="calibrate again while nothing else runs",
+            code="overhead-moves",
+        )
+    return _Part(part.weights, part.activation, part.graphs, part.budget, round(max(beside)))
+
+
+def _measured(start: Start, part: _Part, blocks: KvBlocks, record: Record) -> MeasuredLoad:
     """What one GPU took: the meter's figure over the GPUs, else what the log adds up to."""
-    plateau = start.load.busy or start.load.idle
-    total = plateau.total_bytes if plateau else None
-    gpus = max(len(start.facts.workers), 1)
-    size = total / gpus if total is not None else part.footprint + (start.number or 0) * blocks.bytes
+    total = _plateau(start, record)
+    size = total / _gpus(start) if total is not None else part.footprint + (start.number or 0) * blocks.bytes
     return MeasuredLoad(context=start.context, num_batch=start.load.request.num_batch, total_gb=gib(size))
 
 
 def _meter_notes(starts: Sequence[Start], part: _Part, blocks: KvBlocks, record: Record) -> list[str]:
     if record.machine.meter != "nvml":
         return []
-    notes = []
-    for start in starts:
-        plateau = start.load.busy or start.load.idle
-        if plateau is None or plateau.total_bytes is None or start.number is None:
-            continue
-        beside = plateau.total_bytes / max(len(start.facts.workers), 1) - start.number * blocks.bytes
-        if abs(beside - part.footprint) > METER_TOLERANCE:
-            notes.append(
-                f"context {start.context}: the driver counts {format_size(beside)} beside the KV cache, the log "
-                f"{format_size(part.footprint)}"
-            )
-    return notes
+    return [
+        f"context {start.context}: the driver counts {format_size(beside)} beside the KV cache, the log "
+        f"{format_size(part.footprint)}"
+        for start in starts
+        if (beside := _beside(start, blocks, record)) is not None and abs(beside - part.footprint) > METER_TOLERANCE
+    ]
 
 
 def _settings(record: Record, main: Start) -> VllmSettings:

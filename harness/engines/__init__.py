@@ -25,4 +25,8 @@ def engine_named(name: EngineName) -> Engine:
         from harness.engines.ollama import Ollama
 
         return Ollama()
+    if name == "vllm":
+        from harness.engines.vllm import Vllm
+
+        return Vllm()
     raise UnavailableError(f"this harness cannot run {name} yet", code="no-engine")

@@ -14,13 +14,15 @@ from harness.logs.vllm import VllmReader
 #: Bytes that are searched at once.
 _BLOCK: Final = 1 << 20
 #: vLLM names itself, its process, or the Python file that speaks, before it says anything else.
-_VLLM_SPEAKS: Final = re.compile(rb"\.py:\d|vLLM|VLLM|vllm|pid=\d|Error: |Engine")
+_VLLM_SPEAKS: Final = re.compile(
+    rb"\.py:\d|vLLM|VLLM|vllm|pid=\d|Error: |Engine|Model loading took|model weights took|KV cache size: "
+)
 #: Cheap signs that a line of a vLLM log may hold a fact.
 _VLLM_SIGNS: Final = (
     b"GiB", b" GB", b"vLLM", b"VLLM", b"blocks", b"KV cache", b"Maximum concurrency", b"max_model_len", b"model len", b"Error",
     b"startup complete", b"version", b"block size", b"tensor_parallel", b"Gib", b"non-default args", b"startup", b"model_len",
     b"load model", b"Uvicorn", b"init engine", b"repo", b"not supported", b"ttention", b"_ATTN", b"\xe2\x96\x88", b"failed",
-    b"max_num_batched", b"local folder", b"Value error",
+    b"max_num_batched", b"local folder", b"graph for", b"graph of", b"Value error",
 )  # fmt: skip
 _VLLM: Final = re.compile(b"|".join(map(re.escape, _VLLM_SIGNS)))
 

@@ -103,6 +103,8 @@ _KEYS: Final = (
     ("Using FlashAttention version", "config"),
     ("Using FLASH_ATTN", "config"),
     ("Using AttentionBackendEnum.FLASH_ATTN ", "config"),
+    ("Compiling a graph for", "compiled"),
+    ("Cache the graph of shape", "compiled"),
     ("init engine (", "ready"),
     *((words, "ready") for words in _READY),
 )
@@ -124,6 +126,7 @@ class VllmReader:
             "engine": self._engine,
             "api": self._api,
             "config": self._config,
+            "compiled": self._compiled,
             "ready": self._ready,
         }
 
@@ -319,6 +322,9 @@ class VllmReader:
             if key not in seen:  # nested configurations repeat keys further right
                 seen.add(key)
                 start.set(key, found["value"].strip("'\""))
+
+    def _compiled(self, line: str, name: str, worker: Worker | None) -> None:
+        self._open().compiled = True
 
     def _ready(self, line: str, name: str, worker: Worker | None) -> None:
         if self._start is not None:

@@ -77,6 +77,7 @@ class Start:
         self.utilization: float | None = None
         self.requested: int | None = None
         self.flash: Literal["enabled"] | None = None
+        self.compiled: bool | None = None
         self.cause: Failure | None = None
         self.cause_is_guess = False
         self.announced = self.loading = self.initialised = self.serving = self.broken = False
@@ -215,6 +216,7 @@ class Start:
                 pipeline_parallel=self.whole("pipeline_parallel_size"),
                 enforce_eager={"True": True, "False": False}.get(self.settings.get("enforce_eager", "")),
                 max_num_seqs=self.whole("max_num_seqs"),
+                compiled=self.compiled,
                 failure_class=cause.kind if cause else ("other" if failed else None),
                 needed_bytes=cause.needed_bytes if cause else None,
                 available_bytes=cause.available_bytes if cause else None,

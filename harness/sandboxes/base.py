@@ -62,7 +62,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     ``argv`` is the whole command for a process, and the arguments after the image's entry point for a container.
     ``env`` is added to a small, clean environment; it replaces nothing silently. ``secrets`` maps file names to
     contents that must never stand in an environment, a log or a record: a sandbox offers them as files of mode 0400 in
-    ``/run/secrets`` (containers) or in a private folder (processes), which ``HARNESS_SECRETS`` names.
+    ``/run/secrets`` (containers) or in a private folder (processes), which ``HARNESS_SECRETS`` names; values of ``env`` that
+    hold ``/run/secrets`` then hold that folder.
 
     ``memory_limit`` is the most anonymous memory, in bytes, that it may take: a load that cannot fit then fails instead of
     exhausting the machine.

@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from harness.errors import BusyError, NotFoundError, NotPermittedError, UsageError
 from harness.sandboxes.base import ImageFacts, Launch, Site
+from harness.sandboxes.container_config import SECRETS
 from harness.sandboxes.reaper import Reaper
 
 #: What any program needs to run.
@@ -73,6 +74,7 @@ class ProcessSandbox:
         env = clean_environment(self._environ, network=launch.network) | launch.env
         secrets = _write_secrets(launch.secrets) if launch.secrets else None
         if secrets is not None:
+            env = {name: value.replace(SECRETS, secrets.name) for name, value in env.items()}
             env[SECRETS_VARIABLE] = secrets.name
         try:
             pid = self._reaper.spawn(

@@ -19,10 +19,12 @@ from harness.core.plan import DEFAULT_BATCH, DEFAULT_CONTEXTS, further_loads, pl
 from harness.core.points import spill_reason
 from harness.core.record import EngineVersion, Load, LoadRequest, Machine, Record, Settings
 from harness.engines.base import Engine, Options, Source
+from harness.engines.vllm import Vllm
 from harness.errors import CannotWriteError, UsageError
 from harness.meters.base import Meter
 from harness.sandboxes.base import Sandbox
 from harness.store import Store, read_record
+from harness.workflows import vllm
 from harness.workflows.choose import Choice
 from harness.workflows.dry_runs import measure_splits
 from harness.workflows.engine_log import read_facts
@@ -91,13 +93,18 @@ def plan(engine: Engine, request: Request, store: Store, version: str | None = N
     batch = request.num_batch
     if request.source.embedding and batch is None:
         batch = min(EMBEDDING_BATCH, *usable_contexts(contexts, train))
-    loads = request.loads or plan_loads(contexts, train, num_batch=batch, batch_limits=engine.batch_limits(version))
+    if engine.name == "vllm":
+        loads = request.loads or vllm.plan(contexts, train, batch)
+    else:
+        loads = request.loads or plan_loads(contexts, train, num_batch=batch, batch_limits=engine.batch_limits(version))
     return Plan(artifact=store.path_of(engine.name, model_stem(request.name), request.variant), loads=loads)
 
 
 def model_stem(name: str) -> str:
-    """The name under which a model is filed: of a GGUF path, the file's stem."""
-    return Path(name).stem if name.endswith(".gguf") else name
+    """The name under which a model is filed: of a GGUF path the file's stem, of a folder's its name."""
+    if name.endswith(".gguf"):
+        return Path(name).stem
+    return Path(name).resolve().name if name.startswith(("/", "./", "../", "~")) else name
 
 
 def calibrate(
@@ -121,9 +128,10 @@ def calibrate(
     settings = Settings(
         num_parallel=options.num_parallel,
         num_batch=request.num_batch,
-        kv_cache_type=options.kv_cache_type or "f16",
+        kv_cache_type=options.kv_cache_type or ("auto" if isinstance(engine, Vllm) else "f16"),
         flash_attention=None if options.flash_attention == "auto" else _flash(options.flash_attention),
         env=redacted(options.env),
+        vllm=engine.settings(request.source, options, request.num_batch) if isinstance(engine, Vllm) else None,
     )
     store.check_writable(planned.artifact)
     with ExitStack() as stack:
@@ -254,6 +262,9 @@ class Run:
         )
 
     def _measure(self, loads: Sequence[LoadRequest]) -> None:
+        if self.engine.name == "vllm":
+            vllm.measure(self._point, loads, self.record.machine)
+            return
         pending = sorted(loads, key=lambda load: (load.num_batch or 0, load.context))
         step, limit = 0, None
         for request in pending:
@@ -275,20 +286,20 @@ class Run:
         load = self.runner.measure(self.request.source, request)
         self._add(load)
         reason = load.reason
-        if load.facts is not None and load.outcome == "ok":
+        if load.facts is not None and load.outcome == "ok" and load.facts.vllm is None:
             reason = spill_reason(load.facts, self.record.machine.target)
         plateau = load.busy or load.idle
         self.observer.point(request.context, request.num_batch, plateau.total_bytes if plateau else None, reason)
         return load
 
     def _speed(self) -> None:
-        points = [load for load in self.record.loads if _is_point(load, self.record.machine)]
-        if not points:
+        request = self._speed_request()
+        if request is None:
             return
-        context = min(max(load.request.context for load in points), 8192)
+        context = request.context
         prompts = tuple(prompt for prompt in SPEED_PROMPTS if prompt < context - 128) or (32,)
         self.observer.phase("speed", self.steps - 2, self.steps)
-        self._add(self.runner.time_speed(self.request.source, LoadRequest(context=context, purpose="speed"), prompts))
+        self._add(self.runner.time_speed(self.request.source, request, prompts))
         if self.record.machine.target == "host":
             return
         self.observer.phase("speed on the host alone", self.steps - 1, self.steps)
@@ -297,6 +308,13 @@ class Run:
             self._add(Load(request=request, outcome="skipped", reason=reason))
             return
         self._add(self.runner.time_speed(self.request.source, request, prompts[:1]))
+
+    def _speed_request(self) -> LoadRequest | None:
+        if self.engine.name == "vllm":
+            return vllm.speed_request(self.record)
+        points = [load for load in self.record.loads if _is_point(load, self.record.machine)]
+        context = min(max((load.request.context for load in points), default=0), 8192)
+        return LoadRequest(context=context, purpose="speed") if points else None
 
     def _no_host_speed(self) -> str | None:
         from harness.meters.host import available_memory

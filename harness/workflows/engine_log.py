@@ -7,6 +7,7 @@ from typing import Final
 
 from harness.core.facts import LoadFacts
 from harness.engines.base import could_not_allocate
+from harness.engines.vllm import failed_start
 from harness.errors import EngineError, WontFitError
 from harness.logs import parse_log
 from harness.sandboxes.base import Running
@@ -28,12 +29,16 @@ def check_alive(running: Running) -> None:
     """Raise if the engine has ended.
 
     Raises:
-        WontFitError: its last lines say that it could not allocate. EngineError: otherwise.
+        WontFitError: its last lines say that it could not allocate. EngineError: otherwise. NotFoundError, NotPermittedError:
+            vLLM could not have the model.
     """
     status = running.exit_status()
     if status is None:
         return
     tail = last_lines(running.log)
+    facts = read_facts(running.log, 0, None)
+    if facts is not None and facts.vllm is not None and facts.failed:
+        raise failed_start(facts, status, tail)
     if could_not_allocate("\n".join(tail)):
         raise WontFitError("the engine could not allocate this load", tail=tail)
     if status == ILLEGAL_INSTRUCTION:

@@ -28,7 +28,7 @@ def refuse_overwrite(path: Path, source: Source, settings: Settings, machine: Ma
         differs.append("target")
     if old.settings.num_parallel != settings.num_parallel or old.settings.env != settings.env:
         differs.append("settings")
-    if settings.kv_cache_type != old.settings.kv_cache_type:
+    if settings.kv_cache_type not in ("auto", old.settings.kv_cache_type):
         differs.append("KV cache type")
     if settings.flash_attention is not None and settings.flash_attention != old.settings.flash_attention:
         differs.append("flash attention")

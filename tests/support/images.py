@@ -28,11 +28,11 @@ REPOSITORY = "harness-test"
 _SKIPPED = {"__pycache__", "ensurepip", "idlelib", "lib2to3", "site-packages", "test", "tkinter", "turtledemo"}
 
 
-def python_image(client: DockerClient) -> str:
-    """An image whose entry point is the test engine, run by a copy of this interpreter."""
+def python_image(client: DockerClient, program: Path = PROGRAM, name: str = "python") -> str:
+    """An image whose entry point is a program (the test engine), run by a copy of this interpreter."""
     interpreter, files = _python()
-    files["/engine_program.py"] = PROGRAM
-    return _image(client, "python", files, entry=[interpreter, "/engine_program.py"])
+    files[f"/{program.name}"] = program
+    return _image(client, name, files, entry=[interpreter, f"/{program.name}"])
 
 
 def ollama_image(client: DockerClient, registry: Path, **knobs: str) -> str:
