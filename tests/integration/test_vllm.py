@@ -47,7 +47,11 @@ def opened(model: Path, tmp_path: Path) -> Opened:
     binary.chmod(binary.stat().st_mode | stat.S_IXUSR)
 
     def open_session(
-        place: str = "process", name: str | None = None, env: dict[str, str] | None = None, **machine: object
+        place: str = "process",
+        name: str | None = None,
+        env: dict[str, str] | None = None,
+        speed: bool = False,
+        **machine: object,
     ) -> Session:
         wishes = Wishes(
             model=name or str(model),
@@ -59,6 +63,7 @@ def opened(model: Path, tmp_path: Path) -> Opened:
             image=_image() if place == "docker" else None,
             env={"STAND_IN": json.dumps(machine), **(env or {})},
             timeout=20,
+            speed=speed,
         )
         return prepare(wishes, Store(tmp_path / "store"), tmp_path)
 
@@ -97,7 +102,7 @@ def calibrated(session: Session) -> Calibration:
 @pytest.mark.usefixtures("kept_volumes")
 @pytest.mark.parametrize("place", PLACES)
 def test_a_calibration_holds_the_blocks_of_the_cache_exactly(opened: Opened, place: str) -> None:
-    session = opened(place)
+    session = opened(place, speed=True)
     result = session.calibrate(Silent())
     metadata = result.calibration.metadata
     assert metadata.kv_blocks is not None
@@ -176,7 +181,7 @@ FAILURES = {
 @pytest.mark.parametrize("mode", FAILURES)
 def test_a_start_that_fails_says_why_and_leaves_nothing(opened: Opened, mode: str) -> None:
     kind, code = FAILURES[mode]
-    session = opened(env={"HARNESS_TEST_MARK": mode.replace(" ", "-") + "-vllm"}, mode=mode)
+    session = opened(env={"HARNESS_TEST_MARK": mode.replace(" ", "-") + "-vllm"}, speed=True, mode=mode)
     with pytest.raises(HarnessError) as failed:
         calibrated(session)
     assert (type(failed.value), failed.value.code) == (kind, code)
