@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal
 
-from harness.errors import EngineError, HarnessError, UnavailableError, UsageError
+from harness.errors import EngineError, HarnessError, NotFoundError, UnavailableError, UsageError
 from harness.sandboxes.base import ImageFacts, Launch, Site
 from harness.sandboxes.cgroup import container_pids, holds
 from harness.sandboxes.container_config import SECRETS, check_reference, container_config, repository
@@ -98,6 +98,9 @@ class DockerSandbox:
             raise UsageError("sandbox docker needs an image", hint="--image REF")
         reference = check_reference(launch.image)
         daemon, facts = self._connect()
+        for mount in launch.mounts:
+            if mount.kind == "volume" and mount.read_only and not daemon.has_volume(mount.source):
+                raise NotFoundError(f"there is no Docker volume {mount.source}", hint="docker volume ls", code="no-such-volume")
         image = self._image(daemon, reference)
         config = container_config(
             launch,

@@ -175,6 +175,12 @@ class Daemon:
             for chunk in self._api.logs(container, stream=True, follow=False):
                 file.write(chunk)
 
+    def has_volume(self, name: str) -> bool:
+        """Whether there is a volume of that name."""
+        with _translated("list volumes"):
+            listed = self._api.volumes(filters={"name": name}).get("Volumes") or []
+        return any(one["Name"] == name for one in listed)  # the filter takes parts of names
+
     def containers(self, label: str) -> list[dict[str, Any]]:
         """Containers in any state that bear ``label`` (``key=value``), as ``docker ps`` lists them."""
         with _translated("list containers"):

@@ -8,7 +8,7 @@ The environment makes it misbehave, or another release:
 - ``STANDIN_VERSION``: what it says it is
 - ``STANDIN_ARGS``: more flags of llama-server (``--swa-full``: a larger window cache, ``-fa off``: compute that grows)
 - ``STANDIN_HOLD``: MiB that every runner holds besides; ``STANDIN_SLOW``: how many times slower it writes
-- ``STANDIN_RPC``: MiB of a device that every runner finds (llama.cpp's own RPC server on the CPU)
+- ``STANDIN_RPC``: every runner finds a device (llama.cpp's own RPC server); contexts beyond so many tokens spill to the host
 - ``STANDIN_PULL``: what goes wrong in one pull after another: ``cut``, ``error``, ``silent-end``, ``digest``
 - ``STANDIN_FAULT``: ``WHAT@LOAD`` from 1 (0: its start): ``crash``, ``kill-runner``, ``garbage``, ``hang``, ``bloat``
 """
@@ -154,10 +154,12 @@ class Runner:
         batch = int(options.get("num_batch") or (512 if self.context <= 4096 else 1024 if self.context <= 32768 else 2048))
         batch = min(batch, self.context) if embedding else batch
         command += [*(["--embedding"] if embedding else []), "-b", str(batch), "-ub", str(batch)]
-        if (layers := int(options.get("num_gpu", -1))) >= 0:
+        layers = int(options.get("num_gpu", -1))
+        if room := os.environ.get("STANDIN_RPC"):
+            command += ["--rpc", self.device(), "-dev", "RPC0"]
+            layers = 99 if self.context <= int(room) else 1
+        if layers >= 0:
             command += ["-ngl", str(layers)]
-        if memory := os.environ.get("STANDIN_RPC"):
-            command[1:1] = ["--rpc", self.device(memory)]
         command += shlex.split(os.environ.get("STANDIN_ARGS", ""))
         if hold := os.environ.get("STANDIN_HOLD"):
             self.others.append(subprocess.Popen([sys.executable, __file__, "hold", hold]))
@@ -165,12 +167,12 @@ class Runner:
         self.began = time.monotonic()
         self.process = subprocess.Popen(command, stdout=2, stderr=2, env=LIBRARIES)
 
-    def device(self, memory: str) -> str:
+    def device(self) -> str:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
         server = subprocess.Popen(
-            [f"{FOLDER}/ggml-rpc-server", "-d", "CPU", "-H", "127.0.0.1", "-p", port, "-m", memory],
+            [f"{FOLDER}/ggml-rpc-server", "-d", "CPU", "-p", port],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=LIBRARIES,
