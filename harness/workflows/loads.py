@@ -104,16 +104,16 @@ class Runner:
         """Seconds since the run began."""
         return round(time.monotonic() - self.epoch, 3)
 
-    def start(self, source: Source, request: LoadRequest | None) -> Running:
-        """Start the engine and wait until it answers."""
-        self.await_ready(self.launch(source, request))
-        assert self.running is not None  # noqa: S101 - launch() has set it
-        if self.running.image is not None and self.identity is None:
-            with self.client(self.running) as client:
+    def start(self, source: Source, request: LoadRequest | None, begin: Callable[[], None] = lambda: None) -> Running:
+        """Start the engine and wait until it answers; ``begin`` is called as soon as it runs."""
+        running = self.launch(source, request)
+        begin()
+        self.await_ready(running)
+        if running.image is not None and self.identity is None:
+            with self.client(running) as client:
                 version = self.engine.version(self.options, client).version
-            image = self.running.image
-            self.identity = EngineVersion(version=version, image=image.reference, image_digest=image.digest)
-        return self.running
+            self.identity = EngineVersion(version=version, image=running.image.reference, image_digest=running.image.digest)
+        return running
 
     def launch(self, source: Source, request: LoadRequest | None) -> Running:
         """Start the engine, and do not wait for it."""
@@ -132,15 +132,21 @@ class Runner:
         with self.client(running) as client, self._watching(running):
             return self.engine.prepare(client, source, self.options, self.observer.progress)
 
-    def _started(self, source: Source, request: LoadRequest) -> Running:
-        """The engine of a load: a persistent one runs on, and starts again only where it has ended."""
-        if self.running is None and self.engine.persistent:
+    def _started(self, source: Source, request: LoadRequest, begin: Callable[[], None] = lambda: None) -> Running:
+        """The engine of a load; ``begin`` is called as soon as its memory is the load's. A persistent one runs on."""
+        if not self.engine.persistent:
+            return self.start(source, request, begin)
+        if self.running is None:
             self.prepare(source)
-        elif not self.engine.persistent:
-            self.start(source, request)
-        assert self.running is not None  # noqa: S101 - start() has set it
-        self._others = self.running.pids() if self.engine.persistent else frozenset()
+        assert self.running is not None  # noqa: S101 - prepare() has set it
+        self._others = self.running.pids()
+        begin()
         return self.running
+
+    def _measured(self) -> frozenset[int]:
+        """The processes of a load. On the host an engine that stays is none of them: its own heap comes and goes."""
+        pids = self.running.pids() if self.running is not None else frozenset()
+        return pids - self._others if self.options.target == "host" else pids
 
     @contextlib.contextmanager
     def _watching(self, running: Running) -> Iterator[None]:
@@ -228,13 +234,14 @@ class Runner:
             time.sleep(0.02)
 
     def _measure(self, source: Source, request: LoadRequest, state: _State) -> None:
-        running = self._started(source, request)
-        # On the host an engine that stays is no part of the model's memory: its own heap comes and goes.
-        others = self._others if self.options.target == "host" else frozenset()
-        sampler = Sampler(self.meter, lambda: running.pids() - others, on_reading=self.observer.memory)
-        sampler.start()
-        try:
+        sampler = Sampler(self.meter, self._measured, on_reading=self.observer.memory)
+
+        def watch() -> None:
+            sampler.start()
             sampler.mark("load")
+
+        try:
+            running = self._started(source, request, watch)
             with self.client(running) as client, self._watching(running):
                 state.reported = self.engine.load(client, source, request, self.options)
                 state.ready = self.now()
