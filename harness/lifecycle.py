@@ -33,10 +33,11 @@ from harness.store import Store
 from harness.units import CELL_PADDING
 from harness.workflows.calibrate import model_stem, redacted
 from harness.workflows.engine_log import check_alive, read_facts
-from harness.workflows.guard import Judged, Question, Wanted, check
+from harness.workflows.guard import Judged, check
 from harness.workflows.loads import Runner
 from harness.workflows.machine import ALIAS, MachineNow
-from harness.workflows.observer import Observer, Silent
+from harness.workflows.observer import Logged, Observer
+from harness.workflows.selection import Question, Wanted
 from harness.workflows.sentences import sentence, title
 from harness.workflows.session import Session, Wishes, open_meter, open_sandbox, prepare
 
@@ -140,14 +141,14 @@ def serve(
     Raises:
         OffloadLikelyError, UnknownVerdictError: refused. HarnessError: the engine, the model, or the GPU cannot be had.
     """
-    watch = observer or Silent()
+    watch = observer or Logged()
     gpu = wishes.gpus if wishes.gpus not in ("all", "none") and "," not in wishes.gpus else None
     (judged,) = check([question], store, MachineNow(gpu), wanted=wanted, available=available).models
     for text in judged.warnings:
         watch.warn(text)
     context = decide(judged, on_offload)
     watch.say(title(judged))
-    watch.say(sentence(judged))
+    (watch.say if judged.word == "fits" else watch.warn)(sentence(judged).removeprefix("WARNING: "))
     if context != question.context:
         watch.warn(f"context {context} instead of {question.context}")
     session = prepare(_completed(wishes, judged, store), store, Path.cwd())

@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from harness.cli.context import command, guard_options, store_at, store_option, wanted_of
+from harness.cli.context import command, guard_options, store_option, wanted_of
 from harness.cli.output import Output
 
 #: Exit status of each verdict.
@@ -31,13 +31,11 @@ def cli(
 
     MODEL@8192 names a context, MODEL@sha256:… the exact weights. Several models are judged together, in their order.
     """
-    from harness.workflows.guard import check, read_question
-    from harness.workflows.machine import MachineNow, parse_available
+    from harness.api import check
 
-    questions = [read_question(spec, ctx, num_parallel) for spec in models]
-    free = parse_available(available) if available else None
     found = check(
-        questions, store_at(store), MachineNow(gpu), wanted=wanted_of(which), available=free, extrapolate=extrapolate
+        *models, ctx=ctx, num_parallel=num_parallel, available=available or None, gpu=gpu, extrapolate=extrapolate,
+        store=store, **wanted_of(which),
     )  # fmt: skip
     for text in dict.fromkeys(text for one in found.models for text in one.warnings):
         output.warn(text)

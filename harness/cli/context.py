@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -15,9 +15,6 @@ from harness.cli.output import Output, warn
 from harness.config import find_file, read_file, unknown_variables
 from harness.errors import HarnessError, UsageError
 from harness.store import Store, default_root
-
-if TYPE_CHECKING:
-    from harness.workflows.guard import Wanted
 
 
 def store_at(path: str | None) -> Store:
@@ -56,12 +53,10 @@ def guard_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return engine_option(function)
 
 
-def wanted_of(given: dict[str, Any]) -> Wanted:
-    """The calibration that :func:`guard_options` ask for."""
-    from harness.workflows.guard import Wanted
-
+def wanted_of(given: dict[str, Any]) -> dict[str, Any]:
+    """What :func:`guard_options` ask for, as arguments of the public functions."""
     flash = {"on": "enabled", "off": "disabled"}.get(given["flash_attention"])
-    return Wanted(engine=given["engine"], variant=given["variant"], kv_cache_type=given["kv_cache_type"], flash_attention=flash)  # type: ignore[arg-type]
+    return {key: given[key] for key in ("engine", "variant", "kv_cache_type")} | {"flash_attention": flash}
 
 
 def command(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from harness.cli.calibrate import environment
-from harness.cli.context import command, guard_options, store_at, store_option, wanted_of
+from harness.cli.context import command, guard_options, store_option, wanted_of
 from harness.cli.output import Output, clean
 
 
@@ -45,34 +45,21 @@ def cli(model: str, cmd: tuple[str, ...], store: str | None, output: Output, **g
 
     CMD's environment has HARNESS_ENDPOINT and OPENAI_BASE_URL (OLLAMA_HOST for Ollama). Its status is the command's own.
     """
-    from harness import lifecycle
+    from harness.api import serve
     from harness.cli.progress import watcher
     from harness.workflows.foreground import find_command, run_command
-    from harness.workflows.guard import read_question
-    from harness.workflows.machine import parse_available
-    from harness.workflows.session import Wishes
+    from harness.workflows.selection import Wanted
 
-    question = read_question(model, given["ctx"], given["num_parallel"])
-    wishes = Wishes(
-        model=question.model,
-        engine=given["engine"] or "auto",
-        sandbox=given["sandbox"],
-        num_parallel=question.num_parallel,
-        kv_cache_type=given["kv_cache_type"],
-        flash_attention=given["flash_attention"],
-        gpus=given["gpus"],
-        image=given["image"],
-        engine_binary=given["engine_binary"],
-        models=given["models"],
-        env=environment(given["env"]),
-        timeout=given["timeout"],
-    )
     argv = find_command(cmd) if cmd else ()
     watch = watcher(quiet=output.as_json)
     with watch:
-        served = lifecycle.serve(
-            question, wishes, store_at(store), on_offload=given["on_offload"], wanted=wanted_of(given),
-            available=parse_available(given["available"]) if given["available"] else None, port=given["port"], observer=watch,
+        served = serve(
+            model, given["ctx"], num_parallel=given["num_parallel"], on_offload=given["on_offload"],
+            available=given["available"] or None, port=given["port"], wanted=Wanted(**wanted_of(given)), store=store,
+            observer=watch, engine=given["engine"] or "auto", sandbox=given["sandbox"], gpus=given["gpus"],
+            kv_cache_type=given["kv_cache_type"], flash_attention=given["flash_attention"], image=given["image"],
+            engine_binary=given["engine_binary"], models=given["models"], env=environment(given["env"]),
+            timeout=given["timeout"],
         )  # fmt: skip
         with served as server:
             watch.rest()

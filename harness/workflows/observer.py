@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import logging
+from typing import Final, Protocol
+
+_LOGGER: Final = logging.getLogger("harness")
 
 
 class Observer(Protocol):
@@ -47,3 +50,15 @@ class Silent:
 
     def point(self, context: int, num_batch: int | None, total: int | None, note: str | None) -> None:
         """Ignore."""
+
+
+class Logged(Silent):
+    """Tells the logger ``harness``; where nobody has set up logging, Python prints the warnings to standard error."""
+
+    def say(self, text: str) -> None:
+        """At level INFO."""
+        _LOGGER.info("%s", text)
+
+    def warn(self, text: str) -> None:
+        """At level WARNING."""
+        _LOGGER.warning("%s", text)

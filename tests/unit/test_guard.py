@@ -13,8 +13,9 @@ from harness.core.record import Gpu, Machine
 from harness.errors import BadInputError, UsageError
 from harness.store import Store
 from harness.units import GIB
-from harness.workflows.guard import Check, Question, Wanted, check, read_question
+from harness.workflows.guard import Check, check
 from harness.workflows.machine import MachineNow, parse_available, residents
+from harness.workflows.selection import Question, Wanted, read_question
 from harness.workflows.sentences import sentence
 from tests.support.calibrations import DIGEST, made_up, on_host, store_of, with_settings, with_version
 from tests.support.fake_nvml import OTHER, UUID, FakeDriver, compile_library

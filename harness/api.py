@@ -1,0 +1,252 @@
+"""The public functions of :mod:`harness`. The command line is made of the same ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness.core.calibration import Calibration
+from harness.core.facts import EngineName
+from harness.core.predict import Prediction
+from harness.core.predict import predict as _predict
+from harness.store import Store, default_root
+
+if TYPE_CHECKING:
+    from harness.core.allocate import Allocation
+    from harness.core.facts import LoadFacts
+    from harness.lifecycle import OnOffload, Server
+    from harness.workflows.calibrate import Result
+    from harness.workflows.guard import Check, Judged
+    from harness.workflows.observer import Observer
+    from harness.workflows.selection import Wanted
+
+#: Free memory: ``None`` reads it now; ``"24GiB"`` or ``"24GiB,24GiB"``, bytes, or bytes of each device.
+Available = str | int | Sequence[int] | None
+
+
+def calibrate(
+    model: str | None = None,
+    *,
+    contexts: Sequence[int] = (),
+    store: str | Path | None = None,
+    observer: Observer | None = None,
+    **wishes: Any,
+) -> Result:
+    """Measure a model in a clean engine, write its calibration and keep the record.
+
+    Args:
+        model: a name of the catalog, the engine's own name, or the path of a GGUF file; ``None``: the embedded one.
+        contexts: tokens per slot of each load; empty: three loads up to 32 768, or to the training context.
+        store: the folder of calibrations and runs.
+        observer: hears of the progress.
+        wishes: the other options of ``harness calibrate``, by their names (``engine``, ``gpus``, ``num_batch``, …): fields of
+            :class:`harness.workflows.session.Wishes`.
+
+    Returns:
+        Paths of the artifact and of the record, and the calibration itself.
+
+    Raises:
+        HarnessError: by its class as the exit codes say; ``UntrustedError`` where what was measured is not to be trusted.
+    """
+    from harness.workflows.observer import Silent
+    from harness.workflows.session import Wishes, prepare
+
+    session = prepare(Wishes(model=model, contexts=tuple(contexts), **wishes), _store(store), Path.cwd())
+    return session.calibrate(observer or Silent())
+
+
+def load_calibration(
+    model: str,
+    *,
+    engine: EngineName | None = None,
+    variant: str | None = None,
+    store: str | Path | None = None,
+) -> Calibration:
+    """The calibration of a model (a name, an id such as ``ollama/qwen2.5-0.5b``, or a path).
+
+    It is the variant asked for, else the one of this machine's GPU, else the default file.
+
+    Raises:
+        NotFoundError: there is none. UsageError: several engines have one. BadInputError: the file is damaged. ConfigError: its
+            schema is newer than this program.
+    """
+    from harness.workflows.selection import Wanted, load
+
+    return load(model, _store(store), Wanted(engine=engine, variant=variant))
+
+
+def predict(
+    model: str | Calibration,
+    ctx: int,
+    *,
+    num_parallel: int = 1,
+    engine: EngineName | None = None,
+    variant: str | None = None,
+    store: str | Path | None = None,
+) -> Prediction:
+    """Memory by part (bytes) and speeds at ``ctx`` tokens per slot, from the calibration alone: nothing is started or read.
+
+    Beyond the calibrated range it answers with ``within_range=False`` and a warning.
+
+    Raises:
+        ValueError: ``ctx`` or ``num_parallel`` below one. Otherwise as :func:`load_calibration`.
+    """
+    if isinstance(model, str):
+        model = load_calibration(model, engine=engine, variant=variant, store=store)
+    return _predict(model, ctx, num_parallel)
+
+
+def check(
+    *models: str,
+    ctx: int | None = None,
+    num_parallel: int = 1,
+    available: Available = None,
+    gpu: str | None = None,
+    engine: EngineName | None = None,
+    variant: str | None = None,
+    kv_cache_type: str | None = None,
+    flash_attention: Literal["enabled", "disabled"] | None = None,
+    extrapolate: bool = False,
+    store: str | Path | None = None,
+) -> Check:
+    """Will it fit now, or spill to the CPU? Several models are judged together, started in their order.
+
+    Args:
+        models: each ``MODEL``, ``MODEL@8192`` (a context) or ``MODEL@sha256:…`` (the exact weights).
+        ctx: tokens per slot, where a model names none.
+        num_parallel: slots.
+        available: free memory instead of reading it.
+        gpu: judge for this GPU: an index, a UUID, or the engine's name of it.
+        engine: whose calibration, where several engines have one.
+        variant: this variant of the calibration, whatever differs.
+        kv_cache_type: the calibration with this KV cache.
+        flash_attention: the calibration with this setting.
+        extrapolate: answer beyond the calibrated range too.
+        store: the folder of calibrations.
+
+    Raises:
+        UsageError: no context, nonsense, or several engines have a model. BadInputError, ConfigError: a file cannot be read.
+    """
+    from harness.workflows.guard import check as judge
+    from harness.workflows.machine import MachineNow
+    from harness.workflows.selection import Wanted, read_question
+
+    wanted = Wanted(engine=engine, variant=variant, kv_cache_type=kv_cache_type, flash_attention=flash_attention)
+    questions = [read_question(spec, ctx, num_parallel) for spec in models]
+    return judge(
+        questions, _store(store), MachineNow(gpu), wanted=wanted, available=_bytes(available), extrapolate=extrapolate
+    )  # fmt: skip
+
+
+def require_fit(model: str, ctx: int | None = None, **options: Any) -> Judged:
+    """:func:`check` for one model, as a guard: it returns what was judged, or raises.
+
+    Raises:
+        OffloadLikelyError: it would spill to the CPU. UnknownVerdictError: not calibrated, or outside of the calibrated range.
+            Otherwise as :func:`check`.
+    """
+    from harness.lifecycle import require_fit as guard
+
+    (judged,) = check(model, ctx=ctx, **options).models
+    guard(judged)
+    return judged
+
+
+def serve(
+    model: str,
+    ctx: int | None = None,
+    *,
+    num_parallel: int = 1,
+    on_offload: OnOffload = "warn",
+    available: Available = None,
+    port: int | None = None,
+    wanted: Wanted | None = None,
+    store: str | Path | None = None,
+    observer: Observer | None = None,
+    **wishes: Any,
+) -> AbstractContextManager[Server]:
+    """Check a model, start it clean, hold it while the ``with`` block runs, and end it.
+
+    Args:
+        model: as in :func:`check`, or the path of a GGUF file.
+        ctx: tokens per slot.
+        num_parallel: slots.
+        on_offload: where it would spill: ``warn`` starts it all the same, ``refuse`` raises, ``shrink`` takes the largest
+            context that fits.
+        available: free memory instead of reading it.
+        port: of 127.0.0.1; ``None``: a free one.
+        wanted: which calibration is meant, where it matters.
+        store: the folder of calibrations and runs.
+        observer: hears the verdict, warnings and progress; ``None``: the logger ``harness``.
+        wishes: how the engine is started (``engine``, ``gpus``, ``image``, ``env``, …): fields of
+            :class:`harness.workflows.session.Wishes`. What is left open is taken from the calibration.
+
+    Raises:
+        OffloadLikelyError, UnknownVerdictError: refused. EngineError: the engine failed. UnavailableError, NotFoundError: it,
+            its model or a GPU is not there.
+    """
+    from harness import lifecycle
+    from harness.workflows.selection import read_question
+    from harness.workflows.session import Wishes
+
+    question = read_question(model, ctx, num_parallel)
+    return lifecycle.serve(
+        question,
+        Wishes(model=question.model, num_parallel=num_parallel, **wishes),
+        _store(store),
+        on_offload=on_offload,
+        wanted=wanted,
+        available=_bytes(available),
+        port=port,
+        observer=observer,
+    )
+
+
+def allocate(
+    model: str,
+    ctx: int,
+    *,
+    concurrency: int = 1,
+    available: Available = None,
+    variant: str | None = None,
+    store: str | Path | None = None,
+) -> Allocation:
+    """The options with which vLLM starts ``model`` for ``concurrency`` sequences of ``ctx`` tokens; bytes of one GPU.
+
+    Raises:
+        UnknownVerdictError: no calibration of vLLM answers. OffloadLikelyError: it does not fit.
+    """
+    from harness.core.allocate import Wanted
+    from harness.workflows.allocate import answer
+
+    return answer(
+        _store(store), model, ctx, concurrency, Wanted(), variant=variant, available=_bytes(available)
+    ).allocation  # fmt: skip
+
+
+def parse_log(log: str | bytes | Path) -> list[LoadFacts]:
+    """What an engine's log (its text, its bytes, or its path) says of each load, in its order. Never raises for what it holds.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    from harness.logs import parse_log as read
+
+    return read(log.read_bytes() if isinstance(log, Path) else log)
+
+
+def _store(store: str | Path | None) -> Store:
+    return Store(Path(store) if store is not None else default_root(dict(os.environ), Path.cwd()))
+
+
+def _bytes(available: Available) -> tuple[int, ...] | None:
+    if available is None:
+        return None
+    if isinstance(available, str):
+        from harness.workflows.machine import parse_available
+
+        return parse_available(available)
+    return (available,) if isinstance(available, int) else tuple(available)

@@ -1,0 +1,90 @@
+"""pytest: ``@pytest.mark.needs_model("qwen2.5", ctx=32768)`` asks before the test starts whether the model fits now.
+
+A model that would spill to the CPU skips the test, fails it, or is a warning, by ``--model-offload`` or the ini value
+``model_offload``; a model that nobody has calibrated likewise by ``--model-unknown`` and ``model_unknown``. Each question is
+asked once a session: later, the model itself may take the memory.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from harness.workflows.guard import Judged
+
+_WAYS = ("skip", "fail", "warn")
+_ANSWERS = pytest.StashKey[dict[tuple[Any, ...], "list[Judged]"]]()
+
+
+class ModelOffloadWarning(UserWarning):
+    """A test runs although its model may be slow: it would spill to the CPU, or nobody knows."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options and ini values."""
+    group = parser.getgroup("harness", "local models")
+    for word, default, what in (
+        ("offload", "skip", "whose model would spill to the CPU"),
+        ("unknown", "warn", "whose model has no calibration"),
+    ):
+        group.addoption(f"--model-{word}", choices=_WAYS, help=f"what becomes of a test {what}")
+        parser.addini(f"model_{word}", f"what becomes of a test {what}: skip, fail or warn", default=default)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line(
+        "markers",
+        "needs_model(name, ctx=, num_parallel=1, ...): skip, fail or warn before the test starts where the model would spill "
+        "to the CPU (the arguments are those of harness.check)",
+    )
+    config.stash[_ANSWERS] = {}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Ask for all models of a test together, before any fixture is set up."""
+    markers = list(item.iter_markers("needs_model"))
+    if not markers:
+        return
+    from harness.workflows.sentences import sentence, title
+
+    for judged in _ask(item, markers):
+        if judged.word == "fits":
+            continue
+        text = f"{title(judged)}: {sentence(judged)}"
+        word = "offload" if judged.word == "offload" else "unknown"
+        way = item.config.getoption(f"--model-{word}") or item.config.getini(f"model_{word}")
+        if way not in _WAYS:
+            raise pytest.UsageError(f"model_{word} is {way!r}; it can be {', '.join(_WAYS)}")
+        if way == "skip":
+            raise pytest.skip.Exception(text, _use_item_location=True)  # where the test stands, not where this line does
+        if way == "fail":
+            pytest.fail(text, pytrace=False)
+        warnings.warn(ModelOffloadWarning(text), stacklevel=1)
+
+
+def _ask(item: pytest.Item, markers: list[pytest.Mark]) -> list[Judged]:
+    """What is said of the models of a test."""
+    import harness
+
+    answers = item.config.stash[_ANSWERS]
+    specs: list[str] = []
+    options: dict[str, Any] = {}
+    for marker in reversed(markers):  # the one nearest to the test comes last, and wins
+        given = dict(marker.kwargs)
+        ctx = given.pop("ctx", None)
+        specs += [f"{name}@{ctx}" if ctx is not None else name for name in marker.args]
+        options |= given
+    if not specs:
+        raise pytest.UsageError(f"{item.nodeid}: needs_model names no model")
+    key = (*specs, *sorted((name, str(value)) for name, value in options.items()))
+    if key not in answers:
+        try:
+            answers[key] = list(harness.check(*specs, **options).models)
+        except harness.HarnessError as error:
+            pytest.fail(f"needs_model: {error.message}" + (f" ({error.hint})" if error.hint else ""), pytrace=False)
+    return answers[key]

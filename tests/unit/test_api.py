@@ -1,0 +1,78 @@
+"""What ``import harness`` offers to programs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import harness
+from harness.errors import NotFoundError, UsageError
+from harness.units import GIB
+from tests.support.calibrations import made_up, store_of, with_settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    for name in harness.__all__:
+        assert getattr(harness, name).__doc__, name
+    with pytest.raises(AttributeError):
+        _ = harness.nothing_of_the_kind
+
+
+def test_importing_it_costs_nothing() -> None:
+    code = (
+        "import sys, harness; print(sorted(m for m in sys.modules if m.startswith(('harness.', 'msgspec', 'yaml', 'httpx'))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_predictions_by_name_and_by_calibration_agree(tmp_path: Path) -> None:
+    store_of(tmp_path, made_up())
+    calibration = harness.load_calibration("made-up", store=tmp_path)
+    assert harness.predict("made-up", 20_000, store=tmp_path) == harness.predict(calibration, 20_000)
+    with pytest.raises(NotFoundError):
+        harness.load_calibration("nobody", store=tmp_path)
+
+
+def test_the_only_variant_is_taken_and_several_are_named(tmp_path: Path) -> None:
+    store_of(tmp_path, one=made_up(gpu="elsewhere"))
+    assert harness.load_calibration("made-up", store=tmp_path).id == "llama-server/made-up"
+    store_of(tmp_path, two=with_settings(made_up(gpu="elsewhere"), kv_cache_type="q8_0"))
+    with pytest.raises(NotFoundError, match="one, two"):
+        harness.load_calibration("made-up", store=tmp_path)
+    two = harness.load_calibration("made-up", variant="two", store=tmp_path)
+    assert two.metadata.settings.kv_cache_type == "q8_0"
+
+
+@pytest.mark.parametrize("available", ["24GiB", 24 * GIB, [24 * GIB]])
+def test_free_memory_can_be_given_as_text_or_bytes(tmp_path: Path, available: object) -> None:
+    store_of(tmp_path, made_up())
+    found = harness.check("made-up@8192", available=available, store=tmp_path)  # type: ignore[arg-type]
+    assert found.fits
+    assert found.models[0].verdict is not None
+    assert found.models[0].verdict.available_bytes == 24 * GIB
+
+
+def test_require_fit_is_a_guard(tmp_path: Path) -> None:
+    store_of(tmp_path, made_up())
+    judged = harness.require_fit("made-up", ctx=8192, available="24GiB", store=tmp_path)
+    assert judged.word == "fits"
+    with pytest.raises(harness.OffloadLikelyError, match="CPU OFFLOAD LIKELY"):
+        harness.require_fit("made-up", ctx=65536, available="5GiB", store=tmp_path)
+    with pytest.raises(harness.UnknownVerdictError) as caught:
+        harness.require_fit("nobody", ctx=8192, store=tmp_path)
+    assert caught.value.hint == "harness calibrate nobody"
+    with pytest.raises(UsageError):
+        harness.require_fit("made-up", store=tmp_path)
+
+
+def test_a_log_is_read_from_its_path_text_or_bytes() -> None:
+    log = ROOT / "tests/golden/llama-server/b10434/host-8192.log"
+    (facts,) = harness.parse_log(log)
+    assert facts.context_cells == 8192
+    assert harness.parse_log(log.read_text()) == harness.parse_log(log.read_bytes()) == [facts]

@@ -1,0 +1,95 @@
+"""The marker ``needs_model`` in front of somebody else's tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.calibrations import made_up, store_of
+
+pytest_plugins = ["pytester"]
+TESTS = """
+    import pytest
+
+    @pytest.fixture
+    def model():
+        raise AssertionError("a fixture was set up before the question was asked")
+
+    @pytest.mark.needs_model("made-up", ctx=65536)
+    def test_slow(model): ...
+
+    @pytest.mark.needs_model("made-up@4096")
+    def test_fast(): ...
+
+    @pytest.mark.needs_model("nobody", ctx=8192)
+    def test_unknown(): ...
+"""
+
+
+class Suite:
+    def __init__(self, pytester: pytest.Pytester) -> None:
+        self._pytester = pytester
+
+    def run(self, *options: str, tests: str = TESTS) -> pytest.RunResult:
+        self._pytester.makepyfile(tests)
+        return self._pytester.runpytest_inprocess("-p", "harness.pytest_plugin", "-rs", "-Wdefault", *options)
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    store_of(tmp_path / "store", made_up())
+    monkeypatch.setenv("HARNESS_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makeconftest("""
+        import functools, harness
+        harness.check = functools.partial(harness.check, available="5632")
+    """)
+    return Suite(pytester)
+
+
+def test_a_test_whose_model_would_spill_is_skipped_with_the_sentence(suite: Suite) -> None:
+    done = suite.run()
+    done.assert_outcomes(passed=2, skipped=1, warnings=1)
+    done.stdout.fnmatch_lines(["*UNCALIBRATED*harness calibrate nobody*", "SKIPPED * test_*CPU OFFLOAD LIKELY: needs 6.2 GiB*"])
+
+
+def test_options_choose_and_come_before_the_ini_file(suite: Suite, pytester: pytest.Pytester) -> None:
+    done = suite.run("--model-offload", "fail", "--model-unknown", "fail")
+    done.assert_outcomes(passed=1, errors=2)
+    pytester.makeini("[pytest]\nmodel_offload = warn\nmodel_unknown = skip\n")
+    done = suite.run()
+    done.assert_outcomes(passed=1, errors=1, skipped=1, warnings=1)  # the fixture, as nothing held the test back
+    suite.run("--model-offload", "skip").assert_outcomes(passed=1, skipped=2)
+
+
+def test_models_of_one_test_are_judged_together(suite: Suite) -> None:
+    both = """
+        import pytest
+        pytestmark = pytest.mark.needs_model("made-up", ctx=4096)
+
+        @pytest.mark.needs_model("made-up", ctx=2048)
+        def test_both(): ...
+
+        def test_one(): ...
+    """
+    suite.run(tests=both).assert_outcomes(passed=1, skipped=1)
+
+
+@pytest.mark.parametrize(
+    ("mark", "says"),
+    [
+        ('needs_model("made-up")', "needs one"),
+        ('needs_model("made-up", ctx=0)', "1 to"),
+        ("needs_model()", "names no model"),
+    ],
+)
+def test_a_marker_that_asks_nothing_is_an_error(suite: Suite, mark: str, says: str) -> None:
+    done = suite.run(tests=f"import pytest\n@pytest.mark.{mark}\ndef test_it(): ...\n")
+    assert done.ret != 0
+    done.stdout.fnmatch_lines([f"*{says}*"])
+
+
+def test_a_value_of_the_ini_file_that_means_nothing_is_an_error(suite: Suite, pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\nmodel_offload = explode\n")
+    assert suite.run().ret != 0
