@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from harness.cli.output import clean
 from harness.core.calibration import Calibration
 from harness.core.predict import Prediction
-from harness.units import format_size, from_gib
+from harness.units import format_size, from_gib, gib
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -87,7 +87,14 @@ def _details(calibration: Calibration) -> list[RenderableType]:
     slots = f"{settings.num_parallel} slot{'s' if settings.num_parallel > 1 else ''}"
     flash = settings.flash_attention or "unknown"
     chosen = f"{slots} · batch {settings.num_batch} · KV {settings.kv_cache_type} · flash attention {flash}"
+    if settings.vllm is not None:
+        vllm = settings.vllm
+        chosen = f"up to {vllm.max_num_seqs} sequences · {vllm.dtype or 'dtype unknown'} · KV {settings.kv_cache_type}"
     grid.add_row("settings", Text(clean(chosen)))
+    if metadata.kv_blocks is not None:
+        blocks = metadata.kv_blocks
+        fixed = f" and {blocks.fixed} a sequence" if blocks.fixed else ""
+        grid.add_row("KV blocks", Text(f"{size_of(gib(blocks.bytes))} for {blocks.size} tokens × {blocks.per_block}{fixed}"))
     spread = "" if quality.overhead_spread_gb is None else f" · overhead moves by {size_of(quality.overhead_spread_gb)}"
     told = {"log": "logged, not measured", "import": "imported: the totals were measured by others"}
     meter = told.get(metadata.machine.meter, f"measured by {metadata.machine.meter}")

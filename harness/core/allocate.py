@@ -94,6 +94,21 @@ class _Card(msgspec.Struct, frozen=True):
         return -(-_STEPS * ((self.budget or 0) + kv + JITTER) // self.total)
 
 
+class Sizing(msgspec.Struct, frozen=True, kw_only=True):
+    """What a number of sequences needs on each GPU; bytes. ``short_bytes`` is what is missing there, 0 if it fits."""
+
+    vllm: VllmSettings
+    kv_blocks: KvBlocks
+    card: _Card
+    blocks: int
+    spare_blocks: int
+    kv_cache_bytes: int
+    required_bytes: int
+    margin_bytes: int
+    short_bytes: int
+    max_context: int
+
+
 def mismatches(calibration: Calibration, wanted: Wanted) -> list[str]:
     """In what a calibration differs from what will run; empty where it answers for it."""
     metadata, vllm = calibration.metadata, calibration.metadata.settings.vllm
@@ -125,6 +140,42 @@ def allocate(calibration: Calibration, context: int, concurrency: int, available
     """
     if context < 1 or concurrency < 1:
         raise ValueError("context and concurrency must be at least 1")
+    sizing = size(calibration, context, concurrency, available)
+    if sizing.short_bytes or context > calibration.metadata.quality.valid_to:
+        largest = sizing.max_context
+        raise OffloadLikelyError(
+            _reason(calibration, context, concurrency, sizing),
+            hint=f"largest context that fits: {largest}" if largest else "free memory on the GPU, or take a smaller model",
+            code="does-not-fit",
+        )
+    vllm = sizing.vllm
+    utilization = sizing.card.steps(sizing.kv_cache_bytes) / _STEPS
+    return Allocation(
+        model=vllm.model,
+        context=context,
+        concurrency=concurrency,
+        lever="kv-cache-memory-bytes" if sizing.card.by_bytes else "gpu-memory-utilization",
+        utilization=utilization,
+        block_size=sizing.kv_blocks.size,
+        block_bytes=sizing.kv_blocks.bytes,
+        blocks=sizing.blocks,
+        spare_blocks=sizing.spare_blocks,
+        kv_cache_bytes=sizing.kv_cache_bytes,
+        footprint_bytes=sizing.card.footprint,
+        required_bytes=sizing.required_bytes,
+        margin_bytes=sizing.margin_bytes,
+        available_bytes=sizing.card.free,
+        max_context=sizing.max_context,
+        flags=flags(calibration, vllm, context, utilization, sizing.kv_cache_bytes if sizing.card.by_bytes else None),
+    )
+
+
+def size(calibration: Calibration, context: int, concurrency: int, available: tuple[int, ...]) -> Sizing:
+    """What ``concurrency`` sequences of ``context`` tokens need on each GPU, whether it is there or not.
+
+    Raises:
+        UnknownVerdictError: the calibration does not answer for this.
+    """
     blocks, vllm = calibration.metadata.kv_blocks, calibration.metadata.settings.vllm
     if blocks is None or vllm is None:
         raise UnknownVerdictError(f"{calibration.id} is no calibration of vLLM", hint="harness calibrate MODEL --engine vllm")
@@ -134,48 +185,21 @@ def allocate(calibration: Calibration, context: int, concurrency: int, available
             hint=f"harness calibrate … --num-parallel {concurrency}",
         )
     card = _card(calibration, vllm, available)
-    largest = _largest(calibration, blocks, concurrency, card)
     needed = concurrency * blocks.of_sequence(context) + NULL_BLOCKS
     spare = _spare(blocks, needed)
     kv = (needed + spare) * blocks.bytes
-    steps = card.steps(kv)
-    if kv > card.room() or context > calibration.metadata.quality.valid_to:
-        raise OffloadLikelyError(
-            _reason(calibration, context, concurrency, card, kv),
-            hint=f"largest context that fits: {largest}" if largest else "free memory on the GPU, or take a smaller model",
-            code="does-not-fit",
-        )
-    utilization = steps / _STEPS
-    return Allocation(
-        model=vllm.model,
-        context=context,
-        concurrency=concurrency,
-        lever="kv-cache-memory-bytes" if card.by_bytes else "gpu-memory-utilization",
-        utilization=utilization,
-        block_size=blocks.size,
-        block_bytes=blocks.bytes,
+    return Sizing(
+        vllm=vllm,
+        kv_blocks=blocks,
+        card=card,
         blocks=needed,
         spare_blocks=spare,
         kv_cache_bytes=kv,
-        footprint_bytes=card.footprint,
         required_bytes=card.footprint + kv,
         margin_bytes=card.margin if card.by_bytes else JITTER,
-        available_bytes=card.free,
-        max_context=largest,
-        flags=flags(calibration, vllm, context, utilization, kv if card.by_bytes else None),
+        short_bytes=max(kv - card.room(), 0),
+        max_context=_largest(calibration, blocks, concurrency, card),
     )
-
-
-def largest_context(calibration: Calibration, concurrency: int, available: tuple[int, ...]) -> int:
-    """The largest context that :func:`allocate` grants; 0 where none.
-
-    Raises:
-        UnknownVerdictError: the calibration does not answer for this.
-    """
-    blocks, vllm = calibration.metadata.kv_blocks, calibration.metadata.settings.vllm
-    if blocks is None or vllm is None:
-        raise UnknownVerdictError(f"{calibration.id} is no calibration of vLLM")
-    return _largest(calibration, blocks, concurrency, _card(calibration, vllm, available))
 
 
 def flags(calibration: Calibration, vllm: VllmSettings, context: int, utilization: float, kv: int | None) -> tuple[str, ...]:
@@ -242,14 +266,13 @@ def _largest(calibration: Calibration, blocks: KvBlocks, concurrency: int, card:
     return min(max(tokens, 0), calibration.metadata.quality.valid_to)
 
 
-def _reason(calibration: Calibration, context: int, concurrency: int, card: _Card, kv: int) -> str:
-    valid = calibration.metadata.quality.valid_to
+def _reason(calibration: Calibration, context: int, concurrency: int, sizing: Sizing) -> str:
+    valid, card = calibration.metadata.quality.valid_to, sizing.card
     if context > valid:
         return f"a context of {context} is beyond {valid}, the range of this calibration"
     sequences = f"{concurrency} sequences" if concurrency > 1 else "one sequence"
     rest = card.footprint if card.by_bytes else (card.budget or 0)
-    spare = card.margin if card.by_bytes else JITTER
     return (
-        f"{sequences} of {context} tokens need {format_size(kv)} of KV cache beside {format_size(rest)} and a margin of "
-        f"{format_size(spare)}, and {format_size(card.free)} are free"
+        f"{sequences} of {context} tokens need {format_size(sizing.kv_cache_bytes)} of KV cache beside {format_size(rest)} and "
+        f"a margin of {format_size(sizing.margin_bytes)}, and {format_size(card.free)} are free"
     )

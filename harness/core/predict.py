@@ -46,8 +46,8 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
     """Memory at ``context`` tokens per slot with ``num_parallel`` slots.
 
     ``V(C, P) = weights + compute0 + overhead + P*fixed_cache + C/10000*(P*kv + compute)``, per band of physical batch;
-    contexts are padded to the 256 cells that the engine allocates. Below the physical batch, which the engine cuts to the
-    context, the result is an upper bound and a warning says so.
+    contexts are padded to the 256 cells that the engine allocates (vLLM: to its blocks; its memory is that of one GPU). Below
+    the physical batch, which the engine cuts to the context, the result is an upper bound and a warning says so.
 
     Args:
         calibration: the artifact.
@@ -61,7 +61,8 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
     if context < 1 or num_parallel < 1:
         raise ValueError("context and slots must be at least 1")
     metadata = calibration.metadata
-    cells = pad_cells(context)
+    blocks = metadata.kv_blocks
+    cells = pad_cells(context) if blocks is None else -(-context // blocks.size) * blocks.size
     band = calibration.band_for(context, num_batch)
     breakdown = metadata.breakdown_gb
     units = cells / TOKENS_PER_UNIT

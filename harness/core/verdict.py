@@ -8,10 +8,12 @@ from typing import Literal
 
 import msgspec
 
+from harness.core.allocate import size
 from harness.core.calibration import Calibration
 from harness.core.placement import Placed, place
 from harness.core.predict import Prediction, predict
 from harness.core.rules import batch_of, evicts_others, rule_of
+from harness.errors import UnknownVerdictError
 from harness.units import CELL_PADDING
 
 Fate = Literal["resident", "offload", "evicted"]
@@ -65,13 +67,13 @@ def judge(
     """
     metadata = calibration.metadata
     needed = predict(calibration, context, num_parallel)
-    if calibration.engine == "vllm":
-        return _unknown(calibration, needed, available, "vLLM takes the memory that it is given; ask harness allocate")
     if not needed.within_range and not extrapolate:
         reason = f"a context of {context} is beyond {metadata.quality.valid_to}, the range of this calibration"
         return _unknown(calibration, needed, available, reason)
     if not available:
         return _unknown(calibration, needed, None, "the memory that is free is not known")
+    if calibration.engine == "vllm":
+        return _judge_vllm(calibration, needed, available)
     devices = max(len(metadata.machine.gpus), 1) if metadata.machine.target == "gpu" else 1
     if len(available) != devices:
         reason = f"calibrated on {_devices(devices)}, to be judged on {_devices(len(available))}"
@@ -117,6 +119,34 @@ def _judge(calibration: Calibration, context: int, num_parallel: int, free: int,
     )
 
 
+def _judge_vllm(calibration: Calibration, needed: Prediction, available: tuple[int, ...]) -> Verdict:
+    """An instance of vLLM spills nothing, it does not start. Each GPU of an instance takes the same, so the fullest decides."""
+    try:
+        sizing = size(calibration, needed.context, needed.num_parallel, available)
+    except UnknownVerdictError as error:
+        return _unknown(calibration, needed, available, error.message)
+    layers = calibration.metadata.model.layers
+    total = None if layers is None else layers + 1
+    return Verdict(
+        model=calibration.metadata.model.name,
+        verdict="offload" if sizing.short_bytes else "fits",
+        basis=calibration.metadata.machine.target,
+        required_bytes=sizing.required_bytes,
+        reserve_bytes=sizing.margin_bytes,
+        available_bytes=sizing.card.free,
+        short_bytes=sizing.short_bytes,
+        max_context=sizing.max_context,
+        layers_total=total,
+        layers_offloaded=None if sizing.short_bytes else total,
+        layers_overflowing=None if sizing.short_bytes else 0,
+        decode_tokens_per_s=None if sizing.short_bytes else _decode(calibration, None),
+        context=needed.context,
+        num_parallel=needed.num_parallel,
+        reason="vLLM does not start with this: it moves nothing to the CPU" if sizing.short_bytes else None,
+        warnings=needed.warnings,
+    )
+
+
 def _decode(calibration: Calibration, placed: Placed | None) -> float | None:
     """Tokens per second; the time of a token is the sum over what lies on each side."""
     performance = calibration.metadata.performance
@@ -134,7 +164,7 @@ def _decode(calibration: Calibration, placed: Placed | None) -> float | None:
 def largest_context(calibration: Calibration, num_parallel: int, available: tuple[int, ...] | None) -> int | None:
     """The largest context per slot (whole steps of 256 cells, within the calibrated range) that fits; 0 where none does.
 
-    ``None`` where it cannot be said: nothing was read, other devices than calibrated, or vLLM.
+    ``None`` where it cannot be said: nothing was read, or other devices than calibrated. vLLM's steps are its blocks.
 
     Raises:
         ValueError: slots below one.
@@ -143,7 +173,12 @@ def largest_context(calibration: Calibration, num_parallel: int, available: tupl
         raise ValueError("slots must be at least 1")
     metadata = calibration.metadata
     devices = max(len(metadata.machine.gpus), 1) if metadata.machine.target == "gpu" else 1
-    if not available or calibration.engine == "vllm" or len(available) != devices:
+    if available and calibration.engine == "vllm":
+        try:
+            return size(calibration, 1, num_parallel, available).max_context
+        except UnknownVerdictError:
+            return None
+    if not available or len(available) != devices:
         return None
     return _largest(calibration, num_parallel, sum(available), devices)
 

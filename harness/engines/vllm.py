@@ -18,6 +18,7 @@ from harness.core.facts import LoadFacts
 from harness.core.plan import BatchLimits
 from harness.core.record import EngineVersion, LoadRequest, Model, Reported, Speed, VllmSettings
 from harness.engines.base import NO_ANSWER, Options, Progress, Source
+from harness.engines.safetensors import tensor_bytes
 from harness.errors import EngineError, HarnessError, NotFoundError, NotPermittedError, UsageError, WontFitError
 from harness.sandboxes.base import Launch, Mount, Site
 
@@ -61,7 +62,8 @@ class Vllm:
         if folder.is_dir():
             if not (folder / "config.json").is_file():
                 raise NotFoundError(f"there is no config.json in {folder}", code="no-such-model")
-            return Source(model=_described(folder / "config.json", name), own_name=str(folder.resolve()))
+            model = _described(folder / "config.json", folder.resolve().name)
+            return Source(model=model, own_name=str(folder.resolve()), tensors=tensor_bytes(folder))
         if name.endswith(".gguf") or name.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(name):
             raise NotFoundError(
                 f"vLLM cannot reach {name!r}",
@@ -69,7 +71,9 @@ class Vllm:
                 code="no-such-model",
             )
         config = _cached_config(name, options)
-        return Source(model=_described(config, name) if config else Model(name=name), own_name=name)
+        if config is None:
+            return Source(model=Model(name=name), own_name=name)
+        return Source(model=_described(config, name), own_name=name, tensors=tensor_bytes(config.parent))
 
     def settings(self, source: Source, options: Options, num_batch: int | None) -> VllmSettings:
         """What is asked of every start; the log says later what was in force."""
@@ -111,8 +115,9 @@ class Vllm:
             "DO_NOT_TRACK": "1",
             "NO_COLOR": "1",
             "VLLM_ENGINE_READY_TIMEOUT_S": f"{options.timeout:.0f}",
-            "VLLM_LOGGING_LEVEL": "DEBUG",  # from 0.11.2 to 0.25 the line with the GPU's total stands at this level
         }
+        if request.purpose == "point":
+            env["VLLM_LOGGING_LEVEL"] = "DEBUG"  # from 0.11.2 to 0.25 the line with the GPU's total stands at this level
         if local:
             env["HF_HUB_OFFLINE"] = "1"
         secrets = {} if local else _secrets(options)

@@ -104,7 +104,7 @@ def model_stem(name: str) -> str:
     """The name under which a model is filed: of a GGUF path the file's stem, of a folder's its name."""
     if name.endswith(".gguf"):
         return Path(name).stem
-    return Path(name).resolve().name if name.startswith(("/", "./", "../", "~")) else name
+    return Path(name).expanduser().resolve().name if name.startswith(("/", "./", "../", "~")) else name
 
 
 def calibrate(

@@ -107,7 +107,7 @@ def prepare(wishes: Wishes, store: Store, here: Path) -> Session:
     source = engine.resolve(own_name, options)
     if not name.endswith(".gguf"):
         name = name.partition("@sha256:")[0]  # a digest pins a model; it is no part of its name
-        source = msgspec.structs.replace(source, model=msgspec.structs.replace(source.model, name=name))
+        source = msgspec.structs.replace(source, model=_named(source.model, workflow.model_stem(name)))
     else:
         source = msgspec.structs.replace(source, model=_named(source.model, Path(name).name))
     source = _with_overrides(source, options)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from harness.core.allocate import JITTER, MARGIN, Allocation, Wanted, allocate, largest_context, mismatches
+from harness.core.allocate import JITTER, MARGIN, Allocation, Wanted, allocate, mismatches, size
 from harness.core.calibration import Calibration, KvBlocks
 from harness.core.record import VllmSettings
 from harness.core.vllm import at_least
@@ -97,7 +97,7 @@ def test_the_flags_are_admitted_and_one_block_less_is_not(
     try:
         granted = allocate(calibration, context, sequences, (free,))
     except OffloadLikelyError:
-        largest = largest_context(calibration, sequences, (free,))
+        largest = size(calibration, 1, sequences, (free,)).max_context
         assert largest < context
         assume(largest > 0)
         context = largest
@@ -123,7 +123,7 @@ def test_the_largest_context_is_granted_and_one_block_more_is_not(
     calibration: Calibration, sequences: int, share: float
 ) -> None:
     free = int(from_gib(calibration.metadata.machine.total_cuda_gb or 0) * share)
-    largest = largest_context(calibration, sequences, (free,))
+    largest = size(calibration, 1, sequences, (free,)).max_context
     if largest:
         assert allocate(calibration, largest, sequences, (free,)).max_context == largest
     assert calibration.metadata.kv_blocks is not None
