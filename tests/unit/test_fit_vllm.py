@@ -87,7 +87,8 @@ NEW = log(
             23.5,
             0.9,
             21.15,
-            "15.4 GiB for consumed memory (weights + non-torch), 1.75 GiB for peak activation, and 0.3 GiB for CUDAGraph memory",
+            "15.4 GiB for consumed memory (weights + non-torch), 1.75 GiB for peak activation, and 0.3 GiB for CUDAGraph "
+            "memory",
         )
     ),
 )  # fmt: skip
@@ -169,8 +170,8 @@ def test_of_several_gpus_the_fullest_counts_and_figures_are_those_of_one() -> No
                     23.5,
                     0.9,
                     21.15,
-                    f"{7.5 + rank / 10} GiB for weight, 1.4 GiB for peak activation, 0.2 GiB for non-torch memory, and 0.3 GiB for "
-                    "CUDAGraph memory",
+                    f"{7.5 + rank / 10} GiB for weight, 1.4 GiB for peak activation, 0.2 GiB for non-torch memory, and 0.3 "
+                    "GiB for CUDAGraph memory",
                 ),
                 rank,
             )
