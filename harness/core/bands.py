@@ -144,16 +144,19 @@ def fit_caches(points: Sequence[Point]) -> Caches:
     windows = [point for point in points if point.window_cells]
     cells = sum(point.window_cells or 0 for point in windows)
     return Caches(
-        growing=_growing([(float(point.context), point.kv_per_slot) for point in points]),
+        growing=_growing(
+            [(float(point.context), point.kv_per_slot) for point in points],
+            ROUNDING + max(point.uncertainty for point in points),
+        ),
         window_per_cell=sum(point.window for point in windows) / cells if cells else 0.0,
         recurrent=fmean(point.recurrent for point in points),
     )
 
 
-def _growing(values: Sequence[tuple[float, float]]) -> Line:
+def _growing(values: Sequence[tuple[float, float]], rounding: float) -> Line:
     """A line through the origin where rounding allows it: cells times bytes."""
     slope = sum(x * y for x, y in values) / sum(x * x for x, _ in values)
-    if all(abs(y - slope * x) <= ROUNDING for x, y in values) or len({x for x, _ in values}) == 1:
+    if all(abs(y - slope * x) <= rounding for x, y in values) or len({x for x, _ in values}) == 1:
         return Line(start=0.0, slope=slope if slope * TOKENS_PER_UNIT > ROUNDING else 0.0)
     return fit_line(values)
 

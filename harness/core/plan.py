@@ -79,8 +79,10 @@ def further_loads(record: Record) -> tuple[LoadRequest, ...]:
     """
     try:
         points, _ = points_of(record)
-        fits = fit_batches(points)
+        fits = fit_batches(points) if points else []
     except UntrustedError:
+        return ()
+    if not fits:
         return ()
     fitted, room = fits[-1], MAX_LOADS - sum(load.request.purpose == "point" for load in record.loads)
     if len(fits) > 1 or fitted.points[0].flash_attention == "enabled":

@@ -105,7 +105,7 @@ def points_of(record: Record) -> tuple[list[Point], list[str]]:
             _refuse_disturbed(load)
             notes += _meter_notes(load)
             points.append(point)
-        if note is not None:
+        if note is not None and note not in notes:
             notes.append(note)
     for part in ("kv_cache_type", "flash_attention", "parallel", "basis"):
         values = {getattr(point, part) for point in points} - {None}
@@ -147,9 +147,9 @@ def _point(load: Load, record: Record) -> tuple[Point | None, str | None]:
     weights = _part(facts, ("weights_bytes", "lora_bytes", "projector_bytes"), kind)
     compute = _part(facts, ("compute_bytes", "output_bytes"), kind)
     kv, recurrent = _part(facts, ("kv_cache_bytes",), kind), _part(facts, ("recurrent_bytes",), kind)
-    window, window_cells = _window(facts, kind)
+    window, window_cells = _window(facts, kind, parallel)
     logged = weights + compute + kv + recurrent
-    note = _host_weights(facts, target, asked)
+    note = _host_weights(facts, target, asked) or _shared(facts, parallel)
     basis: str | None = None
     if record.machine.meter == "log":
         total, overhead = float(logged), None
@@ -246,11 +246,21 @@ def _part(facts: LoadFacts, parts: Sequence[str], kind: DeviceKind | None) -> in
     return sum((facts.total(part, kind) or 0) for part in parts)
 
 
-def _window(facts: LoadFacts, kind: DeviceKind | None) -> tuple[int, int | None]:
-    """Bytes of the sliding-window caches on the target, and their cells of one slot (``None`` without such a cache)."""
+def _shared(facts: LoadFacts, parallel: int) -> str | None:
+    """A note where slots share one cache: then windows and compute buffers do not go with the slots as the formula has it."""
+    if parallel > 1 and facts.caches and all(cache.streams == 1 for cache in facts.caches):
+        return f"the slots share one cache: the constants hold for {parallel} slots, and not for another number"
+    return None
+
+
+def _window(facts: LoadFacts, kind: DeviceKind | None, parallel: int) -> tuple[int, int | None]:
+    """Bytes of the sliding-window caches on the target, and their cells of one slot (``None`` without such a cache).
+
+    Slots that share one cache (a single stream, ``kv_unified``) have a part of its cells each.
+    """
     caches = [cache for cache in facts.caches if cache.role == "window" and cache.cells is not None]
     size = sum(size for cache in caches for name, size in cache.devices.items() if kind is None or device_kind(name) == kind)
-    cells = max((cache.cells or 0 for cache in caches), default=None)
+    cells = max(((cache.cells or 0) * cache.streams // parallel for cache in caches), default=None)
     return size, cells
 
 

@@ -183,3 +183,36 @@ def test_plans_are_small_and_never_below_the_batch(train: int | None, limits: tu
     for load in loads:
         assert load.context >= min(load.num_batch or 0, train or 1 << 31)
         assert train is None or load.context <= train
+
+
+def test_the_full_window_of_a_band_loaded_below_it_follows_from_another_band() -> None:
+    loads = [WINDOW.load(LoadRequest(context=4096, num_batch=512))]
+    loads += [WINDOW.load(LoadRequest(context=context, num_batch=2048)) for context in (8192, 16384, 32768)]
+    calibration = fit_record(record(*loads, limits=((8192, 512), (1 << 31, 2048))))
+    assert [band.up_to for band in calibration.metadata.bands] == [4608, 8192, 131_072]
+    for context in (2048, 4608, 4864, 8192):
+        assert predict(calibration, context).total_bytes == pytest.approx(WINDOW.truth(context, 512), rel=1e-4)
+
+
+def test_max_error_is_that_of_the_load_that_fits_worst() -> None:
+    loads = [PLAIN.load(LoadRequest(context=context)) for context in (8192, 16384, 32768)]
+    first = loads[0]
+    assert first.busy is not None
+    more = msgspec.structs.replace(first.busy, total_bytes=(first.busy.total_bytes or 0) + 6 * MIB)
+    error = fit_record(record(msgspec.structs.replace(first, busy=more), *loads[1:])).metadata.quality.max_error
+    assert error == pytest.approx(6 * MIB / (more.total_bytes or 1), rel=0.01)
+
+
+def test_slots_that_share_one_cache_are_named() -> None:
+    loads = []
+    for context in (8192, 16384, 32768):
+        load = PLAIN.load(LoadRequest(context=context), 2)
+        assert load.facts is not None
+        caches = tuple(msgspec.structs.replace(one, cells=2 * context, streams=1) for one in load.facts.caches)
+        loads.append(msgspec.structs.replace(load, facts=msgspec.structs.replace(load.facts, caches=caches)))
+    notes = fit_record(record(*loads)).metadata.quality.notes
+    assert sum("hold for 2 slots" in note for note in notes) == 1
+
+
+def test_a_run_without_points_asks_for_no_further_loads() -> None:
+    assert further_loads(record()) == ()
