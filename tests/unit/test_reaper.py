@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,8 @@ from harness.errors import (
 )
 from harness.sandboxes.reaper import Reaper
 from harness.sandboxes.reaper_main import descendants
-from tests.support.places import PROGRAM
+from tests.support.places import PROGRAM, ProcessPlace
+from tests.support.victim import Victim
 from tests.support.waiting import alive, until
 
 
@@ -170,3 +172,25 @@ def test_closing_twice_and_starting_again(tmp_path: Path) -> None:
 
     assert reaper.wait(spawn(reaper, tmp_path, "leave", "4"), 60) == 4
     reaper.close()
+
+
+def test_the_end_of_the_link_alone_is_the_order_to_end(reaper: Reaper, tmp_path: Path) -> None:
+    """Harness may be alive and yet have let go: the engine goes too, although no process has ended."""
+    pid = spawn(reaper, tmp_path, "sleep")
+    assert reaper._link is not None
+
+    reaper._link.shutdown(socket.SHUT_WR)
+
+    until(lambda: not alive(pid), "the end of the engine")
+
+
+def test_a_kill_of_harness_s_whole_process_group_does_not_reach_the_reaper(tmp_path: Path) -> None:
+    """As supervisors do it: with -9, all at once. The reaper lives on in a session of its own, and ends the family."""
+    place = ProcessPlace(tmp_path)
+    with Victim("process", tmp_path, mark=place.mark) as victim:
+        pids = victim.wait_for_family()
+
+        os.killpg(victim.pid, signal.SIGKILL)
+
+        until(lambda: not any(alive(pid) for pid in pids), "the end of the family")
+        until(lambda: not place.leftovers(), "nothing left")
