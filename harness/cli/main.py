@@ -29,6 +29,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "fit": ("fit", "Build the artifact again from a run's record."),
     "recalibrate": ("recalibrate", "Measure again what an upgrade has made stale."),
     "diff": ("diff", "What moved between two calibrations, stores or revisions, and what that means."),
+    "report": ("report", "All calibrations as one page for a browser, with charts and a planner."),
+    "merge": ("merge", "Merge the stores of several machines, without loss."),
     "sweep": ("sweep", "Calibrate a whole plan: models, engines, settings; here or on a Ray cluster."),
     "doctor": ("doctor", "What works here, what does not, and why."),
     "clean": ("clean", "What harness has left on this machine; --yes removes what is abandoned."),

@@ -1,0 +1,50 @@
+"""``harness report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from harness.cli.context import command, store_at, store_option
+from harness.cli.output import Output, clean
+
+if TYPE_CHECKING:
+    from harness.report.page import DriftLine
+    from harness.workflows.drift import Pair
+
+
+@click.command()
+@click.option(
+    "--output", "-o", "target", default="report.html", show_default=True, metavar="FILE", help="Where to write the page."
+)
+@click.option("--against", metavar="STORE", help="Show also what moved since STORE (as `harness diff` reads it).")
+@store_option
+@command
+def cli(target: str, against: str | None, store: str | None, output: Output) -> None:
+    """All calibrations as one page for a browser: constants, charts, and a planner that answers as `check` does.
+
+    The page needs no network and sends nothing anywhere.
+    """
+    from harness.workflows.report import drift_lines, write_report
+
+    shelf = store_at(store)
+    drift: tuple[DriftLine, ...] = ()
+    if against is not None:
+        from harness.workflows.drift import pairs, read_side
+
+        drift = drift_lines(pairs(read_side(against), read_side(str(shelf.root))), _words)
+    shown = write_report(shelf, Path(target), output.warn, drift=drift, against=against)
+    if not output.as_json:
+        click.echo(f"written  {clean(target)}  ({shown} calibration{'' if shown == 1 else 's'})")
+    output.done({"report": target, "calibrations": shown})
+
+
+def _words(pair: Pair) -> tuple[str, tuple[str, ...]]:
+    from harness.cli.diff import effects_of, headline, percent, show, status_of
+
+    if pair.drift is None:
+        return status_of(pair), ()
+    moved = tuple(f"{one.name}: {show(one.old)} → {show(one.new)} {percent(one)}".rstrip() for one in pair.drift.moved)
+    return status_of(pair), (*headline(pair.drift.changes), *moved, *effects_of(pair))

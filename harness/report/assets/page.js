@@ -1,0 +1,320 @@
+"use strict";
+/* Draws the page from the data in #data. Text of others (names, notes) only ever becomes text nodes. */
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const GIB = 2 ** 30, MIB = 2 ** 20;
+  // Okabe and Ito's colours, told apart with any colour vision.
+  const COLOURS = {
+    weights: "#0072B2", overhead: "#999999", fixed: "#CC79A7", compute: "#E69F00", cache: "#009E73",
+    line: "#0072B2", point: "#D55E00", second: "#E69F00",
+  };
+  const PARTS = [
+    ["weights", "weights", "weights"], ["overhead", "overhead", "overhead"], ["fixedCache", "fixed cache", "fixed"],
+    ["compute", "compute", "compute"], ["contextCache", "context cache", "cache"],
+  ];
+  const CARDS = [4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 141, 192];
+
+  const size = bytes => bytes === null || bytes === undefined ? "–"
+    : Math.abs(bytes) >= GIB ? `${(bytes / GIB).toFixed(2)} GiB` : `${(bytes / MIB).toFixed(1)} MiB`;
+  const count = value => value === null || value === undefined ? "–" : Math.round(value).toLocaleString("en");
+  const rate = value => value === null || value === undefined ? "–" : value.toFixed(1);
+  const known = value => value !== null && value !== undefined;
+
+  function element(name, attributes = {}, ...children) {
+    const made = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) {
+      if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
+      else if (value === true) made.setAttribute(key, "");
+      else if (value !== false && value !== null) made.setAttribute(key, value);
+    }
+    made.append(...children.filter(child => child !== null && child !== undefined));
+    return made;
+  }
+  const cells = (row, name = "td") => row.map((cell, index) => element(name, {class: index ? "number" : null}, cell));
+  const hardware = doc => doc.metadata.machine.gpus.map(gpu => gpu.name).join(", ") || "host memory";
+  const meter = doc => doc.metadata.machine.meter === "log" ? "logged, not measured" : `measured by ${doc.metadata.machine.meter}`;
+
+  // -- charts ----------------------------------------------------------------------------------------------------------
+
+  const drawn = new Map();
+
+  function style() {
+    const css = getComputedStyle(document.documentElement);
+    return name => css.getPropertyValue(name).trim();
+  }
+
+  function draw(target, traces, layout) {
+    drawn.set(target, [traces, layout]);
+    const colour = style();
+    const axis = {gridcolor: colour("--line"), zerolinecolor: colour("--line"), linecolor: colour("--line"), automargin: true};
+    const whole = {
+      font: {family: "system-ui, sans-serif", size: 13, color: colour("--text")},
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      margin: {l: 60, r: 16, t: 12, b: 48}, hovermode: "x unified",
+      hoverlabel: {bgcolor: colour("--card"), bordercolor: colour("--line"), font: {color: colour("--text")}},
+      legend: {orientation: "h", y: -0.22}, ...layout,
+    };
+    for (const key of Object.keys(whole).filter(name => /^[xy]axis\d*$/.test(name))) whole[key] = {...axis, ...whole[key]};
+    for (const shape of whole.shapes ?? []) shape.line = {...shape.line, color: colour("--muted")};
+    for (const note of whole.annotations ?? []) note.font = {size: 11, color: colour("--muted")};
+    Plotly.react(target, traces, whole, {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"]});
+  }
+
+  const redraw = () => drawn.forEach(([traces, layout], target) => draw(target, traces, layout));
+
+  function chart(caption, summary, fill) {
+    const target = element("div", {class: "plot", role: "img", "aria-label": `${caption}. ${summary}`});
+    const figure = element("figure", {}, element("figcaption", {}, element("strong", {}, caption), ` ${summary}`), target);
+    figure.fill = () => fill(target);
+    return figure;
+  }
+
+  const grid = (from, to, steps = 120) => Array.from({length: steps + 1}, (_, index) => from + (to - from) * index / steps);
+
+  function fitChart(doc) {
+    const metadata = doc.metadata, loads = metadata.quality.loads;
+    const error = metadata.quality.max_error;
+    const said = known(error) ? `Worst load left out: ${(100 * error).toFixed(3)} %.` : "The error was not measured.";
+    return chart("The points and the line through them", said, target => {
+      const lines = metadata.bands.map((band, index) => {
+        const start = index ? metadata.bands[index - 1].up_to : 0;
+        const contexts = grid(Math.max(start, 256), band.up_to, 60);
+        return {
+          x: contexts, y: contexts.map(one => band.base_vram_gb + one / 1e4 * (band.kv_cache_gb_per_10k + band.compute_gb_per_10k)),
+          mode: "lines", name: `line to ${count(band.up_to)}${known(band.num_batch) ? `, batch ${band.num_batch}` : ""}`,
+          line: {color: COLOURS.line, dash: index % 2 ? "dash" : "solid"}, hovertemplate: "%{y:.3f} GiB",
+        };
+      });
+      const parallel = metadata.settings.num_parallel;
+      const residuals = loads.map(load => load.total_gb * 1024 - verdicts.predict(doc, load.context, parallel, load.num_batch).total / MIB);
+      draw(target, [
+        ...lines,
+        {x: loads.map(load => load.context), y: loads.map(load => load.total_gb), mode: "markers", name: "measured",
+          marker: {color: COLOURS.point, size: 9}, hovertemplate: "%{y:.3f} GiB"},
+        {x: loads.map(load => load.context), y: residuals, type: "bar", name: "measured − line", yaxis: "y2",
+          marker: {color: COLOURS.point}, hovertemplate: "%{y:+.2f} MiB"},
+      ], {
+        xaxis: {title: {text: "context, tokens"}, anchor: "y2"},
+        yaxis: {title: {text: "GiB"}, domain: [0.36, 1], rangemode: "tozero"},
+        yaxis2: {title: {text: "MiB off"}, domain: [0, 0.24]},
+      });
+    });
+  }
+
+  function partsChart(doc) {
+    const metadata = doc.metadata, top = metadata.quality.valid_to;
+    return chart("Memory by part over the context", "Dashed lines are what cards have beyond what the engine keeps free.", target => {
+      const contexts = grid(256, top), found = contexts.map(context => verdicts.predict(doc, Math.round(context)));
+      const most = Math.max(...found.map(one => one.total)) / GIB;
+      const reserve = known(metadata.placement.reserve_gb) ? metadata.placement.reserve_gb : 1;
+      const cards = metadata.machine.target === "gpu" ? CARDS.filter(card => card - reserve < most * 1.15) : [];
+      const shown = cards.slice(-5);
+      draw(target, PARTS.map(([key, name, colour]) => ({
+        x: contexts, y: found.map(one => (one[key] ?? 0) / GIB), name, stackgroup: "one", mode: "lines",
+        line: {width: 0.5, color: COLOURS[colour]}, fillcolor: COLOURS[colour], hovertemplate: "%{y:.3f} GiB",
+      })), {
+        xaxis: {title: {text: "context, tokens"}}, yaxis: {title: {text: "GiB"}, rangemode: "tozero"},
+        shapes: shown.map(card => ({type: "line", xref: "paper", x0: 0, x1: 1, y0: card - reserve, y1: card - reserve, line: {dash: "dash", width: 1}})),
+        annotations: shown.map(card => ({xref: "paper", x: 1, y: card - reserve, text: `${card} GiB card`, showarrow: false, yanchor: "bottom", xanchor: "right"})),
+      });
+    });
+  }
+
+  function traceChart(entry) {
+    if (!entry.traces.length) return null;
+    return chart("Memory of the run", "As the meter read it in each load; dotted lines begin a phase of the last one.", target => {
+      const traces = entry.traces.map(load => ({
+        x: load.seconds, y: load.bytes.map(one => one === null ? null : one / GIB), mode: "lines", name: load.title,
+        hovertemplate: "%{y:.3f} GiB",
+      }));
+      const {marks} = entry.traces.at(-1);
+      const shapes = marks.map(([at]) => ({type: "line", yref: "paper", y0: 0, y1: 1, x0: at, x1: at, line: {width: 1, dash: "dot"}}));
+      const annotations = marks.map(([at, phase]) =>
+        ({x: at, yref: "paper", y: 1, text: phase, showarrow: false, textangle: -90, yanchor: "top", xanchor: "left"}));
+      draw(target, traces, {xaxis: {title: {text: "seconds since the load began"}}, yaxis: {title: {text: "GiB"}, rangemode: "tozero"}, shapes, annotations,
+        colorway: [COLOURS.weights, COLOURS.compute, COLOURS.cache, COLOURS.fixed, COLOURS.point, "#56B4E9"]});
+    });
+  }
+
+  function speedChart(doc) {
+    const performance = doc.metadata.performance, depths = performance.depths ?? [];
+    const {decode_tokens_per_s: fast = null, host_decode_tokens_per_s: slow = null} = performance;
+    if (!depths.length && fast === null) return null;
+    const spill = doc.metadata.machine.target === "gpu" && fast && slow && doc.metadata.machine.gpus.length < 2;
+    const said = spill ? "Measured over depth; over the memory that is free, as the engine would split the layers." : "Measured over depth.";
+    return chart("Decode speed", said, target => {
+      const traces = [{
+        x: depths.map(one => one.depth), y: depths.map(one => one.decode_tokens_per_s), mode: "lines+markers", name: "measured at depth",
+        line: {color: COLOURS.line}, marker: {size: 8}, hovertemplate: "%{y:.1f} tokens/s",
+      }];
+      const layout = {
+        xaxis: {title: {text: "tokens in the cache"}, rangemode: "tozero", domain: spill ? [0, 0.44] : [0, 1]},
+        yaxis: {title: {text: "tokens/s"}, rangemode: "tozero"},
+      };
+      if (spill) {
+        const context = Math.min(doc.metadata.quality.valid_to, 8192), need = verdicts.predict(doc, context).total / GIB;
+        const free = grid(1, need * 1.25 + 1, 80);
+        traces.push({
+          x: free, y: free.map(one => verdicts.judge(doc, context, 1, [Math.round(one * GIB)]).decode), xaxis: "x2", yaxis: "y2", mode: "lines",
+          line: {color: COLOURS.point, shape: "hv"}, name: `at ${count(context)} tokens`, hovertemplate: "%{y:.1f} tokens/s",
+        });
+        layout.xaxis2 = {title: {text: "GiB free"}, domain: [0.56, 1], anchor: "y2"};
+        layout.yaxis2 = {title: {text: "tokens/s"}, rangemode: "tozero", anchor: "x2"};
+      }
+      draw(target, traces, layout);
+    });
+  }
+
+  // -- sections --------------------------------------------------------------------------------------------------------
+
+  function overview() {
+    const head = ["calibration", "base", "KV a 10k", "compute a 10k", "valid to", "error", "decode", "measured on", "date"];
+    const rows = data.calibrations.map(entry => {
+      const {constants, metadata} = entry.document;
+      const error = metadata.quality.max_error;
+      const row = cells([
+        element("a", {href: `#${entry.anchor}`, onclick: () => open(entry)}, entry.key), size(constants.base_vram_gb * GIB),
+        size(constants.kv_cache_gb_per_10k * GIB), size((constants.compute_gb_per_10k ?? 0) * GIB), count(metadata.quality.valid_to),
+        known(error) ? `${(100 * error).toFixed(2)} %` : "–", rate(metadata.performance.decode_tokens_per_s),
+        `${hardware(entry.document)} · ${entry.document.engine} ${metadata.engine.version ?? ""}`, metadata.calibrated_at.slice(0, 10),
+      ]);
+      return element("tr", {}, ...row);
+    });
+    return element("section", {id: "overview"},
+      element("h2", {}, "Calibrations"),
+      element("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": "Calibrations"},
+        element("table", {}, element("thead", {}, element("tr", {}, ...cells(head, "th"))), element("tbody", {}, ...rows))));
+  }
+
+  const panels = new Map();
+
+  function open(entry) {
+    panels.get(entry.key).open = true;
+  }
+
+  function detail(entry) {
+    const {document: doc} = entry, {metadata} = doc, settings = metadata.settings;
+    const facts = [
+      ["model", [metadata.model.name, metadata.model.architecture, metadata.model.quantization].filter(Boolean).join(" · ")],
+      ["engine", `${doc.engine} ${metadata.engine.version ?? "(version unknown)"}${metadata.engine.image ? ` · ${metadata.engine.image}` : ""}`],
+      ["machine", `${hardware(doc)} · ${meter(doc)}`],
+      ["settings", `${settings.num_parallel} slot${settings.num_parallel > 1 ? "s" : ""} · batch ${settings.num_batch ?? "as the engine chooses"} · KV ${settings.kv_cache_type} · flash attention ${settings.flash_attention ?? "unknown"}`],
+      ["run", metadata.run ?? "–"],
+    ];
+    const figures = [fitChart(doc), partsChart(doc), traceChart(entry), speedChart(doc)].filter(Boolean);
+    const panel = element("details", {id: entry.anchor, class: "model"},
+      element("summary", {}, element("h3", {}, entry.key), element("span", {class: "muted"}, ` ${hardware(doc)}`)),
+      element("dl", {}, ...facts.flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)])),
+      metadata.quality.notes.length ? element("ul", {class: "notes"}, ...metadata.quality.notes.map(note => element("li", {}, note))) : null,
+      element("div", {class: "figures"}, ...figures));
+    panel.addEventListener("toggle", () => {
+      if (panel.open) figures.splice(0).forEach(figure => figure.fill());
+    });
+    panels.set(entry.key, panel);
+    return panel;
+  }
+
+  // -- planner ---------------------------------------------------------------------------------------------------------
+
+  function planner() {
+    const rows = [], choices = data.calibrations.filter(entry => entry.document.engine !== "vllm");
+    const card = element("select", {id: "card", onchange: () => { free.value = card.value; update(); }},
+      ...CARDS.map(one => element("option", {value: one, selected: one === 24}, `${one} GiB card`)));
+    const free = element("input", {id: "free", type: "number", min: 0, step: "any", value: 24, oninput: () => update()});
+    const body = element("tbody"), together = element("p", {id: "together", role: "status", "aria-live": "polite"});
+    const pick = element("select", {id: "pick"}, ...choices.map(entry => element("option", {value: entry.key}, entry.key)));
+    const add = element("button", {type: "button", id: "add", onclick: () => { addRow(entryOf(pick.value)); update(); }}, "Add");
+    const entryOf = key => choices.find(entry => entry.key === key);
+
+    function addRow(entry) {
+      const top = entry.document.metadata.quality.valid_to, name = `context of ${entry.key}`;
+      const context = element("input", {type: "number", min: 1, max: top, value: Math.min(8192, top), "aria-label": name});
+      const slide = element("input", {type: "range", min: 256, max: top, step: 256, value: Math.min(8192, top), "aria-label": `${name}, slider`});
+      const slots = element("input", {type: "number", min: 1, max: 256, value: entry.document.metadata.settings.num_parallel, "aria-label": `slots of ${entry.key}`});
+      const out = Array.from({length: 6}, () => element("td", {class: "number"}));
+      const row = {entry, context, slots, out};
+      const line = element("tr", {},
+        element("td", {}, entry.key), element("td", {}, context, slide), element("td", {}, slots), ...out,
+        element("td", {}, element("button", {
+          type: "button", "aria-label": `Remove ${entry.key}`,
+          onclick: () => { rows.splice(rows.indexOf(row), 1); line.remove(); update(); },
+        }, "×")));
+      context.addEventListener("input", () => { slide.value = context.value; update(); });
+      slide.addEventListener("input", () => { context.value = slide.value; update(); });
+      slots.addEventListener("input", () => update());
+      rows.push(row);
+      body.append(line);
+    }
+
+    const whole = (input, least = 1) => Math.max(Math.floor(Number(input.value)) || least, least);
+
+    function update() {
+      const available = Math.max(Math.round(Number(free.value) * GIB) || 0, 0);
+      const requests = rows.map(row => [row.entry.document, whole(row.context), whole(row.slots)]);
+      const host = rows.some(row => row.entry.document.metadata.machine.target === "host");
+      const found = verdicts.judgeTogether(requests, [available]);
+      rows.forEach((row, index) => show(row, found[index]));
+      const words = found.map(one => one.fate ?? "unknown");
+      together.textContent = !rows.length ? "Add a model."
+        : rows.length === 1 ? "" : `Started in this order: ${rows.map((row, index) => `${row.entry.key} ${words[index]}`).join(", ")}.`;
+      note.hidden = !host;
+    }
+
+    function show(row, found) {
+      const layers = !known(found.layersOffloaded) || row.entry.document.metadata.machine.target === "host" ? "–"
+        : `${found.layersOffloaded} of ${found.layersTotal}${found.layersOverflowing ? `, ${found.layersOverflowing} overflowing` : ""}`;
+      const word = {fits: "fits", offload: "CPU OFFLOAD LIKELY", unknown: "unknown"}[found.verdict];
+      const texts = [word, size(found.required), found.short ? size(found.short) : "–", layers, rate(found.decode), count(found.maxContext)];
+      row.out.forEach((cell, index) => { cell.textContent = texts[index]; });
+      row.out[0].className = `verdict ${found.verdict}`;
+      row.out[0].title = found.reason ?? "";
+    }
+
+    choices.slice().sort((a, b) => (a.document.metadata.machine.target === "host") - (b.document.metadata.machine.target === "host"))
+      .slice(0, 2).forEach(addRow);
+    const note = element("p", {class: "muted", hidden: true}, "Calibrations of host memory are judged as if the memory above were the host's.");
+    const head = ["model", "context per slot", "slots", "verdict", "needs", "short by", "layers on the GPU", "tokens/s", "largest context", ""];
+    queueMicrotask(update);
+    return element("section", {id: "planner"},
+      element("h2", {}, "Planner"),
+      element("p", {}, "What fits together on a card, by the engine's own rule: the same answers as ", element("code", {}, "harness check"), "."),
+      element("div", {class: "controls"},
+        element("label", {}, "card ", card), element("label", {}, "free memory, GiB ", free),
+        element("label", {}, "model ", pick), add),
+      element("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": "Plan"},
+        element("table", {class: "plan"}, element("thead", {}, element("tr", {}, ...cells(head, "th"))), body)),
+      together, note);
+  }
+
+  function drift() {
+    if (!data.drift.length) return null;
+    const rows = data.drift.map(one => element("tr", {},
+      element("td", {}, one.key), element("td", {}, one.status),
+      element("td", {}, ...(one.lines.length ? [element("ul", {class: "plain"}, ...one.lines.map(line => element("li", {}, line)))] : ["nothing beyond the measurement error"]))));
+    return element("section", {id: "drift"},
+      element("h2", {}, "Drift"), element("p", {class: "muted"}, `From ${data.against} to this store.`),
+      element("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": "Drift"},
+        element("table", {}, element("thead", {}, element("tr", {}, ...cells(["calibration", "status", "what moved"], "th"))), element("tbody", {}, ...rows))));
+  }
+
+  // -- page ------------------------------------------------------------------------------------------------------------
+
+  const themes = ["auto", "light", "dark"];
+  const theme = element("button", {type: "button", id: "theme", onclick: () => {
+    const next = themes[(themes.indexOf(document.documentElement.dataset.theme) + 1) % themes.length];
+    document.documentElement.dataset.theme = next;
+    theme.textContent = `theme: ${next}`;
+    redraw();
+  }}, "theme: auto");
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+
+  document.getElementById("tools").append(theme);
+  const main = document.getElementById("main");
+  const sections = data.calibrations.length
+    ? [overview(), planner(), drift(), element("section", {id: "models"}, element("h2", {}, "Models"), ...data.calibrations.map(detail))]
+    : [element("p", {}, "There is no calibration in this store yet. Make one with ", element("code", {}, "harness calibrate"), ".")];
+  main.append(...sections.filter(Boolean));
+  if (data.calibrations.length === 1) open(data.calibrations[0]);
+  const target = location.hash.slice(1);
+  data.calibrations.filter(entry => entry.anchor === target).forEach(open);
+})();

@@ -1,0 +1,312 @@
+"use strict";
+/* What `harness check` answers, on the page: core/predict.py, core/rules.py, core/placement.py and core/verdict.py, function for
+   function. A test compares both in hundreds of cases. Bytes and tokens per slot, as there. */
+const verdicts = (() => {
+  const MIB = 2 ** 20, GIB = 2 ** 30, UNIT = 10_000, PADDING = 256;
+  const FIT_TARGET = 1024 * MIB, GO_MINIMUM = 457 * MIB;
+  const BATCHES = [[4096, 512], [32768, 1024], [Infinity, 2048]];
+  const HEADROOM = {2048: 60, 1024: 75}, SURCHARGE = {2048: 2 * GIB, 1024: 768 * MIB}, FULL = 80;
+
+  // Python rounds halves to even.
+  const round = value => {
+    const floor = Math.floor(value), rest = value - floor;
+    return rest < 0.5 ? floor : rest > 0.5 ? floor + 1 : floor + (floor % 2);
+  };
+  const fromGib = size => round(size * GIB);
+  const sum = values => values.reduce((total, value) => total + value, 0);
+  const padCells = tokens => Math.ceil(tokens / PADDING) * PADDING;
+  const known = value => value !== null && value !== undefined;
+  const digits = (value, count) => Number(value.toFixed(count));
+
+  function bandFor(calibration, context, batch = null) {
+    const all = calibration.metadata.bands;
+    const alike = all.filter(band => band.num_batch === batch);
+    const bands = alike.length ? alike : all;
+    return bands.find(band => context <= band.up_to) ?? bands.at(-1);
+  }
+
+  function predict(calibration, context, parallel = 1, batch = null) {
+    const metadata = calibration.metadata, parts = metadata.breakdown_gb;
+    const band = bandFor(calibration, context, batch);
+    const units = padCells(context) / UNIT;
+    const overhead = known(parts.overhead) ? fromGib(parts.overhead) : null;
+    const start = band.base_vram_gb - parts.weights - (parts.overhead ?? 0) - band.fixed_cache_gb;
+    const found = {
+      weights: fromGib(parts.weights),
+      overhead,
+      fixedCache: fromGib(parallel * band.fixed_cache_gb),
+      contextCache: fromGib(units * parallel * band.kv_cache_gb_per_10k),
+      compute: fromGib(start + units * band.compute_gb_per_10k),
+      withinRange: context <= Math.min(batch !== null ? band.up_to : context, metadata.quality.valid_to),
+    };
+    found.total = found.weights + (overhead ?? 0) + found.fixedCache + found.contextCache + found.compute;
+    return found;
+  }
+
+  const versionOf = text => {
+    const match = /^v?(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?/.exec(text ?? "");
+    return match ? [Number(match[1]), Number(match[2]), Number(match[3] ?? 0)] : null;
+  };
+  const before = (version, other) => {
+    const at = version.findIndex((part, index) => part !== other[index]);
+    return at >= 0 && version[at] < other[at];
+  };
+
+  function reserveOf(calibration) {
+    const metadata = calibration.metadata;
+    if (metadata.machine.target === "host") return 0;
+    const recorded = metadata.placement.reserve_gb;
+    const reserve = known(recorded) ? fromGib(recorded) : FIT_TARGET;
+    const version = versionOf(metadata.engine.version);
+    if (calibration.engine !== "ollama" || version === null || !before(version, [0, 30, 0])) return reserve;
+    return Math.max(GO_MINIMUM - fromGib(metadata.breakdown_gb.overhead ?? 0), 0);
+  }
+
+  function estimate(calibration, context, parallel) {
+    const placement = calibration.metadata.placement;
+    if (!known(placement.estimate_base_gb) || !known(placement.estimate_gb_per_10k))
+      return predict(calibration, context, parallel).total;
+    return fromGib(placement.estimate_base_gb + placement.estimate_gb_per_10k * (context * parallel) / UNIT);
+  }
+
+  function batchFits(batch, size, available) {
+    const limit = Math.floor(available * FULL / 100);
+    return size <= Math.min(limit, Math.floor(available * HEADROOM[batch] / 100)) && SURCHARGE[batch] <= limit - size;
+  }
+
+  function batchOf(calibration, context, parallel, available) {
+    const measured = [...new Set(calibration.metadata.bands.map(band => band.num_batch).filter(known))].sort((a, b) => a - b);
+    if (calibration.engine !== "ollama" || measured.length < 2) return null;
+    let wanted = BATCHES.find(([limit]) => context * parallel <= limit)[1];
+    const size = estimate(calibration, context, parallel);
+    while (wanted > measured[0] && wanted in HEADROOM && !batchFits(wanted, size, available)) wanted = Math.floor(wanted / 2);
+    const below = measured.filter(batch => batch <= wanted);
+    return below.length ? below.at(-1) : measured[0];
+  }
+
+  function evictsOthers(calibration, context, parallel, available) {
+    if (calibration.engine !== "ollama") return false;
+    const batch = batchOf(calibration, context, parallel, available) ?? 0;
+    const surcharge = batch >= 2048 ? SURCHARGE[2048] : batch >= 1024 ? SURCHARGE[1024] : 0;
+    return estimate(calibration, context, parallel) + surcharge > Math.floor(available * FULL / 100);
+  }
+
+  function layersOf(calibration, needed) {
+    const placement = calibration.metadata.placement, count = calibration.metadata.model.layers;
+    if (!count) return null;
+    let whole = known(placement.layer_weights_gb) ? fromGib(placement.layer_weights_gb) : null;
+    if (whole === null || whole > needed.weights) whole = Math.floor(needed.weights * count / (count + 1));
+    let dense = (placement.layers_gb ?? []).map(fromGib), experts = (placement.experts_gb ?? []).map(fromGib);
+    if (dense.length !== count) [dense, experts] = [Array(count).fill(whole / count), []];
+    if (experts.length !== count) experts = Array(count).fill(0);
+    return {
+      dense, experts,
+      cache: caches(placement.layer_kinds, count, needed),
+      output: Math.max(needed.weights - sum(dense) - sum(experts), 0),
+      expertUse: placement.expert_use ?? 1,
+      total: count + 1,
+    };
+  }
+
+  function caches(kinds, count, needed) {
+    const letters = (kinds ?? "").padEnd(count, "-").slice(0, count);
+    const share = (size, those) => {
+      const holds = [...letters].map(letter => those.includes(letter));
+      const all = holds.some(Boolean) ? holds : holds.map(() => true);
+      return all.map(one => one ? size / all.filter(Boolean).length : 0);
+    };
+    const growing = share(needed.contextCache, "fb"), fixed = share(needed.fixedCache, "wrb");
+    return growing.map((size, index) => size + fixed[index]);
+  }
+
+  const hostClass = (kinds, total, count) => {
+    const host = (kinds ?? "f".repeat(total)).slice(0, Math.max(total - count, 0));
+    return `${"fwb".includes(host.at(-1) ?? " ")} ${[...host].some(kind => "fb".includes(kind))}`;
+  };
+
+  function interpolate(rows, context) {
+    const points = rows.map(row => [row.context, fromGib(row.compute_gb)]).sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+    if (points.length === 1) return points[0][1];
+    let [left, right] = points.slice(-2);
+    for (let index = 1; index < points.length; index++) {
+      if (context <= points[index][0]) {
+        [left, right] = points.slice(index - 1, index + 1);
+        break;
+      }
+    }
+    const value = left[1] + (right[1] - left[1]) * (context - left[0]) / (right[0] - left[0]);
+    return Math.max(value, context < points[0][0] ? Math.min(...points.map(point => point[1])) : 0);
+  }
+
+  class Compute {
+    constructor(placement, layers, context, full) {
+      this.grid = placement.split_compute ?? [];
+      this.kinds = placement.layer_kinds ?? null;
+      Object.assign(this, {layers, context, full});
+    }
+
+    split(count) {
+      const total = this.layers.total;
+      if (count >= total) return this.full;
+      let rows = this.grid.filter(row => !row.experts_on_host);
+      const wanted = hostClass(this.kinds, total, count);
+      const oneOff = rows.filter(row => row.layers === total - 1), others = rows.filter(row => row.layers !== total - 1);
+      rows = oneOff.length && count === total - 1 ? oneOff : others.length ? others : rows;
+      const same = rows.filter(row => hostClass(this.kinds, total, row.layers) === wanted);
+      const alike = same.length ? same : rows;
+      if (!alike.length) return this.full + Math.max(...this.layers.cache);
+      const nearest = alike.reduce((best, row) => Math.abs(row.layers - count) < Math.abs(best.layers - count) ? row : best);
+      return interpolate(alike.filter(row => row.layers === nearest.layers), this.context);
+    }
+
+    withoutExperts() {
+      const rows = this.grid.filter(row => row.experts_on_host);
+      return rows.length ? interpolate(rows, this.context) : this.full;
+    }
+  }
+
+  function place(calibration, context, parallel, budget, batch) {
+    const needed = predict(calibration, context, parallel, batch), layers = layersOf(calibration, needed);
+    if (layers === null) return null;
+    const compute = new Compute(calibration.metadata.placement, layers, context, needed.compute);
+    return fill(layers, compute, budget - (needed.overhead ?? 0));
+  }
+
+  function fill(layers, compute, budget) {
+    const count = layers.dense.length, total = layers.total, moe = layers.experts.some(Boolean);
+    const weights = (offloaded, overflowing) => [
+      sum(layers.dense.slice(total - offloaded)) + (offloaded ? layers.output : 0),
+      sum(layers.experts.slice(total - offloaded, total - overflowing)),
+    ];
+    const memory = (offloaded, overflowing) => {
+      const work = offloaded < total || !overflowing ? compute.split(offloaded) : compute.withoutExperts();
+      return sum(weights(offloaded, overflowing)) + sum(layers.cache.slice(total - offloaded)) + work;
+    };
+    let offloaded = falsePosition(n => memory(n, moe && n ? n - 1 : 0), 0, total, budget);
+    let overflowing = moe && offloaded ? offloaded - 1 : 0, extra = 0;
+    if (moe && sum(layers.dense) + layers.output + sum(layers.cache) + compute.withoutExperts() < budget) {
+      offloaded = total;
+      overflowing = total - falsePosition(n => memory(total, total - n), 1, total, budget);
+      extra = partOfOneMore(layers, overflowing, budget - memory(total, overflowing));
+    }
+    const [dense, experts] = weights(offloaded, overflowing);
+    return placed(layers, offloaded, Math.min(overflowing, count), dense, experts + extra);
+  }
+
+  function partOfOneMore(layers, overflowing, room) {
+    const first = layers.total - overflowing;
+    const third = overflowing && first < layers.experts.length ? layers.experts[first] / 3 : 0;
+    return 2 * third < room ? 2 * third : third < room ? third : 0;
+  }
+
+  function falsePosition(memory, low, high, budget) {
+    let least = memory(low), most = memory(high);
+    if (most <= budget) return high;
+    while (high - low > 1) {
+      const room = most - least;
+      const step = room > 0 && budget >= least ? Math.trunc((high - low) * (budget - least) / room) : high - low - 1;
+      const guess = low + Math.min(Math.max(step, 1), high - low - 1), taken = memory(guess);
+      if (taken <= budget) [low, least] = [guess, taken];
+      else [high, most] = [guess, taken];
+    }
+    return low;
+  }
+
+  function placed(layers, offloaded, overflowing, dense, experts) {
+    const allDense = sum(layers.dense) + layers.output, allExperts = sum(layers.experts);
+    const work = allDense + allExperts * layers.expertUse, done = dense + experts * layers.expertUse;
+    return {total: layers.total, offloaded, overflowing, hostWork: work ? Math.min(Math.max((work - done) / work, 0), 1) : 0};
+  }
+
+  const devicesOf = calibration =>
+    calibration.metadata.machine.target === "gpu" ? Math.max(calibration.metadata.machine.gpus.length, 1) : 1;
+
+  function judge(calibration, context, parallel, available) {
+    const metadata = calibration.metadata, target = metadata.machine.target;
+    const needed = predict(calibration, context, parallel), devices = devicesOf(calibration);
+    const unknown = reason => ({
+      verdict: "unknown", reason, required: needed.withinRange ? needed.total : null, reserve: reserveOf(calibration),
+      available: available.length ? sum(available) : null, short: null,
+      maxContext: largestContext(calibration, parallel, available),
+      layersTotal: known(metadata.model.layers) ? metadata.model.layers + 1 : null,
+      layersOffloaded: null, layersOverflowing: null, decode: null,
+    });
+    if (calibration.engine === "vllm") return unknown("vLLM takes the memory that it is given: ask harness allocate");
+    if (!needed.withinRange)
+      return unknown(`a context of ${context} is beyond ${metadata.quality.valid_to}, the range of this calibration`);
+    if (available.length !== devices) {
+      const found = unknown(`calibrated on ${devices} devices`);
+      return {...found, available: null};
+    }
+    const free = sum(available), reserve = reserveOf(calibration) * devices;
+    const batch = batchOf(calibration, context, parallel, free);
+    const required = predict(calibration, context, parallel, batch).total;
+    const short = Math.max(required + reserve - free, 0);
+    const there = short && target === "gpu" && devices === 1 ? place(calibration, context, parallel, free - reserve, batch) : null;
+    const total = there ? there.total : known(metadata.model.layers) ? metadata.model.layers + 1 : null;
+    return {
+      verdict: short ? "offload" : "fits", reason: null, required, reserve, available: free, short,
+      maxContext: largest(calibration, parallel, free, devices),
+      layersTotal: total,
+      layersOffloaded: target === "host" ? 0 : there ? there.offloaded : short ? null : total,
+      layersOverflowing: there ? there.overflowing : short && target !== "host" ? null : 0,
+      decode: there || !short ? decode(calibration, there) : null,
+    };
+  }
+
+  function decode(calibration, there) {
+    const {decode_tokens_per_s: fast = null, host_decode_tokens_per_s: slow = null} = calibration.metadata.performance;
+    if (calibration.metadata.machine.target === "host") return fast === null ? slow : fast;
+    if (there === null || there.hostWork === 0) return fast;
+    if (!fast || !slow) return null;
+    return digits(1 / ((1 - there.hostWork) / fast + there.hostWork / slow), 2);
+  }
+
+  function largestContext(calibration, parallel, available) {
+    const devices = devicesOf(calibration);
+    if (!available.length || calibration.engine === "vllm" || available.length !== devices) return null;
+    return largest(calibration, parallel, sum(available), devices);
+  }
+
+  function largest(calibration, parallel, free, devices) {
+    const reserve = reserveOf(calibration) * devices, top = calibration.metadata.quality.valid_to;
+    const fits = context =>
+      predict(calibration, context, parallel, batchOf(calibration, context, parallel, free)).total + reserve <= free;
+    if (fits(top)) return top;
+    const ends = new Set([0, top, ...calibration.metadata.bands.map(band => band.up_to)]);
+    const steps = [...ends].sort((a, b) => a - b);
+    for (let index = steps.length - 1; index > 0; index--) {
+      const start = steps[index - 1];
+      let low = Math.floor(start / PADDING), high = Math.floor(steps[index] / PADDING);
+      if (high > low && fits(Math.max(low, 1) * PADDING + (start ? PADDING : 0))) {
+        while (high - low > 1) {
+          const middle = Math.floor((low + high) / 2);
+          if (fits(middle * PADDING)) low = middle;
+          else high = middle;
+        }
+        return (fits(high * PADDING) ? high : low) * PADDING;
+      }
+    }
+    return 0;
+  }
+
+  function judgeTogether(requests, available) {
+    const found = [], fates = [], resident = [];
+    const taken = one => one.verdict === "fits" ? one.required ?? 0 : Math.max((one.available ?? 0) - (one.reserve ?? 0), 0);
+    requests.forEach(([calibration, context, parallel], index) => {
+      let verdict;
+      for (;;) {
+        const rest = [Math.max(available[0] - sum(resident.map(one => taken(found[one]))), 0), ...available.slice(1)];
+        verdict = judge(calibration, context, parallel, rest);
+        if (!resident.length || !evictsOthers(calibration, context, parallel, sum(rest))) break;
+        fates[resident.shift()] = "evicted";
+      }
+      found.push(verdict);
+      fates.push({fits: "resident", offload: "offload", unknown: null}[verdict.verdict]);
+      if (verdict.verdict !== "unknown") resident.push(index);
+    });
+    return found.map((verdict, index) => ({...verdict, fate: fates[index]}));
+  }
+
+  return {predict, judge, judgeTogether, largestContext, place, batchOf};
+})();

@@ -1,0 +1,306 @@
+"""The report in a real browser: its answers are those of ``harness check``, its controls work, and names are never markup."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import pytest
+
+from harness.core.calibration import Band, Calibration, DepthSpeed, Performance, Placement, SplitCompute
+from harness.core.fit import fit_record
+from harness.core.record import Gpu
+from harness.core.verdict import Verdict, judge, judge_together
+from harness.report.page import DriftLine, Entry, page
+from harness.units import GIB, gib
+from harness.workflows.report import assets
+from tests.support.records import load, record
+
+pytestmark = pytest.mark.requires("playwright", "chromium")
+
+HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><!-- <b>'\"&amp;"
+CASES = 200
+FIELDS = {
+    "verdict": "verdict",
+    "required_bytes": "required",
+    "reserve_bytes": "reserve",
+    "available_bytes": "available",
+    "short_bytes": "short",
+    "max_context": "maxContext",
+    "layers_total": "layersTotal",
+    "layers_offloaded": "layersOffloaded",
+    "layers_overflowing": "layersOverflowing",
+    "decode_tokens_per_s": "decode",
+}
+
+
+def base(name: str = "made-up", target: Literal["gpu", "host"] = "gpu") -> Calibration:
+    measured = record(load(8192), load(16384), load(32768))
+    found = fit_record(msgspec.structs.replace(measured, model=msgspec.structs.replace(measured.model, name=name)))
+    gpus = (Gpu(name="Made-up 24 GB"),) if target == "gpu" else ()
+    machine = msgspec.structs.replace(found.metadata.machine, target=target, gpus=gpus)
+    speeds = Performance(
+        load_s=1.0,
+        prompt_tokens_per_s=900.0,
+        decode_tokens_per_s=62.0,
+        host_decode_tokens_per_s=5.5,
+        depths=(DepthSpeed(depth=64, decode_tokens_per_s=62.0), DepthSpeed(depth=1536, decode_tokens_per_s=58.0)),
+    )
+    return with_metadata(found, performance=speeds, machine=machine)
+
+
+def with_metadata(calibration: Calibration, **changes: object) -> Calibration:
+    metadata = msgspec.structs.replace(calibration.metadata, **changes)
+    return msgspec.structs.replace(calibration, metadata=metadata)
+
+
+def zoo(rng: random.Random) -> dict[str, Calibration]:
+    """Calibrations that differ in all that a verdict goes by: engine and version, bands, layers, experts, dry runs, target."""
+    plain = base()
+    layers = plain.metadata.model.layers or 0
+    weights = plain.metadata.breakdown_gb.weights
+    each = tuple(round(weights * 0.8 / layers * rng.uniform(0.7, 1.3), 6) for _ in range(layers))
+    grid = tuple(
+        SplitCompute(layers=count, context=context, compute_gb=round(0.06 + context / 1e6 + 0.01 * (layers - count), 6))
+        for count in (5, layers)
+        for context in (4096, 16384, 32768)
+    )
+    hybrid = Placement(
+        reserve_gb=1.0,
+        layer_weights_gb=round(sum(each), 6),
+        output_weights_gb=0.2,
+        split_compute=grid,
+        layer_kinds="rrrf" * (layers // 4),
+        layers_gb=each,
+    )
+    experts = Placement(
+        reserve_gb=1.0,
+        layer_weights_gb=round(weights * 0.9, 6),
+        output_weights_gb=0.1,
+        split_compute=(*grid, SplitCompute(layers=layers + 1, context=8192, compute_gb=0.11, experts_on_host=True)),
+        layers_gb=tuple(one / 8 for one in each),
+        experts_gb=tuple(one * 7 / 8 for one in each),
+        expert_use=0.25,
+    )
+    found = {
+        "plain": plain,
+        "hybrid": with_metadata(plain, placement=hybrid),
+        "experts": with_metadata(plain, placement=experts),
+    }
+    band = plain.metadata.bands[-1]
+    bands = tuple(
+        Band(
+            up_to=131072,
+            num_batch=batch,
+            base_vram_gb=round(band.base_vram_gb + batch / 10240, 6),
+            kv_cache_gb_per_10k=band.kv_cache_gb_per_10k,
+            compute_gb_per_10k=round(batch / 53687.0912, 6),
+            fixed_cache_gb=band.fixed_cache_gb,
+        )
+        for batch in (512, 1024, 2048)
+    )
+    estimates = msgspec.structs.replace(hybrid, estimate_base_gb=4.3, estimate_gb_per_10k=0.27)
+    for name, version in (("new", "0.33.0"), ("go", "0.20.2"), ("old", "0.6.2")):
+        engine = msgspec.structs.replace(plain.metadata.engine, version=version)
+        changed = with_metadata(
+            plain, engine=engine, bands=bands, placement=estimates if name == "new" else plain.metadata.placement
+        )
+        found[f"ollama-{name}"] = msgspec.structs.replace(changed, engine="ollama")
+    found["host"] = base(target="host")
+    found["pair"] = with_metadata(
+        plain, machine=msgspec.structs.replace(plain.metadata.machine, gpus=(Gpu(name="one"), Gpu(name="two")))
+    )
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    import shutil
+
+    from playwright.sync_api import sync_playwright
+
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    with sync_playwright() as tool:
+        started = tool.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+class Shown:
+    """A page in the browser, and everything that it complained of or asked the network for."""
+
+    def __init__(self, tab: Any, file: Path) -> None:
+        self.tab = tab
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        tab.on("console", lambda message: self.complaints.append(message.text))
+        tab.on("pageerror", lambda error: self.complaints.append(str(error)))
+        tab.on("request", lambda request: self.requests.append(request.url))
+        tab.goto(file.as_uri())
+
+    def text(self, selector: str) -> str:
+        return str(self.tab.inner_text(selector))
+
+
+def show(browser: Any, folder: Path, entries: list[Entry], **options: Any) -> Shown:
+    options = {"viewport": {"width": 1280, "height": 900}, **options}
+    file = folder / "report.html"
+    drift = (DriftLine(key=HOSTILE, status="moved", lines=(HOSTILE,)),)
+    file.write_text(page(entries, assets(), subtitle=f"by {HOSTILE}", drift=drift, against="old"), encoding="utf-8")
+    shown = Shown(browser.new_page(**options), file)
+    assert shown.complaints == []
+    return shown
+
+
+def expected(verdict: Verdict) -> dict[str, object]:
+    return {name: getattr(verdict, field) for field, name in FIELDS.items()}
+
+
+def test_the_planner_answers_as_check_does(browser: Any, tmp_path: Path) -> None:
+    rng = random.Random(20261125)
+    animals = zoo(rng)
+    shown = show(browser, tmp_path, [Entry(key=name, calibration=one) for name, one in animals.items()])
+    asked: list[Any] = []
+    for _ in range(CASES):
+        name = rng.choice(list(animals))
+        context, slots = rng.choice([rng.randrange(1, 180_000), 256 * rng.randrange(1, 520)]), rng.choice([1, 1, 1, 2, 4])
+        devices = len(animals[name].metadata.machine.gpus) or 1
+        asked.append([name, context, slots, [round(rng.uniform(0.5, 14) * GIB) for _ in range(devices)]])
+
+    answers = shown.tab.evaluate(
+        """asked => {
+          const all = Object.fromEntries(JSON.parse(document.getElementById('data').textContent).calibrations
+            .map(entry => [entry.key, entry.document]));
+          return asked.map(([name, context, slots, available]) => verdicts.judge(all[name], context, slots, available));
+        }""",
+        asked,
+    )
+
+    wrong = []
+    for (name, context, slots, available), answer in zip(asked, answers, strict=True):
+        truth = expected(judge(animals[name], context, slots, tuple(available)))
+        if differs := {key: (answer[key], value) for key, value in truth.items() if answer[key] != value}:
+            wrong.append((name, context, slots, available, differs))
+    assert wrong == []
+    words = [answer["verdict"] for answer in answers]
+    assert min(words.count(word) for word in ("fits", "offload", "unknown")) >= 10
+
+
+def test_models_are_planned_together_as_check_does(browser: Any, tmp_path: Path) -> None:
+    rng = random.Random(7)
+    animals = {name: one for name, one in zoo(rng).items() if name != "pair"}
+    shown = show(browser, tmp_path, [Entry(key=name, calibration=one) for name, one in animals.items()])
+    asked: list[Any] = [
+        [[[rng.choice(list(animals)), 256 * rng.randrange(1, 540), 1] for _ in range(3)], [round(rng.uniform(4, 40) * GIB)]]
+        for _ in range(60)
+    ]
+
+    answers = shown.tab.evaluate(
+        """asked => {
+          const all = Object.fromEntries(JSON.parse(document.getElementById('data').textContent).calibrations
+            .map(entry => [entry.key, entry.document]));
+          return asked.map(([requests, available]) => verdicts.judgeTogether(requests.map(
+            ([name, context, slots]) => [all[name], context, slots]), available).map(one => [one.verdict, one.fate]));
+        }""",
+        asked,
+    )
+
+    for (requests, available), answer in zip(asked, answers, strict=True):
+        verdicts, fates = judge_together(
+            [(animals[name], context, slots) for name, context, slots in requests], tuple(available)
+        )
+        assert answer == [[verdict.verdict, fate] for verdict, fate in zip(verdicts, fates, strict=True)], requests
+    assert {fate for answer in answers for _, fate in answer} == {"resident", "offload", "evicted", None}
+
+
+def test_every_control_does_what_it_says(browser: Any, tmp_path: Path) -> None:
+    entries = [Entry(key="ollama/first", calibration=base("first")), Entry(key="ollama/second", calibration=base("second"))]
+    shown = show(browser, tmp_path, entries)
+    tab, row = shown.tab, "#planner tbody tr:first-child"
+
+    assert "✓" not in shown.text(f"{row} .verdict"), "the mark is the style's, the word stands alone"
+    assert shown.text(f"{row} .verdict") == "fits"
+    tab.select_option("#card", "6")
+    assert tab.input_value("#free") == "6"
+    tab.fill(f"{row} input[type=number] >> nth=0", "32768")
+    verdict = judge(base(), 32768, 1, (6 * GIB,))
+    assert shown.text(f"{row} .verdict") == "fits" if verdict.verdict == "fits" else "CPU OFFLOAD LIKELY"
+    tab.fill("#free", "4.5")
+    assert shown.text(f"{row} .verdict") == "CPU OFFLOAD LIKELY"
+    layers = judge(base(), 32768, 1, (round(4.5 * GIB),))
+    assert f"{layers.layers_offloaded} of {layers.layers_total}" in shown.text(row)
+    tab.fill("#free", "24")
+    tab.fill(f"{row} input[type=range]", "512")
+    assert tab.input_value(f"{row} input[type=number] >> nth=0") == "512"
+    needs = judge(base(), 512, 4, (24 * GIB,)).required_bytes or 0
+    tab.fill(f"{row} input[type=number] >> nth=1", "4")
+    assert f"{gib(needs):.2f} GiB" in shown.text(row)
+    assert "first resident, ollama/second resident" in shown.text("#together")
+
+    tab.select_option("#pick", "ollama/second")
+    tab.click("#add")
+    assert tab.locator("#planner tbody tr").count() == 3
+    tab.click("#planner tbody tr:last-child button")
+    assert tab.locator("#planner tbody tr").count() == 2
+
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement !== document.body")
+    colours = set()
+    for _ in range(3):
+        tab.click("#theme")
+        colours.add(tab.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert len(colours) == 2
+
+    tab.click("#overview a >> nth=1")
+    tab.wait_for_selector("#ollama-second .plot svg.main-svg")
+    assert tab.locator("#ollama-second .plot").count() == tab.locator("#ollama-second .plot:has(svg.main-svg)").count() == 3
+    assert tab.locator("#ollama-first .plot:has(svg.main-svg)").count() == 0, "what is closed is not drawn"
+    assert shown.complaints == []
+
+
+def test_names_and_notes_are_data(browser: Any, tmp_path: Path) -> None:
+    bad = base(HOSTILE)
+    quality = msgspec.structs.replace(bad.metadata.quality, notes=(HOSTILE,))
+    shown = show(browser, tmp_path, [Entry(key=HOSTILE, calibration=with_metadata(bad, quality=quality))])
+
+    assert shown.tab.title() == "harness report"
+    assert shown.tab.locator("img").count() == 0
+    assert HOSTILE in shown.text("#overview")
+    assert HOSTILE in shown.text("#drift")
+    assert HOSTILE in shown.text(".notes")
+    assert shown.complaints == []
+
+
+def test_the_page_asks_nobody_for_anything(browser: Any, tmp_path: Path) -> None:
+    shown = show(browser, tmp_path, [Entry(key="one", calibration=base())])
+
+    shown.tab.wait_for_selector(".plot svg.main-svg")
+
+    assert [url for url in shown.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+@pytest.mark.parametrize("width", [360, 768])
+def test_the_page_fits_on_a_phone(browser: Any, tmp_path: Path, width: int) -> None:
+    long = f"ollama/{'a-long-name-' * 8}"
+    shown = show(browser, tmp_path, [Entry(key=long, calibration=base())], viewport={"width": width, "height": 800})
+
+    shown.tab.wait_for_selector(".plot svg.main-svg")
+
+    assert shown.tab.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_an_empty_store_says_what_to_do(browser: Any, tmp_path: Path) -> None:
+    shown = show(browser, tmp_path, [])
+
+    assert "harness calibrate" in shown.text("main")
+
+
+def test_the_data_can_be_read_by_other_programs(tmp_path: Path) -> None:
+    text = page([Entry(key=HOSTILE, calibration=base(HOSTILE))], assets(), subtitle="")
+
+    data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+    assert data["calibrations"][0]["key"] == HOSTILE
