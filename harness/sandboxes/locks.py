@@ -11,7 +11,6 @@ import contextlib
 import os
 import urllib.parse
 import warnings
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -50,14 +49,6 @@ def hold(names: Iterable[str], folder: Path | None = None) -> Iterator[None]:
             except OSError as error:
                 raise CannotWriteError(f"cannot lock {printable(name)} in {place}: {error.strerror}") from error
         yield
-
-
-def _runtime_folder() -> Path:
-    import platformdirs
-
-    with warnings.catch_warnings():  # that there is no /run/user here is nothing to tell a user: a folder below /tmp does
-        warnings.simplefilter("ignore")
-        return Path(platformdirs.user_runtime_path("harness"))
 
 
 def _holder(lock: Path) -> str:
