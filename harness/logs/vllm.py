@@ -57,8 +57,8 @@ _V0_TOTAL: Final = re.compile(rf"total_gpu_memory \({_N}GiB\) x gpu_memory_utili
 _V06: Final = re.compile(rf"total_gpu_memory={_N}GiB.{{0,300}}non_torch_memory={_N}GiB.{{0,100}}gpu_memory_utilization={_N}")
 _CPU_USE: Final = re.compile(rf"with {_N} GiB requested memory for the worker\. {_N} GiB memory was consumed by non-kv")
 _ENGINE: Final = re.compile(r"LLM engine \(v(?P<version>[^)\s]{1,60})\)")
-_API: Final = re.compile(r"API server version (?P<version>\S{1,60})|█.{0,60}?\bversion (?P<banner>\d\S{0,60})")
-_BANNER_MODEL: Final = re.compile(r"█.{0,60}?\bmodel +(?P<model>\S.{0,299}?)\s*$")
+_API: Final = re.compile(r"API server version (?P<version>\S{1,60})|█ +version (?P<banner>\d\S{0,60})")
+_BANNER_MODEL: Final = re.compile(r"█ +model +(?P<model>\S.{0,299}?)\s*$")
 _LOADING: Final = re.compile(r"Starting to load model (?P<model>\S.{0,299}?)\.\.\.")
 _MAX_LEN: Final = re.compile(r"Using max model len (\d{1,12})|Auto-fit max_model_len: .{0,80}? to (\d{1,12}) to fit")
 _BATCHED: Final = re.compile(r"max_num_batched_tokens=(\d{1,9})")
@@ -91,7 +91,6 @@ _KEYS: Final = (
     ("CUDA graph pool memory", "graphs"),
     ("LLM engine (v", "engine"),
     ("API server version ", "api"),
-    ("█", "api"),
     ("non-default args", "config"),
     ("args: Namespace(", "config"),
     ("Using max model len", "config"),
@@ -107,6 +106,7 @@ _KEYS: Final = (
     ("Cache the graph of shape", "compiled"),
     ("init engine (", "ready"),
     *((words, "ready") for words in _READY),
+    ("█ ", "api"),  # of the banner; progress bars hold it too, sometimes in front of another line
 )
 
 
@@ -329,6 +329,8 @@ class VllmReader:
     def _ready(self, line: str, name: str, worker: Worker | None) -> None:
         if self._start is not None:
             self._start.initialised = True
+            if self._start.cause_is_guess:
+                self._start.cause = None
             self._start.serving = self._start.serving or any(ready in line for ready in _READY)
 
     # -- failures ---------------------------------------------------------------------------------------------------
@@ -343,7 +345,7 @@ class VllmReader:
         if not self._ours or level in ("INFO", "WARNING", "DEBUG"):
             return
         start = self._start
-        if start is not None and start.serving:
+        if start is not None and start.up:
             return  # what happens to requests is no failed start
         if is_secondary(text):
             self._open().broken = True

@@ -106,6 +106,11 @@ class Start:
         """Whether ``name`` is an engine of data parallelism that begins beside others."""
         return self._is_another(name, list(self.engines))
 
+    @property
+    def up(self) -> bool:
+        """Whether it serves; where no API server was announced (``vllm.LLM`` in a script), the engine is all there is."""
+        return self.serving or (self.initialised and not self.announced and not self.broken)
+
     def _is_another(self, name: str, known: list[str]) -> bool:
         index = _ENGINE_INDEX.search(name)
         if index is None or self.serving or self.broken:
@@ -177,7 +182,7 @@ class Start:
         """The start as it stands."""
         tokens, block_size = self._v0_size()
         tokens = self.tokens if self.tokens is not None else tokens
-        failed = not self.serving and (self.broken or self.cause is not None)
+        failed = not self.up and (self.broken or self.cause is not None)
         cause = self.cause if failed else None
         workers = sorted(self.workers.values(), key=lambda worker: worker.order)
         kv_type = self.settings.get("kv_cache_dtype")

@@ -106,6 +106,25 @@ def test_a_guessed_cause_is_dropped_when_the_start_goes_on() -> None:
     assert (facts.complete, facts.failed) == (True, False)
 
 
+def test_a_script_without_a_server_is_up_once_its_engine_is() -> None:
+    ready = (
+        "(EngineCore pid=7) INFO 10-06 17:00:50 [core.py:361] init engine (profile, create kv cache, warmup model) took 9.1 s\n"
+    )
+    later = raised("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.16 GiB.")
+    assert only(CONFIG + LOADED + SIZED + ready + later)[0].complete
+    facts, vllm = only(BANNER + CONFIG + LOADED + SIZED + ready + later + GENERIC)  # a server that never came up
+    assert (facts.failed, vllm.failure_class) == (True, "out_of_memory")
+
+
+def test_a_progress_bar_in_front_of_a_line_hides_nothing() -> None:
+    bar = "Capturing CUDA graphs (decode, FULL):  98%|█████████▊  | 50/51 [00:29<00:00,  1.61it/s]"
+    ready = (
+        "(EngineCore pid=7) INFO 10-06 17:00:50 [core.py:361] init engine (profile, create kv cache, warmup model) took 9.1 s\n"
+    )
+    facts, vllm = only(CONFIG + bar + LOADED + bar + SIZED + bar + ready)
+    assert (facts.complete, facts.model, vllm.kv_tokens) == (True, "acme/Tern-8B", 20480)
+
+
 def test_each_start_of_a_log_is_a_load() -> None:
     start = BANNER + CONFIG + LOADED + SIZED + READY
     bare = LOADED + SIZED  # a log cut down to the lines of memory: the second weights begin another start
