@@ -116,7 +116,8 @@ def _dry_run(session: Any, output: Output) -> None:
     if not output.as_json:
         click.echo(f"would load {clean(session.request.name)}:")
         for load in planned.loads:
-            click.echo(f"  {load.context:>7} tokens at batch {load.num_batch}")
+            batch = "the engine's batch" if load.num_batch is None else f"batch {load.num_batch}"
+            click.echo(f"  {load.context:>7} tokens at {batch}")
         click.echo(f"and write {clean(str(planned.artifact))}")
     output.done({"artifact": str(planned.artifact), "loads": msgspec.to_builtins(planned.loads)})
 

@@ -44,6 +44,13 @@ _OURS: Final = frozenset(
         *("--kv-cache-memory-bytes", "--kv-cache-memory", "--hf-token", "--api-key"),
     }
 )
+#: Failures that another length, share or moment may not have.
+_OTHERWISE: Final = frozenset(
+    {
+        *("kv_too_small", "no_memory_for_cache", "free_below_utilization", "memory_moved", "out_of_memory"),
+        "context_too_long",
+    }
+)
 _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _CACHE_CONFIG: Final = re.compile(r"^vllm:cache_config_info\{(?P<labels>.{0,16384}?)\} 1", re.MULTILINE)
 _LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -267,7 +274,7 @@ def failed_start(facts: LoadFacts, status: int, tail: tuple[str, ...]) -> Harnes
     """Why a start ended, as an error of ours."""
     kind = facts.vllm.failure_class if facts.vllm else None
     text = facts.failure or f"vLLM ended with status {status}"
-    if kind in ("kv_too_small", "no_memory_for_cache", "free_below_utilization", "memory_moved", "out_of_memory"):
+    if kind in _OTHERWISE:
         return WontFitError(text, tail=tail)
     if kind == "gated":
         hint = "ask for access on the model's page, then give a token: HF_TOKEN, or --env HF_TOKEN=…"

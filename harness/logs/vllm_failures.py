@@ -64,6 +64,7 @@ _NEEDED: Final = re.compile(rf"\(?{_NUMBER} Gi?B KV cach")
 _AVAILABLE: Final = re.compile(rf"KV cache memory \({_NUMBER} Gi?B\)")
 _LONGEST_MODEL: Final = re.compile(
     r"[Ee]stimated maximum model length is (\d{1,12})|stored in (?:the )?KV cache \((\d{1,12})\)"
+    r"|greater than the derived max_model_len \((?:\w{1,60}=)?(\d{1,12})"
 )
 _STARTUP: Final = re.compile(
     rf"\({_NUMBER}/{_NUMBER} GiB\) on startup is less than desired \w+ memory utilization \({_NUMBER}, {_NUMBER} GiB\)"
@@ -120,7 +121,7 @@ def _read(kind: FailureClass, text: str, message: str) -> Failure:
         max_model_len=int(sequence[1]) if sequence else None,
         needed_bytes=_bytes(needed[1]) if needed else None,
         available_bytes=_bytes(available[1]) if available else None,
-        estimated_max_model_len=int(longest[1] or longest[2]) if longest else None,
+        estimated_max_model_len=int(longest[1] or longest[2] or longest[3]) if longest else None,
         free_bytes=_bytes(startup[1]) if startup else None,
         total_bytes=_bytes(startup[2]) if startup else None,
         utilization=float(startup[3]) if startup else None,

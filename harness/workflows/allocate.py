@@ -127,7 +127,9 @@ def compose(answer: Answer) -> str:
         "volumes": ["huggingface:/root/.cache/huggingface", "vllm:/root/.cache/vllm"],
     }
     if metadata.machine.target == "gpu":
-        devices = [{"driver": "nvidia", "count": len(metadata.machine.gpus) or 1, "capabilities": ["gpu"]}]
+        vllm = metadata.settings.vllm
+        count = vllm.tensor_parallel * vllm.pipeline_parallel if vllm else 1
+        devices = [{"driver": "nvidia", "count": count, "capabilities": ["gpu"]}]
         service["deploy"] = {"resources": {"reservations": {"devices": devices}}}
     document = {"services": {"vllm": service}, "volumes": {"huggingface": None, "vllm": None}}
     return yaml.safe_dump(document, sort_keys=False, width=4096)

@@ -77,7 +77,7 @@ def corrected(load: Load) -> LoadRequest | None:
         share = _share(facts.free_bytes / facts.total_bytes)
         usable = share >= 0.05 and share < (request.utilization or 1.0)
         return msgspec.structs.replace(request, utilization=share) if usable else None
-    if facts.failure_class == "kv_too_small":
+    if facts.failure_class in ("kv_too_small", "context_too_long"):
         longest = facts.estimated_max_model_len or request.context // 2
         context = min(longest, request.context - 256) // 256 * 256
         return msgspec.structs.replace(request, context=context) if context >= 256 else None

@@ -169,6 +169,11 @@ def test_a_share_that_is_not_free_and_a_length_that_is_too_long_are_corrected_on
     assert len(metadata.quality.notes) >= 2
 
 
+def test_a_length_beyond_the_model_is_corrected_where_nobody_knew_it(opened: Opened) -> None:
+    metadata = calibrated(opened(name="acme/short-1b", model_context=2048)).metadata
+    assert sorted({load.context for load in metadata.quality.loads}) == [1024, 2048]
+
+
 FAILURES = {
     "gated": (NotPermittedError, "gated-model"),
     "not found": (NotFoundError, "no-such-model"),
