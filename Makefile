@@ -12,7 +12,7 @@ MAKEOVERRIDES :=
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup calibrate test lint format type bench bench-accuracy schema lock clean distclean
+.PHONY: help setup calibrate test lint format type bench bench-accuracy bench-verdicts schema lock clean distclean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +48,9 @@ LOCK := uv pip compile --quiet --universal --generate-hashes --python-version 3.
 
 bench-accuracy: setup ## Compare predictions with real loads of six models (30 minutes); writes docs/explanation/accuracy.md
 	@set -f; exec $(PYTHON) -m bench.accuracy $$COMMAND_ARGS
+
+bench-verdicts: setup ## Compare verdicts with what llama-server then does (30 minutes); writes docs/explanation/verdicts.md
+	@set -f; exec $(PYTHON) -m bench.verdicts $$COMMAND_ARGS
 
 lock: ## Resolve pyproject.toml anew into the two lock files (needs uv)
 	$(LOCK) --extra embedded --extra report --group dev --upgrade pyproject.toml --output-file requirements.lock

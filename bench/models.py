@@ -39,7 +39,9 @@ class Shape:
 
     def add(self, name: str, *shape: int, kind: GGMLQuantizationType | None = None) -> None:
         """One tensor; matrices in the model's type, vectors as F32."""
-        self.tensors.append((name, shape, kind or (self.quantized if len(shape) > 1 else F32)))
+        if kind is None:
+            kind = self.quantized if len(shape) > 1 else F32
+        self.tensors.append((name, shape, kind))
 
     def ends(self, *, tied: bool = True) -> None:
         """Embeddings and output."""

@@ -80,4 +80,4 @@ def _await_breakdown(running: Running) -> str | None:
             return (last_lines(running.log, 1) or ("the engine ended",))[0]
         if time.monotonic() > deadline:
             return f"no memory breakdown within {TIMEOUT:.0f} s"
-        time.sleep(0.02)
+        time.sleep(0.01)
