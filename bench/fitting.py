@@ -142,11 +142,19 @@ def read_fit(text: str) -> Fitted:
     )
 
 
-def calibrate(device: Device, folder: Path, model: Path, kv_cache_type: str, *, speed: bool = False) -> Calibration:
+def calibrate(
+    device: Device,
+    folder: Path,
+    model: Path,
+    kv_cache_type: str,
+    *,
+    contexts: tuple[int, ...] = NEAR,
+    speed: bool = False,
+) -> Calibration:
     """Calibrate at small contexts only, as ``harness calibrate --ctx 1024,2048,4096`` does."""
     env = {key: value for key, value in device.wishes().items() if key != "LLAMA_ARG_FIT"}
     wishes = Wishes(
-        model=str(model), engine="llama-server", contexts=NEAR, kv_cache_type=kv_cache_type, flash_attention="on",
+        model=str(model), engine="llama-server", contexts=contexts, kv_cache_type=kv_cache_type, flash_attention="on",
         gpus=device.name, env=env, speed=speed, force=True,
     )  # fmt: skip
     return prepare(wishes, Store(folder), folder).calibrate(Silent()).calibration

@@ -142,9 +142,9 @@ def qwen2() -> Shape:
     return shape
 
 
-def llama() -> Shape:
+def llama(feed: int = 8192) -> Shape:
     """Dense, an output matrix of its own, Q4_0: 16 layers."""
-    shape = Shape("llama", layers=16, width=2048, heads=32, kv_heads=8, head=64, feed=8192)
+    shape = Shape("llama", layers=16, width=2048, heads=32, kv_heads=8, head=64, feed=feed)
     shape.quantized = Q4_0
     shape.ends(tied=False)
     for layer in range(shape.layers):
@@ -186,21 +186,21 @@ def lfm2() -> Shape:
     return shape
 
 
-def qwen3moe(layers: int = 12) -> Shape:
+def qwen3moe(expert_feed: int = 768) -> Shape:
     """8 experts, 2 of them used, in every layer; heads wider than ``width / heads``."""
-    shape = Shape("qwen3moe", layers=layers, width=1024, heads=16, kv_heads=4, head=128, feed=3072)
+    shape = Shape("qwen3moe", layers=12, width=1024, heads=16, kv_heads=4, head=128, feed=3072)
 
     def more(writer: GGUFWriter) -> None:
         writer.add_expert_count(8)
         writer.add_expert_used_count(2)
-        writer.add_expert_feed_forward_length(768)
+        writer.add_expert_feed_forward_length(expert_feed)
 
     shape.more = more
     shape.ends()
     for layer in range(shape.layers):
         shape.norms(layer)
         shape.attention(layer, norms=True)
-        shape.experts(layer, 8, 768)
+        shape.experts(layer, 8, expert_feed)
     return shape
 
 
