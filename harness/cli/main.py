@@ -19,6 +19,7 @@ from harness.errors import HarnessError, UsageError
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "calibrate": ("calibrate", "Measure a model in a clean engine and write its calibration."),
     "check": ("check", "Will it fit now, or spill to the CPU? Ends with 0, 3 or 4."),
+    "plan": ("plan", "What fits a card or this machine: contexts, speeds, and who fits with whom."),
     "serve": ("serve", "Check a model, start it clean, and run a command in front of it."),
     "predict": ("predict", "Memory and speed of a calibrated model at a context."),
     "allocate": ("allocate", "The options with which vLLM starts with a context."),

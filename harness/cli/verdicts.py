@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Final
 
 import click
@@ -10,6 +11,7 @@ from harness.cli.output import clean
 from harness.workflows.guard import Check, Judged
 from harness.workflows.sentences import sentence, title
 
+_HEADS: Final = ("FITS:", "WARNING: CPU OFFLOAD LIKELY:", "UNCALIBRATED:", "UNKNOWN:")
 _COLOURS: Final = {"fits": "green", "offload": "red", "unknown": "yellow"}
 
 
@@ -24,9 +26,15 @@ def describe(check: Check) -> list[str]:
 
 
 def styled(one: Judged) -> str:
-    """The verdict of one model, its first words in the verdict's colour."""
-    word, _, rest = clean(sentence(one)).partition(": ")
-    return click.style(f"{word}: ", fg=_COLOURS[one.word], bold=True) + rest
+    """The verdict of one model, its first words in the verdict's colour; wrapped where a terminal has a width."""
+    text = clean(sentence(one))
+    words = next(head for head in _HEADS if text.startswith(head))
+    if sys.stdout.isatty():
+        import shutil
+        import textwrap
+
+        text = textwrap.fill(text, max(shutil.get_terminal_size().columns - 4, 40), subsequent_indent="  ")
+    return click.style(words, fg=_COLOURS[one.word], bold=True) + text[len(words) :]
 
 
 def _together(check: Check) -> str:

@@ -24,7 +24,7 @@ def where(one: Judged) -> str:
     if one.chosen.calibration.metadata.machine.target == "host":
         return "host memory"
     names = [gpu.name for gpu in one.chosen.gpus]
-    return " + ".join(names) or "GPU"
+    return " + ".join(names) or ("a GPU that is not read" if one.chosen.available is None else "a card")
 
 
 def sentence(one: Judged) -> str:
