@@ -316,6 +316,10 @@ class Runner:
                 state.requested = time.monotonic() - begin
         except WontFitError as error:
             outcome, reason = "wont-fit", error.message
+        except EngineError as error:
+            if self.running is None or self.running.exit_status() is not None:
+                raise
+            outcome, reason = "failed", error.message  # memory has been measured; a speed that is not there is said
         finally:
             log = self._release()
         self._unload(source)
