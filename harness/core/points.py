@@ -13,7 +13,7 @@ from harness.errors import UntrustedError
 from harness.units import MIB, format_size
 
 #: An engine's own figure may differ from its log by this much, or by this share, before a note says so.
-REPORTED_BYTES: Final = 8 * MIB
+REPORTED_BYTES: Final = MIB
 REPORTED_SHARE: Final = 0.01
 _ALL_PARTS: Final = (
     "weights_bytes", "lora_bytes", "projector_bytes", "kv_cache_bytes", "recurrent_bytes", "compute_bytes", "output_bytes",

@@ -16,8 +16,10 @@ import msgspec
 import pytest
 
 from harness.core.record import Gpu, Load
+from harness.core.trace import MeterName, Reading
 from harness.engines.gguf import sha256
 from harness.errors import BusyError, CannotWriteError, EngineError, HarnessError, NotFoundError
+from harness.meters.host import HostMeter
 from harness.sandboxes.docker_client import Daemon
 from harness.sandboxes.ownership import KIND, LABEL
 from harness.store import Store, read_record
@@ -172,19 +174,49 @@ def test_a_runner_that_the_kernel_kills_is_an_observation_and_the_plan_shrinks(i
     assert any("4096" in note and "signal: killed" in note for note in result.calibration.metadata.quality.notes)
 
 
-def test_layers_that_spill_to_the_host_end_the_plan_earlier(image: str, tmp_path: Path) -> None:
+class DeviceMeter:
+    """In NVML's place: the memory of the process that acts as the device."""
+
+    name: MeterName = "nvml"
+    interval = 0.05
+
+    def __init__(self) -> None:
+        self._host = HostMeter()
+
+    def read(self, pids: frozenset[int]) -> Reading:
+        return self._host.read(frozenset(pid for pid in pids if self._is_device(pid)))
+
+    def close(self) -> None:
+        pass
+
+    @staticmethod
+    def _is_device(pid: int) -> bool:
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/comm").read_text() == "ggml-rpc-server\n"
+        return False
+
+
+def test_a_device_is_measured_after_a_prompt_and_what_spills_ends_the_plan_earlier(
+    image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A device too small for the largest context: that load is an observation, and what fits is measured."""
+    monkeypatch.setattr("harness.workflows.session.open_meter", lambda _: DeviceMeter())
     wishes = Wishes(
         model=str(registry() / "tiny.gguf"), engine="ollama", gpus="none", image=image, contexts=CONTEXTS, speed=False,
-        env={"STANDIN_RPC": "2048"}, timeout=60.0,
+        env={"STANDIN_RPC": "2048", "MALLOC_PERTURB_": "85"}, timeout=60.0,
     )  # fmt: skip
     session = prepare(wishes, Store(tmp_path / "store"), tmp_path)
-    device = msgspec.structs.replace(session.choice, target="gpu", meter="log", gpus=(Gpu(name="RPC0"),))
+    device = msgspec.structs.replace(session.choice, target="gpu", meter="nvml", gpus=(Gpu(name="RPC0"),))
     options = msgspec.structs.replace(session.options, target="gpu", memory_limit=None)
 
     result = msgspec.structs.replace(session, choice=device, options=options).calibrate(Silent())
 
+    first = loads(tmp_path)[0]
+    assert first.idle is not None
+    assert first.busy is not None
+    assert first.request_seconds > 0
     quality = result.calibration.metadata.quality
     assert [load.context for load in quality.loads] == [1024, 2048, 1536]
     assert any("4096" in note and "only 1 of 3 layers are on the GPU" in note for note in quality.notes)
+    assert any("/api/ps" in note for note in quality.notes), "the stand-in says that nothing is on the GPU"
     assert result.calibration.constants.kv_cache_gb_per_10k * GIB / 10_000 == pytest.approx(KV_PER_TOKEN, rel=0.001)
