@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,20 @@ def read_facts(log: Path, start: int, end: int | None) -> LoadFacts | None:
         data = file.read() if end is None else file.read(max(end - start, 0))
     loads = parse_log(data)
     return next((facts for facts in reversed(loads) if facts.complete), loads[-1] if loads else None)
+
+
+def await_facts(log: Path, start: int, limit: float) -> tuple[int, LoadFacts | None]:
+    """Where a growing log ends once it tells of a whole load, and what it tells; after ``limit`` seconds as it is."""
+    deadline = time.monotonic() + limit
+    while True:
+        end = log.stat().st_size
+        facts = read_facts(log, start, end)
+        if limit <= 0:
+            return end, facts
+        time.sleep(0.05)
+        whole = facts is not None and facts.complete and bool(facts.devices)
+        if (whole and log.stat().st_size == end) or time.monotonic() > deadline:
+            return end, facts
 
 
 def check_alive(running: Running) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from harness.core.facts import LoadFacts
 from harness.core.plan import DEFAULT_BATCH
 from harness.core.record import EngineVersion, Load, LoadRequest, Outcome, Reported, Speed
 from harness.core.trace import MemoryTrace, Occupancy, Plateau
@@ -20,7 +19,7 @@ from harness.meters.base import DeviceMeter, Meter
 from harness.meters.sampler import Sampler
 from harness.sandboxes.base import Running, Sandbox
 from harness.units import MIB
-from harness.workflows.engine_log import check_alive, read_facts
+from harness.workflows.engine_log import await_facts, check_alive
 from harness.workflows.observer import Observer
 
 if TYPE_CHECKING:
@@ -346,7 +345,11 @@ class Runner:
         started: float,
         state: _State,
     ) -> Load:
-        log_end, facts = self._read_log(log, log_start, outcome)
+        log_end, facts = None, None
+        if log is not None and log.exists():
+            # The last lines of an engine that runs on may still be on their way.
+            wait = LAST_LINES if self.engine.persistent and outcome == "ok" else 0.0
+            log_end, facts = await_facts(log, log_start, wait)
         return Load(
             request=request,
             outcome=outcome,
@@ -366,21 +369,6 @@ class Runner:
             settle_seconds=round(state.settled, 3),
             request_seconds=round(state.requested, 3),
         )
-
-    def _read_log(self, log: Path | None, start: int, outcome: Outcome) -> tuple[int | None, LoadFacts | None]:
-        """The facts of a load and where they end. The last lines of an engine that runs on may still be on their way."""
-        if log is None or not log.exists():
-            return None, None
-        if not self.engine.persistent or outcome != "ok":
-            return log.stat().st_size, read_facts(log, start, log.stat().st_size)
-        deadline = time.monotonic() + LAST_LINES
-        while True:
-            end = log.stat().st_size
-            facts = read_facts(log, start, end)
-            time.sleep(0.05)
-            whole = facts is not None and facts.complete and bool(facts.devices)
-            if (whole and log.stat().st_size == end) or time.monotonic() > deadline:
-                return end, facts
 
 
 def worth_timing(last: Speed, prompt: int) -> bool:
