@@ -12,7 +12,7 @@ MAKEOVERRIDES :=
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup calibrate test lint format type bench bench-accuracy bench-verdicts schema lock clean distclean
+.PHONY: help setup calibrate test lint format type bench bench-accuracy bench-verdicts schema lock clean distclean docs reference
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +51,11 @@ bench-accuracy: setup ## Compare predictions with real loads of six models (30 m
 
 bench-verdicts: setup ## Compare verdicts with what llama-server then does (30 minutes); writes docs/explanation/verdicts.md
 	@set -f; exec $(PYTHON) -m bench.verdicts $$COMMAND_ARGS
+docs: setup ## Build the documentation into build/docs (needs requirements-ci.lock)
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
+
+reference: setup ## Write the reference pages that follow from the code
+	$(PYTHON) scripts/reference.py
 
 lock: ## Resolve pyproject.toml anew into the two lock files (needs uv)
 	$(LOCK) --extra embedded --extra report --group dev --upgrade pyproject.toml --output-file requirements.lock
