@@ -52,7 +52,7 @@ def cli(models: tuple[str, ...], stale: bool, dry_run: bool, output: Output, **g
     )
     finder = Finder(store, here, Path.cwd())
     targets = survey(store, models, finder, given["engine"], output.warn)
-    wanted = [one for one in targets if one.answers is None and (one.stale or not stale)]
+    wanted = [one for one in targets if one.answers is None and not one.imported and (one.stale or not stale)]
     if dry_run:
         if not output.as_json:
             _survey(targets, stale)

@@ -13,6 +13,7 @@ import msgspec
 
 from harness.core.calibration import Band, Calibration
 from harness.core.fit import OVERHEAD_SPREAD, OVERHEAD_SPREAD_SHARE
+from harness.core.performance import SAME_DEPTH
 from harness.core.predict import predict
 from harness.core.rules import version_of
 from harness.core.verdict import largest_context
@@ -124,7 +125,7 @@ def errors_of(calibration: Calibration) -> Errors:
     if len(set(contexts)) < 2:  # its slopes come from another band
         contexts = [load.context for load in quality.loads]
     largest = max((load.total_gb for load in quality.loads), default=0.0) * GIB
-    step = METER_STEP[machine.meter]
+    step = METER_STEP.get(machine.meter, 0)
     if machine.meter == "log":
         overhead = 0.0
     elif quality.overhead_spread_gb is None:
@@ -283,9 +284,10 @@ def _speeds(old: Calibration, new: Calibration) -> Iterator[Figure]:
     if "host" not in (old.metadata.machine.target, new.metadata.machine.target):  # there it is the same figure again
         host = (SPEED_SPREAD_HOST, SPEED_SPREAD_HOST)
         yield from _speed("host_decode_tokens_per_s", first.host_decode_tokens_per_s, second.host_decode_tokens_per_s, host)
-    deep = {one.depth: one.decode_tokens_per_s for one in first.depths[1:]}
-    for one in second.depths[1:]:
-        yield from _speed(f"decode_tokens_per_s at {one.depth} tokens", deep.get(one.depth), one.decode_tokens_per_s, spread)
+    for then, now in zip(first.depths[1:], second.depths[1:], strict=False):
+        if max(then.depth, now.depth) <= SAME_DEPTH * min(then.depth, now.depth):
+            name = f"decode_tokens_per_s at {then.depth} tokens"
+            yield from _speed(name, then.decode_tokens_per_s, now.decode_tokens_per_s, spread)
 
 
 def _speed(name: str, old: float | None, new: float | None, spread: tuple[float, float]) -> Iterator[Figure]:

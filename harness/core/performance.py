@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
+from typing import Final
 
 from harness.core.calibration import DepthSpeed, Performance, Placement, SplitCompute
 from harness.core.record import Load, Record, Speed, Tensors
 from harness.units import TOKENS_PER_UNIT, gib
+
+#: Prompts of which the longer is at most this much longer are of one depth.
+SAME_DEPTH: Final = 1.25
 
 
 def fit_performance(record: Record) -> tuple[Performance, list[str]]:
@@ -42,13 +46,25 @@ def fit_performance(record: Record) -> tuple[Performance, list[str]]:
 
 
 def _depths(timed: Sequence[Speed]) -> tuple[tuple[DepthSpeed, ...], float | None]:
-    """The median decode speed at each depth, shallow first, and the widest spread of repeats (largest - smallest) / median."""
-    groups: dict[int, list[float]] = {}
+    """The median decode speed at each depth, shallow first, and the widest spread of repeats (largest - smallest) / median.
+
+    ``timed`` is in order of depth. Prompts made of words are a few tokens longer or shorter each time: a repeat is within a
+    quarter of the first.
+    """
+    groups: list[list[Speed]] = []
     for one in timed:
-        groups.setdefault(one.prompt_tokens, []).append(one.decode_tokens_per_s or 0.0)
-    depths = tuple(DepthSpeed(depth=depth, decode_tokens_per_s=round(median(rates), 2)) for depth, rates in groups.items())
-    spreads = [(max(rates) - min(rates)) / median(rates) for rates in groups.values() if len(rates) > 1]
-    return depths, round(max(spreads), 4) if spreads else None
+        if groups and one.prompt_tokens <= SAME_DEPTH * groups[-1][0].prompt_tokens:
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    depths, spreads = [], []
+    for group in groups:
+        rates = [one.decode_tokens_per_s or 0.0 for one in group]
+        middle = median(rates)
+        depths.append(DepthSpeed(depth=int(median(one.prompt_tokens for one in group)), decode_tokens_per_s=round(middle, 2)))
+        if len(group) > 1:
+            spreads.append((max(rates) - min(rates)) / middle)
+    return tuple(depths), round(max(spreads), 4) if spreads else None
 
 
 def fit_placement(record: Record) -> Placement:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -68,6 +69,24 @@ def manifest(folder: Path, name: str) -> Path:
     host = parts[0] if len(parts) == 3 else "registry.ollama.ai"
     namespace = parts[-2] if len(parts) > 1 else "library"
     return folder / "manifests" / host / namespace / parts[-1] / tag
+
+
+def stored_digest(folder: Path, name: str) -> str | None:
+    """The digest of a model's weights in a models folder, from its manifest; ``None`` where it is not there.
+
+    Raises:
+        NotFoundError: Ollama could not know such a name. OSError: the folder may not be read.
+    """
+    try:
+        text = manifest(folder, split_name(name)[0]).read_text()
+    except FileNotFoundError:
+        return None
+    try:
+        layers = json.loads(text)["layers"]
+        found = [layer["digest"] for layer in layers if layer["mediaType"] == "application/vnd.ollama.image.model"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return found[0] if len(found) == 1 else None
 
 
 def models_folder(text: str) -> Path | None:

@@ -157,6 +157,19 @@ class Daemon:
         with _translated("remove the container", absent_is_fine=True):
             self._api.remove_container(container, force=True, v=True)
 
+    def volume_folder(self, name: str) -> str | None:
+        """The folder behind a local volume, as the daemon names it; ``None`` where there is no such volume."""
+        import docker.errors
+
+        try:
+            with _translated("look at the volume"):
+                attributes = self._api.inspect_volume(name)
+        except UnavailableError as error:
+            if isinstance(error.__cause__, docker.errors.NotFound):
+                return None
+            raise
+        return attributes.get("Mountpoint") if attributes.get("Driver") == "local" else None
+
     def remove_volume(self, name: str) -> None:
         """Remove a volume that no container uses."""
         with _translated("remove the volume", absent_is_fine=True):

@@ -10,14 +10,16 @@ from typing import Any
 
 import msgspec
 
-from harness.catalog import cache_folder, find_catalog, read_catalog
+from harness.catalog import cache_folder, find_catalog, pinned_image, read_catalog
 from harness.core.calibration import Calibration
 from harness.core.facts import EngineName
 from harness.core.record import Gpu
 from harness.core.stale import Here
 from harness.engines import engine_named, gguf
 from harness.engines.base import Options
+from harness.engines.ollama_models import models_folder, stored_digest
 from harness.errors import HarnessError
+from harness.sandboxes.container_config import repository
 from harness.store import Store, read_record, write_atomically
 from harness.units import gib
 from harness.workflows.choose import resolve_name
@@ -58,8 +60,12 @@ class Finder:
         )
 
     def image(self, calibration: Calibration) -> str | None:
-        """The image that would be used: the one asked for, else the one that it was measured with."""
-        return self.given.image or calibration.metadata.engine.image
+        """The image that would be used: the one asked for, else the pinned tag of the same repository, else the same again."""
+        then = calibration.metadata.engine.image
+        if self.given.image is not None or then is None:
+            return self.given.image
+        pinned = pinned_image(calibration.engine, self.folder)
+        return pinned if pinned is not None and repository(pinned) == repository(then) else then
 
     def model_path(self, calibration: Calibration) -> Path | None:
         """The GGUF of a calibration: by the catalog, below ``--models``, where its own log says, or in this folder."""
@@ -67,26 +73,46 @@ class Finder:
         places = [Path(name)]
         if self.given.models is not None:
             places.insert(0, Path(self.given.models) / name)
-        try:
-            engine = engine_named(calibration.engine)
+        with suppress(HarnessError):
             if name in self.catalog.models:
-                places.insert(0, Path(resolve_name(name, engine, self.catalog, Options(binary=self.given.binary))[0]))
+                places.insert(0, Path(self.own_name(calibration)))
             elif calibration.metadata.run is not None:
                 loads = read_record(self.store.run_folder(calibration.metadata.run)).loads
                 places += [Path(load.facts.model) for load in loads if load.facts is not None and load.facts.model]
-        except HarnessError:
-            pass
         return next((self.folder / place for place in places if (self.folder / place).is_file()), None)
+
+    def own_name(self, calibration: Calibration) -> str:
+        """What the engine calls the model; of a GGUF in the catalog its path.
+
+        Raises:
+            NotFoundError: the catalog knows the model, and not for this engine.
+        """
+        engine = engine_named(calibration.engine)
+        return resolve_name(calibration.metadata.model.name, engine, self.catalog, Options(binary=self.given.binary))[0]
 
     def model_digest(self, calibration: Calibration) -> str | None:
         """The digest of the weights that would be loaded now."""
-        if calibration.engine != "llama-server":
-            return None
-        path = self.model_path(calibration)
         try:
-            return None if path is None else cached_sha256(path.resolve())
-        except OSError:
+            if calibration.engine == "llama-server" or calibration.metadata.model.name.endswith(".gguf"):
+                path = self.model_path(calibration)
+                return None if path is None else cached_sha256(path.resolve())
+            if calibration.engine == "ollama":
+                folder = self._ollama_folder()
+                return None if folder is None else stored_digest(folder, self.own_name(calibration))
+        except (OSError, HarnessError):
             return None
+        return None
+
+    def _ollama_folder(self) -> Path | None:
+        """Where Ollama's models lie: the user's folder, or the folder behind a volume where it may be read."""
+        from harness.engines import ollama
+        from harness.sandboxes.docker_client import Daemon
+
+        if self.given.models is not None and (folder := models_folder(self.given.models)) is not None:
+            return folder
+        with Daemon() as daemon:
+            mounted = daemon.volume_folder(self.given.models or ollama.VOLUME)
+        return None if mounted is None else Path(mounted) / "models"
 
     def _gpus(self) -> tuple[Gpu, ...] | None:
         from harness.meters.nvml import gpus

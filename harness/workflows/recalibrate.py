@@ -39,6 +39,11 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         """Whether something that can be compared differs."""
         return bool(self.age.reasons) and self.answers is None
 
+    @property
+    def imported(self) -> bool:
+        """Whether somebody else has measured it, so that harness cannot do it again."""
+        return self.calibration.metadata.machine.sandbox == "unknown"
+
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one calibration; ``drift`` is from the old artifact to the new one."""
@@ -119,21 +124,27 @@ def wishes_of(target: Target, finder: Finder) -> Wishes:
     """The options that measure a calibration again: its own settings and plan, on what is here.
 
     Raises:
-        UsageError: a secret that it was measured with is not set. NotFoundError: its GGUF is not here.
+        UsageError: a secret that it was measured with is not set, or it was imported. NotFoundError: its GGUF is not here.
     """
     metadata, given = target.calibration.metadata, finder.given
     settings, performance = metadata.settings, metadata.performance
     model = metadata.model.name
-    if target.calibration.engine == "llama-server" and model not in finder.catalog.models:
+    if metadata.machine.sandbox == "unknown":
+        raise UsageError(f"{target.key} was imported: harness has not measured it", hint="harness calibrate", code="imported")
+    by_file = target.calibration.engine == "llama-server" or model.endswith(".gguf")
+    if by_file and model not in finder.catalog.models:
         path = finder.model_path(target.calibration)
         if path is None:
             raise NotFoundError(f"the weights of {target.key} are not here: {model}", hint="--models DIR", code="no-such-model")
         model = str(path)
+    vllm = target.calibration.engine == "vllm"  # its loads depend on each other: they are planned anew over the same contexts
     return Wishes(
         model=model,
         engine=target.calibration.engine,
-        sandbox="auto" if metadata.machine.sandbox == "unknown" else metadata.machine.sandbox,
-        loads=plan_of(target.calibration),
+        sandbox=metadata.machine.sandbox,
+        contexts=tuple(load.context for load in plan_of(target.calibration)) if vllm else (),
+        loads=() if vllm else plan_of(target.calibration),
+        num_batch=settings.num_batch if vllm else None,
         kv_cache_type=None if settings.kv_cache_type == "f16" or "/" in settings.kv_cache_type else settings.kv_cache_type,
         flash_attention={"enabled": "on", "disabled": "off"}.get(settings.flash_attention or "", "auto"),
         num_parallel=settings.num_parallel,

@@ -162,7 +162,10 @@ class Runner:
             command += ["-ngl", str(layers)]
         command += shlex.split(os.environ.get("STANDIN_ARGS", ""))
         if hold := os.environ.get("STANDIN_HOLD"):
-            self.others.append(subprocess.Popen([sys.executable, __file__, "hold", hold]))
+            holder = subprocess.Popen([sys.executable, __file__, "hold", hold], stdout=subprocess.PIPE)
+            self.others.append(holder)
+            if holder.stdout is not None:
+                holder.stdout.readline()  # it has all of it before the load begins
         slog("starting llama-server", cmd=" ".join(command))
         self.began = time.monotonic()
         self.process = subprocess.Popen(command, stdout=2, stderr=2, env=LIBRARIES)
@@ -512,6 +515,7 @@ def hold(megabytes: str) -> None:
     """Take memory and keep it."""
     block = bytearray(int(megabytes) << 20)
     block[::4096] = b"x" * len(block[::4096])
+    os.write(1, b"holding\n")
     time.sleep(1 << 30)
 
 
