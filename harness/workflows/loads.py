@@ -21,6 +21,7 @@ from harness.sandboxes.base import Running, Sandbox
 from harness.units import MIB
 from harness.workflows.engine_log import await_facts, check_alive
 from harness.workflows.observer import Observer
+from harness.workflows.timing import worth_timing
 
 if TYPE_CHECKING:
     import httpx
@@ -41,10 +42,6 @@ LAST_LINES: Final = 5.0
 HUNG_UP: Final = 2.0
 #: How long the processes of an unloaded model may take to end, seconds.
 UNLOAD: Final = 60.0
-#: A prompt that would take longer than this to read is not timed, seconds (a software GPU reads a few tokens a second).
-PROMPT_BUDGET: Final = 60.0
-#: A timing that took longer than this is not repeated, seconds.
-REPEAT_BUDGET: Final = 5.0
 #: Called at each named stage of a load; tests inject faults here.
 StageHook = Callable[[str], None]
 
@@ -302,16 +299,10 @@ class Runner:
             with self.client(running) as client, self._watching(running):
                 self.engine.load(client, source, request, self.options)
                 state.ready = self.now()
-                begin, last = time.monotonic(), 0.0
-                for index, prompt in enumerate(prompts):
-                    if prompt in prompts[:index] and last > REPEAT_BUDGET:
-                        continue
-                    if speeds and not worth_timing(speeds[-1], prompt):
-                        break
+                begin = time.monotonic()
+                for prompt in worth_timing(prompts, speeds):
                     self.observer.progress("timing", len(speeds), len(prompts))
-                    last = -time.monotonic()
                     speeds.append(self.engine.generate(client, source, request, self.options, prompt, DECODE_TOKENS))
-                    last += time.monotonic()
                 state.requested = time.monotonic() - begin
         except WontFitError as error:
             outcome, reason = "wont-fit", error.message
@@ -369,11 +360,6 @@ class Runner:
             settle_seconds=round(state.settled, 3),
             request_seconds=round(state.requested, 3),
         )
-
-
-def worth_timing(last: Speed, prompt: int) -> bool:
-    """Whether a longer prompt would be read within :data:`PROMPT_BUDGET`, going by the last one's rate."""
-    return last.prompt_tokens_per_s is not None and prompt / last.prompt_tokens_per_s <= PROMPT_BUDGET
 
 
 class _State:
