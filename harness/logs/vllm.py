@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from harness.core.facts import LoadFacts
+from harness.logs import vllm_lines as say
 from harness.logs.vllm_building import Start, Worker
 from harness.logs.vllm_failures import HINTS, classify, is_exception, is_secondary, unfinished
 from harness.units import GIB
@@ -27,48 +28,8 @@ _HEAD: Final = re.compile(
     r"^.{0,200}?\b(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) \d{2}-\d{2} \d{2}:\d{2}:\d{2} "
     r"(?:\[[^\]]{0,120}\]|[\w./-]{1,120}:\d{1,6}\]) ?"
 )
-_N: Final = r"(-?\d{1,9}(?:\.\d{1,9})?)"
-_COUNT: Final = r"(\d[\d,]{0,17})"
-
-_WEIGHTS: Final = re.compile(rf"(?:Loading model weights|Model loading) took (?:in total )?{_N} Gi?B")
-_AVAILABLE: Final = re.compile(
-    rf"Available KV cache memory: {_N} GiB|reserved for KV Cache is {_N}GiB|kv_cache_size={_N}GiB"
-    rf"|reserved {_N} ?GiB memory for KV Cache as specified|(?:Auto|Explicitly) set \({_N}/{_N}\) GiB for KV cache"
-)
-_IN_USE: Final = re.compile(rf"Current kv cache memory in use is (?:(\d{{1,18}}) bytes|{_N} GiB)")
-_TOKENS: Final = re.compile(rf"KV cache size: {_COUNT} tokens")
-_BLOCKS: Final = re.compile(r"# (?P<device>\w{1,20}) blocks: (?P<blocks>\d{1,12})|num_gpu_blocks is: (?P<exact>\d{1,12})")
-_CONCURRENCY: Final = re.compile(rf"Maximum concurrency for {_COUNT} tokens per request: {_N}x")
-_GRAPHS: Final = re.compile(rf"Graph capturing finished in {_N} secs?, took {_N} GiB")
-_ESTIMATE: Final = re.compile(rf"Estimated CUDA graph memory: {_N} GiB")
-_POOL: Final = re.compile(rf"CUDA graph pool memory: {_N} GiB \(actual\)(?:, {_N} GiB \(estimated\))?")
-_SUMMARY: Final = re.compile(
-    rf"Free memory on device(?: \S{{1,40}})? \({_N}/{_N} GiB\) on startup\. "
-    rf"Desired \w+ memory utilization is \({_N}, {_N} GiB\)"
-)
-_PARTS: Final = re.compile(
-    rf"Actual usage is {_N} GiB for (?P<what>weight|consumed memory)[^,]{{0,40}}, {_N} GiB for peak activation"
-    rf"(?:, {_N} GiB for non-torch memory)?,? and {_N} GiB for (?:CUDA|NPU|XPU|\w{{1,10}})? ?[Gg]raph"
-)
-_V0: Final = re.compile(
-    rf"model weights take {_N}GiB; non_torch_memory takes {_N}GiB; PyTorch activation peak memory takes {_N}GiB"
-)
-_V0_TOTAL: Final = re.compile(rf"total_gpu_memory \({_N}GiB\) x gpu_memory_utilization \({_N}\) = {_N}GiB")
-_V06: Final = re.compile(rf"total_gpu_memory={_N}GiB.{{0,300}}non_torch_memory={_N}GiB.{{0,100}}gpu_memory_utilization={_N}")
-_CPU_USE: Final = re.compile(rf"with {_N} GiB requested memory for the worker\. {_N} GiB memory was consumed by non-kv")
-_ENGINE: Final = re.compile(r"LLM engine \(v(?P<version>[^)\s]{1,60})\)")
-_API: Final = re.compile(r"API server version (?P<version>\S{1,60})|█ +version (?P<banner>\d\S{0,60})")
-_BANNER_MODEL: Final = re.compile(r"█ +model +(?P<model>\S.{0,299}?)\s*$")
-_LOADING: Final = re.compile(r"Starting to load model (?P<model>\S.{0,299}?)\.\.\.")
-_MAX_LEN: Final = re.compile(r"Using max model len (\d{1,12})|Auto-fit max_model_len: .{0,80}? to (\d{1,12}) to fit")
-_BATCHED: Final = re.compile(r"max_num_batched_tokens=(\d{1,9})")
-_BLOCK_SIZE: Final = re.compile(r"Setting attention block size to (\d{1,9}) tokens")
-#: key=value of the engine's configuration, 'key': value of "non-default args", key=value of a Namespace.
-_SETTING: Final = re.compile(
-    r"(?<![\w.])'?(?P<key>model|model_tag|dtype|quantization|kv_cache_dtype|enforce_eager|tensor_parallel_size"
-    r"|pipeline_parallel_size|max_seq_len|max_model_len|max_num_batched_tokens|max_num_seqs|block_size"
-    r"|gpu_memory_utilization)'?(?:=|: )(?P<value>'[^']{0,300}'|\"[^\"]{0,300}\"|[^,\s)}]{1,100})"
-)
+#: torchrun's prefix.
+_RANK: Final = re.compile(r"^\[rank\d{1,4}\]: ")
 _READY: Final = ("Application startup complete", "Starting vLLM API server", "Starting vLLM server on", "Uvicorn running on")
 
 #: Which reading a line needs, by the first of these that it holds; plain searches cost a tenth of one regex.
@@ -211,7 +172,7 @@ class VllmReader:
     # -- what they say ----------------------------------------------------------------------------------------------
 
     def _weights(self, line: str, name: str, worker: Worker | None) -> None:
-        if worker is not None and (found := _WEIGHTS.search(line)):
+        if worker is not None and (found := say.WEIGHTS.search(line)):
             worker.weights = _bytes(found[1])
             worker.weights_exact = True
 
@@ -219,17 +180,17 @@ class VllmReader:
         start = self._open()
         if worker is None:
             return
-        if found := _AVAILABLE.search(line):
+        if found := say.AVAILABLE.search(line):
             worker.available = _bytes(next(value for value in found.groups() if value is not None))
             if " set (" in found[0]:
                 worker.kind = "host"
                 start.total = _bytes(found[6])
-        if (used := _IN_USE.search(line)) and (used[1] or worker.available is None):
+        if (used := say.IN_USE.search(line)) and (used[1] or worker.available is None):
             worker.available = int(used[1]) if used[1] else _bytes(used[2])
-        if summary := _SUMMARY.search(line):
+        if summary := say.SUMMARY.search(line):
             start.free, start.total = _bytes(summary[1]), _bytes(summary[2])
             start.utilization, start.requested = float(summary[3]), _bytes(summary[4])
-        if parts := _PARTS.search(line):
+        if parts := say.PARTS.search(line):
             if parts["what"] == "weight":
                 worker.guess_weights(_bytes(parts[1]))
             else:
@@ -240,20 +201,20 @@ class VllmReader:
         self._older_summary(line, worker, start)
 
     def _older_summary(self, line: str, worker: Worker, start: Start) -> None:
-        if v0 := _V0.search(line):
+        if v0 := say.V0.search(line):
             worker.guess_weights(_bytes(v0[1]))
             worker.non_torch, worker.activation = _bytes(v0[2]), _bytes(v0[3])
-        elif total := _V0_TOTAL.search(line):
+        elif total := say.V0_TOTAL.search(line):
             start.total, start.utilization, start.requested = _bytes(total[1]), float(total[2]), _bytes(total[3])
-        elif v06 := _V06.search(line):
+        elif v06 := say.V06.search(line):
             start.total, start.utilization = _bytes(v06[1]), float(v06[3])
             worker.non_torch = _bytes(v06[2])
-        elif cpu := _CPU_USE.search(line):
+        elif cpu := say.CPU_USE.search(line):
             start.requested, worker.consumed = _bytes(cpu[1]), _bytes(cpu[2])
 
     def _size(self, line: str, name: str, worker: Worker | None) -> None:
         start = self._open()
-        tokens, concurrency, blocks = _TOKENS.search(line), _CONCURRENCY.search(line), _BLOCKS.search(line)
+        tokens, concurrency, blocks = say.TOKENS.search(line), say.CONCURRENCY.search(line), say.BLOCKS.search(line)
         if tokens:
             start.take_tokens(_count(tokens[1]))
         if concurrency:
@@ -267,16 +228,16 @@ class VllmReader:
     def _graphs(self, line: str, name: str, worker: Worker | None) -> None:
         if worker is None:
             return
-        if found := _GRAPHS.search(line):
+        if found := say.GRAPHS.search(line):
             worker.graphs = _bytes(found[2])
-        elif pool := _POOL.search(line):
+        elif pool := say.POOL.search(line):
             worker.graphs = _bytes(pool[1])
             worker.estimate = _bytes(pool[2]) if pool[2] else worker.estimate
-        elif estimate := _ESTIMATE.search(line):
+        elif estimate := say.ESTIMATE.search(line):
             worker.estimate = _bytes(estimate[1])
 
     def _engine(self, line: str, name: str, worker: Worker | None) -> None:
-        found = _ENGINE.search(line)
+        found = say.ENGINE.search(line)
         if found is None:
             return
         start = self._start
@@ -289,13 +250,13 @@ class VllmReader:
         self._settings(line[found.end() :])
 
     def _api(self, line: str, name: str, worker: Worker | None) -> None:
-        if (found := _API.search(line)) is not None:
+        if (found := say.API.search(line)) is not None:
             start = self._start
             version = (found["version"] or found["banner"]).rstrip(",")
             self._begin_if(start is not None and (start.ended or start.loading or start.announced))
             self._open().version = version
             self._open().announced = True
-        elif model := _BANNER_MODEL.search(line):
+        elif model := say.BANNER_MODEL.search(line):
             self._open().set("model", model["model"], weak=True)
 
     def _config(self, line: str, name: str, worker: Worker | None) -> None:
@@ -303,21 +264,21 @@ class VllmReader:
             if self._start is not None and self._start.ended:
                 self._close()
             self._settings(line)
-        elif length := _MAX_LEN.search(line):
+        elif length := say.MAX_LEN.search(line):
             self._open().max_model_len = int(length[1] or length[2])
-        elif model := _LOADING.search(line):
+        elif model := say.LOADING.search(line):
             self._begin_if(self._weights_begin_another(name))
             self._open().set("model", model["model"], weak=True)
-        elif batched := _BATCHED.search(line):
+        elif batched := say.BATCHED.search(line):
             self._open().set("max_num_batched_tokens", batched[1])
-        elif size := _BLOCK_SIZE.search(line):
+        elif size := say.BLOCK_SIZE.search(line):
             self._open().set("block_size", size[1])
         elif self._start is not None:
             self._start.flash = "enabled"
 
     def _settings(self, text: str) -> None:
         start, seen = self._open(), set()
-        for found in _SETTING.finditer(text):
+        for found in say.SETTING.finditer(text):
             key = found["key"]
             if key not in seen:  # nested configurations repeat keys further right
                 seen.add(key)
@@ -341,7 +302,7 @@ class VllmReader:
             text = line[prefix.end() :]
         if head := _HEAD.match(text):
             level, text = head["level"], text[head.end() :]
-        text = text.strip()
+        text = _RANK.sub("", text.strip())
         if not self._ours or level in ("INFO", "WARNING", "DEBUG"):
             return
         start = self._start
@@ -354,8 +315,10 @@ class VllmReader:
             if start.cause is None or start.cause_is_guess:
                 start.cause, start.cause_is_guess = failure, False
                 self._wrapped = (text, 3) if unfinished(failure) else None
-        elif is_exception(text) and start is not None and start.cause is None:
+        elif start is not None and is_exception(text) and start.cause is None:
             start.guess(text)
+        elif start is not None and text.startswith("Value error, ") and start.cause_is_guess:
+            start.guess(text.removeprefix("Value error, "))  # pydantic's line before it says only that something is wrong
 
     def _unwrap(self, line: str) -> bool:
         """Whether a line is the rest of a message that a terminal has wrapped: it has no prefix of its own."""

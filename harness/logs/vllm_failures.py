@@ -53,7 +53,16 @@ _SECONDARY: Final = re.compile(
 )
 #: Cheap words of the lines above; a line without any of them says nothing of a failure.
 HINTS: Final = (
-    *("Error", "Exception", "To serve at least one", "stored in", "No available memory", "on startup is less", "out of memory"),
+    *(
+        "Error",
+        "Exception",
+        "Value error, ",
+        "To serve at least one",
+        "stored in",
+        "No available memory",
+        "on startup is less",
+        "out of memory",
+    ),
     *("gated repo", "not a local folder", "snapshot folder", "not supported", "only supported", "does not recognize"),
     *("Failed core proc", "failed to start", "no vLLM implementation", "max_model_len ("),
 )

@@ -37,7 +37,8 @@ def sentence(one: Judged) -> str:
         return f"UNKNOWN: {one.reason}.{known}" + (f" {_capital(one.advice)}" if one.advice else "")
     head = "FITS" if one.word == "fits" else "WARNING: CPU OFFLOAD LIKELY"
     outcome = ", ".join(filter(None, (_placement(verdict), _speed(one, verdict))))
-    parts = (_need(verdict), outcome and f"{outcome[0].upper()}{outcome[1:]}.", _largest(verdict))
+    why = f"{one.reason}." if one.reason and one.word == "offload" else ""
+    parts = (_need(verdict), outcome and f"{outcome[0].upper()}{outcome[1:]}.", why, _largest(verdict))
     return f"{head}: " + " ".join(filter(None, parts))
 
 

@@ -81,3 +81,11 @@ def test_the_variant_that_matches_answers(store: Path) -> None:
 def test_a_model_without_a_calibration_is_unknown(store: Path) -> None:
     done = run(store, "acme/unknown", "--ctx", "8192", "--available", "79GiB")
     assert (done.exit_code, "UNCALIBRATED" in done.stderr) == (4, True)
+
+
+def test_check_says_that_vllm_would_not_start(store: Path) -> None:
+    words = ["check", "vllm/acme/tern-8b@131072", "--available", "30GiB", "--store", str(store)]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 3
+    assert "CPU OFFLOAD LIKELY" in done.output
+    assert "vLLM does not start with this: it moves nothing to the CPU. Largest context that fits: 93" in done.output

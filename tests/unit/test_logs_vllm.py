@@ -101,6 +101,13 @@ def test_hints_about_memory_and_failing_requests_are_no_failed_start() -> None:
     assert (facts.complete, facts.failed, facts.failure) == (True, False, None)
 
 
+def test_the_line_that_says_something_is_kept_of_a_cause_without_a_class() -> None:
+    first = "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+    then = "  Value error, limit_mm_per_prompt is of no use here [type=value_error]\n"
+    assert only(BANNER + first + then)[0].failure == "limit_mm_per_prompt is of no use here [type=value_error]"
+    assert only(CONFIG + "[rank0]: KeyError: 'mlp'\n" + GENERIC)[0].failure == "KeyError: 'mlp'"
+
+
 def test_a_guessed_cause_is_dropped_when_the_start_goes_on() -> None:
     facts, _ = only(BANNER + CONFIG + raised("OSError: could not stat a file") + LOADED + SIZED + READY)
     assert (facts.complete, facts.failed) == (True, False)
