@@ -72,11 +72,6 @@ def format_size(size: float | None, digits: int = 2) -> str:
     return f"{size / MIB:.1f} MiB"
 
 
-def format_count(number: int) -> str:
-    """A whole number for people, in groups of three: ``32 768``."""
-    return f"{number:,}".replace(",", " ")
-
-
 def pad_cells(tokens: int) -> int:
     """KV cells that the engine allocates for ``tokens`` of context in one slot."""
     return -(-tokens // CELL_PADDING) * CELL_PADDING

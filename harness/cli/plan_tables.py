@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from harness.cli.output import clean
-from harness.units import format_count, format_size
+from harness.units import format_size
 from harness.workflows.machine import ADVICE
 from harness.workflows.planning import Memory, Row
 
@@ -77,7 +77,7 @@ def _context(row: Row) -> str:
     if row.largest_context is None:
         return "–"
     if row.largest_context:
-        return format_count(row.largest_context)
+        return f"{row.largest_context:,}"
     if row.verdict.layers_offloaded is None or row.verdict.basis == "host":
         return "none fits"
     return f"{row.verdict.layers_offloaded}/{row.verdict.layers_total} layers"
@@ -116,9 +116,9 @@ def notes(memory: Memory) -> list[str]:
     for group in memory.groups:
         pairs = list(zip(group.models, group.contexts, strict=True))
         if len(set(group.contexts)) == 1:
-            members = f" at {format_count(group.contexts[0])}: {' + '.join(group.models)}"
+            members = f" at {group.contexts[0]:,}: {' + '.join(group.models)}"
         else:
-            members = ": " + " + ".join(f"{model} at {format_count(context)}" for model, context in pairs)
+            members = ": " + " + ".join(f"{model} at {context:,}" for model, context in pairs)
         evicted = [model for model, fate in zip(group.models, group.fates, strict=True) if fate == "evicted"]
         note = f", but Ollama would end {', '.join(evicted)}" if evicted else ""
         lines.append(f"together{members} ({format_size(group.required_bytes, 1)}){note}")

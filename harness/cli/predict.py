@@ -7,34 +7,78 @@ import click
 from harness.cli.context import command, engine_option, store_at, store_option
 from harness.cli.output import Output
 from harness.cli.select import select
-from harness.core.predict import predict
+from harness.core.calibration import Calibration
+from harness.core.predict import Prediction, predict
 
 
 @click.command()
 @click.argument("model", envvar="HARNESS_MODEL")
 @click.option("--ctx", required=True, type=click.IntRange(min=1, max=1 << 31), help="Tokens per slot.")
 @click.option("--num-parallel", type=click.IntRange(1, 4096), default=1, show_default=True, help="Slots.")
+@click.option("--available", metavar="SIZE[,SIZE]", help="Say also how fast it is with so much memory free.")
 @click.option("--variant", metavar="NAME")
 @engine_option
 @store_option
 @command
 def cli(
-    model: str, ctx: int, num_parallel: int, variant: str | None, engine: str | None, store: str | None, output: Output
+    model: str,
+    ctx: int,
+    num_parallel: int,
+    available: str | None,
+    variant: str | None,
+    engine: str | None,
+    store: str | None,
+    output: Output,
 ) -> None:
     """Memory and speed of a calibrated MODEL at a context."""
     calibration = select(store_at(store), model, engine, variant)
     prediction = predict(calibration, ctx, num_parallel)
     for text in prediction.warnings:
         output.warn(text)
+    with_memory = None if available is None else _with_memory(calibration, prediction, available)
     if not output.as_json:
         from harness.cli.tables import console, prediction_table
 
         slots = f" × {num_parallel} slots" if num_parallel > 1 else ""
         console().print(prediction_table(prediction, f"{calibration.id} at {ctx:,} tokens{slots}"))
-        speed = prediction.speed
-        if speed.decode_tokens_per_s:
-            deep = speed.decode_at_depth_tokens_per_s
-            click.echo(
-                f"decode {speed.decode_tokens_per_s:.1f} tokens/s" + (f", about {deep:.1f} with a full context" if deep else "")
-            )
-    output.done(prediction.to_json())
+        for line in _speeds(prediction):
+            click.echo(line)
+        if with_memory is not None:
+            click.echo(_sentence(with_memory))
+    output.done({**prediction.to_json(), **({} if with_memory is None else {"with_available": with_memory})})
+
+
+def _speeds(prediction: Prediction) -> list[str]:
+    speed, spread = prediction.speed, f"± {prediction.speed.uncertainty:.0%}"
+    lines = []
+    if speed.decode_tokens_per_s:
+        deep = speed.decode_at_depth_tokens_per_s
+        lines.append(
+            f"decode {speed.decode_tokens_per_s:.1f} tokens/s {spread}"
+            + (f", about {deep:.1f} when the context is full" if deep else "")
+        )
+    if speed.prompt_tokens_per_s:
+        lines.append(f"prompt {speed.prompt_tokens_per_s:.1f} tokens/s {spread}")
+    return lines
+
+
+def _with_memory(calibration: Calibration, prediction: Prediction, available: str) -> dict[str, object]:
+    """The verdict with so much memory free: layers on the GPU and the speed that is left."""
+    from harness.core.verdict import judge
+    from harness.workflows.machine import parse_available
+
+    verdict = judge(calibration, prediction.context, prediction.num_parallel, parse_available(available), extrapolate=True)
+    fields = ("verdict", "available_bytes", "layers_total", "layers_offloaded", "layers_overflowing", "decode_tokens_per_s")
+    return {field: getattr(verdict, field) for field in fields}
+
+
+def _sentence(found: dict[str, object]) -> str:
+    from harness.units import format_size
+
+    size = found["available_bytes"]
+    free = f"with {format_size(size, 1)} free" if isinstance(size, int) else "with that memory"
+    if found["verdict"] == "unknown":
+        return f"{free}: not known"
+    layers, total, speed = found["layers_offloaded"], found["layers_total"], found["decode_tokens_per_s"]
+    where = "everything fits" if found["verdict"] == "fits" else f"{layers} of {total} layers stay on the GPU"
+    return f"{free}: {where}" + (f", about {speed:.1f} tokens/s" if isinstance(speed, float) else "")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from harness.core.verdict import Verdict
-from harness.units import format_count, format_size
+from harness.units import format_size
 from harness.workflows.guard import Judged
 
 
 def title(one: Judged) -> str:
     """What is judged: model, context, slots, and where."""
     slots = f" × {one.question.num_parallel} slots" if one.question.num_parallel > 1 else ""
-    text = f"{one.question.model} at {format_count(one.question.context)} tokens{slots}"
+    text = f"{one.question.model} at {one.question.context:,} tokens{slots}"
     if one.chosen is not None:
         variant = f"@{one.chosen.variant}" if one.chosen.variant else ""
         text += f" · {one.chosen.calibration.id}{variant} · {where(one)}"
@@ -88,4 +88,4 @@ def _largest(verdict: Verdict) -> str:
         return ""
     if verdict.max_context == 0:
         return "No context fits."
-    return f"Largest context that fits: {format_count(verdict.max_context)}."
+    return f"Largest context that fits: {verdict.max_context:,}."
