@@ -74,6 +74,7 @@ class Model:
         self.contexts: list[Context] = []
         self.signs: set[str] = set()
         self.slots_made = False
+        self.again = False
 
     @property
     def used(self) -> bool:
@@ -123,6 +124,7 @@ class Building:
         self.asked: dict[str, str] = {}
         self.parallel: int | None = None
         self.slots: int | None = None
+        self.slot_cells: int | None = None
         self.context_cells: int | None = None
         self.kv_types: tuple[str, str] | None = None
         self.flash: Flash | None = None
@@ -256,7 +258,8 @@ class Building:
         if not all(cache.sized for cache in caches):
             counted.append(self.context_cells or 0)  # streams are not known yet
         asked = self.asked.get("cells", "")
-        return max(counted, default=0) or self.context_cells or (int(asked) if asked.isdecimal() else None) or None
+        said = max(counted, default=0) or self.context_cells or self.slot_cells
+        return said or (int(asked) if asked.isdecimal() else None) or None
 
     def kv_cache_type(self) -> str | None:
         """The types of K and V of the largest cache of the model itself."""

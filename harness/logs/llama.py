@@ -17,6 +17,7 @@ from harness.logs.slog import pairs
 
 _OFFLOADED: Final = re.compile(r"offloaded (\d{1,6})/(\d{1,6}) layers to GPU")
 _SLOTS: Final = re.compile(r"n_slots\"?\s?[=:]\s?(\d{1,6})")
+_SLOT_CELLS: Final = re.compile(r"n_ctx_slot = (\d{1,12}), kv_unified = '(true|false)'")
 _LOADING: Final = re.compile(r"loading model '(?P<path>[^']{1,4096})'")
 _SPLITS: Final = re.compile(r"graph splits = (\d{1,9})")
 _STARTED: Final = re.compile(r"(?:llama-server|llama runner|runner) started in (\d{1,9}(?:\.\d{1,9})?) seconds")
@@ -143,7 +144,7 @@ class LlamaReader:
                 load.complete, load.seconds = True, float(started[1])
             return True
         if ("oaded" in line or "isten" in line or "main loop" in line) and _READY.search(line):
-            if load is not None and load.progress:
+            if load is not None and (load.progress or load.started):
                 load.complete = True
             return True
         return False
@@ -179,7 +180,7 @@ class LlamaReader:
         load = self._fresh()
         load.seen = True
         model = load.current
-        if any(context.used for context in model.contexts):
+        if model.again or any(context.used for context in model.contexts):
             load.restart(model)  # a new pass: what came before was a fit probe or a try that failed
         # A model in several files has several lines for one device.
         buffers.add(model.weights, buffers.device_name(match["device"]), buffers.mib(match["size"]))
@@ -193,7 +194,7 @@ class LlamaReader:
     def _pass(self, load: Building, sign: str) -> None:
         """A line that stands once in a pass: seen again, or behind contexts, it begins a new one."""
         model = load.current
-        if sign in model.signs or any(context.used for context in model.contexts):
+        if model.again or sign in model.signs or any(context.used for context in model.contexts):
             load.restart(model)
         model.signs.add(sign)
 
@@ -249,6 +250,8 @@ class LlamaReader:
             return False
         load = self._open()
         load.slots, load.current.slots_made = int(slots[1]), True
+        if each := _SLOT_CELLS.search(line):
+            load.slot_cells = int(each[1]) * (1 if each[2] == "true" else load.slots)
         return True
 
     def _oldest(self, line: str) -> bool:
@@ -267,8 +270,8 @@ class LlamaReader:
         elif not load.current.draft and main.used and main.path not in (None, path):
             self._close()  # the one before was cut off
             load = self._open()
-        self._pass(load, "meta")
-        load.current.path = path
+        # The file is read again: for another pass, whose tensors follow, or for its tokens only.
+        load.current.path, load.current.again = path, load.current.used
         return True
 
     def _loading(self, line: str) -> bool:

@@ -296,6 +296,8 @@ def test_a_cache_that_stays_on_the_host_in_2023_is_seen_there() -> None:
         lambda line: f"Aug 27 23:56:51 host ollama[1502099]: {line}\n",
         lambda line: f"6月 26 11:22:33 host llama[7]: {line}\n",
         lambda line: f"ollama-1  | {line}\n",
+        lambda line: f"2026-05-14 22:14:30.967 | {line}\n",
+        lambda line: f"[54321] {line}\n",
         lambda line: f"2026-01-02T03:04:05.123456789Z stderr F {line}\n",
         lambda line: f"2026-01-02T03:04:05.123456789Z {line}\n",
         lambda line: f"0.00.123.456 I {line}\n",
@@ -313,3 +315,21 @@ def test_whatever_a_log_is_wrapped_in_changes_nothing(wrap: object) -> None:
     for load in wrapped + plain:
         del load["engine"], load["dialect"]
     assert wrapped == plain
+
+
+def test_a_quiet_log_tells_that_a_model_is_ready_and_for_how_many_tokens() -> None:
+    quiet = (
+        "0.00.155.981 I srv    load_model: loading model 'F:/Models/a.gguf'\n"
+        "0.01.207.100 I srv    load_model: initializing, n_slots = 2, n_ctx_slot = 4096, kv_unified = 'false'\n"
+        "0.01.227.385 I srv  llama_server: model loaded\n"
+    )
+    facts = only(quiet)
+    assert (facts.model, facts.complete, facts.parallel, facts.context_cells) == ("F:/Models/a.gguf", True, 2, 8192)
+    assert (facts.devices, facts.fully_offloaded) == ({}, None)
+
+
+def test_a_pass_for_tokens_does_not_hide_what_was_cut_off_before_it() -> None:
+    tokens = MAIN.splitlines(keepends=True)[0] + "llama_model_load: vocab only - skipping tensors\n"
+    first, second = loads(MAIN + tokens + WINDOWS + MAIN + READY)
+    assert (first.complete, mib(first, "weights"), mib(first, "kv_cache")) == (False, 470.0, 96.0)
+    assert (second.complete, mib(second, "weights"), mib(second, "kv_cache")) == (True, 470.0, 96.0)
