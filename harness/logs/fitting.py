@@ -30,7 +30,9 @@ def read(load: Building, line: str) -> None:
     """Take one such line."""
     if load.complete:
         return  # the table is printed again at exit
-    if "memory breakdown [MiB]" in line:
+    if "error while trying to fit" in line:
+        load.failure = None  # the projection failed; the load itself is tried all the same
+    elif "memory breakdown [MiB]" in line:
         load.fit_rows = []
     elif row := _ROW.search(line):
         if len(load.fit_rows) < MANY:
