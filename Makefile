@@ -12,7 +12,7 @@ MAKEOVERRIDES :=
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup calibrate test lint format type bench bench-accuracy bench-verdicts schema lock clean distclean docs reference
+.PHONY: help setup calibrate test lint format type bench bench-accuracy bench-faults bench-verdicts schema lock clean distclean docs reference
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,9 @@ bench: setup ## Measure the figures that the documentation quotes
 	@set -f; exec $(PYTHON) scripts/bench.py $$COMMAND_ARGS
 
 LOCK := uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-emit-index-url
+
+bench-faults: setup ## Kill harness a hundred times, count lost log lines, time the sampler (ARGS="--sandbox docker")
+	@set -f; $(PYTHON) -m bench.sampler_cost && $(PYTHON) -m bench.log_burst $$COMMAND_ARGS && exec $(PYTHON) -m bench.kill9 $$COMMAND_ARGS
 
 bench-accuracy: setup ## Compare predictions with real loads of six models (30 minutes); writes docs/explanation/accuracy.md
 	@set -f; exec $(PYTHON) -m bench.accuracy $$COMMAND_ARGS

@@ -26,6 +26,7 @@ from tests.support.fake_nvml import UUID, compile_library
 from tests.support.gpu_daemon import GpuDaemon
 from tests.support.images import ollama_image
 from tests.support.models import KV_PER_TOKEN, write_tiny_llama
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -206,3 +207,23 @@ def test_a_gpu_that_is_lost_voids_the_run_at_once(
     assert (status, document["errors"][0]["code"]) == (5, "gpu-lost")
     assert record_of(tmp_path / "store")["status"] == "partial"
     assert client.containers.list(all=True) == []
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # the SDK's own, where it cannot connect
+def test_a_daemon_that_dies_under_a_calibration_ends_it_and_comes_back_clean(
+    daemon: GpuDaemon, driver: Driver, image: str, client: DockerClient, tmp_path: Path
+) -> None:
+    """The last test here: it kills the daemon that all share, and starts it again."""
+    process = start(daemon, driver, image, tmp_path / "store")
+    while driver.loads < 2 and process.poll() is None:
+        driver.join(0.02)
+    driver.stop()  # it asks the daemon, too
+    daemon.kill()
+
+    status, document, _ = end(process)
+
+    assert (status, document["errors"][0]["code"]) == (69, "docker-gone")
+    record = record_of(tmp_path / "store")
+    assert (record["status"], record["loads"][0]["outcome"]) == ("partial", "ok")
+    daemon.start()
+    until(lambda: client.containers.list(all=True) == [], "the end of the container, by the reaper that waited", limit=90)
