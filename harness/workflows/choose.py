@@ -105,7 +105,12 @@ def _choose_driver(engine: Engine, place: SandboxName, options: Options, reasons
             engine=engine.name, sandbox=place, meter="host", target="host", gpus=(),
             reasons=(*reasons, "target host: no GPU is to be used"),
         )  # fmt: skip
-    chosen, meter, how = nvidia_gpus(options)
+    try:
+        chosen, meter, how = nvidia_gpus(options)
+    except UnavailableError as error:
+        if engine.name == "ollama":
+            error.hint = error.hint or "without a GPU: --gpus none measures Ollama on host memory"
+        raise
     names = ", ".join(gpu.name for gpu in chosen)
     return Choice(
         engine=engine.name, sandbox=place, meter=meter, target="gpu", gpus=chosen,

@@ -166,8 +166,19 @@ def test_a_broken_pull_goes_on_where_it_ended(tmp_path: Path, fault: str) -> Non
     assert gguf.sha256(blob) == gguf.sha256(registry() / "tiny.gguf")
 
 
-def test_a_registry_that_gives_something_else_than_it_promised(tmp_path: Path) -> None:
-    with standin(tmp_path, STANDIN_PULL=",".join(["digest"] * 9)) as client, pytest.raises(UnavailableError) as caught:
+def test_a_pull_that_was_given_up_is_gone_on_with_by_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.engines.ollama_models.PULL_ATTEMPTS", 2)
+    with standin(tmp_path, STANDIN_PULL="cut,cut") as client, pytest.raises(UnavailableError) as caught:
+        pull(client, "tiny", quiet)
+    assert caught.value.code == "pull-failed"
+    with standin(tmp_path) as client:
+        pull(client, "tiny", quiet)
+    assert int(re.findall(r"resumed_at=(\d+)", (tmp_path / "log").read_text())[-1]) > 0
+
+
+def test_a_registry_that_gives_something_else_than_it_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.engines.ollama_models.PULL_ATTEMPTS", 2)
+    with standin(tmp_path, STANDIN_PULL="digest,digest") as client, pytest.raises(UnavailableError) as caught:
         pull(client, "tiny", quiet)
     assert caught.value.code == "digest-mismatch"
 
