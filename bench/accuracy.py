@@ -30,6 +30,7 @@ from harness.core.predict import predict
 from harness.core.record import Record
 from harness.engines.embedded import usable_weights
 from harness.engines.gguf import read_header
+from harness.errors import HarnessError
 from harness.units import GIB, MIB
 from tests.support.synthetic import MODELS, TRAIN_CONTEXTS
 from tests.support.truth import MODES, OLLAMA_BATCHES, Device, Mode, SoftwareGpu, Truth, calibrate_on, load_truth
@@ -126,9 +127,16 @@ class Bench:
         self.worst_own_error = 0.0
 
     def calibrate(self, device: Device, subject: Subject, mode: Mode, *, as_ollama: bool) -> tuple[Record, Calibration]:
-        record, calibration = calibrate_on(
-            device, self.folder, subject.path, mode, as_ollama=as_ollama, train_context=subject.override
-        )
+        def measured() -> tuple[Record, Calibration]:
+            return calibrate_on(device, self.folder, subject.path, mode, as_ollama=as_ollama, train_context=subject.override)
+
+        try:
+            record, calibration = measured()
+        except HarnessError as error:
+            if not device.ended():
+                raise
+            print(f"the device ended, once more: {error.message}", file=sys.stderr)
+            record, calibration = measured()
         self.calibrations += 1
         self.loads += len(record.loads)
         self.worst_own_error = max(self.worst_own_error, calibration.metadata.quality.max_error or 0.0)

@@ -161,13 +161,18 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     constants: Constants
     metadata: Metadata
 
-    def band_for(self, context: int, num_batch: int | None = None) -> Band:
-        """The band whose line holds at ``context`` tokens per slot, of one physical batch if it was measured.
+    def band_for(self, context: int, num_batch: int | None = None, num_parallel: int | None = None) -> Band:
+        """The band whose line holds at ``context`` tokens per slot; beyond the last one, the last.
 
-        Beyond the last one, the last.
+        An engine that chooses its batch goes by the tokens of all slots together, and bands are of the calibration's own
+        number of slots (``num_parallel``: another number); ``num_batch`` takes the place of that choice.
         """
-        bands = [band for band in self.metadata.bands if band.num_batch == num_batch] or self.metadata.bands
-        return next((band for band in bands if context <= band.up_to), bands[-1])
+        bands, own = self.metadata.bands, self.metadata.settings.num_parallel
+        if num_batch is None or all(band.num_batch != num_batch for band in bands):
+            reached = context * (num_parallel or own) / own
+            num_batch = next((band for band in bands if reached <= band.up_to), bands[-1]).num_batch
+        alike = [band for band in bands if band.num_batch == num_batch]
+        return next((band for band in alike if context <= band.up_to), alike[-1])
 
 
 _SAFE: Final = re.compile(r"[A-Za-z0-9._-]")

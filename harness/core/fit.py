@@ -32,6 +32,7 @@ from harness.core.calibration import (
     Quality,
 )
 from harness.core.performance import fit_performance, fit_placement
+from harness.core.plan import slot_limits
 from harness.core.points import Point, points_of
 from harness.core.record import Record, Settings
 from harness.errors import UntrustedError
@@ -119,7 +120,7 @@ def fit_record(record: Record) -> Calibration:
     check_overhead(points)
     fits = fit_batches(points, by_law=record.machine.meter == "import")
     # A batch that was asked for is sent at every context; only the engine's own choice has limits.
-    limits = record.batch_limits if record.settings.num_batch is None else ()
+    limits = slot_limits(record.batch_limits, points[0].parallel) if record.settings.num_batch is None else ()
     ends = band_ends(fits, limits, _reach(record, fits[-1], notes))
     bands = _bands(fits, ends)
     max_error = _max_error(fits, ends, notes)
@@ -245,6 +246,7 @@ def _effective(settings: Settings, points: Sequence[Point], num_batch: int | Non
     """The settings with what the log says instead of what was asked, where it says it."""
     return msgspec.structs.replace(
         settings,
+        num_parallel=points[-1].parallel,
         num_batch=settings.num_batch if num_batch is None else num_batch,
         kv_cache_type=points[-1].kv_cache_type or settings.kv_cache_type,
         flash_attention=points[-1].flash_attention or settings.flash_attention,

@@ -42,17 +42,23 @@ def usable_contexts(contexts: Sequence[int], train_context: int | None, floor: i
     return tuple(sorted(kept)) or (train_context,)
 
 
+def slot_limits(limits: BatchLimits, num_parallel: int) -> BatchLimits:
+    """An engine's batch rule by the tokens of one slot; the engine goes by the tokens of all slots together."""
+    return tuple((limit // num_parallel, batch) for limit, batch in limits)
+
+
 def plan_loads(
     contexts: Sequence[int],
     train_context: int | None,
     *,
     num_batch: int | None = None,
     batch_limits: BatchLimits = (),
+    num_parallel: int = 1,
 ) -> tuple[LoadRequest, ...]:
     """The loads that measure memory.
 
     With a pinned batch, or an engine of one batch, the contexts are loaded at that batch. With an engine that chooses the
-    batch by context (``batch_limits``: largest context and batch, ascending), the band of the model's largest context gets
+    batch by context (``batch_limits``: largest context of all slots and batch, ascending), the band of the largest context gets
     all contexts, sent with its batch explicitly, and each lower band one load at its upper end.
     """
     if num_batch is not None or not batch_limits:
@@ -60,14 +66,13 @@ def plan_loads(
         usable = usable_contexts(contexts, train_context, batch)
         return tuple(LoadRequest(context=context, num_batch=batch) for context in usable)
     reach = train_context or max(contexts)
-    bands = [
-        (limit, batch) for index, (limit, batch) in enumerate(batch_limits) if index == 0 or batch_limits[index - 1][0] < reach
-    ]
+    limits = slot_limits(batch_limits, num_parallel)
+    bands = [(limit, batch) for index, (limit, batch) in enumerate(limits) if index == 0 or limits[index - 1][0] < reach]
     # An engine cuts its batch to a shorter context: contexts that are all meant stay at a batch that each of them fills.
     bands = [band for band in bands if band[1] <= min(contexts)] or bands[:1]
     top = bands[-1][1]
     usable = usable_contexts(contexts, train_context, top)
-    lower = [LoadRequest(context=min(limit, 16384), num_batch=batch) for limit, batch in bands[:-1]]
+    lower = [LoadRequest(context=max(min(limit, 16384), batch), num_batch=batch) for limit, batch in bands[:-1]]
     return (*lower, *(LoadRequest(context=context, num_batch=top) for context in usable))
 
 

@@ -63,7 +63,7 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
     metadata = calibration.metadata
     blocks = metadata.kv_blocks
     cells = pad_cells(context) if blocks is None else -(-context // blocks.size) * blocks.size
-    band = calibration.band_for(context, num_batch)
+    band = calibration.band_for(context, num_batch, num_parallel)
     breakdown = metadata.breakdown_gb
     units = cells / TOKENS_PER_UNIT
     weights = from_gib(breakdown.weights)
@@ -73,7 +73,7 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
     context_cache = from_gib(units * num_parallel * band.kv_cache_gb_per_10k)
     compute = from_gib(compute_start + units * band.compute_gb_per_10k)
     total = weights + (overhead or 0) + fixed_cache + context_cache + compute
-    within = context <= min(band.up_to if num_batch is not None else context, metadata.quality.valid_to)
+    within = context <= metadata.quality.valid_to
     warnings: list[str] = []
     if not within:
         warnings.append(f"context {context} is beyond {metadata.quality.valid_to}, the range of this calibration: extrapolated")

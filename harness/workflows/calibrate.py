@@ -75,7 +75,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     loads: tuple[LoadRequest, ...]
 
 
-def plan(engine: Engine, request: Request, store: Store, version: str | None = None) -> Plan:
+def plan(engine: Engine, request: Request, store: Store, version: str | None = None, num_parallel: int = 1) -> Plan:
     """The loads and the file of a calibration, without starting anything; of the newest engine where it is not known.
 
     Raises:
@@ -96,7 +96,8 @@ def plan(engine: Engine, request: Request, store: Store, version: str | None = N
     if engine.name == "vllm":
         loads = request.loads or vllm.plan(contexts, train, batch)
     else:
-        loads = request.loads or plan_loads(contexts, train, num_batch=batch, batch_limits=engine.batch_limits(version))
+        limits = engine.batch_limits(version)
+        loads = request.loads or plan_loads(contexts, train, num_batch=batch, batch_limits=limits, num_parallel=num_parallel)
     return Plan(artifact=store.path_of(engine.name, model_stem(request.name), request.variant), loads=loads)
 
 
@@ -124,7 +125,7 @@ def calibrate(
     Raises:
         HarnessError: as the exit codes say. The record is kept whatever happens; an artifact is written only by success.
     """
-    planned = plan(engine, request, store)
+    planned = plan(engine, request, store, num_parallel=options.num_parallel)
     settings = Settings(
         num_parallel=options.num_parallel,
         num_batch=request.num_batch,
@@ -209,7 +210,7 @@ class Run:
         try:
             if self.engine.persistent:
                 self._open()
-            loads = plan(self.engine, self.request, self.store, self.record.engine.version).loads
+            loads = plan(self.engine, self.request, self.store, self.record.engine.version, self.options.num_parallel).loads
             self.steps = len(loads) + (2 if self.request.speed else 0) + 1
             self._measure(loads)
             self.observer.phase("dry runs", len(loads), self.steps)

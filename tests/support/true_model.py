@@ -92,7 +92,7 @@ class TrueModel(msgspec.Struct, frozen=True, kw_only=True):
 
     def run(self, limits: BatchLimits = (), slots: int = 1, contexts: tuple[int, ...] = (8192, 16384, 32768)) -> Record:
         """The record of the default plan, with the loads that it asks for further."""
-        planned = plan_loads(contexts, self.train_context, batch_limits=limits)
+        planned = plan_loads(contexts, self.train_context, batch_limits=limits, num_parallel=slots)
         made = record(*(self.load(one, slots) for one in planned), limits=limits, train=self.train_context)
         return msgspec.structs.replace(made, loads=(*made.loads, *(self.load(one, slots) for one in further_loads(made))))
 

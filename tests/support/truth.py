@@ -75,21 +75,34 @@ class Device:
         self.options: tuple[str, ...] = ()
         self._log = folder / f"device-{free_port()}.log"
         self._resident = resident
+        self.deaths = 0
 
     def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def _start(self) -> None:
         port = free_port()
         env = {**os.environ, "LD_LIBRARY_PATH": str(PROGRAMS), **self.env}
         if self._resident:
             env |= {"MALLOC_PERTURB_": "85", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
         with self._log.open("wb") as log:
             self._server = subprocess.Popen(
-                [PROGRAMS / "ggml-rpc-server", "-d", "CPU", "-p", str(port)], env=env, stdout=log, stderr=subprocess.STDOUT,
-                restore_signals=False,  # SIGPIPE stays ignored: it would end the device with the first engine that is killed
-            )  # fmt: skip
+                [PROGRAMS / "ggml-rpc-server", "-d", "CPU", "-p", str(port)], env=env, stdout=log, stderr=subprocess.STDOUT
+            )
         until(self._listens, "the device")
         self.address = f"127.0.0.1:{port}"
         self.options = ("--rpc", self.address)
-        return self
+
+    def ended(self) -> bool:
+        """Whether its process has ended: ggml-rpc-server may, when an engine is killed in the middle of a transfer."""
+        return self._server.poll() is not None
+
+    def ensure(self) -> None:
+        """Start it again if it has ended; a device that was just started has nothing on it, like one that was freed."""
+        if self.ended():
+            self.deaths += 1
+            self._start()
 
     def _listens(self) -> bool:
         assert self._server.poll() is None, self._log.read_text()
@@ -120,12 +133,16 @@ class SoftwareGpu(Device):
         self.env = {"GGML_VK_VISIBLE_DEVICES": "0"}
         self.options = ()
         self._resident = False
+        self.deaths = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         return
+
+    def ended(self) -> bool:
+        return False
 
     def wishes(self) -> dict[str, str]:
         return {"LLAMA_ARG_FIT": "off", **self.env}
@@ -150,6 +167,25 @@ def load_truth(
     train_context: tuple[str, int] | None = None,
 ) -> Truth:
     """Load ``model`` at ``context`` tokens per slot, wait until it is there, look, and end it."""
+    device.ensure()
+    try:
+        return _load(device, model, mode, context, num_batch, num_parallel, train_context)
+    except AssertionError:
+        if not device.ended():
+            raise
+        device.ensure()
+        return _load(device, model, mode, context, num_batch, num_parallel, train_context)
+
+
+def _load(
+    device: Device,
+    model: Path,
+    mode: Mode,
+    context: int,
+    num_batch: int,
+    num_parallel: int,
+    train_context: tuple[str, int] | None,
+) -> Truth:
     port = free_port()
     command = [str(PROGRAMS / "llama-server"), "-m", str(model), "--host", "127.0.0.1", "--port", str(port)]
     command += ["-c", str(context * num_parallel), "-np", str(num_parallel), "-b", str(max(num_batch, 2048))]
@@ -201,6 +237,7 @@ def calibrate_on(
     train_context: tuple[str, int] | None = None,
 ) -> tuple[Record, Calibration]:
     """Record, fit and file a calibration of ``model`` with the default plan, as ``harness calibrate`` does."""
+    device.ensure()
     env = device.wishes()
     if train_context is not None:
         env["LLAMA_ARG_OVERRIDE_KV"] = f"{train_context[0]}.context_length=int:{train_context[1]}"

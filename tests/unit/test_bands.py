@@ -216,3 +216,20 @@ def test_slots_that_share_one_cache_are_named() -> None:
 
 def test_a_run_without_points_asks_for_no_further_loads() -> None:
     assert further_loads(record()) == ()
+
+
+@pytest.mark.parametrize("own", [1, 4])
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_an_engine_chooses_its_batch_by_the_tokens_of_all_slots(own: int, slots: int) -> None:
+    calibration = fit_record(WINDOW.run(OLLAMA, slots=own))
+    for context in (1024, 2048, 4096, 8192, 16_384, 32_768, 100_000):
+        batch = next(batch for limit, batch in OLLAMA if context * slots <= limit)
+        assert predict(calibration, context, slots).total_bytes == pytest.approx(WINDOW.truth(context, batch, slots), rel=2e-3)
+
+
+def test_a_smaller_batch_than_usual_is_still_within_range() -> None:
+    """An engine whose memory is tight may take less than its rule says."""
+    calibration = fit_record(PLAIN.run(OLLAMA))
+    prediction = predict(calibration, 100_000, num_batch=1024)
+    assert prediction.within_range
+    assert prediction.total_bytes == pytest.approx(PLAIN.truth(100_000, 1024), rel=1e-4)
