@@ -16,10 +16,19 @@ _MARKS: Final = {"ok": ("ok", "green"), "note": ("note", "yellow"), "missing": (
 
 
 @click.command()
+@click.option("--measure-overhead", is_flag=True, help="Measure what the driver takes on a GPU (a minute).")
+@click.option("--gpus", default="all", metavar="ID", show_default=True, help="The GPU whose overhead is measured.")
+@click.option("--engine-binary", envvar="HARNESS_ENGINE_BINARY", metavar="PATH", help="Measure it with your own llama-server.")
 @store_option
 @command
-def cli(store: str | None, output: Output) -> None:
-    """What works here, what does not, and why; and where each setting comes from."""
+def cli(measure_overhead: bool, gpus: str, engine_binary: str | None, store: str | None, output: Output) -> None:
+    """What works here, what does not, and why; and where each setting comes from.
+
+    With --measure-overhead: what the driver takes on this GPU beyond what an engine logs, so that calibrations of other
+    GPUs can be used on it.
+    """
+    if measure_overhead:
+        _measure(gpus, engine_binary, store, output)
     from harness.config import settings
     from harness.workflows.doctor import examine
 
@@ -39,3 +48,14 @@ def cli(store: str | None, output: Output) -> None:
             "settings": {key: {"value": value, "from": origin} for key, (value, origin) in found.items()},
         }
     )
+
+
+def _measure(gpus: str, binary: str | None, store: str | None, output: Output) -> None:
+    from harness.cli.progress import watcher
+    from harness.workflows.overhead import measure_overhead
+
+    with watcher(quiet=output.as_json) as watch:
+        found = measure_overhead(store_at(store), Path.cwd(), watch, gpus=gpus, binary=binary)
+    if not output.as_json:
+        click.echo(f"{clean(found.gpu)}: the driver takes {found.overhead_gb:.3f} GiB beyond what {clean(found.engine)} logs")
+    output.done({"overhead": msgspec.to_builtins(found)})

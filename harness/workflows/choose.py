@@ -15,9 +15,9 @@ from harness.engines.base import Engine, Options
 from harness.engines.embedded import usable_weights
 from harness.engines.llama_server import LlamaServer, embedded_binary
 from harness.errors import NotFoundError, UnavailableError, UsageError
-from harness.sandboxes.base import SandboxName
+from harness.sandboxes.base import GpuRequest, SandboxName
 from harness.units import gib
-from harness.workflows.nvidia import docker_gpu_obstacle, nvidia_gpus
+from harness.workflows.nvidia import docker_gpu_obstacle, driven_gpus, nvidia_gpus
 
 EngineChoice = Literal["auto", "ollama", "llama-server", "vllm"]
 SandboxChoice = Literal["auto", "docker", "process"]
@@ -86,8 +86,11 @@ def _choose_process(engine: LlamaServer, options: Options, reasons: tuple[str, .
     used = {name: facts for name, facts in devices.items() if options.gpus.mode == "all" or name in options.gpus.ids}
     used = used or devices
     names = ", ".join(f"{name} ({facts[0]})" for name, facts in used.items())
-    if all(name.startswith("CUDA") for name in used):
-        chosen, meter, how = nvidia_gpus(options)
+    by_cuda = all(name.startswith("CUDA") for name in used)
+    driven = () if by_cuda else driven_gpus([facts[0] for facts in used.values()])
+    if by_cuda or driven:
+        asked = msgspec.structs.replace(options, gpus=GpuRequest(mode="ids", ids=driven)) if driven else options
+        chosen, meter, how = nvidia_gpus(asked)
         return Choice(
             engine=engine.name, sandbox="process", meter=meter, target="gpu", gpus=chosen,
             reasons=(*reasons, f"target gpu: {names}, {how}"),

@@ -78,6 +78,29 @@ def nvidia_gpus(options: Options) -> tuple[tuple[Gpu, ...], MeterName, str]:
     return tuple(_recorded(gpu) for gpu in chosen), meter, words
 
 
+def driven_gpus(titles: Sequence[str]) -> tuple[str, ...]:
+    """UUIDs of the NVIDIA GPUs that an engine lists by these titles (Vulkan's names are the driver's own).
+
+    Empty unless all are; of GPUs of one name, the first.
+    """
+    from harness.meters.nvml import gpus
+
+    if not has_device():
+        return ()
+    try:
+        left = [gpu for gpu in gpus() if not gpu.mig]
+    except HarnessError:
+        return ()
+    found = []
+    for title in titles:
+        gpu = next((one for one in left if one.name == title), None)
+        if gpu is None:
+            return ()
+        left.remove(gpu)
+        found.append(gpu.uuid)
+    return tuple(found)
+
+
 def _refuse_several_instances(chosen: Sequence[Found]) -> None:
     instances = [gpu for gpu in chosen if gpu.mig]
     if len(instances) > 1:

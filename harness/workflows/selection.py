@@ -93,7 +93,11 @@ def choose(
         UsageError: several engines have the model. BadInputError, ConfigError: a file that cannot be read.
     """
     found = _pick(question, store, machine, wanted, available)
-    return found if isinstance(found, str) else _here(*found, machine, wanted, available)
+    if isinstance(found, str):
+        return found
+    from harness.workflows.overhead import on_this_gpu
+
+    return on_this_gpu(_here(*found, machine, wanted, available), store)
 
 
 def load(model: str, store: Store, wanted: Wanted | None = None) -> Calibration:
