@@ -124,6 +124,7 @@ def main() -> None:
             [sys.executable, "-c", "import click, yaml"],
             [*program, "show", MODEL],
             [*program, "predict", MODEL, "--ctx", "8192"],
+            [*program, "check", f"{MODEL}@8192"],
         ]
         floor, *own = best_seconds(commands, store)
         show(commands[0], f"{1000 * floor:.0f} ms")

