@@ -107,6 +107,8 @@ def points_of(record: Record) -> tuple[list[Point], list[str]]:
             points.append(point)
         if note is not None and note not in notes:
             notes.append(note)
+    if (note := _reported_note(record)) is not None:
+        notes.append(note)
     for part in ("kv_cache_type", "flash_attention", "parallel", "basis"):
         values = {getattr(point, part) for point in points} - {None}
         if len(values) > 1:

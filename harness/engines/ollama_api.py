@@ -100,6 +100,9 @@ def pull_refusal(name: str, text: str) -> HarnessError | None:
         sign in said for sign in ("file does not exist", "not found", "manifest unknown", "name unknown", "invalid model name")
     ):
         return NotFoundError(f"there is no model {name} in its registry: {one_line(text)}", code="no-such-model")
+    if any(sign in said for sign in ("no such host", "connection refused", "network is unreachable", "no route to host")):
+        hint = "check the network and its proxy, lend models with --models, or give the path of a .gguf file"
+        return UnavailableError(message, hint=hint, code="registry-unreachable")
     if "no space left" in said or "disk quota" in said:
         return CannotWriteError(message, hint="make room where Docker keeps its volumes (docker system df)", code="disk-full")
     if "read-only file system" in said:
