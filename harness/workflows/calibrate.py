@@ -287,8 +287,9 @@ class Run:
         load = self.runner.measure(self.request.source, request)
         self._add(load)
         reason = load.reason
-        if load.facts is not None and load.outcome == "ok" and load.facts.vllm is None:
-            reason = spill_reason(load.facts, self.record.machine.target)
+        if load.facts is not None and load.outcome == "ok":
+            spilled = spill_reason(load.facts, self.record.machine.target)
+            reason = spilled if load.facts.vllm is None else vllm.said(load)
         plateau = load.busy or load.idle
         self.observer.point(request.context, request.num_batch, plateau.total_bytes if plateau else None, reason)
         return load

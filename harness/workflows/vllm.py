@@ -10,6 +10,7 @@ import msgspec
 from harness.core.fit_vllm import Start, block_interval
 from harness.core.record import Load, LoadRequest, Machine, Record
 from harness.core.vllm import KV_BYTES, at_least
+from harness.units import format_size
 
 #: What of a GPU is left alone, and the most that is asked for.
 SHARE_KEPT: Final = 0.02
@@ -110,6 +111,14 @@ def first_share(machine: Machine) -> float:
         if gpu.uuid and gpu.memory_gb and (free := free_bytes(gpu.uuid)) is not None
     ]
     return min(_share(min(shares)), MOST) if shares else MOST
+
+
+def said(load: Load) -> str:
+    """What a start was given, and how many blocks it made of it; memory alone is no point of a line."""
+    given = load.request.kv_cache_bytes
+    blocks = load.reported.num_blocks if load.reported else None
+    what = f"a share of {load.request.utilization}" if given is None else f"{format_size(given)} of KV cache"
+    return f"{what}: {blocks if blocks is not None else 'unknown'} blocks"
 
 
 def _share(free: float) -> float:
