@@ -19,7 +19,7 @@ from harness.core.calibration import to_document
 def cli(run: str, target: str | None, store: str | None, output: Output) -> None:
     """Build the artifact again from RUN: a run's name, folder or record.json."""
     from harness.store import to_yaml, write_atomically
-    from harness.workflows.calibrate import refit
+    from harness.workflows.refit import refit
 
     folder = Path(run)
     if not folder.exists():

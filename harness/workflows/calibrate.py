@@ -23,11 +23,10 @@ from harness.engines.vllm import Vllm
 from harness.errors import CannotWriteError, UsageError
 from harness.meters.base import Meter
 from harness.sandboxes.base import Sandbox
-from harness.store import Store, read_record
+from harness.store import Store
 from harness.workflows import vllm
 from harness.workflows.choose import Choice
 from harness.workflows.dry_runs import measure_splits
-from harness.workflows.engine_log import read_facts
 from harness.workflows.loads import Runner, StageHook, no_hook
 from harness.workflows.observer import Observer
 from harness.workflows.overwrite import refuse_overwrite
@@ -370,25 +369,6 @@ def smaller_contexts(record: Record, limit: int | None) -> tuple[LoadRequest, ..
     return tuple(LoadRequest(context=context, num_batch=batch) for context in usable[: max(3 - len(fitted), 0)])
 
 
-def refit(path: Path) -> tuple[Record, Calibration]:
-    """The calibration of a run on disk, from its logs and readings alone."""
-    record = reread(path)
-    return record, fit_record(record)
-
-
-def reread(path: Path) -> Record:
-    """A record whose facts are read again from its logs, so that a corrected parser needs no new run."""
-    record = read_record(path)
-    folder = path if path.is_dir() else path.parent
-    loads = []
-    for load in record.loads:
-        log = folder / load.log if load.log else None
-        if log is not None and log.is_file():
-            load = msgspec.structs.replace(load, facts=read_facts(log, load.log_start, load.log_end))
-        loads.append(load)
-    return msgspec.structs.replace(record, loads=tuple(loads))
-
-
 def redacted(env: dict[str, str]) -> dict[str, str]:
     """An environment for the record: values of secrets are replaced."""
     return {key: "(redacted)" if _SECRET.search(key) else value for key, value in env.items()}
@@ -398,4 +378,4 @@ def _flash(choice: str) -> str:
     return "enabled" if choice == "on" else "disabled"
 
 
-__all__ = ["Plan", "Request", "Result", "calibrate", "plan", "refit"]
+__all__ = ["Plan", "Request", "Result", "calibrate", "plan"]

@@ -18,8 +18,8 @@ from harness.engines.vllm import CACHE_VOLUME, WEIGHTS_VOLUME
 from harness.errors import EngineError, HarnessError, NotFoundError, NotPermittedError, UsageError
 from harness.store import Store, to_yaml
 from harness.workflows.allocate import answer
-from harness.workflows.calibrate import refit
 from harness.workflows.observer import Silent
+from harness.workflows.refit import refit
 from harness.workflows.session import Session, Wishes, prepare
 from tests.support.places import marked_processes
 from tests.support.vllm_program import GIB, MIB
