@@ -9,6 +9,7 @@ import msgspec
 
 from harness.core.facts import DeviceKind, LoadFacts, device_kind
 from harness.core.record import Load, Record, Target
+from harness.core.trace import CLOSE
 from harness.errors import UntrustedError
 from harness.units import MIB, format_size
 
@@ -109,6 +110,8 @@ def points_of(record: Record) -> tuple[list[Point], list[str]]:
             notes.append(note)
     if (note := _reported_note(record)) is not None:
         notes.append(note)
+    if any(point.basis == "device-delta" for point in points):
+        _refuse_moved_baseline(record)
     for part in ("kv_cache_type", "flash_attention", "parallel", "basis"):
         values = {getattr(point, part) for point in points} - {None}
         if len(values) > 1:
@@ -207,6 +210,25 @@ def _refuse_disturbed(load: Load) -> None:
             hint="close what else uses the GPU, and calibrate again",
             code="baseline-moved",
         )
+
+
+def _refuse_moved_baseline(record: Record) -> None:
+    """Refuse differences from a baseline that is no longer there when the run is over.
+
+    Raises:
+        UntrustedError: a device holds more, or less, than before.
+    """
+    before, after = record.before, record.after
+    if before is None or after is None:
+        return
+    for uuid, size in before.devices.items():
+        if abs(after.devices.get(uuid, size) - size) > CLOSE:
+            raise UntrustedError(
+                f"the GPU held {format_size(size)} before the run and {format_size(after.devices[uuid])} after it, so what it "
+                "rose by is not the model's alone",
+                hint="close what else uses the GPU, and calibrate again",
+                code="baseline-moved",
+            )
 
 
 def _meter_notes(load: Load) -> list[str]:

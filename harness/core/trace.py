@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
+from harness.units import MIB
+
 #: ``import``: a figure that somebody else measured.
+#: A device that is this close to its baseline, bytes, has come back to it.
+CLOSE: Final = 16 * MIB
+
 MeterName = Literal["nvml", "host", "log", "import"]
 
 
@@ -15,14 +20,15 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
     ``total_bytes`` is ``None`` where the meter could not read, and ``reason`` then says why. ``devices`` holds bytes by
     device (UUID) where the meter can tell; ``strangers`` names other users of the same devices, PID to bytes or ``None``.
-    ``basis`` tells a per-process figure from a device-wide difference (``reason`` then says why there is no figure by
-    process) and from a log.
+    ``listed`` is false where the list of processes could not be read, so that ``strangers`` says nothing. ``basis`` tells a
+    per-process figure from a device-wide difference (``reason`` then says why there is no figure by process) and from a log.
     """
 
     total_bytes: int | None
     reason: str | None = None
     devices: dict[str, int] = {}
     strangers: dict[int, int | None] = {}
+    listed: bool = True
     basis: Literal["process", "device-delta", "logged"] = "process"
 
 

@@ -190,15 +190,13 @@ class NvmlMeter:
         Raises:
             UntrustedError: a GPU was lost, so the run is void.
         """
-        if not pids:
-            return Reading(total_bytes=None, reason="the engine has no processes")
         devices: dict[str, int] = {}
         strangers: dict[int, int | None] = {}
         why: str | None = None
         for uuid, handle in self._handles.items():
             used = self._processes(handle)
             if isinstance(used, str):
-                return self._rise_instead(used, strangers)
+                return self._rise_instead(used, {}, listed=False)
             mine = {pid: size for pid, size in used.items() if pid in pids}
             for pid in used.keys() - pids:
                 strangers[pid] = _added(strangers.get(pid, 0), used[pid])
@@ -208,6 +206,8 @@ class NvmlMeter:
                 why = why or "the driver reports 0 bytes for a process with a context"
             elif mine:
                 devices[uuid] = sum(size or 0 for size in mine.values())
+        if not pids:
+            return Reading(total_bytes=None, reason="the engine has no processes", strangers=strangers)
         why = why or (None if devices else self._nobody(strangers))
         if why is not None:
             return self._rise_instead(why, strangers)
@@ -221,13 +221,16 @@ class NvmlMeter:
             return "the processes that the driver names are not visible here (a container needs pid: host)"
         return "none of the engine's processes is on the GPU"
 
-    def _rise_instead(self, why: str, strangers: dict[int, int | None]) -> Reading:
+    def _rise_instead(self, why: str, strangers: dict[int, int | None], *, listed: bool = True) -> Reading:
         """A reading without figures by process: what the devices rose by, where nobody else is on them."""
-        devices = {} if strangers else self.risen()
+        if strangers:
+            why = f"{why}; as others are on the GPU, neither does its rise tell"
+            return Reading(total_bytes=None, reason=why, strangers=strangers)
+        devices = self.risen()
         total = sum(devices.values())
         if devices.keys() != self._handles.keys() or total < _CONTEXT:
-            return Reading(total_bytes=None, reason=why, strangers=strangers)
-        return Reading(total_bytes=total, devices=devices, reason=why, basis="device-delta")
+            return Reading(total_bytes=None, reason=why, listed=listed)
+        return Reading(total_bytes=total, devices=devices, reason=why, basis="device-delta", listed=listed)
 
     def take_baseline(self) -> Occupancy:
         """What the GPUs hold before the engine; later differences are taken from it."""

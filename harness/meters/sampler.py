@@ -48,6 +48,7 @@ class Sampler:
         self._marks: list[Mark] = []
         self._failures: dict[str, int] = {}
         self._strangers: dict[int, _Stranger] = {}
+        self._listed = False
         self._ours: set[int] = set()
         self._peak: int | None = None
         self._device_peak: int | None = None
@@ -106,13 +107,14 @@ class Sampler:
 
     def _note_strangers(self, pids: frozenset[int], reading: Reading) -> None:
         """Called for each reading: who else is there, and what they hold compared with the start of the trace."""
-        if not self._readings:
+        if reading.listed and not self._listed:
+            self._listed = True
             self._strangers = {pid: _Stranger(size, from_start=True) for pid, size in reading.strangers.items()}
         # A process of the engine that has just ended may be named a little longer; one that exists has got its PID.
         now = {pid: size for pid, size in reading.strangers.items() if pid not in self._ours or self._exists(pid)}
         for pid, size in now.items():
             self._strangers.setdefault(pid, _Stranger(size, from_start=False)).see(size)
-        if reading.reason is None:  # else the list may be missing
+        if reading.listed:
             for pid in self._strangers.keys() - now.keys():
                 self._strangers[pid].miss()
         self._ours |= pids

@@ -30,7 +30,7 @@ from harness.workflows.dry_runs import measure_splits
 from harness.workflows.loads import Runner, StageHook, no_hook
 from harness.workflows.observer import Observer
 from harness.workflows.overwrite import refuse_overwrite
-from harness.workflows.strangers import stranger_notes
+from harness.workflows.strangers import refuse_blind, stranger_notes
 
 #: Prompts of the speed load, tokens: two depths, the first one repeated to know how far speeds repeat.
 SPEED_PROMPTS: Final = (64, 64, 64, 1536)
@@ -291,6 +291,7 @@ class Run:
             reason = spilled if load.facts.vllm is None else vllm.said(load)
         plateau = load.busy or load.idle
         self.observer.point(request.context, request.num_batch, plateau.total_bytes if plateau else None, reason)
+        refuse_blind(load, self.record.machine.target)
         return load
 
     def _speed(self) -> None:

@@ -12,13 +12,12 @@ import msgspec
 
 from harness.core.plan import DEFAULT_BATCH
 from harness.core.record import EngineVersion, Load, LoadRequest, Outcome, Reported, Speed
-from harness.core.trace import MemoryTrace, Occupancy, Plateau
+from harness.core.trace import CLOSE, MemoryTrace, Occupancy, Plateau
 from harness.engines.base import NO_ANSWER, Engine, Options, Source
 from harness.errors import BusyError, EngineError, UnavailableError, WontFitError
 from harness.meters.base import DeviceMeter, Meter
 from harness.meters.sampler import Sampler
 from harness.sandboxes.base import Running, Sandbox
-from harness.units import MIB
 from harness.workflows.engine_log import await_facts, check_alive
 from harness.workflows.observer import Observer
 from harness.workflows.timing import worth_timing
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 SETTLE: Final = 15.0
 #: A driver takes its time to free memory: how long it may take to come back after an unload, seconds.
 RETURN: Final = 10.0
-#: A device that is this close to its baseline, bytes, has come back to it.
-CLOSE: Final = 16 * MIB
 #: A prompt after which the driver's pools have grown: two physical batches.
 BATCHES_OF_PROMPT: Final = 2
 #: Tokens written when a speed is measured.

@@ -1,8 +1,10 @@
-"""Who else used the GPU during a run."""
+"""Who else used the GPU during a run, and a meter that sees nothing."""
 
 from __future__ import annotations
 
-from harness.core.record import Record
+from harness.core.points import spill_reason
+from harness.core.record import Load, Record, Target
+from harness.errors import UntrustedError
 from harness.units import format_size
 
 
@@ -24,4 +26,21 @@ def stranger_notes(record: Record) -> tuple[str, ...]:
         f"another program used the GPU: process {pid}, "
         + ", ".join(f"{amount(times[when])} {when}" for when in ("before", "during", "after") if when in times)
         for pid, times in sorted(seen.items())
+    )
+
+
+def refuse_blind(load: Load, target: Target) -> None:
+    """End a run whose meter gave no figure at any time of a load that lay on the target: the next ones would be no better.
+
+    Raises:
+        UntrustedError: with the meter's own reason.
+    """
+    plateau, trace = load.busy or load.idle, load.trace
+    if plateau is None or plateau.total_bytes is not None or trace is None or trace.peak_bytes is not None:
+        return
+    if load.outcome != "ok" or load.facts is None or spill_reason(load.facts, target) is not None:
+        return
+    why = plateau.reason or "no reading"
+    raise UntrustedError(
+        f"the meter {trace.meter} sees nothing: {why}", hint="harness doctor says what it needs", code="no-reading"
     )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
 from harness.core.fit import fit_record
 from harness.core.record import Load
-from harness.core.trace import MemoryTrace, Occupancy
+from harness.core.trace import MemoryTrace, Occupancy, Plateau
 from harness.errors import UntrustedError
 from harness.units import GIB
-from harness.workflows.strangers import stranger_notes
+from harness.workflows.strangers import refuse_blind, stranger_notes
 from tests.support.records import load, record
 
 CONTEXTS = (8192, 16384, 32768)
@@ -56,6 +58,27 @@ def test_the_rise_of_a_device_counts_only_where_it_comes_back() -> None:
     with pytest.raises(UntrustedError) as caught:
         fit_record(record(*points))
     assert caught.value.code == "baseline-moved"
+
+
+@pytest.mark.parametrize("after", [0, 2 * GIB])
+def test_a_baseline_that_is_another_one_afterwards_spoils_differences_alone(after: int) -> None:
+    """What an earlier program had not yet given back counts as baseline, and then goes away."""
+    moved: dict[str, Any] = {"before": Occupancy(devices={"GPU-a": GIB}), "after": Occupancy(devices={"GPU-a": after})}
+    with pytest.raises(UntrustedError) as caught:
+        fit_record(msgspec.structs.replace(record(*(by_device(one) for one in loads())), **moved))
+    assert caught.value.code == "baseline-moved"
+    assert fit_record(msgspec.structs.replace(record(*loads()), **moved)).constants.base_vram_gb > 0
+
+
+def test_a_meter_that_never_sees_anything_ends_the_run_with_its_reason() -> None:
+    blind = Plateau(total_bytes=None, reason="the driver does not permit us to see memory by process")
+    unseen = msgspec.structs.replace(loads()[0], idle=blind, busy=blind)
+    with pytest.raises(UntrustedError, match="does not permit") as caught:
+        refuse_blind(seen(unseen), "gpu")
+    assert caught.value.code == "no-reading"
+    refuse_blind(seen(unseen, peak_bytes=GIB), "gpu")  # it saw something: only this plateau is missing
+    refuse_blind(seen(loads()[0]), "gpu")
+    refuse_blind(seen(msgspec.structs.replace(unseen, outcome="wont-fit")), "gpu")  # nothing was there to be seen
 
 
 def test_figures_by_process_survive_memory_that_does_not_come_back_with_a_note() -> None:
