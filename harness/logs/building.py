@@ -94,7 +94,7 @@ class Model:
             # llama-server of 2024 and 2025 makes one context per slot and drops the one that it loaded the draft with.
             self.contexts, self.slots_made = [], False
         if self.contexts and not self.contexts[-1].used:
-            self.contexts[-1].draft = draft
+            self.contexts[-1].draft |= draft
         elif len(self.contexts) < MANY:
             self.contexts.append(Context(draft))
 
@@ -149,6 +149,7 @@ class Building:
         self.go_exact: dict[tuple[str, Part], int] = {}
         self.go_last: Part | None = None
         self.go_engine = False
+        self.llama_engine = False
         self.estimated = False
 
     @property

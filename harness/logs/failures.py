@@ -10,7 +10,8 @@ import re
 from typing import Final
 
 _SIGNS: Final = (
-    "out of memory", "OutOfDeviceMemory", "OutOfHostMemory", "Malloc failed", "failed to allocate", "unable to allocate",
+    "out of memory", "emory allocation of size", "OutOfDeviceMemory", "OutOfHostMemory", "Malloc failed",
+    "failed to allocate", "unable to allocate",
     "error loading model", "failed to load model", "failed to open", "unable to load model", "unable to create llama context",
     "failed to initialize the context", "failed to create context", "failed to create llama_context", "failed to create server",
     "llama_init_from_model: failed", "unknown model architecture", "invalid magic", "exception during initialization",

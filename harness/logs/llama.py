@@ -85,7 +85,7 @@ class LlamaReader:
         load.version = self._version
         if self._ollama:
             load.engine = "ollama"
-            go = not load.own and (bool(load.go) or bool(load.go_exact) or load.go_engine)
+            go = not load.own and (load.go_engine or (bool(load.go) and not load.llama_engine))
             load.dialect = "ollama-go" if go else "ollama-llama.cpp"
         facts = load.facts()
         if facts.devices or facts.failed or facts.fit is not None or facts.complete or load.started:
@@ -103,6 +103,7 @@ class LlamaReader:
         load.model = model or load.model
         load.asked = markers.arguments(command)
         load.go_engine = "--ollama-engine" in command
+        load.llama_engine = bool(command) and not load.go_engine
         return True
 
     # -- Ollama's own lines -----------------------------------------------------------------------------------------
@@ -265,7 +266,7 @@ class LlamaReader:
             return False
         load = self._fresh()
         main = load.models[0]
-        if load.current.draft and path == main.path:
+        if load.current.draft and load.current.used and path == main.path:
             load.restart(main)
         elif not load.current.draft and main.used and main.path not in (None, path):
             self._close()  # the one before was cut off

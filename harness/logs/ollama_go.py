@@ -46,8 +46,9 @@ def read(load: Building, line: str) -> None:
         _figure(load, _PARTS[message], fields)
     elif offloaded := _OFFLOADED.search(message):
         load.offloaded = (int(offloaded[1]), int(offloaded[2]))
+        load.go_engine, load.estimated = True, False  # llama.cpp says this in a line of its own
     elif message == "starting go runner":
-        load.go_engine = False
+        load.go_engine, load.llama_engine = False, True
         load.estimated = True  # what came before was no measurement
     elif message == "starting ollama engine":
         load.go_engine, load.estimated = True, False
