@@ -18,7 +18,9 @@ from harness.core.calibration import Calibration
 from harness.core.record import Gpu, Machine
 from harness.store import Store
 from tests.support.calibrations import made_up, on_host, store_of
+from tests.support.images import ollama_image
 from tests.support.models import write_tiny_llama
+from tests.support.ollama import registry
 from tests.support.waiting import alive, until
 
 pytestmark = pytest.mark.requires("embedded")
@@ -43,10 +45,10 @@ def model(tmp_path: Path) -> Path:
 def start(tmp_path: Path, model: Path) -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
-    def begin(*arguments: str, **env: str) -> subprocess.Popen[str]:
+    def begin(*arguments: str, model: str = str(model), **env: str) -> subprocess.Popen[str]:
         clean = {key: value for key, value in os.environ.items() if not key.startswith("HARNESS_")}
         process = subprocess.Popen(
-            [sys.executable, "-m", "harness", "serve", str(model), *arguments],
+            [sys.executable, "-m", "harness", "serve", model, *arguments],
             cwd=tmp_path,
             env={**clean, "HARNESS_STORE": str(tmp_path / "store"), "PYTHONPATH": str(Path(__file__).parents[2]), **env},
             stdout=subprocess.PIPE,
@@ -168,3 +170,34 @@ def test_a_verdict_that_was_wrong_is_said_and_kept(start: Start, tmp_path: Path)
     assert record["loads"][0]["request"]["purpose"] == "serve"
     assert data["disagreement"] in record["notes"][0]
     assert Path(data["record"]).parent in list(Store(store.root).runs())
+
+
+#: As :data:`PROBE`, where Ollama's own variable leads.
+OLLAMA_PROBE = """
+import json, os, urllib.request
+with urllib.request.urlopen(os.environ["OLLAMA_HOST"] + "/api/ps") as answer:
+    (loaded,) = json.load(answer)["models"]
+print(json.dumps({"asked": os.environ["HARNESS_MODEL"], "loaded": loaded["model"], "context": loaded["context_length"]}))
+"""
+
+
+@pytest.mark.requires("docker")
+def test_ollama_is_served_from_its_container_and_the_container_is_gone(start: Start, tmp_path: Path) -> None:
+    docker = pytest.importorskip("docker")
+    client = docker.from_env()
+    try:
+        image = ollama_image(client, registry())
+        process = start(
+            *("--ctx", "2048", "--engine", "ollama", "--gpus", "none", "--image", image, "--"),
+            *(sys.executable, "-c", OLLAMA_PROBE),
+            model=str(registry() / "tiny.gguf"),
+        )
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        found = json.loads(out)
+        assert found["asked"] == found["loaded"]
+        assert found["context"] == 2048
+        assert client.containers.list(all=True, filters={"ancestor": image}) == []
+        assert not leftovers(tmp_path / "store")
+    finally:
+        client.close()
