@@ -123,7 +123,6 @@ class Bench:
         self.folder = folder
         self.points: list[Point] = []
         self.calibrations = 0
-        self.loads = 0
         self.worst_own_error = 0.0
 
     def calibrate(self, device: Device, subject: Subject, mode: Mode, *, as_ollama: bool) -> tuple[Record, Calibration]:
@@ -138,7 +137,6 @@ class Bench:
             print(f"the device ended, once more: {error.message}", file=sys.stderr)
             record, calibration = measured()
         self.calibrations += 1
-        self.loads += len(record.loads)
         self.worst_own_error = max(self.worst_own_error, calibration.metadata.quality.max_error or 0.0)
         if calibration.metadata.quality.valid_to != subject.train_context:
             raise SystemExit(f"{subject.name}, {mode.name}: {calibration.metadata.quality}")
@@ -152,8 +150,7 @@ class Bench:
         ):
             record, pinned = self.calibrate(device, subject, mode, as_ollama=False)
             _, automatic = self.calibrate(device, subject, mode, as_ollama=True)
-            (known,) = [load.facts for load in record.loads if load.facts and load.facts.context_cells == 32768]
-            alone = Truth(facts=known, logged=sum(_sizes(known, device.name)), anonymous=None)
+            alone = loaded_at(record, 32768, device.name)
             at_1024 = load_truth(device, subject.path, mode, 32768, num_batch=1024, train_context=subject.override)
             cases = [("pinned", pinned, alone, context, 512, 1) for context in subject.contexts()]
             cases += [("automatic", automatic, at_1024, context, batch_of(context), 1) for context in subject.contexts()]
@@ -171,8 +168,7 @@ class Bench:
         """The batch pinned, on the software Vulkan device."""
         with SoftwareGpu() as device:
             record, pinned = self.calibrate(device, subject, mode, as_ollama=False)
-            (known,) = [load.facts for load in record.loads if load.facts and load.facts.context_cells == 32768]
-            alone = Truth(facts=known, logged=sum(_sizes(known, device.name)), anonymous=None)
+            alone = loaded_at(record, 32768, device.name)
             for context in subject.contexts():
                 truth = load_truth(device, subject.path, mode, context, train_context=subject.override)
                 predicted = predict(pinned, context).total_bytes
@@ -206,7 +202,6 @@ class Bench:
             beyond_log=None if truth.anonymous is None else truth.anonymous - truth.logged,
         )
         self.points.append(point)
-        self.loads += 1
         beyond = "" if point.beyond_log is None else f"  process {point.beyond_log / MIB:+.2f} MiB"
         print(
             f"{subject.name:12} {mode.name:9} {case:12} {context:>6} x {slots} at batch {num_batch:>4}: "
@@ -214,6 +209,16 @@ class Bench:
             f"Ollama {point.error('ollama'):+.1%}{beyond}",
             flush=True,
         )
+
+
+def loaded_at(record: Record, context: int, device: str) -> Truth:
+    """The load of a calibration at a context."""
+    (facts,) = [
+        load.facts
+        for load in record.loads
+        if load.request.purpose == "point" and load.request.context == context and load.facts is not None
+    ]
+    return Truth(facts=facts, logged=sum(_sizes(facts, device)), anonymous=None)
 
 
 def _sizes(facts: LoadFacts, device: str) -> list[int]:

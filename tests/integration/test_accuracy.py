@@ -19,7 +19,7 @@ def test_predictions_are_what_an_engine_takes_at_contexts_batches_and_slots_neve
 
     with_flash, _, without = MODES
     cases = [
-        ("hybrid", with_flash, True, [(65_536, 2048, 1), (2048, 512, 4)]),
+        ("hybrid", with_flash, True, [(65_536, 2048, 1), (2048, 1024, 4)]),
         ("window", without, False, [(24_576, 512, 1), (2048, 512, 2)]),
     ]
     beyond = []
@@ -29,7 +29,7 @@ def test_predictions_are_what_an_engine_takes_at_contexts_batches_and_slots_neve
     with Device(tmp_path) as device, Device(tmp_path, resident=True) as resident:
         for name, mode, as_ollama, points in cases:
             record, calibration = calibrate_on(device, tmp_path, models[name], mode, as_ollama=as_ollama)
-            assert len(record.loads) <= 5
+            assert sum(load.request.purpose == "point" for load in record.loads) <= 5
             assert calibration.metadata.quality.valid_to == 131_072
             for context, batch, slots in points:
                 truth = load_truth(resident, models[name], mode, context, num_batch=batch, num_parallel=slots)
