@@ -13,8 +13,8 @@ from harness.errors import UnavailableError
 from harness.store import Store, write_atomically
 
 if TYPE_CHECKING:
+    from harness.core.calibration import Calibration
     from harness.workflows.observer import Observer
-    from harness.workflows.selection import Chosen
 
 _FILE: Final = "overheads.json"
 _CONTEXTS: Final = (2048, 4096, 8192)
@@ -66,20 +66,19 @@ def measure_overhead(
     return found
 
 
-def on_this_gpu(chosen: Chosen, store: Store) -> Chosen:
-    """A calibration of another GPU with this GPU's own overhead, where that was measured; else as it is, with advice."""
-    machine = chosen.calibration.metadata.machine
-    if machine.meter == "log" or len(machine.gpus) != 1 or len(chosen.gpus) != 1 or machine.gpus[0].name == chosen.gpus[0].name:
-        return chosen
-    here = chosen.gpus[0].name
-    overhead = known_overheads(store).get(here)
+def on_this_gpu(calibration: Calibration, here: str, store: Store) -> tuple[Calibration, str | None]:
+    """A calibration for the GPU named ``here``, and what to say of it.
+
+    One of another GPU takes on this GPU's own overhead where that was measured, else it stays as it is, with advice.
+    """
+    machine = calibration.metadata.machine
+    if machine.meter == "log" or len(machine.gpus) != 1 or machine.gpus[0].name == here:
+        return calibration, None
+    there, overhead = machine.gpus[0].name, known_overheads(store).get(here)
     if overhead is None:
-        advice = f"the driver's part is that of {machine.gpus[0].name}; harness doctor --measure-overhead measures it here"
-        return msgspec.structs.replace(chosen, warnings=(*chosen.warnings, advice))
+        return calibration, f"the driver's part is that of {there}; harness doctor --measure-overhead measures it here"
     said = (
-        f"the engine's part was measured on {machine.gpus[0].name}, the driver's ({overhead.overhead_gb:.2f} GiB) on {here} "
+        f"the engine's part was measured on {there}, the driver's ({overhead.overhead_gb:.2f} GiB) on {here} "
         f"with {overhead.engine}; speeds on {here} are not known"
     )
-    return msgspec.structs.replace(
-        chosen, calibration=transferred(chosen.calibration, overhead), warnings=(*chosen.warnings, said)
-    )
+    return transferred(calibration, overhead), said

@@ -95,9 +95,13 @@ def choose(
     found = _pick(question, store, machine, wanted, available)
     if isinstance(found, str):
         return found
+    chosen = _here(*found, machine, wanted, available)
+    if len(chosen.gpus) != 1:
+        return chosen
     from harness.workflows.overhead import on_this_gpu
 
-    return on_this_gpu(_here(*found, machine, wanted, available), store)
+    calibration, note = on_this_gpu(chosen.calibration, chosen.gpus[0].name, store)
+    return msgspec.structs.replace(chosen, calibration=calibration, warnings=(*chosen.warnings, *((note,) if note else ())))
 
 
 def load(model: str, store: Store, wanted: Wanted | None = None) -> Calibration:

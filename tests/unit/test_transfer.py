@@ -14,9 +14,7 @@ from harness.core.record import Gpu
 from harness.core.transfer import DriverOverhead, transferred
 from harness.store import Store
 from harness.units import from_gib
-from harness.workflows.machine import GpuNow
 from harness.workflows.overhead import known_overheads, on_this_gpu
-from harness.workflows.selection import Chosen
 from tests.support.records import OVERHEAD, load, record
 
 HERE = DriverOverhead(
@@ -28,10 +26,6 @@ def calibration(*gpus: str) -> Calibration:
     found = fit_record(record(load(8192), load(16384), load(32768)))
     machine = msgspec.structs.replace(found.metadata.machine, gpus=tuple(Gpu(name=gpu) for gpu in gpus))
     return msgspec.structs.replace(found, metadata=msgspec.structs.replace(found.metadata, machine=machine))
-
-
-def chosen(gpu: str) -> Chosen:
-    return Chosen(calibration=calibration("NVIDIA RTX 3090"), path=Path("made-up.yaml"), gpus=(GpuNow(key="0", name=gpu),))
 
 
 @pytest.mark.parametrize(("context", "slots"), [(4096, 1), (20_000, 3), (131_072, 1)])
@@ -63,21 +57,26 @@ def test_several_gpus_are_left_alone() -> None:
 def test_what_was_measured_here_is_used_and_said(tmp_path: Path) -> None:
     (tmp_path / "overheads.json").write_bytes(msgspec.json.encode([HERE]))
 
-    found = on_this_gpu(chosen("NVIDIA A100"), Store(tmp_path))
+    found, said = on_this_gpu(calibration("NVIDIA RTX 3090"), "NVIDIA A100", Store(tmp_path))
 
-    assert found.calibration.metadata.breakdown_gb.overhead == 0.5
-    assert any("NVIDIA RTX 3090" in text and "0.50 GiB" in text for text in found.warnings)
+    assert found.metadata.breakdown_gb.overhead == 0.5
+    assert said is not None
+    assert "NVIDIA RTX 3090" in said
+    assert "0.50 GiB" in said
 
 
 def test_without_it_the_other_gpu_s_is_used_with_advice(tmp_path: Path) -> None:
-    found = on_this_gpu(chosen("NVIDIA A100"), Store(tmp_path))
+    found, said = on_this_gpu(calibration("NVIDIA RTX 3090"), "NVIDIA A100", Store(tmp_path))
 
-    assert found.calibration == calibration("NVIDIA RTX 3090")
-    assert any("--measure-overhead" in text for text in found.warnings)
+    assert found == calibration("NVIDIA RTX 3090")
+    assert said is not None
+    assert "--measure-overhead" in said
 
 
 def test_on_the_same_gpu_nothing_is_said(tmp_path: Path) -> None:
-    assert on_this_gpu(chosen("NVIDIA RTX 3090"), Store(tmp_path)) == chosen("NVIDIA RTX 3090")
+    same = calibration("NVIDIA RTX 3090")
+
+    assert on_this_gpu(same, "NVIDIA RTX 3090", Store(tmp_path)) == (same, None)
 
 
 def test_a_damaged_file_of_overheads_is_none(tmp_path: Path) -> None:
