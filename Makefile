@@ -12,7 +12,7 @@ MAKEOVERRIDES :=
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup calibrate test lint format type bench bench-accuracy bench-faults bench-verdicts schema lock clean distclean docs reference
+.PHONY: help setup calibrate recalibrate test lint format type bench bench-accuracy bench-faults bench-verdicts schema lock clean distclean docs reference
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +25,9 @@ setup: ## Create or refresh .venv from the locked requirements (the others do it
 calibrate: export HARNESS_MODEL := $(value MODEL)
 calibrate: setup ## Measure MODEL and write its calibration below models/calibrations/
 	@set -f; exec .venv/bin/harness calibrate $$COMMAND_ARGS
+
+recalibrate: setup ## Measure again what is in models/calibrations/ (ARGS='--stale --dry-run': say what would be)
+	@set -f; exec .venv/bin/harness recalibrate $$COMMAND_ARGS
 
 test: setup ## Run the tests; what this machine lacks is skipped with the reason
 	@set -f; exec $(PYTHON) -m pytest $$COMMAND_ARGS

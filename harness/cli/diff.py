@@ -13,6 +13,13 @@ from harness.core.drift import Change, Drift, Figure, sentence
 if TYPE_CHECKING:
     from harness.workflows.drift import Pair
 
+_WORDS: Final = {
+    "moved": ("moved", "yellow"),
+    "same": ("nothing beyond the measurement error", "green"),
+    "untouched": ("the same measurement", "dim"),
+    "added": ("added", "cyan"),
+    "removed": ("removed", "red"),
+}
 #: Exit status of a drift beyond the measurement error.
 DRIFTED: Final = 6
 
@@ -46,9 +53,11 @@ def cli(old: str, new: str, markdown: bool, output: Output) -> None:
 
 
 def status_of(pair: Pair) -> str:
-    """``added``, ``removed``, ``moved`` or ``same``."""
+    """``added``, ``removed``, ``moved``, ``same`` (measured again, nothing moved) or ``untouched`` (the same measurement)."""
     if pair.drift is None:
         return "added" if pair.old is None else "removed"
+    if pair.old == pair.new:
+        return "untouched"
     return "moved" if pair.drift.moved else "same"
 
 
@@ -126,10 +135,7 @@ def show_pairs(found: list[Pair]) -> None:
     shown = console()
     for pair in found:
         status = status_of(pair)
-        colour = {"moved": "yellow", "same": "green", "added": "cyan", "removed": "red"}[status]
-        word = {"moved": "moved", "same": "nothing beyond the measurement error", "added": "added", "removed": "removed"}[
-            status
-        ]
+        word, colour = _WORDS[status]
         shown.print(Text.assemble((clean(pair.key), "bold"), "  ", (word, colour)))
         if pair.drift is None:
             continue

@@ -22,7 +22,7 @@ def escape(text: str) -> str:
 
 def markdown(found: list[Pair]) -> str:
     """All calibrations: a summary, then those that moved, added and removed ones, and the rest by name."""
-    groups: dict[str, list[Pair]] = {"moved": [], "added": [], "removed": [], "same": []}
+    groups: dict[str, list[Pair]] = {"moved": [], "added": [], "removed": [], "same": [], "untouched": []}
     for pair in found:
         groups[status_of(pair)].append(pair)
     lines = [f"**{_summary(groups)}**", ""]
@@ -40,13 +40,19 @@ def markdown(found: list[Pair]) -> str:
             changed = "; ".join(_changes(pair))
             lines.append(f"- {escape(pair.key)}{f' ({changed})' if changed else ''}")
         lines.append("")
+    if groups["untouched"]:
+        lines += ["### Not measured again", "", *(f"- {escape(pair.key)}" for pair in groups["untouched"]), ""]
     return "\n".join(lines)
 
 
 def _summary(groups: dict[str, list[Pair]]) -> str:
     moved, same = len(groups["moved"]), len(groups["same"])
-    parts = [f"{moved} of {moved + same} calibrations moved beyond the measurement error"]
-    parts += [f"{len(groups[word])} {title}" for word, title in (("added", "new"), ("removed", "gone")) if groups[word]]
+    parts = [f"{moved} of {moved + same} calibrations that were measured again moved beyond the measurement error"]
+    parts += [
+        f"{len(groups[word])} {title}"
+        for word, title in (("added", "new"), ("removed", "gone"), ("untouched", "not measured again"))
+        if groups[word]
+    ]
     return ", ".join(parts)
 
 

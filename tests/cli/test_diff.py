@@ -106,7 +106,7 @@ def test_a_pull_request_text_leads_with_what_a_maintainer_decides_from(tmp_path:
     done = harness(tmp_path, "diff", str(before), str(after), "--markdown")
     assert done.exit_code == 6
     lines = done.stdout.splitlines()
-    assert lines[0] == "**1 of 2 calibrations moved beyond the measurement error**"
+    assert lines[0] == "**1 of 2 calibrations that were measured again moved beyond the measurement error**"
     assert "- largest context on a 6 GiB card: 22,528 → 4,608" in lines
     assert "| overhead\\_gb | 0.292969 | 0.792969 | +170.7 % | ± 0.004207 |" in lines
     assert "- llama-server/kept (engine b1 → b2)" in lines
