@@ -50,7 +50,9 @@ def write_tiny_llama(path: Path, train_context: int = 65_536) -> Path:
     writer.add_eos_token_id(2)
     writer.add_tensor("token_embd.weight", weights(_VOCABULARY, _WIDTH))
     writer.add_tensor("output_norm.weight", numpy.ones(_WIDTH, numpy.float32))
-    writer.add_tensor("output.weight", weights(_VOCABULARY, _WIDTH))
+    output = weights(_VOCABULARY, _WIDTH)
+    output[: len(special) + len(octets)] = 0  # it writes words, not the end of the text or bytes that are no text
+    writer.add_tensor("output.weight", output)
     for layer in range(_LAYERS):
         block = f"blk.{layer}"
         for norm in ("attn_norm", "ffn_norm"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -14,8 +15,8 @@ from pathlib import Path
 import httpx
 from filelock import FileLock
 
+from tests.support import models
 from tests.support.images import OLLAMA_PROGRAM
-from tests.support.models import write_tiny_llama
 from tests.support.waiting import until
 
 #: Trained on so few tokens that Ollama has one batch for all of them.
@@ -31,11 +32,12 @@ _MODELS: dict[str, dict[str, object]] = {
 
 def registry() -> Path:
     """A folder that the stand-in pulls from. Written once for each environment, so that its image stays the same."""
-    folder = Path(sys.prefix) / "share" / "harness-tests" / "ollama-registry"
+    version = hashlib.sha256(Path(models.__file__).read_bytes()).hexdigest()[:8]
+    folder = Path(sys.prefix) / "share" / "harness-tests" / f"ollama-registry-{version}"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not (folder / "tiny.gguf").exists():
-            write_tiny_llama(folder / "tiny.part", TRAIN_CONTEXT).replace(folder / "tiny.gguf")
+            models.write_tiny_llama(folder / "tiny.part", TRAIN_CONTEXT).replace(folder / "tiny.gguf")
         text = json.dumps({name: {"file": "tiny.gguf", **special} for name, special in _MODELS.items()})
         if not (folder / "registry.json").exists() or (folder / "registry.json").read_text() != text:
             (folder / "registry.json").write_text(text)
