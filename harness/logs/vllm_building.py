@@ -7,9 +7,12 @@ from typing import Final, Literal
 
 from harness.core.facts import DeviceFacts, LoadFacts, VllmFacts, WorkerFacts
 from harness.logs.vllm_failures import Failure
+from harness.units import GIB
 
 #: KV blocks of V0, tokens, where the log does not give them away (vllm/config.py, CacheConfig, 0.6 to 0.8).
 _V0_BLOCK_SIZE: Final = {"gpu": 16, "cuda": 16, "rocm": 16}
+#: Half of the last decimal of GiB.
+_ROUNDING: Final = GIB // 200
 _BLOCK_SIZES: Final = (8, 16, 32, 64, 128, 256)
 _ENGINE_INDEX: Final = re.compile(r"(?:EngineCore_(?:DP)?|_DP)(\d{1,4})")
 _RANK: Final = re.compile(r"(DP|PP|TP|EP|rank=)(\d{1,4})")
@@ -185,6 +188,10 @@ class Start:
         failed = not self.up and (self.broken or self.cause is not None)
         cause = self.cause if failed else None
         workers = sorted(self.workers.values(), key=lambda worker: worker.order)
+        asked = self.whole("kv_cache_memory_bytes")
+        for worker in workers:
+            if asked is not None and worker.available is not None and abs(worker.available - asked) <= _ROUNDING:
+                worker.available = asked  # asked for in bytes; the worker's own line rounds it
         kv_type = self.settings.get("kv_cache_dtype")
         dtype = self.settings.get("dtype", "").removeprefix("torch.")
         quantization = self.settings.get("quantization")

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from harness.core.allocate import allocate
 from harness.core.fit import fit_record
 from harness.core.predict import predict
 from harness.core.record import EngineVersion, Gpu, Load, LoadRequest, Machine, Model, Record, Reported, Settings, VllmSettings
@@ -16,7 +17,9 @@ from harness.core.verdict import judge, largest_context
 from harness.engines.safetensors import tensor_bytes
 from harness.errors import UntrustedError
 from harness.logs import parse_log
+from harness.store import read_calibration
 from harness.units import GIB, MIB, gib
+from harness.workflows.refit import refit
 from tests.support.vllm_artifacts import vllm_calibration
 
 
@@ -254,3 +257,26 @@ def test_weights_are_counted_from_the_files_tables(tmp_path: Path) -> None:
 def test_files_that_are_not_whole_tell_no_weights(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.safetensors").write_bytes(data)
     assert tensor_bytes(tmp_path) is None
+
+
+REAL = Path(__file__).parents[1] / "golden" / "vllm" / "0.32.0-cpu"
+
+
+def test_a_real_run_on_a_cpu_gives_its_artifact_again_from_its_record() -> None:
+    """Measured with the CPU build of vLLM 0.32.0: a Llama of 21 million random weights, 8192 bytes of KV cache a token."""
+    written = read_calibration(REAL / "tiny-llama.yaml")
+    _, again = refit(REAL)
+    assert (again.constants, again.metadata.kv_blocks) == (written.constants, written.metadata.kv_blocks)
+    assert again.metadata.breakdown_gb == written.metadata.breakdown_gb
+    assert again.metadata.settings == written.metadata.settings
+    assert again.metadata.quality == written.metadata.quality
+    assert again.constants.kv_cache_gb_per_10k == gib(8192 * 10_000)  # 2 · 8 layers · 4 heads · 64 · 2 bytes
+
+
+def test_the_same_real_run_allocates_what_its_engine_then_admitted() -> None:
+    """With 65 blocks a context of 8192 tokens started, with 64 it did not (see the log beside the artifact)."""
+    granted = allocate(read_calibration(REAL / "tiny-llama.yaml"), 8192, 1, (8 * GIB,))
+    assert (granted.blocks, granted.spare_blocks, granted.kv_cache_bytes) == (65, 1, 66 * MIB)
+    refused = parse_log((REAL / "one-block-less.log").read_bytes())[-1].vllm
+    assert refused is not None
+    assert (refused.failure_class, refused.max_model_len) == ("kv_too_small", 8192)
