@@ -27,7 +27,8 @@ def fit_performance(record: Record) -> tuple[Performance, list[str]]:
         notes.append(f"speed was not measured: {speed.reason or 'no timings'}")
     depths, spread = _depths(timed)
     prompts = [one.prompt_tokens_per_s for one in timed if one.prompt_tokens_per_s]
-    host_decode = next((one.decode_tokens_per_s for one in host.speeds), None) if host else None
+    on_host = [one.decode_tokens_per_s for one in host.speeds if one.decode_tokens_per_s] if host else []
+    host_decode = median(on_host) if on_host else None
     if record.machine.target == "host":
         host_decode = depths[0].decode_tokens_per_s if depths else None
     elif host_decode is None:

@@ -175,7 +175,7 @@ class LlamaServer:
             argv += ["-ctk", options.kv_cache_type, "-ctv", options.kv_cache_type]
         if (override := env.pop(OVERRIDE_KV, None)) is not None:
             argv += ["--override-kv", override]
-        on_host = options.target == "host" or request.purpose == "host-speed"
+        on_host = options.target == "host"
         if request.purpose == "point":
             argv += _QUIET_FLAGS
         if on_host and request.purpose == "point":
@@ -186,7 +186,10 @@ class LlamaServer:
             env = {**_NO_GPU_ENV, **env}
         elif options.gpus.mode == "ids":
             argv += _devices(options.gpus, env)
-        if request.gpu_layers is not None and not on_host:
+        if request.purpose == "host-speed":
+            # With the GPU still there: its weights on the host are not repacked, as those of a split model are not.
+            argv += ["-ngl", "0", "-fit", "off"]
+        elif request.gpu_layers is not None and not on_host:
             argv += ["-ngl", str(request.gpu_layers)]
         if request.purpose == "dry-run":
             argv += ["-fit", "on", *(["--cpu-moe"] if request.experts_on_host else [])]

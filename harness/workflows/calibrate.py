@@ -30,14 +30,11 @@ from harness.workflows.dry_runs import measure_splits
 from harness.workflows.loads import Runner, StageHook, no_hook
 from harness.workflows.observer import Observer
 from harness.workflows.overwrite import refuse_overwrite
+from harness.workflows.speed import HOST_SPEED_PROMPTS, SPEED_PROMPTS, no_host_speed
 from harness.workflows.strangers import refuse_blind, stranger_notes
 
-#: Prompts of the speed load, tokens: two depths, the first one repeated to know how far speeds repeat.
-SPEED_PROMPTS: Final = (64, 64, 64, 1536)
 #: Physical batch of embedding models, at most the context: Ollama's default for them (llm/llama_server.go).
 EMBEDDING_BATCH: Final = 2048
-#: The host-only speed load runs only if the weights take at most this share of the memory that is available.
-HOST_SHARE: Final = 0.6
 _SECRET: Final = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL|AUTH", re.IGNORECASE)
 
 
@@ -306,10 +303,10 @@ class Run:
             return
         self.observer.phase("speed on the host alone", self.steps - 1, self.steps)
         request = LoadRequest(context=min(context, 2048), purpose="host-speed")
-        if (reason := self._no_host_speed()) is not None:
+        if (reason := no_host_speed(self.engine.name, self.request.source)) is not None:
             self._add(Load(request=request, outcome="skipped", reason=reason))
             return
-        self._add(self.runner.time_speed(self.request.source, request, prompts[:1]))
+        self._add(self.runner.time_speed(self.request.source, request, HOST_SPEED_PROMPTS))
 
     def _speed_request(self) -> LoadRequest | None:
         if self.engine.name == "vllm":
@@ -317,19 +314,6 @@ class Run:
         points = [load for load in self.record.loads if _is_point(load, self.record.machine)]
         context = min(max((load.request.context for load in points), default=0), 8192)
         return LoadRequest(context=context, purpose="speed") if points else None
-
-    def _no_host_speed(self) -> str | None:
-        from harness.meters.host import available_memory
-
-        source = self.request.source
-        if self.engine.name == "vllm":
-            return "this engine does not run on the host"
-        if source.embedding:
-            return "an embedding model writes nothing"
-        size, available = weights_bytes(source), available_memory()
-        if size is None or available is None or size > HOST_SHARE * available:
-            return "the weights would take more than 60 % of the memory that is available"
-        return None
 
     def _add(self, load: Load) -> None:
         self._identify()
@@ -343,14 +327,6 @@ class Run:
             self.record, status=status, seconds=seconds, ended_at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         )
         self.store.write_record(self.record)
-
-
-def weights_bytes(source: Source) -> int | None:
-    """Bytes of a model's weights, from its file or its tensors; ``None`` where neither is known."""
-    if source.path is not None:
-        return source.path.stat().st_size
-    tensors = source.tensors
-    return None if tensors is None else sum(tensors.layer_bytes) + tensors.output_bytes + tensors.embedding_bytes
 
 
 def _is_point(load: Load, machine: Machine) -> bool:
