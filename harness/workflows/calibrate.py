@@ -15,7 +15,7 @@ import msgspec
 from harness import __version__
 from harness.core.calibration import Calibration, artifact_name
 from harness.core.fit import fit_record
-from harness.core.plan import DEFAULT_BATCH, DEFAULT_CONTEXTS, further_loads, plan_loads, usable_contexts
+from harness.core.plan import DEFAULT_BATCH, DEFAULT_CONTEXTS, BatchLimits, further_loads, plan_loads, usable_contexts
 from harness.core.points import spill_reason
 from harness.core.record import EngineVersion, Load, LoadRequest, Machine, Record, Settings
 from harness.engines.base import Engine, Options, Source
@@ -71,7 +71,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     loads: tuple[LoadRequest, ...]
 
 
-def plan(engine: Engine, request: Request, store: Store, version: str | None = None, num_parallel: int = 1) -> Plan:
+def plan(engine: Engine, request: Request, store: Store, options: Options, version: str | None = None) -> Plan:
     """The loads and the file of a calibration, without starting anything; of the newest engine where it is not known.
 
     Raises:
@@ -92,9 +92,20 @@ def plan(engine: Engine, request: Request, store: Store, version: str | None = N
     if engine.name == "vllm":
         loads = request.loads or vllm.plan(contexts, train, batch)
     else:
-        limits = engine.batch_limits(version)
-        loads = request.loads or plan_loads(contexts, train, num_batch=batch, batch_limits=limits, num_parallel=num_parallel)
+        limits, slots = batch_rule(engine, options, version), options.num_parallel
+        loads = request.loads or plan_loads(contexts, train, num_batch=batch, batch_limits=limits, num_parallel=slots)
     return Plan(artifact=store.path_of(engine.name, model_stem(request.name), request.variant), loads=loads)
+
+
+def batch_rule(engine: Engine, options: Options, version: str | None) -> BatchLimits:
+    """The engine's rule for the physical batch, where nobody sets one.
+
+    On NVIDIA GPUs, which are what Ollama's ``gpu`` target is here, it stays at 512 without flash attention (server/sched.go,
+    ``automaticGenerationBatch``, 0.30 and later), and goes to 256 on cards of up to 8 GiB, which takes less.
+    """
+    if engine.name == "ollama" and options.target == "gpu" and options.flash_attention == "off":
+        return ()
+    return engine.batch_limits(version)
 
 
 def model_stem(name: str) -> str:
@@ -121,7 +132,7 @@ def calibrate(
     Raises:
         HarnessError: as the exit codes say. The record is kept whatever happens; an artifact is written only by success.
     """
-    planned = plan(engine, request, store, num_parallel=options.num_parallel)
+    planned = plan(engine, request, store, options)
     settings = Settings(
         num_parallel=options.num_parallel,
         num_batch=request.num_batch,
@@ -183,7 +194,7 @@ class Run:
             reserve_bytes=engine.reserve_bytes(None, options.env),
             tensors=request.source.tensors,
             estimate=request.source.estimate,
-            batch_limits=engine.batch_limits(None),
+            batch_limits=batch_rule(engine, options, None),
             notes=request.notes,
         )
         folder = store.run_folder(self.record.run)
@@ -206,7 +217,7 @@ class Run:
         try:
             if self.engine.persistent:
                 self._open()
-            loads = plan(self.engine, self.request, self.store, self.record.engine.version, self.options.num_parallel).loads
+            loads = plan(self.engine, self.request, self.store, self.options, self.record.engine.version).loads
             self.steps = len(loads) + (2 if self.request.speed else 0) + 1
             self._measure(loads)
             self.observer.phase("dry runs", len(loads), self.steps)
@@ -254,7 +265,7 @@ class Run:
         self.record = msgspec.structs.replace(
             self.record,
             engine=found,
-            batch_limits=self.engine.batch_limits(found.version),
+            batch_limits=batch_rule(self.engine, self.options, found.version),
             reserve_bytes=self.engine.reserve_bytes(found.version, self.options.env, self.request.source.projector_bytes),
         )
 

@@ -56,7 +56,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
     def plan(self) -> workflow.Plan:
         """What it would do."""
-        return workflow.plan(self.engine, self.request, self.store, num_parallel=self.options.num_parallel)
+        return workflow.plan(self.engine, self.request, self.store, self.options)
 
     def calibrate(self, observer: Observer, hook: StageHook = no_hook) -> workflow.Result:
         """Do it, with a sandbox and a meter of its own."""
