@@ -199,7 +199,7 @@ def _refuse_disturbed(load: Load) -> None:
         who = ", ".join(f"process {pid} by {format_size(size)}" for pid, size in sorted(moved.items()))
         raise UntrustedError(
             f"{asked}: another program moved on the GPU while it was measured ({who})",
-            hint="close what else uses the GPU, and calibrate again",
+            hint="close what else uses the GPU, or name another one with --gpus, and calibrate again",
             code="stranger-moved",
         )
     plateau = load.busy or load.idle

@@ -107,11 +107,11 @@ class Sampler:
 
     def _note_strangers(self, pids: frozenset[int], reading: Reading) -> None:
         """Called for each reading: who else is there, and what they hold compared with the start of the trace."""
+        # A process that has ended (an earlier runner of the engine, as a rule) may be named until its memory is back.
+        now = {pid: size for pid, size in reading.strangers.items() if self._exists(pid)}
         if reading.listed and not self._listed:
             self._listed = True
-            self._strangers = {pid: _Stranger(size, from_start=True) for pid, size in reading.strangers.items()}
-        # A process of the engine that has just ended may be named a little longer; one that exists has got its PID.
-        now = {pid: size for pid, size in reading.strangers.items() if pid not in self._ours or self._exists(pid)}
+            self._strangers = {pid: _Stranger(size, from_start=True) for pid, size in now.items()}
         for pid, size in now.items():
             self._strangers.setdefault(pid, _Stranger(size, from_start=False)).see(size)
         if reading.listed:

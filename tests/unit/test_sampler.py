@@ -93,6 +93,11 @@ def test_a_pid_that_was_ours_is_a_stranger_s_only_if_it_was_given_out_again(exis
     assert (trace.strangers, trace.moved) == (strangers, strangers)
 
 
+def test_an_earlier_runner_that_is_still_named_is_no_stranger_that_goes() -> None:
+    trace = trace_of(beside(p9=GIB), beside(p9=GIB), beside(), exists=False)
+    assert (trace.strangers, trace.moved) == ({}, {})
+
+
 @pytest.mark.parametrize(
     ("readings", "moved"),
     [
