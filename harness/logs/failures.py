@@ -11,8 +11,8 @@ from typing import Final
 
 _SIGNS: Final = (
     "out of memory", "emory allocation of size", "OutOfDeviceMemory", "OutOfHostMemory", "Malloc failed",
-    "failed to allocate", "unable to allocate",
-    "error loading model", "failed to load model", "failed to open", "unable to load model", "unable to create llama context",
+    "failed to allocate", "unable to allocate", "error loading model", "failed to load model",
+    "failed to open GGUF", "unable to load model", "unable to create llama context",
     "failed to initialize the context", "failed to create context", "failed to create llama_context", "failed to create server",
     "llama_init_from_model: failed", "unknown model architecture", "invalid magic", "exception during initialization",
     "V cache quantization requires", "quantized V cache", "requires more system memory", "memory layout cannot be allocated",
@@ -22,7 +22,16 @@ _SIGNS: Final = (
     "Segmentation fault", "SIGSEGV", "SIGABRT", "SIGILL", "signal: killed", "RPC server crashed", "exiting due to model",
 )  # fmt: skip
 #: Not the end of a load: the engine goes another way, or the line speaks of something else.
-_NOT: Final = ("retrying", "pinned memory", "cuda_init", "discover", "failed to fit", "GPU discovery", "refresh free memory")
+_NOT: Final = (
+    "retrying",
+    "evicting a model",
+    "pinned memory",
+    "cuda_init",
+    "discover",
+    "failed to fit",
+    "GPU discovery",
+    "refresh free memory",
+)
 _SIGN: Final = re.compile("|".join(map(re.escape, _SIGNS)))
 #: One of these stands in every sign: a line without them is not searched for all.
 _ROOTS: Final = (

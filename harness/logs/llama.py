@@ -112,8 +112,9 @@ class LlamaReader:
         if any(start in line for start in markers.STARTS) and "error starting" not in line:
             self._begin(line)
         elif ollama_go.is_figure(line):
-            load = self._fresh() if ollama_go.opens_load(line) else self._open()
-            ollama_go.read(load, line)
+            if self._load is not None and self._load.complete and ollama_go.opens_load(line):
+                self._close()
+            ollama_go.read(self._open(), line)
         elif any(sign in line for sign in _ANNOUNCED):
             self._announce(line)
         elif "Loading Dynamic llm server" in line:

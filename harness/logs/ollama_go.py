@@ -59,6 +59,7 @@ def _request(load: Building, text: str) -> None:
     operation = values.get("Operation", "")
     if operation not in ("fit", "alloc", "commit"):
         return
+    load.failure = None  # a layout that could not be allocated is followed by a smaller one
     if not load.go and not load.own:
         load.go_engine = True  # a runner that is asked first and answers with figures measures
     load.seen = True

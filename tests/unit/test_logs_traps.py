@@ -333,3 +333,20 @@ def test_a_pass_for_tokens_does_not_hide_what_was_cut_off_before_it() -> None:
     first, second = loads(MAIN + tokens + WINDOWS + MAIN + READY)
     assert (first.complete, mib(first, "weights"), mib(first, "kv_cache")) == (False, 470.0, 96.0)
     assert (second.complete, mib(second, "weights"), mib(second, "kv_cache")) == (True, 470.0, 96.0)
+
+
+def test_a_layout_that_could_not_be_allocated_is_tried_smaller_in_the_same_load() -> None:
+    start = 'time=2026-01-01T00:00:00Z level=INFO msg="starting runner" cmd="/o runner --ollama-engine --model /m/a"\n'
+    request = 'time=x level=INFO msg=load request="{{Operation:{} Parallel:1 BatchSize:512 KvSize:8192 KvCacheType:}}"\n'
+    oom = "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 1.00 MiB on device 0: cudaMalloc failed: out of memory\n"
+    evict = (
+        'time=x level=INFO msg="model requires more gpu memory than is currently available, evicting a model to make space"\n'
+    )
+    stale = go("model weights", "CUDA0", "4.0 GiB") + go("kv cache", "CUDA0", "900.0 MiB")
+    good = go("model weights", "CUDA0", "3.0 GiB") + go("kv cache", "CUDA0", "700.0 MiB")
+    done = 'time=x level=INFO msg="llama runner started in 2.50 seconds"\n'
+    facts = only(start + request.format("alloc") + oom + stale + evict + request.format("commit") + good + done)
+    assert (facts.model, facts.complete, facts.failed, mib(facts, "weights")) == ("/m/a", True, False, 3072.0)
+    failed = 'time=x level=INFO msg="Load failed" model=/m/a error="memory layout cannot be allocated"\n'
+    facts = only(start + request.format("alloc") + oom + stale + failed)
+    assert (facts.model, facts.failed, facts.failure) == ("/m/a", True, oom.strip())
