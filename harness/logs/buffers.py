@@ -73,8 +73,8 @@ def sizes(load: Building, line: str) -> bool:
     if "cells" in line and (size := _SIZE.search(line)):
         _cache_size(load, size, line)
     elif oldest.is_oldest(line):
-        load.seen = True
         load.oldest_device = oldest.read(load.oldest, line) or load.oldest_device
+        load.seen = load.seen or bool(load.oldest)
         if types := _TYPES.search(line):
             load.kv_types = (types[1], types[2])
     elif clip := _CLIP_SIZE.search(line):

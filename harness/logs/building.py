@@ -118,6 +118,7 @@ class Building:
         self.seen = False
         self.complete = False
         self.failure: str | None = None
+        self.given_up = False  # failed before it had any tensors
         self.retrying = False
         self.model: str | None = None
         self.version: str | None = None

@@ -68,11 +68,16 @@ class LlamaReader:
             self._load.model, self._announced = self._announced, None
         return self._load
 
-    def _fresh(self) -> Building:
-        """The load under way; a load that has ended, well or badly, is closed first."""
+    def _fresh(self, *, tensors: bool = False) -> Building:
+        """The load under way; a load that has ended, well or badly, is closed first.
+
+        ``tensors``: the line speaks of tensors, which a load that was given up before it had any may still print.
+        """
         load = self._load
-        if load is not None and (load.complete or (load.failure is not None and not load.retrying)):
-            self._close()
+        if load is not None:
+            late = tensors and load.started and load.given_up
+            if load.complete or (load.failure is not None and not load.retrying and not late):
+                self._close()
         return self._open()
 
     def _close(self, *, last: bool = False) -> None:
@@ -158,6 +163,7 @@ class LlamaReader:
                 load.failure = None
             return
         load.failure = failures.cause(line)
+        load.given_up = not (load.own or load.current.signs)
 
     # -- llama.cpp's lines ------------------------------------------------------------------------------------------
 
@@ -179,7 +185,7 @@ class LlamaReader:
             self._words(line)
 
     def _weights(self, match: re.Match[str]) -> None:
-        load = self._fresh()
+        load = self._fresh(tensors=True)
         load.seen = True
         model = load.current
         if model.again or any(context.used for context in model.contexts):
@@ -188,7 +194,7 @@ class LlamaReader:
         buffers.add(model.weights, buffers.device_name(match["device"]), buffers.mib(match["size"]))
 
     def _layers(self, offloaded: int, total: int) -> None:
-        load = self._fresh()
+        load = self._fresh(tensors=True)
         self._pass(load, "layers")
         if not load.current.draft:
             load.offloaded = (offloaded, total)
@@ -265,7 +271,7 @@ class LlamaReader:
         path, version, _ = line.partition(" tensors from ")[2].rpartition(" (version GGUF")
         if not version:
             return False
-        load = self._fresh()
+        load = self._fresh(tensors=True)
         main = load.models[0]
         if load.current.draft and load.current.used and path == main.path:
             load.restart(main)
@@ -279,7 +285,7 @@ class LlamaReader:
     def _loading(self, line: str) -> bool:
         """llama-server begins: in a load that a marker of Ollama opened, or in one of its own."""
         if "loading model tensors" in line:
-            self._pass(self._fresh(), "tensors")
+            self._pass(self._fresh(tensors=True), "tensors")
             return True
         found = _LOADING.search(line)
         if found is None and "main: loading model" not in line:

@@ -350,3 +350,20 @@ def test_a_layout_that_could_not_be_allocated_is_tried_smaller_in_the_same_load(
     failed = 'time=x level=INFO msg="Load failed" model=/m/a error="memory layout cannot be allocated"\n'
     facts = only(start + request.format("alloc") + oom + stale + failed)
     assert (facts.model, facts.failed, facts.failure) == ("/m/a", True, oom.strip())
+
+
+def test_buffers_that_are_printed_after_a_timeout_belong_to_the_load_that_was_given_up() -> None:
+    timeout = 'time=x level=ERROR msg="error loading llama server" error="timed out waiting for llama runner to start"\n'
+    facts = only(WINDOWS + timeout + MAIN)
+    assert (facts.failed, facts.complete, mib(facts, "weights")) == (True, False, 470.0)
+    missing = (
+        "srv    load_model: loading model '/models/none.gguf'\n"
+        "gguf_init_from_file: failed to open GGUF file '/models/none.gguf' (No such file or directory)\n"
+    )
+    first, second = loads(missing + "srv    load_model: loading model '/models/a.gguf'\n" + MAIN + READY)
+    assert (first.model, first.failed, first.devices) == ("/models/none.gguf", True, {})
+    assert (second.model, second.complete, second.failed) == ("/models/a.gguf", True, False)
+
+
+def test_memory_of_a_gpu_is_no_memory_of_a_load() -> None:
+    assert loads("ggml_cuda_init: found 1 CUDA devices (Total VRAM: 24112 MiB):\n" + READY) == []
