@@ -7,6 +7,7 @@ asked once a session: later, the model itself may take the memory.
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -67,20 +68,30 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         warnings.warn(ModelOffloadWarning(text), stacklevel=1)
 
 
+def _served(name: str, ctx: int | None) -> bool:
+    """Whether ``harness serve`` runs these tests in front of this very model, with room enough: it has been judged then."""
+    context = os.environ.get("HARNESS_CONTEXT", "")
+    return os.environ.get("HARNESS_MODEL") == name and context.isdigit() and (ctx is None or ctx <= int(context))
+
+
 def _ask(item: pytest.Item, markers: list[pytest.Mark]) -> list[Judged]:
     """What is said of the models of a test."""
     import harness
 
     answers = item.config.stash[_ANSWERS]
-    specs: list[str] = []
+    contexts: dict[str, Any] = {}
     options: dict[str, Any] = {}
     for marker in reversed(markers):  # the one nearest to the test comes last, and wins
         given = dict(marker.kwargs)
         ctx = given.pop("ctx", None)
-        specs += [f"{name}@{ctx}" if ctx is not None else name for name in marker.args]
+        contexts |= dict.fromkeys(marker.args, ctx)
         options |= given
-    if not specs:
+    if not contexts:
         raise pytest.UsageError(f"{item.nodeid}: needs_model names no model")
+    specs = [name if ctx is None else f"{name}@{ctx}" for name, ctx in contexts.items() if not _served(name, ctx)]
+    if not specs:
+        return []
+    options.setdefault("available", os.environ.get("HARNESS_AVAILABLE"))
     key = (*specs, *sorted((name, str(value)) for name, value in options.items()))
     if key not in answers:
         try:

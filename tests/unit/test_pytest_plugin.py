@@ -38,13 +38,10 @@ class Suite:
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
-    store_of(tmp_path / "store", made_up())
+    store_of(tmp_path / "store", made_up(), made_up("second"))
     monkeypatch.setenv("HARNESS_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    pytester.makeconftest("""
-        import functools, harness
-        harness.check = functools.partial(harness.check, available="5632")
-    """)
+    monkeypatch.setenv("HARNESS_AVAILABLE", "5632")
     return Suite(pytester)
 
 
@@ -63,17 +60,38 @@ def test_options_choose_and_come_before_the_ini_file(suite: Suite, pytester: pyt
     suite.run("--model-offload", "skip").assert_outcomes(passed=1, skipped=2)
 
 
-def test_models_of_one_test_are_judged_together(suite: Suite) -> None:
-    both = """
+def test_models_of_one_test_are_judged_together_and_the_nearest_marker_wins(suite: Suite) -> None:
+    tests = """
         import pytest
-        pytestmark = pytest.mark.needs_model("made-up", ctx=4096)
+        pytestmark = pytest.mark.needs_model("made-up", ctx=65536)
 
         @pytest.mark.needs_model("made-up", ctx=2048)
-        def test_both(): ...
+        def test_near(): ...
 
-        def test_one(): ...
+        @pytest.mark.needs_model("second", ctx=2048)
+        @pytest.mark.needs_model("made-up", ctx=2048)
+        def test_both(): ...
     """
-    suite.run(tests=both).assert_outcomes(passed=1, skipped=1)
+    done = suite.run(tests=tests)
+    done.assert_outcomes(passed=1, skipped=1)
+    done.stdout.fnmatch_lines(["SKIPPED *second at 2,048 tokens*"])
+
+
+def test_a_model_that_is_served_in_front_of_the_tests_is_not_asked_about_again(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HARNESS_MODEL", "made-up")
+    monkeypatch.setenv("HARNESS_CONTEXT", "65536")
+    served = """
+        import pytest
+
+        @pytest.mark.needs_model("made-up", ctx=65536)
+        def test_there(): ...
+
+        @pytest.mark.needs_model("made-up", ctx=65537)
+        def test_more_than_there(): ...
+    """
+    suite.run(tests=served).assert_outcomes(passed=1, skipped=1)
 
 
 @pytest.mark.parametrize(
