@@ -12,7 +12,7 @@ MAKEOVERRIDES :=
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup calibrate recalibrate test lint format type bench bench-accuracy bench-faults bench-verdicts schema lock clean distclean docs reference
+.PHONY: help setup calibrate recalibrate test lint format type bench bench-accuracy bench-drift bench-faults bench-verdicts schema lock clean distclean docs reference
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +51,9 @@ LOCK := uv pip compile --quiet --universal --generate-hashes --python-version 3.
 
 bench-faults: setup ## Kill harness a hundred times, count lost log lines, time the sampler (ARGS="--sandbox docker")
 	@set -f; $(PYTHON) -m bench.sampler_cost && $(PYTHON) -m bench.log_burst $$COMMAND_ARGS && exec $(PYTHON) -m bench.kill9 $$COMMAND_ARGS
+
+bench-drift: setup ## Calibrate five times over, and act out upgrades twenty times: what moves, and is it found? (5 minutes)
+	@set -f; exec $(PYTHON) -m bench.drift $$COMMAND_ARGS
 
 bench-accuracy: setup ## Compare predictions with real loads of six models (30 minutes); writes docs/explanation/accuracy.md
 	@set -f; exec $(PYTHON) -m bench.accuracy $$COMMAND_ARGS
