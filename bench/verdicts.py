@@ -46,6 +46,13 @@ REPEATS: Final = 3
 TOKENS: Final = 64
 
 
+class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+    """One card loaded whole: layers on the GPU and layers that overflow, as they came to lie and as foretold."""
+
+    layers: tuple[int | None, int]
+    foretold: tuple[int | None, int | None]
+
+
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     """One model on one device with one type of cache."""
 
@@ -53,6 +60,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     kv_cache_type: str
     cards: list[Judged]
+    loaded: Loaded | None = None
 
     def row(self) -> str:
         """Its line of the table."""
@@ -100,9 +108,9 @@ def grid(
                     for card in cards:
                         if card.layers_off or card.false_fit or card.false_offload:
                             say(f"  {card.context} at {card.budget} MiB: {card.truth} {card.placed}")
-                    if kv_cache_type == "f16":
-                        say(f"  loaded: {check_load(device, path, calibration)}")
-                yield Case(device=name, model=model, kv_cache_type=kv_cache_type, cards=cards)
+                    loaded = check_load(device, path, calibration) if kv_cache_type == "f16" else None
+                    say(f"  {loaded}")
+                yield Case(device=name, model=model, kv_cache_type=kv_cache_type, cards=cards, loaded=loaded)
 
 
 @contextmanager
@@ -112,16 +120,18 @@ def open_device(name: str, folder: Path) -> Iterator[Device]:
         yield device
 
 
-def check_load(device: Device, model: Path, calibration: Calibration) -> str:
-    """Load one card whole: the layers that lie there are those that the engine had decided on, and those foretold."""
+def check_load(device: Device, model: Path, calibration: Calibration) -> Loaded:
+    """Load one card whole."""
     context, share = LOADED
     budget = round((judge(calibration, context, 1, (1 << 50,)).required_bytes or 0) * share / MIB)
     verdict = judge(calibration, context, 1, (budget * MIB + RESERVE,))
     target = engine_fit(device, model, "f16", context, 0).free - budget
     with serving(device, model, context, target) as (_, log):
         facts = next(one for one in parse_log(log.read_bytes()) if one.complete)
-    found = f"{facts.layers_offloaded} of {facts.layers_total}, {facts.layers_overflowing or 0} overflowing"
-    return f"{found}; foretold {verdict.layers_offloaded}, {verdict.layers_overflowing}"
+    return Loaded(
+        layers=(facts.layers_offloaded, facts.layers_overflowing or 0),
+        foretold=(verdict.layers_offloaded, verdict.layers_overflowing),
+    )
 
 
 @contextmanager
@@ -203,6 +213,7 @@ def summary(cases: Sequence[Case]) -> str:
     cards = [card for case in cases for card in case.cards]
     far = [card for card in cards if not card.near_edge]
     off = [card.layers_off for card in cards if card.layers_off is not None]
+    loaded = [case.loaded for case in cases if case.loaded is not None]
     moe = [card for card in cards if card.placed and card.truth.overflowing]
     foreseen = sum(bool(card.placed and card.placed.overflowing) for card in moe)
     shares = [abs(card.placed.host_share - card.truth.host_share) for card in moe if card.placed]
@@ -214,6 +225,8 @@ def summary(cases: Sequence[Case]) -> str:
             f"within 1 on {sum(one <= 1 for one in off) / len(off):.1%}, worst {max(off)}.",
             f"- {len(moe)} cards on which experts overflow: foreseen on {foreseen}, share of weights on the host off by "
             f"at most {max(shares, default=0):.1%}.",
+            f"- {len(loaded)} cards loaded whole: layers and overflow as foretold on "
+            f"{sum(one.layers == one.foretold for one in loaded)}.",
             f"- Ollama's estimate on the {len(far)} cards: "
             f"{sum(card.estimate <= card.budget * MIB and not card.truth.full for card in far)} false fits, "
             f"{sum(card.estimate > card.budget * MIB and card.truth.full for card in far)} false offloads.",

@@ -67,12 +67,16 @@ def batch_of(calibration: Calibration, context: int, num_parallel: int, availabl
     """The physical batch that the engine will take, of those measured; ``None`` where it takes one at every context.
 
     Ollama >= 0.30 goes by the context of all slots, then takes less while its own estimate is above a share of the free memory.
+    On CUDA without flash attention it takes 512 (``automaticGenerationBatch``).
     """
     measured = sorted({band.num_batch for band in calibration.metadata.bands if band.num_batch is not None})
     if calibration.engine != "ollama" or len(measured) < 2:
         return None
     cells = context * num_parallel
     wanted = next(batch for limit, batch in OLLAMA_BATCHES if limit is None or cells <= limit)
+    metadata = calibration.metadata
+    if metadata.settings.flash_attention == "disabled" and metadata.machine.meter == "nvml":
+        wanted = 512
     if available is not None:
         estimate = ollama_estimate(calibration, context, num_parallel)
         while wanted > measured[0] and wanted in _HEADROOM and not _batch_fits(wanted, estimate, available):

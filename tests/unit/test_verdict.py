@@ -9,6 +9,7 @@ from harness.core.calibration import Calibration, Performance, Placement
 from harness.core.fit import fit_record
 from harness.core.predict import predict
 from harness.core.record import Gpu, Machine
+from harness.core.rules import batch_of
 from harness.core.verdict import judge, judge_together, largest_context
 from harness.units import GIB, MIB, gib
 from tests.support.records import WEIGHTS, load, record
@@ -111,3 +112,55 @@ def test_a_second_model_spills_beside_llama_server_and_evicts_under_ollama() -> 
     theirs = calibrated("ollama", "0.33.0")
     assert judge_together([(theirs, 8192, 1), (theirs, 8192, 1)], free)[1] == ["evicted", "resident"]
     assert judge_together([(theirs, 8192, 1), (theirs, 8192, 1)], (24 * GIB,))[1] == ["resident", "resident"]
+
+
+def automatic(flash: str = "enabled") -> Calibration:
+    """Ollama 0.33 with a band for each batch that it chooses, and what it reckons: 4 GiB and 32 KiB a token."""
+    made = calibrated("ollama", "0.33.0")
+    (band,) = made.metadata.bands
+    bands = tuple(
+        msgspec.structs.replace(band, up_to=up_to, num_batch=batch, base_vram_gb=band.base_vram_gb + batch / 4096)
+        for up_to, batch in ((4096, 512), (32768, 1024), (131072, 2048))
+    )
+    metadata = msgspec.structs.replace(
+        made.metadata,
+        bands=bands,
+        settings=msgspec.structs.replace(made.metadata.settings, flash_attention=flash),
+        placement=msgspec.structs.replace(
+            made.metadata.placement, estimate_base_gb=4.0, estimate_gb_per_10k=gib(32768 * 10_000)
+        ),
+    )
+    return msgspec.structs.replace(made, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    ("context", "slots", "free", "batch"),
+    [
+        (4096, 1, 24, 512),
+        (8192, 1, 24, 1024),
+        (2048, 4, 24, 1024),  # all slots together
+        (65536, 1, 24, 2048),
+        (65536, 1, 9, 1024),  # 6 GiB are above 60 % of 9, not above 75 %
+        (65536, 1, 8, 512),  # 75 % would hold them, but not with the 768 MiB that the batch adds, in 80 %
+        (8192, 1, 5, 512),
+    ],
+)
+def test_ollama_takes_a_smaller_batch_where_it_thinks_that_memory_is_tight(
+    context: int, slots: int, free: int, batch: int
+) -> None:
+    assert batch_of(automatic(), context, slots, free * GIB) == batch
+
+
+def test_without_flash_attention_on_cuda_ollama_takes_one_batch() -> None:
+    assert batch_of(automatic("disabled"), 65536, 1, 80 * GIB) == 512
+
+
+def test_the_largest_context_looks_beyond_a_step_of_the_batch() -> None:
+    calibration = automatic()
+    for free in range(6, 16):
+        best = largest_context(calibration, 1, (free * GIB,))
+        assert best is not None
+        if best:
+            assert judge(calibration, best, 1, (free * GIB,)).verdict == "fits"
+        beyond = [one for one in range(best + 256, 131072, 4096) if judge(calibration, one, 1, (free * GIB,)).verdict == "fits"]
+        assert not beyond
