@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from harness.core.calibration import Calibration
 from harness.units import TOKENS_PER_UNIT, from_gib, pad_cells
 
+#: Speeds are not foretold to better than this.
+SPEED_UNCERTAINTY: Final = 0.15
+
 
 class SpeedPrediction(msgspec.Struct, frozen=True, kw_only=True):
-    """Expected speeds with everything on the target; ``uncertainty`` is relative (run-to-run, from reference runs)."""
+    """Speeds with everything on the target; ``uncertainty`` is relative: twice the spread of repeats, 15 % at least."""
 
     prompt_tokens_per_s: float | None
     decode_tokens_per_s: float | None
     decode_at_depth_tokens_per_s: float | None
     host_decode_tokens_per_s: float | None
-    uncertainty: float = 0.15
+    uncertainty: float = SPEED_UNCERTAINTY
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +111,7 @@ def predict_speed(calibration: Calibration, depth: int) -> SpeedPrediction:
         decode_tokens_per_s=performance.decode_tokens_per_s,
         decode_at_depth_tokens_per_s=decode_at_depth(calibration, depth),
         host_decode_tokens_per_s=performance.host_decode_tokens_per_s,
+        uncertainty=max(SPEED_UNCERTAINTY, 2 * (performance.spread or 0.0)),
     )
 
 
