@@ -6,6 +6,7 @@ Each thing is read once, when it is first asked for: ``harness check`` runs befo
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from functools import cached_property
 from itertools import pairwise
@@ -21,6 +22,10 @@ from harness.units import parse_size
 
 #: llama-server's variable for the name under which it answers; ``harness serve`` sets it.
 ALIAS: Final = "LLAMA_ARG_ALIAS"
+#: ``OLLAMA_HOST`` of an Ollama on this machine (envconfig.Host); unset is port 11434 here.
+_OLLAMA_HOST: Final = re.compile(r"(?:(?:http://)?(?:127\.0\.0\.1|localhost|0\.0\.0\.0|\[::1?\])?(?::(?P<port>\d{1,5}))?/?)")
+#: How long an Ollama on this machine may take to say its version, seconds.
+_ANSWER: Final = 0.3
 #: What a GPU that cannot be read is followed by.
 ADVICE: Final = "say what is free with --available, for example --available 24GiB"
 
@@ -119,6 +124,8 @@ class MachineNow:
 
     def engine_version(self, calibration: Calibration) -> str | None:
         """The version that would run now, where that can be told without starting anything."""
+        if calibration.engine == "ollama":
+            return ollama_version(os.environ.get("OLLAMA_HOST", ""))
         if calibration.engine != "llama-server" or calibration.metadata.machine.sandbox != "process":
             return None
         if os.environ.get("HARNESS_ENGINE_BINARY"):
@@ -126,6 +133,28 @@ class MachineNow:
         from harness.engines.embedded import embedded_build
 
         return embedded_build()
+
+
+def ollama_version(host: str) -> str | None:
+    """The version of the Ollama that runs on this machine (``GET /api/version``); ``None`` where none answers at once.
+
+    ``host`` is ``OLLAMA_HOST``; one on another machine is not asked.
+    """
+    match = _OLLAMA_HOST.fullmatch(host.strip())
+    if match is None:
+        return None
+    import socket
+
+    answer = b""
+    try:
+        with socket.create_connection(("127.0.0.1", int(match["port"] or 11434)), timeout=_ANSWER) as link:
+            link.sendall(b"GET /api/version HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            while (part := link.recv(4096)) and len(answer) < 1 << 16:
+                answer += part
+    except (OSError, OverflowError):
+        return None
+    found = re.search(rb'"version"\s*:\s*"([0-9A-Za-z.+-]{1,40})"', answer)
+    return found[1].decode() if found else None
 
 
 def residents(calibration: Calibration, proc: Path = Path("/proc")) -> tuple[Resident, ...]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -14,7 +17,7 @@ from harness.errors import BadInputError, UsageError
 from harness.store import Store
 from harness.units import GIB
 from harness.workflows.guard import Check, check
-from harness.workflows.machine import MachineNow, parse_available, residents
+from harness.workflows.machine import MachineNow, ollama_version, parse_available, residents
 from harness.workflows.selection import Question, Wanted, read_question
 from harness.workflows.sentences import sentence
 from tests.support.calibrations import DIGEST, made_up, on_host, store_of, with_settings, with_version
@@ -156,6 +159,37 @@ def test_another_build_of_the_engine_is_said(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(MachineNow, "engine_version", lambda *_: "b2")
     (one,) = ask(store_of(tmp_path, with_version(made_up(), "b1")), "made-up").models
     assert one.warnings == ("calibrated with llama-server b1, here it is b2: harness recalibrate llama-server/made-up",)
+
+
+@pytest.fixture
+def ollama() -> Iterator[tuple[int, list[bytes]]]:
+    """A server that answers as Ollama does, and keeps what it was asked; its port."""
+    asked: list[bytes] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path.encode())
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"version":"0.31.2"}')
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port, asked
+        server.shutdown()
+        thread.join()
+
+
+def test_the_ollama_that_runs_here_says_its_version(ollama: tuple[int, list[bytes]]) -> None:
+    port, asked = ollama
+    for host in (f"127.0.0.1:{port}", f"http://localhost:{port}/", f"0.0.0.0:{port}", f":{port}", f"[::1]:{port}"):
+        assert ollama_version(host) == "0.31.2", host
+    assert set(asked) == {b"/api/version"}
+    for host in ("10.1.2.3:11434", "https://example.org", "nonsense:x", "127.0.0.1:1", "127.0.0.1:99999"):
+        assert ollama_version(host) is None, host
 
 
 def test_host_memory_is_read_here(tmp_path: Path) -> None:
