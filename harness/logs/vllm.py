@@ -14,13 +14,14 @@ from typing import Any, Final
 
 from harness.core.facts import LoadFacts
 from harness.logs import vllm_lines as say
-from harness.logs.vllm_building import Start, Worker
+from harness.logs.vllm_building import Speaker, Start, Worker
 from harness.logs.vllm_failures import HINTS, classify, is_exception, is_secondary, unfinished
 from harness.units import GIB
 
 #: "(Worker_TP0 pid=228)", "(VllmWorker rank=1 pid=9)", "(EngineCore pid=7)"; they stack, and the last one is the speaker.
 _PREFIX: Final = re.compile(
     r"\((?P<name>[A-Za-z][\w-]{0,60}(?: (?:rank=\d{1,4}|TP\d{1,4}))?) pid=(?P<pid>\d{1,10})(?:, ip=[^)]{0,60})?\) ?"
+    r"|\((?P<bare>(?:Worker|EngineCore|APIServer)\w{0,60})\) "
 )
 _OURS: Final = re.compile(r"APIServer|ApiServer|EngineCore|Vllm|Worker|RayWorker|DPCoordinator")
 #: The level, date and place in front of a message.
@@ -79,7 +80,7 @@ class VllmReader:
         self._start: Start | None = None
         self._ours = False
         self._wrapped: tuple[str, int] | None = None
-        self._handlers: dict[str, Callable[[str, str, Worker | None], None]] = {
+        self._handlers: dict[str, Callable[[str, Speaker, Worker | None], None]] = {
             "weights": self._weights,
             "summary": self._summary,
             "size": self._size,
@@ -94,11 +95,11 @@ class VllmReader:
     def feed_line(self, line: str) -> None:
         """Look at one line."""
         name, pid = "", ""
-        if "pid=" in line or "{" in line:
+        if "(" in line or "{" in line:
             if '"message"' in line and (start := line.find("{")) >= 0 and self._json(line[start:]):
                 return
             for prefix in _PREFIX.finditer(line):
-                name, pid = prefix["name"], prefix["pid"]
+                name, pid = prefix["name"] or prefix["bare"], prefix["pid"] or ""
         self._message(line, name, pid)
 
     def finish(self) -> list[LoadFacts]:
@@ -125,7 +126,7 @@ class VllmReader:
         return True
 
     def _message(self, line: str, name: str, pid: str, level: str = "") -> None:
-        if not self._ours and (_OURS.match(name) or "vllm" in line or "vLLM" in line):
+        if not self._ours and (_OURS.search(name) or "vllm" in line or "vLLM" in line):
             self._ours = True
         if self._wrapped is not None and self._unwrap(line):
             return
@@ -136,14 +137,14 @@ class VllmReader:
         if any(word in line for word in HINTS):
             self._failure(line, level)
 
-    def _handle(self, handler: str, line: str, speaker: tuple[str, str]) -> None:
+    def _handle(self, handler: str, line: str, speaker: Speaker) -> None:
         if handler == "weights":
-            self._begin_if(self._weights_begin_another(speaker[0]))
+            self._begin_if(self._weights_begin_another(speaker))
         worker = None
         if handler in ("weights", "summary", "graphs"):
             worker = self._open().worker(*speaker)
             self._open().cause = None if self._open().cause_is_guess else self._open().cause
-        self._handlers[handler](line, speaker[0], worker)
+        self._handlers[handler](line, speaker, worker)
 
     # -- starts -----------------------------------------------------------------------------------------------------
 
@@ -162,21 +163,21 @@ class VllmReader:
         if another:
             self._close()
 
-    def _weights_begin_another(self, name: str) -> bool:
+    def _weights_begin_another(self, speaker: Speaker) -> bool:
         """Every worker of an engine loads before its cache is sized; only engines of data parallelism overlap."""
         start = self._start
         if start is None:
             return False
-        return (start.ended or start.sized) and not start.loads_beside(name)
+        return (start.ended or start.sized) and not start.loads_beside(speaker)
 
     # -- what they say ----------------------------------------------------------------------------------------------
 
-    def _weights(self, line: str, name: str, worker: Worker | None) -> None:
+    def _weights(self, line: str, speaker: Speaker, worker: Worker | None) -> None:
         if worker is not None and (found := say.WEIGHTS.search(line)):
             worker.weights = _bytes(found[1])
             worker.weights_exact = True
 
-    def _summary(self, line: str, name: str, worker: Worker | None) -> None:
+    def _summary(self, line: str, speaker: Speaker, worker: Worker | None) -> None:
         start = self._open()
         if worker is None:
             return
@@ -212,7 +213,7 @@ class VllmReader:
         elif cpu := say.CPU_USE.search(line):
             start.requested, worker.consumed = _bytes(cpu[1]), _bytes(cpu[2])
 
-    def _size(self, line: str, name: str, worker: Worker | None) -> None:
+    def _size(self, line: str, speaker: Speaker, worker: Worker | None) -> None:
         start = self._open()
         tokens, concurrency, blocks = say.TOKENS.search(line), say.CONCURRENCY.search(line), say.BLOCKS.search(line)
         if tokens:
@@ -225,7 +226,7 @@ class VllmReader:
             else:
                 start.take_v0_blocks(blocks["device"], int(blocks["blocks"]))
 
-    def _graphs(self, line: str, name: str, worker: Worker | None) -> None:
+    def _graphs(self, line: str, speaker: Speaker, worker: Worker | None) -> None:
         if worker is None:
             return
         if found := say.GRAPHS.search(line):
@@ -236,20 +237,20 @@ class VllmReader:
         elif estimate := say.ESTIMATE.search(line):
             worker.estimate = _bytes(estimate[1])
 
-    def _engine(self, line: str, name: str, worker: Worker | None) -> None:
+    def _engine(self, line: str, speaker: Speaker, worker: Worker | None) -> None:
         found = say.ENGINE.search(line)
         if found is None:
             return
         start = self._start
         if start is not None:
-            self._begin_if((start.ended or start.loading) and not start.starts_beside(name))
+            self._begin_if((start.ended or start.loading) and not start.starts_beside(speaker))
         start = self._open()
         start.version = found["version"]
         start.loading = True
-        start.engines.add(name)
+        start.engines.add(speaker)
         self._settings(line[found.end() :])
 
-    def _api(self, line: str, name: str, worker: Worker | None) -> None:
+    def _api(self, line: str, speaker: Speaker, worker: Worker | None) -> None:
         if (found := say.API.search(line)) is not None:
             start = self._start
             version = (found["version"] or found["banner"]).rstrip(",")
@@ -259,7 +260,7 @@ class VllmReader:
         elif model := say.BANNER_MODEL.search(line):
             self._open().set("model", model["model"], weak=True)
 
-    def _config(self, line: str, name: str, worker: Worker | None) -> None:
+    def _config(self, line: str, speaker: Speaker, worker: Worker | None) -> None:
         if "args" in line:
             if self._start is not None and self._start.ended:
                 self._close()
@@ -267,7 +268,7 @@ class VllmReader:
         elif length := say.MAX_LEN.search(line):
             self._open().max_model_len = int(length[1] or length[2])
         elif model := say.LOADING.search(line):
-            self._begin_if(self._weights_begin_another(name))
+            self._begin_if(self._weights_begin_another(speaker))
             self._open().set("model", model["model"], weak=True)
         elif batched := say.BATCHED.search(line):
             self._open().set("max_num_batched_tokens", batched[1])
@@ -284,10 +285,10 @@ class VllmReader:
                 seen.add(key)
                 start.set(key, found["value"].strip("'\""))
 
-    def _compiled(self, line: str, name: str, worker: Worker | None) -> None:
+    def _compiled(self, line: str, speaker: Speaker, worker: Worker | None) -> None:
         self._open().compiled = True
 
-    def _ready(self, line: str, name: str, worker: Worker | None) -> None:
+    def _ready(self, line: str, speaker: Speaker, worker: Worker | None) -> None:
         if self._start is not None:
             self._start.initialised = True
             if self._start.cause_is_guess:

@@ -18,6 +18,10 @@ _ENGINE_INDEX: Final = re.compile(r"(?:EngineCore_(?:DP)?|_DP)(\d{1,4})")
 _RANK: Final = re.compile(r"(DP|PP|TP|EP|rank=)(\d{1,4})")
 
 
+#: Name and PID of a process, empty where a line does not say.
+Speaker = tuple[str, str]
+
+
 class Worker:
     """One worker: one GPU, or a CPU. Bytes."""
 
@@ -69,7 +73,7 @@ class Start:
         self.settings: dict[str, str] = {}
         self.weak: set[str] = set()
         self.workers: dict[tuple[str, str], Worker] = {}
-        self.engines: set[str] = set()
+        self.engines: set[Speaker] = set()
         self.max_model_len: int | None = None
         self.tokens: int | None = None
         self.concurrency: tuple[int, float] | None = None
@@ -101,25 +105,33 @@ class Start:
         failed = self.cause is not None and not self.cause_is_guess
         return self.initialised or self.serving or self.broken or failed
 
-    def loads_beside(self, name: str) -> bool:
-        """Whether ``name`` is an engine of data parallelism whose weights have not come yet, beside others that are ready."""
-        return self._is_another(name, [worker.name for worker in self.workers.values()])
+    def loads_beside(self, speaker: Speaker) -> bool:
+        """Whether weights come from an engine of data parallelism beside others that are ready already."""
+        each = (self.whole("tensor_parallel_size") or 1) * (self.whole("pipeline_parallel_size") or 1)
+        known = len(self.workers) < self._engines * each and (speaker[1] or "", "") not in self.workers
+        return self._is_another(speaker[0], known, [worker.name for worker in self.workers.values()])
 
-    def starts_beside(self, name: str) -> bool:
-        """Whether ``name`` is an engine of data parallelism that begins beside others."""
-        return self._is_another(name, list(self.engines))
+    def starts_beside(self, speaker: Speaker) -> bool:
+        """Whether an engine of data parallelism begins beside others."""
+        known = len(self.engines) < self._engines and speaker not in self.engines
+        return self._is_another(speaker[0], known, [name for name, _ in self.engines])
+
+    @property
+    def _engines(self) -> int:
+        return self.whole("data_parallel_size") or 1
+
+    def _is_another(self, name: str, counted: bool, names: list[str]) -> bool:
+        """By their number where the configuration gives it, else by the index in their names."""
+        if self.serving or self.broken:
+            return False
+        index = _ENGINE_INDEX.search(name)
+        indices = {found[1] for one in names if (found := _ENGINE_INDEX.search(one))}
+        return (counted and self._engines > 1) or (index is not None and bool(indices) and index[1] not in indices)
 
     @property
     def up(self) -> bool:
         """Whether it serves; where no API server was announced (``vllm.LLM`` in a script), the engine is all there is."""
         return self.serving or (self.initialised and not self.announced and not self.broken)
-
-    def _is_another(self, name: str, known: list[str]) -> bool:
-        index = _ENGINE_INDEX.search(name)
-        if index is None or self.serving or self.broken:
-            return False
-        indices = {found[1] for one in known if (found := _ENGINE_INDEX.search(one))}
-        return bool(indices) and index[1] not in indices
 
     def worker(self, name: str, pid: str) -> Worker:
         """The worker of a process; it may get its rank's name only after its first lines."""

@@ -110,8 +110,8 @@ def classify(text: str) -> Failure | None:
     for kind, pattern in _SIGNS:
         found = pattern.search(text)
         if found is not None:
-            start = max(text.rfind(": ", 0, found.start()), -2) + 2 if kind != "out_of_memory" else 0
-            return _read(kind, text, text[start:])
+            before = text.rfind(": ", 0, found.start()) if kind != "out_of_memory" else -1
+            return _read(kind, text, text[before + 2 :] if before >= 0 else text)
     return None
 
 

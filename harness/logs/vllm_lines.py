@@ -44,6 +44,6 @@ BLOCK_SIZE: Final = re.compile(r"Setting attention block size to (\d{1,9}) token
 #: key=value of the engine's configuration, 'key': value of "non-default args", key=value of a Namespace.
 SETTING: Final = re.compile(
     r"(?<![\w.])'?(?P<key>model|model_tag|dtype|quantization|kv_cache_dtype|enforce_eager|tensor_parallel_size"
-    r"|pipeline_parallel_size|max_seq_len|max_model_len|max_num_batched_tokens|max_num_seqs|block_size|kv_cache_memory_bytes"
+    r"|pipeline_parallel_size|data_parallel_size|max_seq_len|max_model_len|max_num_batched_tokens|max_num_seqs|block_size|kv_cache_memory_bytes"
     r"|gpu_memory_utilization)'?(?:=|: )(?P<value>'[^']{0,300}'|\"[^\"]{0,300}\"|[^,\s)}]{1,100})"
 )

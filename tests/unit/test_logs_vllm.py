@@ -74,6 +74,12 @@ def test_a_failed_start_is_classified_by_its_root_cause(kind: str, cause: str) -
     assert "Engine core initialization failed" not in facts.failure
 
 
+def test_the_words_of_a_cause_are_kept_whole() -> None:
+    failure = only(BANNER + CAUSES["context_too_long"])[0].failure
+    assert failure is not None
+    assert failure.startswith("context longer than the model allows: Value error, User-specified max_model_len (99999)")
+
+
 def test_a_cache_that_is_too_small_gives_its_numbers() -> None:
     text = (
         "ValueError: To serve at least one request with the model's max seq len (8192), (1.25 GiB KV cache is needed, which is "
@@ -148,6 +154,21 @@ def test_engines_of_data_parallelism_are_one_start() -> None:
     assert [worker.name for worker in vllm.workers] == ["EngineCore_DP0", "EngineCore_DP1"]
 
 
+def test_engines_on_ray_are_one_start_by_their_number() -> None:
+    def actor(pid: int, text: str) -> str:
+        both = text.replace("EngineCore pid=7", f"DPEngineCoreActor pid={pid}, ip=192.0.2.{pid}")
+        return both.replace("tensor_parallel_size=1", "tensor_parallel_size=1, data_parallel_size=2")
+
+    init = (
+        "(EngineCore pid=7) INFO 10-06 17:00:50 [core.py:361] init engine (profile, create kv cache, warmup model) took 9.1 s\n"
+    )
+    log = actor(5, CONFIG + LOADED) + actor(6, CONFIG) + actor(5, SIZED + init) + actor(6, LOADED + SIZED + init)
+    facts, vllm = only(BANNER + log + READY)
+    assert facts.complete
+    assert [worker.weights_bytes for worker in vllm.workers] == [15 * GIB, 15 * GIB]
+    assert len(parse_log(BANNER + log + READY + BANNER + log + READY)) == 2
+
+
 def test_blocks_of_v0_take_their_size_from_the_concurrency() -> None:
     log = (
         "INFO 08-02 17:37:54 llm_engine.py:249] Initializing an LLM engine (v0.6.5) with config: model='a'\n"
@@ -156,6 +177,16 @@ def test_blocks_of_v0_take_their_size_from_the_concurrency() -> None:
     assert only(log)[1].kv_tokens is None
     known = "INFO 08-02 17:37:54 hpu_executor.py:89] Maximum concurrency for 8192 tokens per request: 23.73x\n"
     assert only(log + known)[1].kv_tokens == 1519 * 128
+
+
+def test_a_worker_is_told_by_its_name_where_somebody_took_its_pid_away() -> None:
+    lines = "".join(
+        f"(Worker_PP{rank}_TP0) INFO [gpu_worker.py:647] Available KV cache memory: {6 - rank}.5 GiB\n" for rank in (0, 1)
+    )
+    assert [(worker.name, worker.kv_available_bytes) for worker in only(lines)[1].workers] == [
+        ("Worker_PP0_TP0", 6.5 * GIB),
+        ("Worker_PP1_TP0", 5.5 * GIB),
+    ]
 
 
 def test_a_line_of_json_speaks_for_its_process() -> None:
