@@ -182,7 +182,8 @@ class Ollama:
             return ask(talker, source, request, options, words, tokens)
 
     def _write(self, talker: Client, source: Source, request: LoadRequest, options: Options, words: int, tokens: int) -> Speed:
-        settings = {**_options(request, options), "num_predict": tokens, "temperature": 0, "seed": 1}
+        # Ollama cuts an answer that repeats one token 30 times, and says nothing of its speed then.
+        settings = {**_options(request, options), "num_predict": tokens, "temperature": 0, "repeat_penalty": 1.5}
         answer = talker.generate(source.own_name, self._prompt(words), raw=True, stream=False, options=settings, keep_alive=-1)
         if not answer.prompt_eval_count:
             raise EngineError("Ollama did not say how many tokens it has read", code="bad-answer")
