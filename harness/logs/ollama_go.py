@@ -86,8 +86,8 @@ def _figure(load: Building, part: Part, fields: dict[str, str]) -> None:
     if part == "weights" and load.go_last not in (None, "weights"):
         load.go.clear()  # the table is printed again: another layout, or another attempt
     load.go_last = part
-    if "buffer" in fields or "backend" in fields:
-        load.go_engine = True  # the Go engine before 0.11.5, which estimates in other words
+    if "buffer" in fields or "backend" in fields or fields.get("level") == "DEBUG":
+        load.go_engine = True  # before 0.11.5 it estimates in other words, and never at DEBUG
     if size[0] and len(load.go) < MANY:  # "0 B" is printed before anything is reserved
         load.go[device, part] = size
         load.estimated = not load.go_engine

@@ -367,3 +367,11 @@ def test_buffers_that_are_printed_after_a_timeout_belong_to_the_load_that_was_gi
 
 def test_memory_of_a_gpu_is_no_memory_of_a_load() -> None:
     assert loads("ggml_cuda_init: found 1 CUDA devices (Total VRAM: 24112 MiB):\n" + READY) == []
+
+
+def test_figures_that_only_the_go_engine_prints_are_no_estimates() -> None:
+    assert only(go("kv cache", "CUDA0", "1.9 GiB")).estimated
+    assert not only(go("kv cache", "CUDA0", "1.9 GiB", level="DEBUG")).estimated
+    layers = 'time=x level=INFO source=ggml.go:494 msg="offloaded 0/41 layers to GPU"\n'
+    facts = only(layers + go("kv cache", "CPU", "1.6 GiB"))
+    assert (facts.dialect, facts.estimated, facts.layers_offloaded, facts.fully_offloaded) == ("ollama-go", False, 0, False)
