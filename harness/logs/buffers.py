@@ -10,7 +10,7 @@ import re
 from typing import Final
 
 from harness.logs import oldest
-from harness.logs.building import MANY, Building, Cache, Model, Projector
+from harness.logs.building import MANY, MANY_LINES, Building, Cache, Model, Projector
 from harness.logs.oldest import Part
 from harness.units import MIB
 
@@ -48,6 +48,9 @@ def buffer(load: Building, match: re.Match[str]) -> None:
     where, what, size = match["where"], match["what"], mib(match["size"])
     if where.startswith("~") or not what:
         return  # a destructor's report, or a buffer of something else
+    load.lines += 1
+    if load.lines > MANY_LINES:
+        return
     device, model = device_name(match["device"]), load.current
     load.seen = True
     if what == "KV ":
@@ -105,7 +108,8 @@ def _cache_size(load: Building, match: re.Match[str], line: str) -> None:
 def creating(load: Building, line: str) -> bool:
     """A cache of a kind is announced; its buffers follow."""
     found = _CREATING.search(line)
-    if found and len(load.current.context.caches) < MANY:
+    load.lines += 1
+    if found and len(load.current.context.caches) < MANY and load.lines <= MANY_LINES:
         load.current.context.caches.append(Cache(int(found["cells"]), found["kind"] == "SWA"))
     return found is not None
 

@@ -25,6 +25,8 @@ from harness.logs.oldest import Part
 Flash = Literal["enabled", "disabled"]
 #: No load of a real engine has more devices, caches, contexts or models; a hostile log may, and memory stays flat.
 MANY: Final = 256
+#: The same for the lines of buffers of one load.
+MANY_LINES: Final = 100_000
 
 
 class Cache:
@@ -114,6 +116,7 @@ class Building:
     def __init__(self) -> None:
         self.engine: EngineName = "llama-server"
         self.dialect: Dialect = "llama.cpp"
+        self.lines = 0
         self.started = False  # a marker or "loading model" began it, not a figure in the middle
         self.seen = False
         self.complete = False
