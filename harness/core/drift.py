@@ -7,6 +7,7 @@ themselves: ``max_error``, the spread of the overhead, the rounding of the log a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Final, Literal
 
 import msgspec
@@ -231,23 +232,23 @@ def _parts(old: Calibration, new: Calibration, errors: tuple[Errors, Errors]) ->
 
 
 def _bands(old: Calibration, new: Calibration, errors: tuple[Errors, Errors]) -> Iterator[Figure]:
-    """Bands by physical batch; the last one's line is the constants, unless the other side's is of another batch."""
-    first = {band.num_batch: band for band in old.metadata.bands}
-    second = {band.num_batch: band for band in new.metadata.bands}
+    """Bands by physical batch; of several of one batch (below a window memory is another line) the last with the last.
+
+    The last band of all is the constants, unless the other side's is of another batch.
+    """
     top = old.metadata.bands[-1].num_batch
     same_top = top == new.metadata.bands[-1].num_batch
-    for batch in dict.fromkeys((*first, *second)):
-        a, b = first.get(batch), second.get(batch)
-        where = f"band {batch}: " if batch is not None else "band: "
-        if a is None or b is None:
-            yield Figure(name=where.rstrip(": "), kind="band", old=_up_to(a), new=_up_to(b))
-            continue
-        names = ("base_vram_gb", "kv_cache_gb_per_10k", "compute_gb_per_10k", "fixed_cache_gb")
-        pairs = {name: (getattr(a, name), getattr(b, name)) for name in names}
-        if same_top and batch == top:
-            continue
-        yield from _line(where, "band", pairs, errors)
-        yield Figure(name=f"{where}up_to", kind="band", old=a.up_to, new=b.up_to)
+    for batch in dict.fromkeys(band.num_batch for one in (old, new) for band in one.metadata.bands):
+        alike = [[band for band in one.metadata.bands if band.num_batch == batch][::-1] for one in (old, new)]
+        for place, (a, b) in enumerate(zip_longest(*alike)):
+            where = f"band {'' if batch is None else batch}{' below' * place}"
+            if a is None or b is None:
+                yield Figure(name=where, kind="band", old=_up_to(a), new=_up_to(b))
+            elif place or batch != top or not same_top:
+                names = ("base_vram_gb", "kv_cache_gb_per_10k", "compute_gb_per_10k", "fixed_cache_gb")
+                pairs = {name: (getattr(a, name), getattr(b, name)) for name in names}
+                yield from _line(f"{where}: ", "band", pairs, errors)
+                yield Figure(name=f"{where}: up_to", kind="band", old=a.up_to, new=b.up_to)
 
 
 def _up_to(band: Band | None) -> str | None:
@@ -271,6 +272,10 @@ def _settings(old: Calibration, new: Calibration) -> Iterator[Figure]:
     first, second = old.metadata.settings, new.metadata.settings
     for name in ("num_parallel", "num_batch", "kv_cache_type", "flash_attention"):
         yield Figure(name=name, kind="setting", old=getattr(first, name), new=getattr(second, name))
+    vllm = [{} if one is None else msgspec.structs.asdict(one) for one in (first.vllm, second.vllm)]
+    for name in dict.fromkeys((*vllm[0], *vllm[1])):
+        values = (" ".join(one) if isinstance(one := side.get(name), tuple) else one for side in vllm)
+        yield Figure(name=f"vllm {name}", kind="setting", old=next(values), new=next(values))
     for name in sorted({*first.env, *second.env}):
         yield Figure(name=f"env {name}", kind="setting", old=first.env.get(name), new=second.env.get(name))
 

@@ -14,6 +14,7 @@ from harness.core.record import Load, LoadRequest, Record, Speed
 from harness.units import GIB, MIB
 from tests.support import records
 from tests.support.records import load, record
+from tests.support.vllm_artifacts import vllm_calibration
 
 CONTEXTS = (8192, 16384, 32768)
 BASE = fit_record(record(*map(load, CONTEXTS)))
@@ -165,6 +166,25 @@ def test_bands_are_compared_by_their_batch() -> None:
     assert names(old, same) == set()
     wider = fit_record(record(load(4096, 512, overhead=records.OVERHEAD), *(load(c, 2048) for c in CONTEXTS), limits=limits))
     assert {"band 1024", "band 2048", "num_batch"} <= names(old, wider)
+
+
+def test_a_band_below_the_window_is_held_against_its_own_kind() -> None:
+    def windowed(step: float) -> Calibration:
+        top = BASE.metadata.bands[-1]
+        below = msgspec.structs.replace(top, up_to=1024, base_vram_gb=top.base_vram_gb - step, fixed_cache_gb=0.0)
+        metadata = msgspec.structs.replace(BASE.metadata, bands=(below, top))
+        return msgspec.structs.replace(BASE, metadata=metadata)
+
+    assert names(windowed(0.1), windowed(0.1)) == set()
+    assert names(windowed(0.1), windowed(0.2)) == {"band 512 below: base_vram_gb"}
+    assert names(windowed(0.1), BASE) == {"band 512 below"}
+
+
+def test_settings_of_vllm_are_settings() -> None:
+    old = vllm_calibration()
+    assert names(old, vllm_calibration()) == set()
+    assert names(old, vllm_calibration(max_num_seqs=32, arguments=("--seed", "1"))) == {"vllm max_num_seqs", "vllm arguments"}
+    assert names(old, vllm_calibration(footprint=18 << 30)) >= {"base_vram_gb"}
 
 
 def test_figures_rounded_by_the_go_engine_differ_by_their_rounding() -> None:
