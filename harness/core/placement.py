@@ -15,6 +15,7 @@ import msgspec
 from harness.core.calibration import Calibration, Placement, SplitCompute
 from harness.core.predict import Prediction, predict
 from harness.core.record import LoadRequest
+from harness.core.rules import rule_of
 from harness.units import from_gib
 
 #: Dry runs of one calibration, at most.
@@ -36,13 +37,17 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Layers(msgspec.Struct, frozen=True, kw_only=True):
-    """A model at one context, bytes: per layer the weights without experts, the experts and the caches; the output part."""
+    """A model at one context, bytes: per layer the weights without experts, the experts and the caches; the output part.
+
+    ``output_last`` is how Ollama's Go runner places it: after all layers, and experts with their layers.
+    """
 
     dense: tuple[float, ...]
     experts: tuple[float, ...]
     cache: tuple[float, ...]
     output: float
     expert_use: float
+    output_last: bool = False
 
     @property
     def total(self) -> int:
@@ -65,12 +70,16 @@ def layers_of(calibration: Calibration, needed: Prediction) -> Layers | None:
     experts = [float(from_gib(size)) for size in placement.experts_gb]
     if len(dense) != count:
         dense, experts = [whole / count] * count, []
+    go_runner = rule_of(calibration).go_runner
+    if go_runner and experts:
+        dense, experts = [one + other for one, other in zip(dense, experts, strict=True)], []
     return Layers(
         dense=tuple(dense),
         experts=tuple(experts) if len(experts) == count else (0.0,) * count,
         cache=_caches(placement.layer_kinds, count, needed),
         output=max(needed.weights_bytes - sum(dense) - sum(experts), 0.0),
         expert_use=1.0 if placement.expert_use is None else placement.expert_use,
+        output_last=go_runner,
     )
 
 
@@ -161,18 +170,21 @@ def _fill(layers: Layers, compute: Compute, budget: float) -> Placed:
     count, total = len(layers.dense), layers.total
     moe = any(layers.experts)
 
+    def start(offloaded: int) -> int:
+        """The first layer on the GPU."""
+        return total - offloaded - (1 if layers.output_last and offloaded < total else 0)
+
     def weights(offloaded: int, overflowing: int) -> tuple[float, float]:
         """Bytes on the GPU without and of experts.
 
         The last ``overflowing`` of the offloaded layers have none there, and the output layer counts as one of them, so that
         the first keeps its own (fit.cpp, ``set_ngl_tensor_split_tbo``).
         """
-        first = total - offloaded
-        dense = sum(layers.dense[first:]) + (layers.output if offloaded else 0.0)
-        return dense, sum(layers.experts[first : total - overflowing])
+        first, output = start(offloaded), offloaded == total or (offloaded and not layers.output_last)
+        return sum(layers.dense[first:]) + (layers.output if output else 0.0), sum(layers.experts[first : total - overflowing])
 
     def memory(offloaded: int, overflowing: int) -> float:
-        caches = sum(layers.cache[total - offloaded :])
+        caches = sum(layers.cache[start(offloaded) :])
         work = compute.split(offloaded) if offloaded < total or not overflowing else compute.without_experts()
         return sum(weights(offloaded, overflowing)) + caches + work
 

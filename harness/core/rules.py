@@ -26,16 +26,20 @@ _HEADROOM: Final = {2048: 60, 1024: 75}
 _SURCHARGE: Final = {2048: 2 * GIB, 1024: 768 * MIB}
 #: Percent of the free memory above which Ollama takes a model for one that does not fit.
 _FULL: Final = 80
+#: Models that Ollama keeps loaded on a device at most (``OLLAMA_MAX_LOADED_MODELS`` not set).
+MAX_LOADED: Final = 3
 _VERSION: Final = re.compile(r"v?(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?")
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
     """A model stays on its device if ``required + reserve_bytes <= available``.
 
-    ``estimates`` says that the engine decides by an estimate of its own, which may differ from what it then takes.
+    ``estimates`` says that the engine decides by an estimate of its own, which may differ from what it then takes;
+    ``go_runner`` that Ollama's Go runner places the layers, not llama.cpp's fit.
     """
 
     reserve_bytes: int
+    go_runner: bool = False
     estimates: bool = False
 
 
@@ -60,7 +64,7 @@ def rule_of(calibration: Calibration) -> Rule:
     if calibration.engine != "ollama" or version is None or version >= (0, 30, 0):
         return Rule(reserve_bytes=reserve)
     overhead = from_gib(metadata.breakdown_gb.overhead or 0.0)
-    return Rule(reserve_bytes=max(GO_MINIMUM - overhead, 0), estimates=version < (0, 12, 11))
+    return Rule(reserve_bytes=max(GO_MINIMUM - overhead, 0), go_runner=True, estimates=version < (0, 12, 11))
 
 
 def batch_of(calibration: Calibration, context: int, num_parallel: int, available: int | None) -> int | None:
@@ -98,10 +102,12 @@ def ollama_estimate(calibration: Calibration, context: int, num_parallel: int = 
     return from_gib(placement.estimate_base_gb + placement.estimate_gb_per_10k * cells / TOKENS_PER_UNIT)
 
 
-def evicts_others(calibration: Calibration, context: int, num_parallel: int, available: int) -> bool:
-    """Whether Ollama >= 0.30 ends other models before it starts this one (``load``, its check before the start)."""
+def evicts_others(calibration: Calibration, context: int, num_parallel: int, available: int, loaded: int) -> bool:
+    """Whether Ollama >= 0.30 ends one of ``loaded`` models before it starts this one (server/sched.go, ``load``)."""
     if calibration.engine != "ollama":
         return False
+    if loaded >= MAX_LOADED * max(len(calibration.metadata.machine.gpus), 1):
+        return True
     batch = batch_of(calibration, context, num_parallel, available) or 0
     surcharge = next((size for least, size in _SURCHARGE.items() if batch >= least), 0)
     return ollama_estimate(calibration, context, num_parallel) + surcharge > available * _FULL // 100

@@ -228,7 +228,7 @@ def judge_together(
             taken = sum(_taken(verdicts[one]) for one in resident)
             rest = None if not available else (max(available[0] - taken, 0), *available[1:])
             verdict = judge(calibration, context, num_parallel, rest, extrapolate=extrapolate)
-            if not resident or rest is None or not evicts_others(calibration, context, num_parallel, sum(rest)):
+            if not resident or rest is None or not evicts_others(calibration, context, num_parallel, sum(rest), len(resident)):
                 break
             fates[resident.pop(0)] = "evicted"
         verdicts.append(verdict)

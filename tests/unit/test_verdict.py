@@ -96,6 +96,18 @@ def test_on_the_host_nothing_is_kept_free() -> None:
     assert judge(host, 8192, 1, (need - 1,)).verdict == "offload"
 
 
+def test_an_older_ollama_puts_the_output_layer_on_the_gpu_last() -> None:
+    need = judge(calibrated("ollama", "0.20.2"), 8192, 1, (24 * GIB,))
+    short = (need.required_bytes or 0) + (need.reserve_bytes or 0) - MIB
+    assert judge(calibrated("ollama", "0.20.2"), 8192, 1, (short,)).layers_offloaded == 28
+    # The 28 layers are all there; under llama.cpp the output layer is one of the 28.
+    old = judge(calibrated("ollama", "0.20.2"), 8192, 1, (short,)).decode_tokens_per_s
+    new = judge(calibrated("ollama", "0.33.0"), 8192, 1, (short + RESERVE - 157 * MIB,)).decode_tokens_per_s
+    assert old is not None
+    assert new is not None
+    assert old == pytest.approx(new, rel=0.2)
+
+
 @pytest.mark.parametrize(("version", "reserve"), [("0.33.0", 1024), ("0.20.2", 157), ("0.9.6", 157)])
 def test_older_ollamas_keep_other_amounts_free(version: str, reserve: int) -> None:
     verdict = judge(calibrated("ollama", version), 8192, 1, (24 * GIB,))
@@ -112,6 +124,7 @@ def test_a_second_model_spills_beside_llama_server_and_evicts_under_ollama() -> 
     theirs = calibrated("ollama", "0.33.0")
     assert judge_together([(theirs, 8192, 1), (theirs, 8192, 1)], free)[1] == ["evicted", "resident"]
     assert judge_together([(theirs, 8192, 1), (theirs, 8192, 1)], (24 * GIB,))[1] == ["resident", "resident"]
+    assert judge_together([(theirs, 8192, 1)] * 4, (80 * GIB,))[1] == ["evicted", "resident", "resident", "resident"]
 
 
 def automatic(flash: str = "enabled") -> Calibration:
