@@ -40,6 +40,7 @@ from harness.workflows.observer import Logged, Observer
 from harness.workflows.selection import Question, Wanted
 from harness.workflows.sentences import sentence, title
 from harness.workflows.session import Session, Wishes, open_meter, open_sandbox, prepare
+from harness.workflows.vllm import allocated
 
 OnOffload = Literal["warn", "refuse", "shrink"]
 #: Variables of a served model's command. Each engine has its own below.
@@ -179,7 +180,7 @@ def _completed(wishes: Wishes, judged: Judged, store: Store) -> Wishes:
         known["sandbox"] = metadata.machine.sandbox
     if wishes.image is None and metadata.machine.sandbox == "docker":
         known["image"] = metadata.engine.image
-    if wishes.kv_cache_type is None and metadata.settings.kv_cache_type != "f16":
+    if wishes.kv_cache_type is None and metadata.settings.kv_cache_type not in ("f16", "auto", _dtype(metadata.settings)):
         known["kv_cache_type"] = metadata.settings.kv_cache_type
     if wishes.flash_attention == "auto" and metadata.settings.flash_attention is not None:
         known["flash_attention"] = {"enabled": "on", "disabled": "off"}[metadata.settings.flash_attention]
@@ -191,13 +192,19 @@ def _completed(wishes: Wishes, judged: Judged, store: Store) -> Wishes:
     return msgspec.structs.replace(wishes, env={**clear, **wishes.env}, **known)
 
 
+def _dtype(settings: Settings) -> str | None:
+    """The type of vLLM's weights, which its cache has where nobody asks for another."""
+    return settings.vllm.dtype if settings.vllm else None
+
+
 def _model_of(wishes: Wishes, judged: Judged, store: Store) -> str:
     """What the engine is asked for: a path or name as given; of an id, what it was calibrated from."""
     name, chosen = wishes.model or "", judged.chosen
     if chosen is None or Path(name).expanduser().is_file():
         return name
     calibration = chosen.calibration
-    own = calibration.metadata.model.name
+    vllm = calibration.metadata.settings.vllm
+    own = vllm.model if vllm else calibration.metadata.model.name
     if calibration.engine != "llama-server" or own in read_catalog(find_catalog(Path.cwd())).models:
         return own
     from harness.workflows.here import Finder, Given
@@ -245,6 +252,8 @@ def _started(
     extra = {"OLLAMA_CONTEXT_LENGTH": str(context)} if engine.name == "ollama" else {}
     options = msgspec.structs.replace(options, env={**extra, **alias})
     request = LoadRequest(context=context, num_batch=_batch(judged), purpose="serve")
+    if judged.chosen is not None and engine.name == "vllm":
+        request = allocated(judged.chosen.calibration, request, options.num_parallel, judged.chosen.available)
     with ExitStack() as stack:
         sandbox = open_sandbox(session.choice, stack, watch)
         meter = open_meter(session.choice)

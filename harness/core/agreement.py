@@ -15,6 +15,9 @@ LAYERS: Final = 2
 
 def told(facts: LoadFacts, target: Target) -> str:
     """What the log says, for people."""
+    if facts.vllm is not None:
+        tokens = "unknown" if facts.vllm.kv_tokens is None else f"{facts.vllm.kv_tokens:,}"
+        return f"the KV cache holds {tokens} tokens"
     if target == "host":
         return spill_reason(facts, target) or "everything lies in host memory"
     if facts.layers_offloaded is None or facts.layers_total is None:
@@ -27,6 +30,8 @@ def disagreement(verdict: Verdict, facts: LoadFacts) -> str | None:
     """In what the engine did something else than the verdict said; ``None``: they agree, or the verdict says nothing."""
     if verdict.verdict == "unknown":
         return None
+    if facts.vllm is not None:
+        return "it was not to start, and it did" if verdict.verdict == "offload" and facts.complete else None
     spilled = spill_reason(facts, verdict.basis)
     if verdict.basis == "host":
         return f"it was to lie in host memory, and {spilled}" if spilled else None

@@ -7,9 +7,12 @@ from typing import Final
 
 import msgspec
 
+from harness.core.allocate import allocate
+from harness.core.calibration import Calibration
 from harness.core.fit_vllm import Start, block_interval
 from harness.core.record import Load, LoadRequest, Machine, Record
 from harness.core.vllm import KV_BYTES, at_least
+from harness.errors import OffloadLikelyError, UnknownVerdictError
 from harness.units import format_size
 
 #: What of a GPU is left alone, and the most that is asked for.
@@ -123,6 +126,18 @@ def said(load: Load) -> str:
 
 def _share(free: float) -> float:
     return int((free - SHARE_KEPT) * 100) / 100
+
+
+def allocated(calibration: Calibration, request: LoadRequest, sequences: int, available: tuple[int, ...] | None) -> LoadRequest:
+    """A start to serve with, given exactly what its sequences need; left as it is where that is not to be had."""
+    if not available:
+        return request
+    try:
+        granted = allocate(calibration, request.context, sequences, available)
+    except (OffloadLikelyError, UnknownVerdictError):
+        return request
+    exact = granted.kv_cache_bytes if granted.lever == "kv-cache-memory-bytes" else None
+    return msgspec.structs.replace(request, utilization=granted.utilization, kv_cache_bytes=exact)
 
 
 def speed_request(record: Record) -> LoadRequest | None:

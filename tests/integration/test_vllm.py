@@ -9,17 +9,20 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import jsonschema
 import pytest
 
 from harness.core.allocate import Wanted
 from harness.core.calibration import Calibration, json_schema, to_document
 from harness.engines.vllm import CACHE_VOLUME, WEIGHTS_VOLUME
-from harness.errors import EngineError, HarnessError, NotFoundError, NotPermittedError, UsageError
+from harness.errors import EngineError, HarnessError, NotFoundError, NotPermittedError, OffloadLikelyError, UsageError
+from harness.lifecycle import serve
 from harness.store import Store, to_yaml
 from harness.workflows.allocate import answer
 from harness.workflows.observer import Silent
 from harness.workflows.refit import refit
+from harness.workflows.selection import Question
 from harness.workflows.session import Session, Wishes, prepare
 from tests.support.places import marked_processes
 from tests.support.vllm_program import GIB, MIB
@@ -128,6 +131,21 @@ def test_the_flags_of_an_allocation_start_it_and_one_block_less_does_not(opened:
     assert runner.status("--kv-cache-memory-bytes", granted.blocks * granted.block_bytes, granted.context) is None
     assert runner.status("--kv-cache-memory-bytes", granted.kv_cache_bytes, granted.context) is None
     assert runner.status("--kv-cache-memory-bytes", (granted.blocks - 1) * granted.block_bytes, granted.context) == 1
+
+
+def test_a_served_model_gets_exactly_what_its_context_needs(opened: Opened, tmp_path: Path) -> None:
+    session = opened()
+    session.calibrate(Silent())
+    wishes = Wishes(model="tern-1b", engine="vllm", gpus="none", engine_binary=session.options.binary, timeout=20)
+    question = Question(model="vllm/tern-1b", context=8192)
+    with serve(question, wishes, session.store, on_offload="refuse", available=(GIB,)) as server:
+        assert server.facts is not None
+        assert server.facts.vllm is not None
+        assert (server.facts.vllm.max_model_len, server.facts.vllm.kv_tokens) == (8192, 66 * 128)
+        assert (server.truth, server.disagreement) == ("the KV cache holds 8,448 tokens", None)
+        assert httpx.get(f"{server.endpoint}/health", trust_env=False).status_code == httpx.codes.OK
+    with pytest.raises(OffloadLikelyError), serve(question, wishes, session.store, on_offload="refuse", available=(64 * MIB,)):
+        pass
 
 
 class Starts:

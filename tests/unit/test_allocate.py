@@ -88,7 +88,7 @@ def calibrations(draw: st.DrawFn) -> Calibration:
     )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(calibrations(), st.integers(1, 1 << 20), st.integers(1, 64), st.floats(0.2, 1.0), st.floats(0, 1))
 def test_the_flags_are_admitted_and_one_block_less_is_not(
     calibration: Calibration, context: int, sequences: int, share: float, drift: float
@@ -117,7 +117,7 @@ def test_the_flags_are_admitted_and_one_block_less_is_not(
         assert (refused is None) == fits
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(calibrations(), st.integers(1, 64), st.floats(0.2, 1.0))
 def test_the_largest_context_is_granted_and_one_block_more_is_not(
     calibration: Calibration, sequences: int, share: float

@@ -220,7 +220,7 @@ PIECES = (
 chunks = st.lists(st.one_of(st.sampled_from([piece.encode() for piece in PIECES]), st.binary(max_size=40)), max_size=20)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(chunks)
 def test_any_pieces_are_read_the_same_however_they_arrive(parts: list[bytes]) -> None:
     whole = parse_log(b"".join(parts))
