@@ -49,7 +49,7 @@ _TIMED_TOKENS: Final = 8
 #: a runner in Go stays near what it holds (at the default its garbage grew by 74 MiB from 4 096 to 16 384 tokens, 0.20.2).
 _HOST_ENV: Final = {
     "MALLOC_PERTURB_": "85",
-    "GOGC": "5",
+    "GOGC": "1",
     "LLAMA_ARG_REPACK": "0",
     "LLAMA_ARG_CTX_CHECKPOINTS": "0",
     "LLAMA_ARG_CACHE_RAM": "0",
