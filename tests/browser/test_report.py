@@ -104,12 +104,16 @@ def zoo(rng: random.Random) -> dict[str, Calibration]:
         for batch in (512, 1024, 2048)
     )
     estimates = msgspec.structs.replace(hybrid, estimate_base_gb=4.3, estimate_gb_per_10k=0.27)
-    for name, version in (("new", "0.33.0"), ("go", "0.20.2"), ("old", "0.6.2")):
+    for name, version in (("new", "0.33.0"), ("plain-attention", "0.33.0"), ("go", "0.20.2"), ("old", "0.6.2")):
         engine = msgspec.structs.replace(plain.metadata.engine, version=version)
         changed = with_metadata(
             plain, engine=engine, bands=bands, placement=estimates if name == "new" else plain.metadata.placement
         )
-        found[f"ollama-{name}"] = msgspec.structs.replace(changed, engine="ollama")
+        attention = "disabled" if name == "plain-attention" else "enabled"
+        settings = msgspec.structs.replace(
+            plain.metadata.settings, flash_attention=attention, num_parallel=2 if name == "go" else 1
+        )
+        found[f"ollama-{name}"] = msgspec.structs.replace(with_metadata(changed, settings=settings), engine="ollama")
     found["host"] = base(target="host")
     found["pair"] = with_metadata(
         plain, machine=msgspec.structs.replace(plain.metadata.machine, gpus=(Gpu(name="one"), Gpu(name="two")))

@@ -1,6 +1,6 @@
 "use strict";
 /* What `harness check` answers, on the page: core/predict.py, core/rules.py, core/placement.py and core/verdict.py, function for
-   function. A test compares both in hundreds of cases. Bytes and tokens per slot, as there. */
+   function, without vLLM's. A test compares both in hundreds of cases. Bytes and tokens per slot, as there. */
 const verdicts = (() => {
   const MIB = 2 ** 20, GIB = 2 ** 30, UNIT = 10_000, PADDING = 256;
   const FIT_TARGET = 1024 * MIB, GO_MINIMUM = 457 * MIB;
@@ -18,16 +18,19 @@ const verdicts = (() => {
   const known = value => value !== null && value !== undefined;
   const digits = (value, count) => Number(value.toFixed(count));
 
-  function bandFor(calibration, context, batch = null) {
-    const all = calibration.metadata.bands;
-    const alike = all.filter(band => band.num_batch === batch);
-    const bands = alike.length ? alike : all;
-    return bands.find(band => context <= band.up_to) ?? bands.at(-1);
+  function bandFor(calibration, context, batch = null, parallel = null) {
+    const bands = calibration.metadata.bands, own = calibration.metadata.settings.num_parallel;
+    if (batch === null || bands.every(band => band.num_batch !== batch)) {
+      const reached = context * (parallel ?? own) / own;
+      batch = (bands.find(band => reached <= band.up_to) ?? bands.at(-1)).num_batch;
+    }
+    const alike = bands.filter(band => band.num_batch === batch);
+    return alike.find(band => context <= band.up_to) ?? alike.at(-1);
   }
 
   function predict(calibration, context, parallel = 1, batch = null) {
     const metadata = calibration.metadata, parts = metadata.breakdown_gb;
-    const band = bandFor(calibration, context, batch);
+    const band = bandFor(calibration, context, batch, parallel);
     const units = padCells(context) / UNIT;
     const overhead = known(parts.overhead) ? fromGib(parts.overhead) : null;
     const start = band.base_vram_gb - parts.weights - (parts.overhead ?? 0) - band.fixed_cache_gb;
@@ -37,7 +40,7 @@ const verdicts = (() => {
       fixedCache: fromGib(parallel * band.fixed_cache_gb),
       contextCache: fromGib(units * parallel * band.kv_cache_gb_per_10k),
       compute: fromGib(start + units * band.compute_gb_per_10k),
-      withinRange: context <= Math.min(batch !== null ? band.up_to : context, metadata.quality.valid_to),
+      withinRange: context <= metadata.quality.valid_to,
     };
     found.total = found.weights + (overhead ?? 0) + found.fixedCache + found.contextCache + found.compute;
     return found;
@@ -78,6 +81,8 @@ const verdicts = (() => {
     const measured = [...new Set(calibration.metadata.bands.map(band => band.num_batch).filter(known))].sort((a, b) => a - b);
     if (calibration.engine !== "ollama" || measured.length < 2) return null;
     let wanted = BATCHES.find(([limit]) => context * parallel <= limit)[1];
+    const {settings, machine} = calibration.metadata;
+    if (settings.flash_attention === "disabled" && machine.meter === "nvml") wanted = 512;
     const size = estimate(calibration, context, parallel);
     while (wanted > measured[0] && wanted in HEADROOM && !batchFits(wanted, size, available)) wanted = Math.floor(wanted / 2);
     const below = measured.filter(batch => batch <= wanted);
@@ -231,7 +236,6 @@ const verdicts = (() => {
       layersTotal: known(metadata.model.layers) ? metadata.model.layers + 1 : null,
       layersOffloaded: null, layersOverflowing: null, decode: null,
     });
-    if (calibration.engine === "vllm") return unknown("vLLM takes the memory that it is given: ask harness allocate");
     if (!needed.withinRange)
       return unknown(`a context of ${context} is beyond ${metadata.quality.valid_to}, the range of this calibration`);
     if (available.length !== devices) {
@@ -264,7 +268,7 @@ const verdicts = (() => {
 
   function largestContext(calibration, parallel, available) {
     const devices = devicesOf(calibration);
-    if (!available.length || calibration.engine === "vllm" || available.length !== devices) return null;
+    if (!available.length || available.length !== devices) return null;
     return largest(calibration, parallel, sum(available), devices);
   }
 
