@@ -8,7 +8,7 @@ import click
 
 from harness.cli.context import command
 from harness.cli.output import Output, clean
-from harness.core.drift import Change, Drift, Figure, sentence
+from harness.core.drift import Change, Drift, Figure, sentence, sentences
 
 if TYPE_CHECKING:
     from harness.workflows.drift import Pair
@@ -87,7 +87,7 @@ def pair_json(pair: Pair) -> dict[str, Any]:
                 "new": effect.new,
                 "card_gb": effect.card_gb,
                 "context": effect.context,
-                "text": sentence(effect, target=calibration.metadata.machine.target if calibration else "gpu"),
+                "text": sentence([effect], calibration.metadata.machine.target if calibration else "gpu"),
             }
             for effect in drift.effects
         ],
@@ -122,7 +122,7 @@ def effects_of(pair: Pair) -> list[str]:
     """What a drift means, one line each."""
     if pair.drift is None or pair.new is None:
         return []
-    return [sentence(effect, target=pair.new.metadata.machine.target) for effect in pair.drift.effects]
+    return sentences(pair.drift.effects, pair.new.metadata.machine.target)
 
 
 def show_pairs(found: list[Pair]) -> None:

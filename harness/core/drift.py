@@ -6,8 +6,8 @@ themselves: ``max_error``, the spread of the overhead, the rounding of the log a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import zip_longest
+from collections.abc import Iterator, Sequence
+from itertools import groupby, zip_longest
 from typing import Final, Literal
 
 import msgspec
@@ -176,19 +176,28 @@ def _effects(old: Calibration, new: Calibration, moved: set[str]) -> Iterator[Ef
             yield Effect(kind="largest-context", card_gb=card, old=context_then, new=context_now)
 
 
-def sentence(effect: Effect, *, target: str = "gpu") -> str:
-    """An effect in words."""
-    if effect.kind == "decode":
-        share = effect.new / effect.old - 1
+def sentences(effects: Sequence[Effect], target: str) -> list[str]:
+    """Effects in words; cards whose largest contexts are the same on both sides share one."""
+    groups = groupby(effects, lambda effect: (effect.kind, effect.old, effect.new))
+    return [sentence(list(group), target) for _, group in groups]
+
+
+def sentence(alike: Sequence[Effect], target: str) -> str:
+    """Effects of one kind and the same figures, in words."""
+    first, last = alike[0], alike[-1]
+    if first.kind == "decode":
+        share = first.new / first.old - 1
         word = "faster" if share > 0 else "slower"
-        return f"decode: {effect.old:.1f} → {effect.new:.1f} tokens/s ({abs(share):.0%} {word})"
-    if effect.kind == "memory":
-        more = effect.new - effect.old
-        sizes = f"{format_size(effect.old)} → {format_size(effect.new)}"
-        return f"memory at {effect.context:,} tokens: {sizes} ({'+' if more > 0 else '-'}{format_size(abs(more))})"
-    article = "an" if effect.card_gb in (8, 80) else "a"
-    where = f"on {article} {effect.card_gb} GiB card" if target == "gpu" else f"in {effect.card_gb} GiB of free memory"
-    old, new = (f"{one:,}" if one else "none fits" for one in (effect.old, effect.new))
+        return f"decode: {first.old:.1f} → {first.new:.1f} tokens/s ({abs(share):.0%} {word})"
+    if first.kind == "memory":
+        more = first.new - first.old
+        sizes = f"{format_size(first.old)} → {format_size(first.new)}"
+        return f"memory at {first.context:,} tokens: {sizes} ({'+' if more > 0 else '-'}{format_size(abs(more))})"
+    size = f"{first.card_gb} GiB" if first is last else f"{first.card_gb} to {last.card_gb} GiB"
+    article = "an" if first.card_gb in (8, 80) else "a"
+    card = f"on {article} {size} card" if first is last else f"on cards of {size}"
+    where = card if target == "gpu" else f"in {size} of free memory"
+    old, new = (f"{one:,}" if one else "none fits" for one in (first.old, first.new))
     return f"largest context {where}: {old} → {new}"
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.core.calibration import Calibration, Performance
-from harness.core.drift import compare, errors_of, sentence
+from harness.core.drift import compare, errors_of, sentences
 from harness.core.fit import fit_record
 from harness.core.record import Load, LoadRequest, Record, Speed
 from harness.units import GIB, MIB
@@ -139,11 +139,18 @@ def test_repeated_timings_give_the_median_and_their_spread() -> None:
 def test_a_drift_says_what_it_means_for_common_cards() -> None:
     grown = fit_record(run_with((records.OVERHEAD,) * 3, slope=records.KV_PER_TOKEN))
     same = fit_record(run_with((records.OVERHEAD,) * 3))
-    said = [sentence(effect) for effect in compare(same, grown).effects]
+    said = sentences(compare(same, grown).effects, "gpu")
     assert any(text.startswith("memory at 131,072 tokens: ") and "(+3.50 GiB)" in text for text in said)
     assert any(text.startswith("largest context on an 8 GiB card: ") and text.endswith("→ 48,128") for text in said), said
     # Where the context does not change (nothing fits, or everything), nothing is said.
     assert not any("on a 4 GiB card" in text or "on a 48 GiB card" in text for text in said)
+
+
+def test_cards_that_lose_the_same_share_a_line() -> None:
+    shorter = msgspec.structs.replace(BASE.metadata.quality, valid_to=1024)
+    metadata = msgspec.structs.replace(BASE.metadata, quality=shorter)
+    said = sentences(compare(BASE, msgspec.structs.replace(BASE, metadata=metadata)).effects, "host")
+    assert said[-1] == "largest context in 10 to 80 GiB of free memory: 131,072 → 1,024"
 
 
 def test_settings_and_range_count_and_versions_explain() -> None:
