@@ -33,7 +33,6 @@ _VALUE: Final = re.compile(
     r"(?:\bllama_\w{1,60}|\bllm_\w{1,60}|print_info|\binit):\s{1,16}"
     r"(?P<key>n_ctx|n_seq_max|n_ubatch|flash_attn|n_ctx_train)\s{0,16}=\s{0,16}(?P<value>\w{1,40})"
 )
-_KEYS: Final = ("n_ctx", "n_seq_max", "n_ubatch", "flash_attn")
 _FLASH: Final = re.compile(r"Flash Attention (?:was auto, set to )?(enabled|disabled)")
 _LAYER: Final = re.compile(r"llama_(?P<what>kv_cache|memory_recurrent)\w{0,20}[:,] layer\s{1,6}(?P<index>\d{1,4}): dev = ")
 _CLIP_SIZE: Final = re.compile(r"(?:load_hparams|clip_model_load\w{0,8}): model size:\s{0,16}" + _NUMBER + " Mi?B")
@@ -147,7 +146,9 @@ def setting(load: Building, line: str) -> bool:
     if "type_k" in line and (types := _TYPES_ONLY.search(line)):
         load.kv_types = (types[1], types[2])
         return True
-    found = _VALUE.search(line) if any(key in line for key in _KEYS) else None
+    if "n_" not in line and "flash_attn" not in line:
+        return False
+    found = _VALUE.search(line)
     if found is None:
         return False
     key, value = found["key"], found["value"]

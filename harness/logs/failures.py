@@ -42,7 +42,10 @@ _ROOTS: Final = (
 
 def cause(line: str) -> str | None:
     """The line, in one piece, if it says that a load failed."""
-    if not any(root in line for root in _ROOTS):
+    for root in _ROOTS:
+        if root in line:
+            break
+    else:
         return None
     if _SIGN.search(line) is None or any(other in line for other in _NOT):
         return None

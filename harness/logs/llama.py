@@ -163,7 +163,8 @@ class LlamaReader:
                 load.failure = None
             return
         load.failure = failures.cause(line)
-        load.given_up = not (load.own or load.current.signs)
+        if load.failure is not None:
+            load.given_up = not (load.own or load.current.signs)
 
     # -- llama.cpp's lines ------------------------------------------------------------------------------------------
 
