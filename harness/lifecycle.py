@@ -54,7 +54,7 @@ class Server(msgspec.Struct, kw_only=True):
 
     ``endpoint`` is its base URL; ``model`` the name that requests use; ``context`` tokens per slot, as loaded (``shrink`` may
     have made it smaller). ``judged`` is what was said before the start, ``facts`` what the log said after it, ``disagreement``
-    in what the two differ (``None``: in nothing), ``record`` where that is kept.
+    in what the two differ (``None``: in nothing), ``record`` where that is kept. ``ready_seconds`` is from the engine's start.
     """
 
     endpoint: str
@@ -69,6 +69,7 @@ class Server(msgspec.Struct, kw_only=True):
     record: Path | None
     log: Path
     pids: frozenset[int]
+    ready_seconds: float
     _runner: Runner
 
     @property
@@ -164,7 +165,7 @@ def serve(
         if server.disagreement is not None:
             watch.warn(f"the verdict was wrong: {server.disagreement}. Kept in {server.record}")
         elif server.truth is not None:
-            watch.say(server.truth)
+            watch.say(f"ready after {server.ready_seconds:.1f} s: {server.truth}")
         yield server
 
 
@@ -251,9 +252,7 @@ def _started(
     alias = {ALIAS: session.request.name, **options.env} if engine.name == "llama-server" else options.env
     extra = {"OLLAMA_CONTEXT_LENGTH": str(context)} if engine.name == "ollama" else {}
     options = msgspec.structs.replace(options, env={**extra, **alias})
-    request = LoadRequest(context=context, num_batch=_batch(judged), purpose="serve")
-    if judged.chosen is not None and engine.name == "vllm":
-        request = allocated(judged.chosen.calibration, request, options.num_parallel, judged.chosen.available)
+    request = request_of(judged, context, options.num_parallel)
     with ExitStack() as stack:
         sandbox = open_sandbox(session.choice, stack, watch)
         meter = open_meter(session.choice)
@@ -283,6 +282,7 @@ def _started(
             num_parallel=options.num_parallel, judged=judged, facts=facts,
             truth=None if facts is None else told(facts, session.choice.target),
             disagreement=_disagreement(judged, context, facts), record=None, log=running.log, pids=running.pids(),
+            ready_seconds=ready,
             _runner=runner,
         )  # fmt: skip
         if server.disagreement is not None:
@@ -290,12 +290,19 @@ def _started(
         yield server
 
 
-def _batch(judged: Judged) -> int | None:
-    """The physical batch of the calibration; Ollama chooses its own, and a request of another client would not say it."""
+def request_of(judged: Judged, context: int, num_parallel: int) -> LoadRequest:
+    """The load as it was judged.
+
+    Ollama chooses its batch itself: a request of another client would not name one either.
+    """
     chosen = judged.chosen
+    request = LoadRequest(context=context, purpose="serve")
     if chosen is None or chosen.calibration.engine == "ollama":
-        return None
-    return chosen.calibration.band_for(judged.question.context).num_batch
+        return request
+    request = msgspec.structs.replace(request, num_batch=chosen.calibration.band_for(context).num_batch)
+    if chosen.calibration.engine == "vllm":
+        return allocated(chosen.calibration, request, num_parallel, chosen.available)
+    return request
 
 
 def _disagreement(judged: Judged, context: int, facts: LoadFacts | None) -> str | None:
