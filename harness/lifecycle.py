@@ -181,7 +181,7 @@ def _completed(wishes: Wishes, judged: Judged, store: Store) -> Wishes:
         known["sandbox"] = metadata.machine.sandbox
     if wishes.image is None and metadata.machine.sandbox == "docker":
         known["image"] = metadata.engine.image
-    if wishes.kv_cache_type is None and metadata.settings.kv_cache_type not in ("f16", "auto", _dtype(metadata.settings)):
+    if wishes.kv_cache_type is None and metadata.settings.asked_cache_type is not None:
         known["kv_cache_type"] = metadata.settings.kv_cache_type
     if wishes.flash_attention == "auto" and metadata.settings.flash_attention is not None:
         known["flash_attention"] = {"enabled": "on", "disabled": "off"}[metadata.settings.flash_attention]
@@ -191,11 +191,6 @@ def _completed(wishes: Wishes, judged: Judged, store: Store) -> Wishes:
         known["gpus"] = ",".join(gpu.uuid or gpu.key for gpu in chosen.gpus)
     clear = {key: value for key, value in metadata.settings.env.items() if value != "(redacted)"}
     return msgspec.structs.replace(wishes, env={**clear, **wishes.env}, **known)
-
-
-def _dtype(settings: Settings) -> str | None:
-    """The type of vLLM's weights, which its cache has where nobody asks for another."""
-    return settings.vllm.dtype if settings.vllm else None
 
 
 def _model_of(wishes: Wishes, judged: Judged, store: Store) -> str:

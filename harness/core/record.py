@@ -66,6 +66,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     vllm: VllmSettings | None = None
 
+    @property
+    def asked_cache_type(self) -> str | None:
+        """The KV cache type to ask for so that it is this one; ``None``: the engine's own, or two that differ."""
+        own = ("f16", "auto", self.vllm.dtype if self.vllm else None)
+        return None if self.kv_cache_type in own or "/" in self.kv_cache_type else self.kv_cache_type
+
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     """One GPU of a run."""

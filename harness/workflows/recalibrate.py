@@ -137,6 +137,8 @@ def wishes_of(target: Target, finder: Finder) -> Wishes:
         if path is None:
             raise NotFoundError(f"the weights of {target.key} are not here: {model}", hint="--models DIR", code="no-such-model")
         model = str(path)
+    if settings.vllm is not None and settings.vllm.model.startswith("/"):
+        model = settings.vllm.model  # a folder, filed under its name
     vllm = target.calibration.engine == "vllm"  # its loads depend on each other: they are planned anew over the same contexts
     return Wishes(
         model=model,
@@ -145,7 +147,7 @@ def wishes_of(target: Target, finder: Finder) -> Wishes:
         contexts=tuple(load.context for load in plan_of(target.calibration)) if vllm else (),
         loads=() if vllm else plan_of(target.calibration),
         num_batch=settings.num_batch if vllm else None,
-        kv_cache_type=None if settings.kv_cache_type == "f16" or "/" in settings.kv_cache_type else settings.kv_cache_type,
+        kv_cache_type=settings.asked_cache_type,
         flash_attention={"enabled": "on", "disabled": "off"}.get(settings.flash_attention or "", "auto"),
         num_parallel=settings.num_parallel,
         gpus=given.gpus or _gpus(metadata.machine, finder),

@@ -20,7 +20,9 @@ from harness.errors import EngineError, HarnessError, NotFoundError, NotPermitte
 from harness.lifecycle import serve
 from harness.store import Store, to_yaml
 from harness.workflows.allocate import answer
+from harness.workflows.here import Finder, Given
 from harness.workflows.observer import Silent
+from harness.workflows.recalibrate import survey, wishes_of
 from harness.workflows.refit import refit
 from harness.workflows.selection import Question
 from harness.workflows.session import Session, Wishes, prepare
@@ -146,6 +148,18 @@ def test_a_served_model_gets_exactly_what_its_context_needs(opened: Opened, tmp_
         assert httpx.get(f"{server.endpoint}/health", trust_env=False).status_code == httpx.codes.OK
     with pytest.raises(OffloadLikelyError), serve(question, wishes, session.store, on_offload="refuse", available=(64 * MIB,)):
         pass
+
+
+def test_an_artifact_is_measured_again_as_it_was(opened: Opened, model: Path) -> None:
+    session = opened(env={"VLLM_ARGS": "--dtype bfloat16"})
+    session.calibrate(Silent())
+    finder = Finder(session.store, Given(binary=session.options.binary), model.parent)
+    (target,) = survey(session.store, [], finder, None, print)
+    wishes = wishes_of(target, finder)
+    assert (wishes.model, wishes.engine, wishes.sandbox, wishes.gpus) == (str(model), "vllm", "process", "none")
+    assert (wishes.contexts, wishes.kv_cache_type, wishes.env["VLLM_ARGS"]) == ((4096, 1024), None, "--dtype bfloat16")
+    again = prepare(wishes, session.store, model.parent)
+    assert again.plan().artifact == target.path
 
 
 class Starts:
