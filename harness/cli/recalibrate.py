@@ -10,6 +10,7 @@ import click
 from harness.cli.calibrate import environment
 from harness.cli.context import command, engine_option, store_at, store_option
 from harness.cli.output import Output, clean
+from harness.errors import UsageError
 
 if TYPE_CHECKING:
     from harness.workflows.recalibrate import Outcome, Target
@@ -52,6 +53,9 @@ def cli(models: tuple[str, ...], stale: bool, dry_run: bool, output: Output, **g
     )
     finder = Finder(store, here, Path.cwd())
     targets = survey(store, models, finder, given["engine"], output.warn)
+    engines = sorted({one.calibration.engine for one in targets if one.calibration.metadata.machine.sandbox == "docker"})
+    if here.image is not None and len(engines) > 1:
+        raise UsageError(f"--image is of one engine, and there are {' and '.join(engines)}", hint=f"--engine {engines[0]}")
     wanted = [one for one in targets if one.answers is None and not one.imported and (one.stale or not stale)]
     if dry_run:
         if not output.as_json:

@@ -8,7 +8,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
+from harness.cli.main import cli
 from harness.core.calibration import Calibration
 from harness.core.fit import fit_record
 from harness.core.record import EngineVersion, Gpu, LoadRequest, Machine, Model, Settings
@@ -142,3 +144,15 @@ def test_a_digest_is_kept_until_the_file_changes(tmp_path: Path, monkeypatch: py
     assert cached_sha256(file) != first
     (tmp_path / "cache/digests.json").write_text("{")  # a damaged cache is none
     assert cached_sha256(file).startswith("sha256:")
+
+
+def test_an_image_is_of_one_engine(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write(store.path_of("ollama", "qwen2.5:0.5b"), made())
+    server = msgspec.structs.replace(made(), id="llama-server/qwen2.5-0.5b", engine="llama-server")
+    store.write(store.path_of("llama-server", "qwen2.5:0.5b"), server)
+    asked = ["recalibrate", "--dry-run", "--image", "ollama/ollama:0.34.0", "--store", str(tmp_path)]
+    assert CliRunner().invoke(cli, asked).exit_code == 2
+    done = CliRunner().invoke(cli, [*asked, "--engine", "ollama"])
+    assert done.exit_code == 0
+    assert "image: ollama/ollama:0.33.0 → ollama/ollama:0.34.0" in done.output
