@@ -49,9 +49,9 @@ LATENT_ATTENTION: Final = frozenset({"deepseek2"})
 
 
 def overhead_spread(points: Sequence[Point]) -> float | None:
-    """Largest minus smallest overhead of the loads, bytes; ``None`` where the meter is the log."""
+    """Largest minus smallest overhead of the loads, bytes; ``None`` where the meter is the log, and of one load."""
     overheads = [point.overhead for point in points if point.overhead is not None]
-    return max(overheads) - min(overheads) if overheads else None
+    return max(overheads) - min(overheads) if len(overheads) > 1 else None
 
 
 def check_overhead(points: Sequence[Point]) -> None:
