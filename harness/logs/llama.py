@@ -28,7 +28,7 @@ _READY: Final = re.compile(
 _VERSION: Final = re.compile(r"Listening on .{1,100}\(version ([^)\s]{1,40})\)")
 _ANNOUNCED: Final = ("using llama-server for model", "loading model via llama-server", "new model will fit")
 #: Signs that Ollama wrote this log, in lines that are not slog's.
-_OLLAMA: Final = ("ollama[", "ollama  |", "llama.go:", "routes.go:", "/blobs/sha256", "\\blobs\\sha256")
+_OLLAMA: Final = ("ollama[", "ollama  |", "llama.go:", "routes.go:", "ext_server", "/blobs/sha256", "\\blobs\\sha256")
 
 
 class LlamaReader:
@@ -123,8 +123,7 @@ class LlamaReader:
         elif any(sign in line for sign in _ANNOUNCED):
             self._announce(line)
         elif "Loading Dynamic llm server" in line:
-            self._close()  # 0.1.18 - 0.1.31: a library of the server itself, whose load has no other marker
-            self._open().started = True
+            self._library(line)
         elif "retrying" in line and self._load is not None and not self._load.complete:
             self._load.retrying = True
         elif not self._said(line):
@@ -213,6 +212,12 @@ class LlamaReader:
                 return
         if not self._said(line):
             self._failure(line)
+
+    def _library(self, _line: str) -> bool:
+        """Ollama 0.1.18 - 0.1.31 loads in a library of the server itself."""
+        self._close()
+        self._open().started = True
+        return True
 
     def _creating(self, line: str) -> bool:
         return buffers.creating(self._open(), line)
@@ -315,6 +320,7 @@ _WORDS: Final[tuple[tuple[str, Callable[[LlamaReader, str], bool]], ...]] = (
     (": dev = ", LlamaReader._layer),
     ("n_slots", LlamaReader._slots),
     ("starting llama runner", LlamaReader._begin),
+    ("Initializing internal llama server", LlamaReader._library),
     ("cache to GPU", LlamaReader._oldest),
     (" for GPU accel", LlamaReader._oldest),
 )

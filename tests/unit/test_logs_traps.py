@@ -375,3 +375,11 @@ def test_figures_that_only_the_go_engine_prints_are_no_estimates() -> None:
     layers = 'time=x level=INFO source=ggml.go:494 msg="offloaded 0/41 layers to GPU"\n'
     facts = only(layers + go("kv cache", "CPU", "1.6 GiB"))
     assert (facts.dialect, facts.estimated, facts.layers_offloaded, facts.fully_offloaded) == ("ollama-go", False, 0, False)
+
+
+def test_a_library_of_the_server_itself_has_markers_of_its_own() -> None:
+    begin = "2024/01/10 09:00:00 ext_server_common.go:136: Initializing internal llama server\n"
+    ready = "2024/01/10 09:00:05 ext_server_common.go:144: Starting internal llama main loop\n"
+    first, second = loads(begin + MAIN + begin + MAIN + ready)
+    assert (first.engine, first.complete, second.engine, second.complete) == ("ollama", False, "ollama", True)
+    assert mib(first, "kv_cache") == mib(second, "kv_cache") == 96.0
