@@ -1,4 +1,4 @@
-"""Write the reference pages that follow from the code: docs/reference/{cli,artifact}.md.
+"""Write the reference pages that follow from the code: docs/reference/{cli,artifact,errors}.md.
 
     python scripts/reference.py [--check]
 
@@ -8,6 +8,7 @@ With ``--check`` nothing is written; the status is 1 where a page is not what th
 from __future__ import annotations
 
 import argparse
+import ast
 import inspect
 import re
 import sys
@@ -20,10 +21,12 @@ from typing import Any, Final
 import click
 import msgspec
 
+from harness import errors
 from harness.cli.main import COMMANDS
 from harness.core.calibration import Calibration
 
-PAGES: Final = Path(__file__).resolve().parents[1] / "docs" / "reference"
+ROOT: Final = Path(__file__).resolve().parents[1]
+PAGES: Final = ROOT / "docs" / "reference"
 NOTE: Final = "<!-- Written by scripts/reference.py from the code: do not edit. -->\n\n"
 
 
@@ -138,13 +141,65 @@ def _type_name(hint: Any) -> str:
     return _PLAIN.get(getattr(hint, "__name__", ""), str(hint))
 
 
+def errors_page() -> str:
+    """Every error by its code, with the messages and hints that stand in the code."""
+    found: dict[tuple[int, str], dict[str, str]] = {}
+    for path in sorted((ROOT / "harness").rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+                continue
+            kind = getattr(errors, call.func.id, None)
+            if not isinstance(kind, type) or not issubclass(kind, errors.HarnessError):
+                continue
+            given = {keyword.arg: keyword.value for keyword in call.keywords}
+            message = _said(call.args[0]) if call.args else None
+            for code in _codes(given.get("code"), kind.default_code):
+                messages = found.setdefault((kind.exit_code, code), {})
+                if message is not None:
+                    messages[message] = (_said(given["hint"]) if "hint" in given else None) or messages.get(message, "")
+    parts = ["# Errors\n\n", NOTE, _ERRORS_INTRODUCTION]
+    status = None
+    for (exit_code, code), messages in sorted(found.items()):
+        if exit_code != status:
+            status = exit_code
+            parts.append(f"\n## Status {status}\n\n| code | message | what to do |\n| --- | --- | --- |\n")
+        for index, (message, hint) in enumerate(sorted(messages.items()) or [("in the words of whoever refused", "")]):
+            parts.append(f"| {f'`{code}`' if not index else ''} | {_cell(message)} | {_cell(hint)} |\n")
+    return "".join(parts)
+
+
+_ERRORS_INTRODUCTION: Final = """\
+Every failure has a status for scripts ([exit codes](exit-codes.md)), a code that is finer and as stable (`errors[].code` with
+`--json`), a message, and often a hint. Here they are as they stand in the code; `…` is what a message fills in.
+"""
+
+
+def _codes(node: ast.expr | None, default: str) -> list[str]:
+    if isinstance(node, ast.IfExp):
+        return [*_codes(node.body, default), *_codes(node.orelse, default)]
+    return [(_said(node) if node is not None else None) or default]
+
+
+def _said(node: ast.expr) -> str | None:
+    """A literal text, with an ellipsis for what is filled in; ``None`` where it comes from elsewhere."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else None
+    if isinstance(node, ast.JoinedStr):
+        return re.sub(
+            "(…)+", "…", "".join((_said(part) or "…") if isinstance(part, ast.Constant) else "…" for part in node.values)
+        )
+    if isinstance(node, ast.BinOp):
+        return f"{_said(node.left) or '…'}{_said(node.right) or '…'}"
+    return None
+
+
 def _prose(kind: type) -> str:
     """A docstring as Markdown: its literals are code."""
     return re.sub(r"``([^`]+)``", r"`\1`", inspect.cleandoc(kind.__doc__ or ""))
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
 
 
 def main() -> int:
@@ -153,7 +208,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    for name, make in (("cli.md", cli_page), ("artifact.md", artifact_page)):
+    for name, make in (("cli.md", cli_page), ("artifact.md", artifact_page), ("errors.md", errors_page)):
         path, text = PAGES / name, make()
         if check and (not path.exists() or path.read_text(encoding="utf-8") != text):
             stale.append(name)
