@@ -25,9 +25,11 @@ from harness.core.facts import LoadFacts
 from harness.core.plan import BatchLimits
 from harness.core.record import Record
 from harness.engines.llama_server import LlamaServer
+from harness.errors import BusyError
 from harness.logs import parse_log
 from harness.store import Store, read_record
 from harness.units import KIB
+from harness.workflows.calibrate import Result
 from harness.workflows.observer import Silent
 from harness.workflows.session import Wishes, prepare
 from tests.support.waiting import until
@@ -252,7 +254,19 @@ def calibrate_on(
         force=True,
     )
     session = prepare(wishes, Store(folder), folder)
+    # Without a number of layers there are no dry runs, which say how a model is split and nothing of its memory.
+    known = msgspec.structs.replace(session.request.source.model, layers=None)
+    source = msgspec.structs.replace(session.request.source, model=known)
+    session = msgspec.structs.replace(session, request=msgspec.structs.replace(session.request, source=source))
     if as_ollama:
         session = msgspec.structs.replace(session, engine=OllamaBatches())
-    result = session.calibrate(Silent())
+
+    def measured() -> Result | None:
+        try:
+            return session.calibrate(Silent())
+        except BusyError:
+            return None  # somebody else measures on the same device
+
+    result = until(measured, f"{device.name} to be free", limit=600)
+    assert result is not None
     return read_record(result.record), result.calibration
