@@ -18,7 +18,7 @@ _ROW: Final = re.compile(
 )
 _PROJECTED: Final = re.compile(r"projected to use (\d{1,12}) MiB of (?:device|host) memory vs\. (\d{1,12}) MiB")
 _TARGET: Final = re.compile(r"(?:will leave -?\d{1,12} >= |free memory target of )(\d{1,12}) MiB")
-_LAYERS: Final = re.compile(r"- (?P<device>\S{1,80})[^:]{0,200}:\s*\d{1,6} layers(?: \(\s*(?P<over>\d{1,6}) overflowing\))?,")
+_LAYERS: Final = re.compile(r"- (?P<device>\S{1,80}) .{0,200}?:\s*\d{1,6} layers(?: \(\s*(?P<over>\d{1,6}) overflowing\))?,")
 
 
 def is_fit(line: str) -> bool:

@@ -277,3 +277,13 @@ def test_a_line_of_fifty_megabytes_is_one_line() -> None:
 def test_numbers_that_are_none_raise_nothing(line: str) -> None:
     parse_log(line)
     assert parse_log(line + "\n" + WINDOW)[-1].complete
+
+
+def test_overflow_is_seen_on_a_device_whose_address_has_a_colon() -> None:
+    log = (
+        "common_params_fit_impl:   - RPC0 (127.0.0.1:50525): 13 layers,    436 MiB used,  23668 MiB free\n"
+        "common_params_fit_impl:   - RPC0 (127.0.0.1:50525): 13 layers (11 overflowing),    496 MiB used,  23608 MiB free\n"
+        "load_tensors: offloaded 13/13 layers to GPU\n"
+        "load_tensors: RPC0[127.0.0.1:50525] model buffer size =   278.00 MiB\n"
+    )
+    assert [load.layers_overflowing for load in parse_log(log)] == [11]
