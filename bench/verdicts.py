@@ -62,6 +62,11 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     cards: list[Judged]
     loaded: Loaded | None = None
 
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells it from others."""
+        return self.device, self.model, self.kv_cache_type
+
     def row(self) -> str:
         """Its line of the table."""
         cards = self.cards
@@ -269,12 +274,20 @@ def main() -> int:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--devices", default="RPC0,Vulkan0")
     parser.add_argument("--only", choices=("grid", "speed"))
+    parser.add_argument("--cases", type=Path, help="a file that keeps the cases of earlier runs, and takes these")
     parser.add_argument("--print-only", action="store_true", help="do not write the page")
     options = parser.parse_args()
     missed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="harness-verdicts-") as folder:
         if options.only != "speed":
-            cases = list(grid(Path(folder), options.devices.split(","), options.models.split(","), CONTEXTS, SHARES))
+            kept = {}
+            if options.cases is not None and options.cases.exists():
+                kept = {case.key: case for case in msgspec.json.decode(options.cases.read_bytes(), type=list[Case])}
+            for case in grid(Path(folder), options.devices.split(","), options.models.split(","), CONTEXTS, SHARES):
+                kept[case.key] = case
+                if options.cases is not None:
+                    options.cases.write_bytes(msgspec.json.encode(list(kept.values())))
+            cases = sorted(kept.values(), key=lambda case: case.key)
             text = "\n".join([summary(cases), "", HEAD, *(case.row() for case in cases)])
             print(text)
             missed += failures(cases)
