@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from harness.core.calibration import Calibration
 from harness.core.facts import EngineName
@@ -27,13 +27,52 @@ if TYPE_CHECKING:
 Available = str | int | Sequence[int] | None
 
 
+class StartOptions(TypedDict, total=False):
+    """How an engine is started: the options of the command line, by their names."""
+
+    engine: Literal["auto", "ollama", "llama-server", "vllm"]
+    sandbox: Literal["auto", "docker", "process"]
+    kv_cache_type: str | None
+    flash_attention: str
+    gpus: str
+    image: str | None
+    engine_binary: str | None
+    models: str | None
+    env: dict[str, str]
+    timeout: float
+
+
+class CalibrateOptions(StartOptions, total=False):
+    """Those, and what is measured how."""
+
+    num_batch: int | None
+    num_parallel: int
+    variant: str | None
+    speed: bool
+    force: bool
+
+
+class CheckOptions(TypedDict, total=False):
+    """Arguments of :func:`check` beside the models and their context."""
+
+    num_parallel: int
+    available: Available
+    gpu: str | None
+    engine: EngineName | None
+    variant: str | None
+    kv_cache_type: str | None
+    flash_attention: Literal["enabled", "disabled"] | None
+    extrapolate: bool
+    store: str | Path | None
+
+
 def calibrate(
     model: str | None = None,
     *,
     contexts: Sequence[int] = (),
     store: str | Path | None = None,
     observer: Observer | None = None,
-    **wishes: Any,
+    **options: Unpack[CalibrateOptions],
 ) -> Result:
     """Measure a model in a clean engine, write its calibration and keep the record.
 
@@ -42,8 +81,7 @@ def calibrate(
         contexts: tokens per slot of each load; empty: three loads up to 32 768, or to the training context.
         store: the folder of calibrations and runs.
         observer: hears of the progress.
-        wishes: the other options of ``harness calibrate``, by their names (``engine``, ``gpus``, ``num_batch``, …): fields of
-            :class:`harness.workflows.session.Wishes`.
+        options: the other options of ``harness calibrate``, by their names: :class:`CalibrateOptions`.
 
     Returns:
         Paths of the artifact and of the record, and the calibration itself.
@@ -54,7 +92,7 @@ def calibrate(
     from harness.workflows.observer import Silent
     from harness.workflows.session import Wishes, prepare
 
-    session = prepare(Wishes(model=model, contexts=tuple(contexts), **wishes), _store(store), Path.cwd())
+    session = prepare(Wishes(model=model, contexts=tuple(contexts), **options), _store(store), Path.cwd())
     return session.calibrate(observer or Silent())
 
 
@@ -141,7 +179,7 @@ def check(
     )  # fmt: skip
 
 
-def require_fit(model: str, ctx: int | None = None, **options: Any) -> Judged:
+def require_fit(model: str, ctx: int | None = None, **options: Unpack[CheckOptions]) -> Judged:
     """:func:`check` for one model, as a guard: it returns what was judged, or raises.
 
     Raises:
@@ -166,7 +204,7 @@ def serve(
     wanted: Wanted | None = None,
     store: str | Path | None = None,
     observer: Observer | None = None,
-    **wishes: Any,
+    **options: Unpack[StartOptions],
 ) -> AbstractContextManager[Server]:
     """Check a model, start it clean, hold it while the ``with`` block runs, and end it.
 
@@ -181,8 +219,7 @@ def serve(
         wanted: which calibration is meant, where it matters.
         store: the folder of calibrations and runs.
         observer: hears the verdict, warnings and progress; ``None``: the logger ``harness``.
-        wishes: how the engine is started (``engine``, ``gpus``, ``image``, ``env``, …): fields of
-            :class:`harness.workflows.session.Wishes`. What is left open is taken from the calibration.
+        options: how the engine is started: :class:`StartOptions`. What is left open is taken from the calibration.
 
     Raises:
         OffloadLikelyError, UnknownVerdictError: refused. EngineError: the engine failed. UnavailableError, NotFoundError: it,
@@ -195,7 +232,7 @@ def serve(
     question = read_question(model, ctx, num_parallel)
     return lifecycle.serve(
         question,
-        Wishes(model=question.model, num_parallel=num_parallel, **wishes),
+        Wishes(model=question.model, num_parallel=num_parallel, **options),
         _store(store),
         on_offload=on_offload,
         wanted=wanted,

@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import msgspec
 import psutil
 import pytest
 
+import harness
 from harness.core.calibration import Calibration
 from harness.core.record import Gpu, Machine
 from harness.store import Store
@@ -151,6 +153,20 @@ def test_an_engine_that_ends_by_itself_is_said_and_its_log_kept(start: Start, mo
     assert process.returncode == 70
     assert json.loads(out)["errors"][0]["code"] == "engine-ended"
     assert len(leftovers(tmp_path / "store")) == 1
+
+
+def test_as_a_library_it_lasts_as_long_as_its_block(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with harness.serve(str(model), ctx=1024, gpus="none", store=tmp_path) as server:
+        assert httpx.get(f"{server.endpoint}/health", trust_env=False).json() == {"status": "ok"}
+        assert server.truth == "everything lies in host memory"
+        assert len(engines(model)) == 1
+    assert "UNCALIBRATED" in caplog.text
+    assert not engines(model)
+    with (
+        pytest.raises(harness.UnknownVerdictError),
+        harness.serve(str(model), ctx=1024, store=tmp_path, on_offload="refuse"),
+    ):
+        pytest.fail("it was started")
 
 
 @pytest.mark.requires("vulkan")
