@@ -83,10 +83,11 @@ def _trust(pair: Pair) -> list[str]:
     quality = pair.new.metadata.quality
     error = "not measured" if quality.max_error is None else f"{quality.max_error:.3%}"
     contexts = ", ".join(f"{load.context:,}" for load in quality.loads)
-    lines = [
-        f"Measured at {contexts} tokens; worst load left out: {error}. Record: `{_run(pair.new)}`, before: `{_run(pair.old)}`."
+    return [
+        f"- measured at {contexts} tokens; worst load left out: {error}",
+        f"- record `{_run(pair.new)}`, before `{_run(pair.old)}`",
+        *(f"- note: {escape(note)}" for note in quality.notes),
     ]
-    return lines + [f"Note: {escape(note)}" for note in quality.notes]
 
 
 def _run(calibration: Calibration) -> str:
