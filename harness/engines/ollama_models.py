@@ -96,11 +96,11 @@ def models_folder(text: str) -> Path | None:
         NotFoundError: there is no such folder, or no models of Ollama's in it.
     """
     path = Path(text).expanduser()
-    if not (path.is_dir() or "/" in text or text.startswith((".", "~"))):
-        return None
     for folder in (path, path / "models"):
         if (folder / "manifests").is_dir():
             return folder.resolve()
+    if "/" not in text and not text.startswith((".", "~")):
+        return None
     raise NotFoundError(
         f"{path} holds no models of Ollama's" if path.is_dir() else f"there is no folder {path}",
         hint="--models takes Ollama's own folder (~/.ollama), or the name of a Docker volume with one",
