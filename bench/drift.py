@@ -16,12 +16,14 @@ import tempfile
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 from click.testing import CliRunner
 
 from harness.cli.main import cli
 from harness.core.drift import compare
 from harness.store import read_calibration
+from harness.workflows.timing import CpuWatch
 from tests.support.gguf_file import write_gguf
 from tests.support.stand_in import FIGURES, write_stand_in
 
@@ -94,7 +96,9 @@ def upgrade(folder: Path, **changes: float) -> set[str]:
     if [reason["name"] for reason in one["reasons"]] != ["engine"]:
         raise SystemExit(f"stale for {one['reasons']}")
     (pair,) = call(folder, "diff", "before", "after")["calibrations"]
-    return {figure["name"] for figure in pair["figures"] if figure["moved"]}
+    moved = {figure["name"] for figure in pair["figures"] if figure["moved"]}
+    # The band below the window is another line of the same parts.
+    return {name for name in moved if not name.startswith("band ")} or moved
 
 
 def main() -> None:
@@ -108,7 +112,8 @@ def main() -> None:
             repeat(Path(name), options.runs)
         if options.rounds > 0:
             print("$ harness recalibrate --stale, harness diff    (a stand-in for llama-server)")
-            drill(Path(name), options.rounds)
+            with mock.patch.object(CpuWatch, "by_others", return_value=0.0):  # its speeds are set, whatever else goes on here
+                drill(Path(name), options.rounds)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,8 @@ class DepthSpeed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Performance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Speeds under the engine's own defaults; ``null`` with the reason in the notes.
 
-    ``spread`` is how far repeated timings of the decode speed lay apart, relative to their median; absent without repeats.
+    ``spread`` is how far repeated timings of the decode speed lay apart, relative to their median, or on the host what other
+    processes may have cost, if that is more; absent without repeats.
     """
 
     load_s: float | None

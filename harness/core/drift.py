@@ -313,7 +313,7 @@ def speed_spread(calibration: Calibration) -> float:
     """How far a speed may lie from the same speed in another run, relative."""
     measured = calibration.metadata.performance.spread
     if calibration.metadata.machine.target == "host":
-        return max(measured or 0.0, SPEED_SPREAD_HOST)
+        return (measured or 0.0) + SPEED_SPREAD_HOST
     return SPEED_SPREAD_UNKNOWN if measured is None else max(measured, SPEED_SPREAD)
 
 

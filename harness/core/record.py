@@ -164,7 +164,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     that stretch said when it was read; a later reader may read it again. ``idle`` is the plateau after loading,
     ``busy`` the one after a prompt. ``left_bytes`` is what the devices still held above their baseline after the model was
     unloaded (0: all came back; ``None``: not looked at). Seconds are since the start of the run; ``settle_seconds`` are
-    those spent waiting for memory to settle, and to come back.
+    those spent waiting for memory to settle, and to come back. ``cpu_by_others`` is the share of this machine's CPU time that
+    other processes took while speeds were timed.
     """
 
     request: LoadRequest
@@ -184,6 +185,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     ended: float | None = None
     left_bytes: int | None = None
     settle_seconds: float = 0.0
+    cpu_by_others: float | None = None
     request_seconds: float = 0.0
 
 

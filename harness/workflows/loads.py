@@ -20,7 +20,7 @@ from harness.meters.sampler import Sampler
 from harness.sandboxes.base import Running, Sandbox
 from harness.workflows.engine_log import await_facts, check_alive
 from harness.workflows.observer import Observer
-from harness.workflows.timing import worth_timing
+from harness.workflows.timing import CpuWatch, worth_timing
 
 if TYPE_CHECKING:
     import httpx
@@ -297,10 +297,12 @@ class Runner:
                 self.engine.load(client, source, request, self.options)
                 state.ready = self.now()
                 begin = time.monotonic()
+                cpu = CpuWatch(running.pids)
                 for prompt in worth_timing(prompts, speeds):
                     self.observer.progress("timing", len(speeds), len(prompts))
                     speeds.append(self.engine.generate(client, source, request, self.options, prompt, DECODE_TOKENS))
                 state.requested = time.monotonic() - begin
+                state.others = cpu.by_others()
         except WontFitError as error:
             outcome, reason = "wont-fit", error.message
         except EngineError as error:
@@ -356,6 +358,7 @@ class Runner:
             left_bytes=state.left,
             settle_seconds=round(state.settled, 3),
             request_seconds=round(state.requested, 3),
+            cpu_by_others=state.others,
         )
 
 
@@ -371,3 +374,4 @@ class _State:
         self.reported: Reported | None = None
         self.settled = 0.0
         self.requested = 0.0
+        self.others: float | None = None

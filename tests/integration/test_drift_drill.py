@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,14 @@ def call(folder: Path, *arguments: str) -> dict[str, Any]:
         done = CliRunner().invoke(cli, [*arguments, "--json"])
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet_machine() -> Iterator[None]:
+    """The stand-in's speeds are set, whatever else goes on here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.workflows.timing.CpuWatch.by_others", lambda _: 0.0)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +68,12 @@ def upgrade(here: Path, **changes: Any) -> set[str]:
     shown = call(here, "diff", "before", "store")
     (pair,) = shown["data"]["calibrations"]
     assert pair == one["drift"]
-    moved = {figure["name"] for figure in pair["figures"] if figure["moved"]}
+    moved = {(figure["kind"], figure["name"]) for figure in pair["figures"] if figure["moved"]}
     assert shown["exit_code"] == (6 if moved else 0)
-    return moved
+    # The band below the window is another line of the same parts.
+    found_at_top = {name for kind, name in moved if kind != "band"}
+    assert found_at_top or not moved
+    return found_at_top
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from harness.core.calibration import Calibration, Performance
 from harness.core.drift import compare, errors_of, sentences
 from harness.core.fit import fit_record
+from harness.core.performance import fit_performance
 from harness.core.record import Load, LoadRequest, Record, Speed
 from harness.units import GIB, MIB
 from tests.support import records
@@ -134,6 +135,21 @@ def test_repeated_timings_give_the_median_and_their_spread() -> None:
     assert performance.decode_tokens_per_s == 52.0
     assert performance.spread == pytest.approx(10 / 52, abs=1e-4)
     assert [depth.depth for depth in performance.depths] == [64, 1536]
+
+
+def test_a_busy_machine_widens_the_error_of_its_speeds() -> None:
+    def timed(others: float, rate: float) -> Calibration:
+        speed = Speed(prompt_tokens=64, prompt_tokens_per_s=rate, decode_tokens=48, decode_tokens_per_s=rate)
+        request = LoadRequest(context=8192, purpose="speed")
+        run = record(Load(request=request, outcome="ok", speeds=(speed, speed), cpu_by_others=others))
+        machine = msgspec.structs.replace(run.machine, target="host")
+        performance, _ = fit_performance(msgspec.structs.replace(run, machine=machine))
+        return msgspec.structs.replace(
+            BASE, metadata=msgspec.structs.replace(BASE.metadata, performance=performance, machine=machine)
+        )
+
+    assert "decode_tokens_per_s" not in names(timed(0.0, 10.0), timed(0.5, 5.0))
+    assert "decode_tokens_per_s" in names(timed(0.0, 10.0), timed(0.0, 5.0))
 
 
 def test_a_drift_says_what_it_means_for_common_cards() -> None:
