@@ -55,13 +55,14 @@ def read_catalog(path: Path | None) -> Catalog:
 
 
 def find_catalog(here: Path) -> Path | None:
-    """``models/catalog.yaml`` of the nearest parent folder, else of the checkout that this package lies in."""
+    """``models/catalog.yaml`` of the nearest parent folder, else of this checkout, else what was installed with it."""
     return _find(here, Path("models", "catalog.yaml"))
 
 
 def _find(here: Path, name: Path) -> Path | None:
-    own = Path(__file__).resolve().parent.parent
-    return next((folder / name for folder in (here, *here.parents, own) if (folder / name).is_file()), None)
+    package = Path(__file__).resolve().parent
+    places = (here, *here.parents, package.parent, package / "data")
+    return next((folder / name for folder in places if (folder / name).is_file()), None)
 
 
 def pinned_image(engine: str, here: Path) -> str | None:
