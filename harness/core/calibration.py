@@ -108,7 +108,7 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Speeds under the engine's own defaults; ``null`` with the reason in the notes.
 
     ``spread`` is how far repeated timings of the decode speed lay apart, relative to their median, or on the host what other
-    processes may have cost, if that is more; absent without repeats.
+    processes may have cost, if that is more; absent where neither is known.
     """
 
     load_s: float | None

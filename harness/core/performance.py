@@ -26,9 +26,9 @@ def fit_performance(record: Record) -> tuple[Performance, list[str]]:
     elif not timed:
         notes.append(f"speed was not measured: {speed.reason or 'no timings'}")
     depths, spread = _depths(timed)
-    if speed is not None and record.machine.target == "host" and speed.cpu_by_others is not None and spread is not None:
+    if speed is not None and record.machine.target == "host" and speed.cpu_by_others is not None:
         # What others took of the CPU, the engine might have had.
-        spread = round(max(spread, speed.cpu_by_others / max(1.0 - speed.cpu_by_others, 0.01)), 4)
+        spread = round(max(spread or 0.0, speed.cpu_by_others / max(1.0 - speed.cpu_by_others, 0.01)), 4)
     prompts = [one.prompt_tokens_per_s for one in timed if one.prompt_tokens_per_s]
     on_host = [one.decode_tokens_per_s for one in host.speeds if one.decode_tokens_per_s] if host else []
     host_decode = median(on_host) if on_host else None

@@ -141,7 +141,7 @@ def test_a_busy_machine_widens_the_error_of_its_speeds() -> None:
     def timed(others: float, rate: float) -> Calibration:
         speed = Speed(prompt_tokens=64, prompt_tokens_per_s=rate, decode_tokens=48, decode_tokens_per_s=rate)
         request = LoadRequest(context=8192, purpose="speed")
-        run = record(Load(request=request, outcome="ok", speeds=(speed, speed), cpu_by_others=others))
+        run = record(Load(request=request, outcome="ok", speeds=(speed,), cpu_by_others=others))
         machine = msgspec.structs.replace(run.machine, target="host")
         performance, _ = fit_performance(msgspec.structs.replace(run, machine=machine))
         return msgspec.structs.replace(
