@@ -35,6 +35,10 @@ _PROJECTED: Final = re.compile(r"projected to use (\d+) MiB of device memory vs.
 _PLACED: Final = re.compile(r"- \w+ \(.*:\s*(\d+) layers(?: \(\s*(\d+) overflowing\))?,\s*(\d+) MiB used")
 
 
+class DeviceGoneError(Exception):
+    """The engine finds no such device, or cannot reach it."""
+
+
 class Fitted(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine decided; MiB as it prints them. ``overflowing`` is ``None`` where it does not say."""
 
@@ -103,6 +107,8 @@ def engine_fit(device: Device, model: Path, kv_cache_type: str, context: int, ta
         if "Failed to connect" not in text:
             break
         time.sleep(0.25)
+    if "invalid device" in text:
+        raise DeviceGoneError(device.name)
     return read_fit(text)
 
 
