@@ -210,8 +210,9 @@ class Store:
     def _variants(self, engine: str, stem: str) -> list[Path]:
         folder = self.root / engine
         plain = folder / f"{stem}.yaml"
-        paths = [plain] if plain.is_file() else []
-        with suppress(OSError):
+        paths: list[Path] = []
+        with suppress(OSError):  # a name that is too long for a file is nobody's
+            paths += [plain] if plain.is_file() else []
             prefix = f"{stem}@"
             paths += sorted(
                 folder / entry.name

@@ -71,6 +71,8 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
             function(*args, output=output, **kwargs)
         except HarnessError as error:
             output.failed(error)
+        except BrokenPipeError:
+            output.closed()
 
     return wrapper
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import sys
 from importlib import import_module
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, NoReturn
 
 import click
 
 from harness import __version__
 from harness.cli.context import load_settings, wants_json
 from harness.cli.output import Output
-from harness.errors import HarnessError, UsageError
+from harness.errors import CannotWriteError, HarnessError, NotFoundError, NotPermittedError, UsageError
 
 #: Verb -> (module, one line of help). Help is here so that `harness --help` imports nothing.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -79,6 +82,7 @@ def _terminate(_number: int, _frame: Any) -> None:
 def main() -> None:
     """Run the command line and end with the contract's exit codes."""
     signal.signal(signal.SIGTERM, _terminate)
+    _open_streams()
     verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "harness")
     output = Output(verb, wants_json())
     try:
@@ -97,11 +101,49 @@ def main() -> None:
         click.echo("terminated; everything was torn down", err=True)
         _exit(143, output, "terminated")
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        output.closed()
+    except OSError as error:
+        known = _refusal(error)
+        if known is None:
+            _bug(output)
+        try:
+            output.failed(known)
+        except OSError:  # standard output itself cannot be written
+            Output(verb, as_json=False).failed(known)
+    except Exception:  # noqa: BLE001 - whatever it is, it ends as the contract says
+        _bug(output)
 
 
-def _exit(status: int, output: Output, code: str) -> None:
+def _open_streams() -> None:
+    """Standard output and error that can be written to: closed ones go nowhere, and what an encoding lacks becomes "?"."""
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _refusal(error: OSError) -> HarnessError | None:
+    """What the operating system refused, where no command said it better; ``None`` where that is no user's doing."""
+    text = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+        return NotFoundError(text)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return NotPermittedError(text)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+        return CannotWriteError(text)
+    return None
+
+
+def _bug(output: Output) -> NoReturn:
+    """Show the exception that nothing foresaw, and end with 1."""
+    import traceback
+
+    click.echo(traceback.format_exc(), err=True, nl=False)
+    output.failed(HarnessError("this is a bug in harness; the lines above say where"))
+
+
+def _exit(status: int, output: Output, code: str) -> NoReturn:
     if output.as_json:
         from harness.cli.output import envelope
 

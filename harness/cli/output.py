@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ def clean(text: str) -> str:
 
 
 def envelope(command: str, data: dict[str, Any], exit_code: int = 0, errors: tuple[dict[str, Any], ...] = ()) -> str:
-    """The one document that ``--json`` prints."""
+    """The one document that ``--json`` prints; ASCII alone, so that no locale and no file name can spoil it."""
     return json.dumps(
         {
             "version": 1,
@@ -28,7 +29,6 @@ def envelope(command: str, data: dict[str, Any], exit_code: int = 0, errors: tup
             "errors": list(errors),
         },
         indent=2,
-        ensure_ascii=False,
         allow_nan=False,
     )
 
@@ -61,6 +61,11 @@ class Output:
             if error.hint:
                 click.echo(click.style("hint: ", fg="cyan") + clean(error.hint), err=True)
         sys.exit(error.exit_code)
+
+    def closed(self) -> NoReturn:
+        """Whoever read standard output has gone (``| head``), which is no failure."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
 
     def warn(self, text: str) -> None:
         """A warning on stderr."""

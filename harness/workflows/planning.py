@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Final
@@ -137,7 +138,7 @@ def plan(
             continue
         if isinstance(chosen, str):
             if specs:
-                raise NotFoundError(chosen, hint=f"harness calibrate {question.model}", code="no-calibration")
+                raise NotFoundError(chosen, hint=f"harness calibrate {shlex.quote(question.model)}", code="no-calibration")
             warnings.append(chosen)
             continue
         warnings += chosen.warnings

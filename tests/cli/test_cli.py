@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 
 from harness.core.fit import fit_record
 from harness.store import Store, to_yaml
+from tests.support.command import Command
 from tests.support.records import load, record
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -34,6 +36,11 @@ def run(tmp_path: Path) -> Run:
         )
 
     return call
+
+
+@pytest.fixture
+def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    return Command(tmp_path, monkeypatch, capfd)
 
 
 @pytest.fixture
@@ -180,3 +187,56 @@ def test_a_damaged_calibration_does_not_hide_the_others(run: Run, store: Store) 
     done = run("list", "--json")
     assert [one["id"] for one in document(done)["data"]["calibrations"]] == ["llama-server/made-up"]
     assert "bad.yaml" in done.stderr
+
+
+LONG = "x" * 10_000
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("check", LONG, "--ctx", "8192"), 4),
+        (("show", LONG), 66),
+        (("calibrate", LONG), 66),
+        (("fit", LONG), 66),
+        (("diff", LONG, LONG), 66),
+        (("list", "--store", LONG), 66),
+    ],
+)
+def test_a_name_longer_than_any_file_s_is_nobody_s(run: Run, arguments: tuple[str, ...], status: int) -> None:
+    assert document(run(*arguments, "--json"))["exit_code"] == status
+
+
+def test_a_bug_is_one_document_too(run_here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_self: Store) -> None:
+        raise RuntimeError("never meant to happen")
+
+    monkeypatch.setattr(Store, "paths", broken)
+    done = run_here("list", "--json")
+    assert json.loads(done.stdout)["errors"][0]["code"] == "bug"
+    assert done.returncode == 1
+    assert "never meant to happen" in done.stderr
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("words", [("list",), ("list", "--json"), ("show", "made-up")])
+def test_standard_output_may_be_closed_full_or_left(tmp_path: Path, words: tuple[str, ...]) -> None:
+    call = shlex.join([sys.executable, "-m", "harness", *words, "--store", str(tmp_path / "store")])
+
+    def status(redirected: str) -> int:
+        script = f"set -o pipefail; {call} {redirected}"
+        return subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False).returncode
+
+    assert status("| true") == 0
+    assert status(">&-") == 0
+    assert status(">/dev/full") == 73
+
+
+@pytest.mark.usefixtures("store")
+def test_any_encoding_and_any_bytes_in_a_name_give_a_document(run: Run) -> None:
+    plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    assert run("show", "made-up", **plain).returncode == 0
+    answer = document(run("show", os.fsdecode(b"caf\xc3\xa9 \xff"), "--json"))
+    assert answer["errors"][0]["code"] == "no-calibration"
+    assert document(run("check", "gr\u00fcn@8192", "--json", **plain))["errors"][0]["code"] == "bad-name"
