@@ -55,8 +55,8 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     override: tuple[str, int] | None = None
 
     def contexts(self) -> list[int]:
-        """Five contexts, the last one its training length."""
-        return [*(one for one in CONTEXTS[:-2] if one < self.train_context), self.train_context // 2, self.train_context]
+        """Five contexts that no calibration loads, the last one its training length."""
+        return [*CONTEXTS[:-2], max(self.train_context // 2, 49152), self.train_context]
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
