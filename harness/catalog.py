@@ -50,7 +50,7 @@ def read_catalog(path: Path | None) -> Catalog:
         return Catalog()
     try:
         return msgspec.convert(yaml.safe_load(path.read_bytes()) or {}, Catalog)
-    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}", code="bad-catalog") from error
 
 
@@ -76,7 +76,7 @@ def pinned_image(engine: str, here: Path) -> str | None:
         return None
     try:
         return msgspec.convert(yaml.safe_load(path.read_bytes()) or {}, dict[str, str]).get(engine)
-    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}", code="bad-pins") from error
 
 

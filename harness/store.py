@@ -29,6 +29,9 @@ from harness.errors import (
 
 RUNS: Final = "runs"
 ENGINES: Final = ("ollama", "llama-server", "vllm")
+#: What nests YAML within a line. libyaml recurses in C: tens of thousands of them end the whole process.
+_NESTING: Final = re.compile(rb"[\[{]|[-?]\s")
+_DEEPEST: Final = 10_000
 _VARIANT: Final = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -112,10 +115,12 @@ def parse_calibration(text: bytes, where: str) -> Calibration:
     Raises:
         BadInputError: damaged. ConfigError: a newer schema.
     """
+    if len(_NESTING.findall(text)) > _DEEPEST:
+        raise BadInputError(f"{where} is no calibration: it is nested too deeply", code="bad-artifact")
     try:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         document = yaml.load(text, Loader=loader)  # noqa: S506 - a safe loader, in C where there is one
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise BadInputError(f"{where} is not YAML: {' '.join(str(error).split())}", code="bad-artifact") from error
     return from_document(document, where)
 

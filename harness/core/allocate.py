@@ -271,8 +271,9 @@ def _reason(calibration: Calibration, context: int, concurrency: int, sizing: Si
     if context > valid:
         return f"a context of {context} is beyond {valid}, the range of this calibration"
     sequences = f"{concurrency} sequences" if concurrency > 1 else "one sequence"
+    verb = "need" if concurrency > 1 else "needs"
     rest = card.footprint if card.by_bytes else (card.budget or 0)
     return (
-        f"{sequences} of {context} tokens need {format_size(sizing.kv_cache_bytes)} of KV cache beside {format_size(rest)} and "
-        f"a margin of {format_size(sizing.margin_bytes)}, and {format_size(card.free)} are free"
+        f"{sequences} of {context} tokens {verb} {format_size(sizing.kv_cache_bytes)} of KV cache beside {format_size(rest)} "
+        f"and a margin of {format_size(sizing.margin_bytes)}, and {format_size(card.free)} are free"
     )

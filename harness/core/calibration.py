@@ -16,6 +16,8 @@ from harness.core.record import EngineVersion, Machine, Model, Settings
 from harness.errors import BadInputError, ConfigError
 
 SCHEMA_VERSION: Final = 1
+#: No figure of an artifact comes near it (bytes of a block, tokens, GiB).
+_LARGEST: Final = 1e15
 
 Positive = Annotated[int, msgspec.Meta(gt=0)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]
@@ -146,7 +148,7 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     settings: Settings
     machine: Machine
     breakdown_gb: Breakdown
-    bands: tuple[Band, ...]
+    bands: Annotated[tuple[Band, ...], msgspec.Meta(min_length=1)]
     quality: Quality
     placement: Placement
     performance: Performance
@@ -229,9 +231,21 @@ def from_document(document: object, where: str = "artifact") -> Calibration:
             code="newer-schema",
         )
     try:
-        return msgspec.convert(document, Calibration, strict=True)
+        calibration = msgspec.convert(document, Calibration, strict=True)
     except msgspec.ValidationError as error:
         raise BadInputError(f"{where} is not a calibration: {error}", code="bad-artifact") from error
+    if not _sane(msgspec.to_builtins(calibration)):
+        raise BadInputError(f"{where} is not a calibration: a figure in it is none", code="bad-artifact")
+    return calibration
+
+
+def _sane(value: object) -> bool:
+    """Whether every number is one that can be calculated with: YAML also has infinities and NaN."""
+    if isinstance(value, dict):
+        return all(map(_sane, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_sane, value))
+    return not isinstance(value, int | float) or abs(value) < _LARGEST
 
 
 def json_schema() -> dict[str, Any]:

@@ -5,7 +5,7 @@ A record is immutable once its run has ended. Constants, predictions and verdict
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -59,7 +59,7 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked of the engine at every load; ``num_batch`` is ``None`` where each band has its own."""
 
-    num_parallel: int = 1
+    num_parallel: Annotated[int, msgspec.Meta(gt=0)] = 1
     num_batch: int | None = None
     kv_cache_type: str = "f16"
     flash_attention: str | None = None

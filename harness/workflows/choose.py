@@ -77,6 +77,8 @@ def _choose_process(engine: LlamaServer, options: Options, reasons: tuple[str, .
         if missing:
             there = ", ".join(devices) or "none"
             raise UnavailableError(f"no such device: {', '.join(missing)} (the engine sees: {there})", code="no-such-gpu")
+    if not devices and options.gpus.mode == "ids":
+        raise UnavailableError(f"no such GPU: {', '.join(options.gpus.ids)} (the engine sees none)", code="no-such-gpu")
     if not devices:
         why = "no GPU is to be used" if options.gpus.mode == "none" else "the engine sees no GPU"
         return Choice(

@@ -96,7 +96,7 @@ def load_plan(path: Path, *, here: bool) -> tuple[Cell, ...]:
         raise NotFoundError(f"no such plan: {path}", code="no-such-file") from error
     except OSError as error:
         raise BadInputError(f"{path} cannot be read: {error.strerror}", code="bad-plan") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise BadInputError(f"{path} is not YAML: {' '.join(str(error).split())}", code="bad-plan") from error
     return read_plan(document, str(path), here=here)
 

@@ -68,6 +68,12 @@ def test_a_missing_gpu_says_what_works_without_one(monkeypatch: pytest.MonkeyPat
     assert "--gpus none" in str(caught.value.hint)
 
 
+def test_a_gpu_that_was_asked_for_is_never_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.engines.llama_server.LlamaServer.devices", lambda *_: {})
+    with pytest.raises(UnavailableError, match="no such GPU: 0"):
+        choose(engine_named("llama-server"), "process", Options(gpus=GpuRequest(mode="ids", ids=("0",))))
+
+
 def test_images_are_pinned_where_the_catalog_is(tmp_path: Path) -> None:
     own = pinned_image("ollama", tmp_path)
     assert own is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from harness.core.fit import fit_record
 from harness.core.record import Machine, Settings
 from harness.engines.base import Source
 from harness.errors import BadInputError, BusyError, CannotWriteError, ConfigError, UsageError
-from harness.store import Store, read_record, schema_text, to_yaml
+from harness.store import Store, parse_calibration, read_calibration, read_record, schema_text, to_yaml
 from harness.workflows.overwrite import refuse_overwrite
 from tests.support.records import load, record
 
@@ -202,6 +203,30 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
         store.write(path, msgspec.structs.replace(calibration, id="llama-server/changed"))
     assert path.read_bytes() == before
     assert [entry.name for entry in path.parent.iterdir()] == ["made-up.yaml"]
+
+
+@pytest.mark.parametrize("deep", [b"[", b"- ", b"? ", b"{a: "])
+def test_what_would_end_the_yaml_library_is_refused_before_it(tmp_path: Path, deep: bytes) -> None:
+    (tmp_path / "deep.yaml").write_bytes(deep * 100_000)
+    with pytest.raises(BadInputError, match="nested"):
+        read_calibration(tmp_path / "deep.yaml")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "wrong"),
+    [
+        (r"base_vram_gb: [\d.]+", "base_vram_gb: .inf"),
+        (r"compute: [\d.]+", "compute: .nan"),
+        (r"total_gb: [\d.]+", "total_gb: 1.0e+300"),
+        (r"  bands:\n(  - .*\n)+", "  bands: []\n"),
+        (r"num_parallel: 1", "num_parallel: 0"),
+    ],
+)
+def test_figures_that_nothing_can_be_calculated_with_are_refused(calibration: Calibration, pattern: str, wrong: str) -> None:
+    text = re.sub(pattern, wrong, to_yaml(calibration), count=1)
+    assert wrong in text
+    with pytest.raises(BadInputError):
+        parse_calibration(text.encode(), "it")
 
 
 def test_variants_lie_beside_the_default_and_are_plain_words(store: Store, calibration: Calibration) -> None:
