@@ -153,7 +153,7 @@ def serve(
     (watch.say if judged.word == "fits" else watch.warn)(sentence(judged).removeprefix("WARNING: "))
     if context != question.context:
         watch.warn(f"context {context} instead of {question.context}")
-    session = prepare(_completed(wishes, judged, store), store, Path.cwd())
+    session = prepare(completed(wishes, judged, store), store, Path.cwd())
     for reason in session.choice.reasons:
         watch.say(reason)
     with ExitStack() as stack:
@@ -169,7 +169,7 @@ def serve(
         yield server
 
 
-def _completed(wishes: Wishes, judged: Judged, store: Store) -> Wishes:
+def completed(wishes: Wishes, judged: Judged, store: Store) -> Wishes:
     """Wishes with what the calibration knows: engine, sandbox, image, model, settings, GPUs."""
     chosen = judged.chosen
     if chosen is None:
@@ -177,7 +177,7 @@ def _completed(wishes: Wishes, judged: Judged, store: Store) -> Wishes:
     calibration = chosen.calibration
     metadata = calibration.metadata
     known: dict[str, object] = {"engine": calibration.engine, "model": _model_of(wishes, judged, store)}
-    if wishes.sandbox == "auto":
+    if wishes.sandbox == "auto" and metadata.machine.sandbox != "unknown":
         known["sandbox"] = metadata.machine.sandbox
     if wishes.image is None and metadata.machine.sandbox == "docker":
         known["image"] = metadata.engine.image

@@ -32,6 +32,7 @@ ENGINES: Final = ("ollama", "llama-server", "vllm")
 #: What nests YAML within a line. libyaml recurses in C: tens of thousands of them end the whole process.
 _NESTING: Final = re.compile(rb"[\[{]|[-?]\s")
 _DEEPEST: Final = 10_000
+_STEM: Final = re.compile(r"[A-Za-z0-9._%-]*[A-Za-z0-9_%-][A-Za-z0-9._%-]*")
 _VARIANT: Final = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -193,9 +194,10 @@ class Store:
                 raise UsageError(f"{name} is an id of {head}, not of {engine}")
         else:
             engines, stem = ([engine] if engine else list(ENGINES)), name
-        stems = dict.fromkeys(
-            (artifact_name(stem), artifact_name(Path(stem).stem)) if stem.endswith(".gguf") else (artifact_name(stem),)
-        )
+        names = (stem, Path(stem).stem) if stem.endswith(".gguf") else (stem,)
+        stems = dict.fromkeys(map(artifact_name, names))
+        if head in ENGINES and _STEM.fullmatch(stem):
+            stems = {stem: None, **stems}  # an id holds the file's name as it is
         found: dict[str, list[Path]] = {}
         for one in engines:
             for candidate in stems:

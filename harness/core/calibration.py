@@ -103,7 +103,7 @@ class DepthSpeed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Decode speed with ``depth`` tokens already in the cache."""
 
     depth: int
-    decode_tokens_per_s: float
+    decode_tokens_per_s: Annotated[float, msgspec.Meta(gt=0)]
 
 
 class Performance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -145,7 +145,8 @@ def _judged(
         reason, advice = (one.obstacle or reason), ADVICE if one.available is None else None
         train = one.calibration.metadata.model.train_context
         if question.context > one.calibration.metadata.quality.valid_to:
-            advice = f"harness calibrate {shlex.quote(question.model)} --ctx 8192,16384,{question.context}"
+            contexts = ",".join(str(question.context // part) for part in (4, 2, 1) if question.context >= part)
+            advice = f"harness calibrate {shlex.quote(question.model)} --ctx {contexts}"
             if train is not None and question.context > train:
                 advice = f"the model was trained on {train} tokens; --extrapolate answers all the same"
     return Judged(

@@ -28,6 +28,8 @@ def refuse_overwrite(path: Path, source: Source, settings: Settings, machine: Ma
         differs.append("target")
     if old.settings.num_parallel != settings.num_parallel or old.settings.env != settings.env:
         differs.append("settings")
+    if settings.num_batch is not None and old.settings.num_batch not in (None, settings.num_batch):
+        differs.append("physical batch")
     if settings.kv_cache_type not in ("auto", old.settings.kv_cache_type):
         differs.append("KV cache type")
     if settings.flash_attention is not None and settings.flash_attention != old.settings.flash_attention:

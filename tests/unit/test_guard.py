@@ -127,6 +127,13 @@ def test_a_context_beyond_the_range_is_unknown_unless_asked_for(tmp_path: Path) 
     (one,) = ask(store, "made-up@200000").models
     assert one.word == "unknown"
     assert "131072" in str(one.advice)
+    calibration = made_up()
+    quality = msgspec.structs.replace(calibration.metadata.quality, valid_to=4096)
+    store_of(
+        tmp_path, msgspec.structs.replace(calibration, metadata=msgspec.structs.replace(calibration.metadata, quality=quality))
+    )
+    (one,) = ask(store, "made-up@8192").models
+    assert one.advice == "harness calibrate made-up --ctx 2048,4096,8192"
     questions = [read_question("made-up@200000", None)]
     assert check(questions, store, MachineNow(), available=CARD, extrapolate=True).verdict == "fits"
 

@@ -13,12 +13,13 @@ from harness.core.calibration import Calibration
 from harness.core.facts import DeviceFacts
 from harness.core.verdict import judge
 from harness.errors import OffloadLikelyError, UnknownVerdictError
-from harness.lifecycle import OnOffload, decide, request_of
+from harness.lifecycle import OnOffload, completed, decide, request_of
 from harness.store import Store
 from harness.units import GIB, MIB
 from harness.workflows.guard import Judged, check
 from harness.workflows.machine import MachineNow
 from harness.workflows.selection import read_question
+from harness.workflows.session import Wishes
 from tests.support.calibrations import made_up, on_host, store_of
 from tests.support.records import facts
 from tests.support.vllm_artifacts import vllm_calibration
@@ -58,6 +59,17 @@ def test_shrinking_takes_the_largest_context_that_fits_and_no_other(tmp_path: Pa
     assert judge(made_up(), context + 256, 1, (6 * GIB,)).verdict == "offload"
     with pytest.raises(OffloadLikelyError):
         decide(judged(tmp_path, "made-up@65536", 3), "shrink")
+
+
+def test_what_others_measured_starts_in_whatever_sandbox_there_is(tmp_path: Path) -> None:
+    weights = tmp_path / "made-up.gguf"
+    weights.touch()
+    measured = made_up()
+    machine = msgspec.structs.replace(measured.metadata.machine, sandbox="unknown", meter="import")
+    imported = msgspec.structs.replace(measured, metadata=msgspec.structs.replace(measured.metadata, machine=machine))
+    for calibration, sandbox in ((measured, "process"), (imported, "auto")):
+        said = judged(tmp_path, f"{weights}@8192", 6, calibration)
+        assert completed(Wishes(model=str(weights)), said, Store(tmp_path)).sandbox == sandbox
 
 
 def test_each_engine_is_asked_for_the_load_that_was_judged(tmp_path: Path) -> None:

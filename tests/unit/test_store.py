@@ -240,6 +240,14 @@ def test_variants_lie_beside_the_default_and_are_plain_words(store: Store, calib
             store.path_of("llama-server", "made-up", word)
 
 
+@pytest.mark.parametrize("model", ["a b", "café", "library/qwen:7b", "100%"])
+def test_every_id_that_is_printed_finds_its_calibration(store: Store, calibration: Calibration, model: str) -> None:
+    calibration = msgspec.structs.replace(calibration, id=f"llama-server/{artifact_name(model)}")
+    store.write(store.path_of("llama-server", model), calibration)
+    for name in (model, calibration.id, f"llama-server/{model}"):
+        assert [found.id for _, found in store.find(name)] == [calibration.id]
+
+
 def test_the_path_of_a_gguf_finds_the_calibration_of_its_stem(store: Store, calibration: Calibration) -> None:
     store.write(store.path_of("llama-server", "made-up"), calibration)
     assert [found.id for _, found in store.find("/somewhere/made-up.gguf")] == ["llama-server/made-up"]
