@@ -114,6 +114,8 @@ def zoo(rng: random.Random) -> dict[str, Calibration]:
             plain.metadata.settings, flash_attention=attention, num_parallel=2 if name == "go" else 1
         )
         found[f"ollama-{name}"] = msgspec.structs.replace(with_metadata(changed, settings=settings), engine="ollama")
+    old = found["ollama-go"].metadata.engine
+    found["go-experts"] = msgspec.structs.replace(with_metadata(plain, placement=experts, engine=old), engine="ollama")
     found["host"] = base(target="host")
     found["pair"] = with_metadata(
         plain, machine=msgspec.structs.replace(plain.metadata.machine, gpus=(Gpu(name="one"), Gpu(name="two")))
@@ -199,7 +201,7 @@ def test_models_are_planned_together_as_check_does(browser: Any, tmp_path: Path)
     animals = {name: one for name, one in zoo(rng).items() if name != "pair"}
     shown = show(browser, tmp_path, [Entry(key=name, calibration=one) for name, one in animals.items()])
     asked: list[Any] = [
-        [[[rng.choice(list(animals)), 256 * rng.randrange(1, 540), 1] for _ in range(3)], [round(rng.uniform(4, 40) * GIB)]]
+        [[[rng.choice(list(animals)), 256 * rng.randrange(1, 540), 1] for _ in range(5)], [round(rng.uniform(4, 40) * GIB)]]
         for _ in range(60)
     ]
 

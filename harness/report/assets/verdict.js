@@ -5,7 +5,7 @@ const verdicts = (() => {
   const MIB = 2 ** 20, GIB = 2 ** 30, UNIT = 10_000, PADDING = 256;
   const FIT_TARGET = 1024 * MIB, GO_MINIMUM = 457 * MIB;
   const BATCHES = [[4096, 512], [32768, 1024], [Infinity, 2048]];
-  const HEADROOM = {2048: 60, 1024: 75}, SURCHARGE = {2048: 2 * GIB, 1024: 768 * MIB}, FULL = 80;
+  const HEADROOM = {2048: 60, 1024: 75}, SURCHARGE = {2048: 2 * GIB, 1024: 768 * MIB}, FULL = 80, MAX_LOADED = 3;
 
   // Python rounds halves to even.
   const round = value => {
@@ -55,13 +55,17 @@ const verdicts = (() => {
     return at >= 0 && version[at] < other[at];
   };
 
+  function goRunner(calibration) {
+    const {machine, engine} = calibration.metadata, version = versionOf(engine.version);
+    return machine.target !== "host" && calibration.engine === "ollama" && version !== null && before(version, [0, 30, 0]);
+  }
+
   function reserveOf(calibration) {
     const metadata = calibration.metadata;
     if (metadata.machine.target === "host") return 0;
     const recorded = metadata.placement.reserve_gb;
     const reserve = known(recorded) ? fromGib(recorded) : FIT_TARGET;
-    const version = versionOf(metadata.engine.version);
-    if (calibration.engine !== "ollama" || version === null || !before(version, [0, 30, 0])) return reserve;
+    if (!goRunner(calibration)) return reserve;
     return Math.max(GO_MINIMUM - fromGib(metadata.breakdown_gb.overhead ?? 0), 0);
   }
 
@@ -89,8 +93,9 @@ const verdicts = (() => {
     return below.length ? below.at(-1) : measured[0];
   }
 
-  function evictsOthers(calibration, context, parallel, available) {
+  function evictsOthers(calibration, context, parallel, available, loaded) {
     if (calibration.engine !== "ollama") return false;
+    if (loaded >= MAX_LOADED * Math.max(calibration.metadata.machine.gpus.length, 1)) return true;
     const batch = batchOf(calibration, context, parallel, available) ?? 0;
     const surcharge = batch >= 2048 ? SURCHARGE[2048] : batch >= 1024 ? SURCHARGE[1024] : 0;
     return estimate(calibration, context, parallel) + surcharge > Math.floor(available * FULL / 100);
@@ -103,12 +108,15 @@ const verdicts = (() => {
     if (whole === null || whole > needed.weights) whole = Math.floor(needed.weights * count / (count + 1));
     let dense = (placement.layers_gb ?? []).map(fromGib), experts = (placement.experts_gb ?? []).map(fromGib);
     if (dense.length !== count) [dense, experts] = [Array(count).fill(whole / count), []];
+    const outputLast = goRunner(calibration);
+    if (outputLast && experts.length) [dense, experts] = [dense.map((one, index) => one + experts[index]), []];
     if (experts.length !== count) experts = Array(count).fill(0);
     return {
       dense, experts,
       cache: caches(placement.layer_kinds, count, needed),
       output: Math.max(needed.weights - sum(dense) - sum(experts), 0),
       expertUse: placement.expert_use ?? 1,
+      outputLast,
       total: count + 1,
     };
   }
@@ -179,13 +187,17 @@ const verdicts = (() => {
 
   function fill(layers, compute, budget) {
     const count = layers.dense.length, total = layers.total, moe = layers.experts.some(Boolean);
-    const weights = (offloaded, overflowing) => [
-      sum(layers.dense.slice(total - offloaded)) + (offloaded ? layers.output : 0),
-      sum(layers.experts.slice(total - offloaded, total - overflowing)),
-    ];
+    const start = offloaded => total - offloaded - (layers.outputLast && offloaded < total ? 1 : 0);
+    const weights = (offloaded, overflowing) => {
+      const output = offloaded === total || (offloaded && !layers.outputLast);
+      return [
+        sum(layers.dense.slice(start(offloaded))) + (output ? layers.output : 0),
+        sum(layers.experts.slice(start(offloaded), total - overflowing)),
+      ];
+    };
     const memory = (offloaded, overflowing) => {
       const work = offloaded < total || !overflowing ? compute.split(offloaded) : compute.withoutExperts();
-      return sum(weights(offloaded, overflowing)) + sum(layers.cache.slice(total - offloaded)) + work;
+      return sum(weights(offloaded, overflowing)) + sum(layers.cache.slice(start(offloaded))) + work;
     };
     let offloaded = falsePosition(n => memory(n, moe && n ? n - 1 : 0), 0, total, budget);
     let overflowing = moe && offloaded ? offloaded - 1 : 0, extra = 0;
@@ -302,7 +314,7 @@ const verdicts = (() => {
       for (;;) {
         const rest = [Math.max(available[0] - sum(resident.map(one => taken(found[one]))), 0), ...available.slice(1)];
         verdict = judge(calibration, context, parallel, rest);
-        if (!resident.length || !evictsOthers(calibration, context, parallel, sum(rest))) break;
+        if (!resident.length || !evictsOthers(calibration, context, parallel, sum(rest), resident.length)) break;
         fates[resident.shift()] = "evicted";
       }
       found.push(verdict);
