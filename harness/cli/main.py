@@ -15,7 +15,7 @@ import click
 
 from harness import __version__
 from harness.cli.context import load_settings, wants_json
-from harness.cli.output import Output
+from harness.cli.output import Output, colour
 from harness.errors import CannotWriteError, HarnessError, NotFoundError, NotPermittedError, UsageError
 
 #: Verb -> (module, one line of help). Help is here so that `harness --help` imports nothing.
@@ -86,7 +86,7 @@ def main() -> None:
     verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "harness")
     output = Output(verb, wants_json())
     try:
-        cli.main(standalone_mode=False)
+        cli.main(standalone_mode=False, color=colour())
     except HarnessError as error:
         output.failed(error)
     except click.UsageError as error:

@@ -17,6 +17,11 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
 
 
+def colour() -> bool | None:
+    """``False`` where nobody wants colours (no-color.org, a dumb terminal); ``None``: as the stream is."""
+    return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
+
+
 def envelope(command: str, data: dict[str, Any], exit_code: int = 0, errors: tuple[dict[str, Any], ...] = ()) -> str:
     """The one document that ``--json`` prints; ASCII alone, so that no locale and no file name can spoil it."""
     return json.dumps(
@@ -56,10 +61,10 @@ class Output:
             click.echo(envelope(self.command, data or {}, error.exit_code, (one,)))
         else:
             for line in getattr(error, "tail", ()) if isinstance(error, EngineError) else ():
-                click.echo(click.style(f"  | {clean(line)}", dim=True), err=True)
-            click.echo(click.style("error: ", fg="red", bold=True) + clean(error.message), err=True)
+                click.echo(click.style(f"  | {clean(line)}", dim=True), err=True, color=colour())
+            click.echo(click.style("error: ", fg="red", bold=True) + clean(error.message), err=True, color=colour())
             if error.hint:
-                click.echo(click.style("hint: ", fg="cyan") + clean(error.hint), err=True)
+                click.echo(click.style("hint: ", fg="cyan") + clean(error.hint), err=True, color=colour())
         sys.exit(error.exit_code)
 
     def closed(self) -> NoReturn:
@@ -74,4 +79,4 @@ class Output:
 
 def warn(text: str) -> None:
     """A warning on stderr."""
-    click.echo(click.style("warning: ", fg="yellow") + clean(text), err=True)
+    click.echo(click.style("warning: ", fg="yellow") + clean(text), err=True, color=colour())

@@ -240,3 +240,23 @@ def test_any_encoding_and_any_bytes_in_a_name_give_a_document(run: Run) -> None:
     answer = document(run("show", os.fsdecode(b"caf\xc3\xa9 \xff"), "--json"))
     assert answer["errors"][0]["code"] == "no-calibration"
     assert document(run("check", "gr\u00fcn@8192", "--json", **plain))["errors"][0]["code"] == "bad-name"
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(("env", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
+@pytest.mark.parametrize("words", [("check", "made-up@8192", "--available", "24g"), ("nonsense",)])
+def test_colours_are_for_terminals_that_want_them(
+    tmp_path: Path, words: tuple[str, ...], env: dict[str, str], coloured: bool
+) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("HARNESS_") and key != "NO_COLOR"}
+    call = [sys.executable, "-m", "harness", *words]
+    own = {"TERM": "xterm", "HARNESS_STORE": str(tmp_path / "store"), **env}
+    subprocess.run(call, env={**clean, **own}, stdout=theirs, stderr=theirs, timeout=60, check=False)
+    os.close(theirs)
+    text = os.read(ours, 1 << 16)
+    os.close(ours)
+    assert text
+    assert (b"\x1b[" in text) is coloured

@@ -140,7 +140,10 @@ def test_a_calibration_of_other_settings_is_not_overwritten(store: Store, calibr
     refuse_overwrite(path, source, settings, machine, store)
     store.write(path, calibration)
     refuse_overwrite(path, source, settings, machine, store)
-    for changed in (Settings(kv_cache_type="q8_0"), Settings(num_parallel=2), Settings(env={"A": "b"})):
+    for changed in (
+        *(Settings(kv_cache_type="q8_0"), Settings(num_parallel=2), Settings(env={"A": "b"})),
+        Settings(num_batch=2048),
+    ):
         with pytest.raises(CannotWriteError) as caught:
             refuse_overwrite(path, source, changed, machine, store)
         assert caught.value.exit_code == 73
