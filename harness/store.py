@@ -32,6 +32,8 @@ ENGINES: Final = ("ollama", "llama-server", "vllm")
 #: What nests YAML within a line. libyaml recurses in C: tens of thousands of them end the whole process.
 _NESTING: Final = re.compile(rb"[\[{]|[-?]\s")
 _DEEPEST: Final = 10_000
+#: Artifacts take a few KiB.
+_LARGEST_FILE: Final = 4 << 20
 _STEM: Final = re.compile(r"[A-Za-z0-9._%-]*[A-Za-z0-9_%-][A-Za-z0-9._%-]*")
 _VARIANT: Final = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -102,7 +104,8 @@ def read_calibration(path: Path) -> Calibration:
         NotFoundError, NotPermittedError: the file. BadInputError: damaged. ConfigError: a newer schema.
     """
     try:
-        text = path.read_bytes()
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_FILE + 1)
     except FileNotFoundError as error:
         raise NotFoundError(f"no such calibration: {path}", code="no-such-file") from error
     except OSError as error:
@@ -116,6 +119,8 @@ def parse_calibration(text: bytes, where: str) -> Calibration:
     Raises:
         BadInputError: damaged. ConfigError: a newer schema.
     """
+    if len(text) > _LARGEST_FILE:
+        raise BadInputError(f"{where} is no calibration: it is larger than any", code="bad-artifact")
     if len(_NESTING.findall(text)) > _DEEPEST:
         raise BadInputError(f"{where} is no calibration: it is nested too deeply", code="bad-artifact")
     try:

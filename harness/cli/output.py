@@ -52,6 +52,8 @@ class Output:
 
     def failed(self, error: HarnessError, data: dict[str, Any] | None = None) -> NoReturn:
         """Say what went wrong, and end with its status."""
+        for line in error.tail if isinstance(error, EngineError) else ():
+            click.echo(click.style(f"  | {clean(line)}", dim=True), err=True, color=colour())
         if self.as_json:
             one = {
                 "code": error.code,
@@ -60,8 +62,6 @@ class Output:
             }
             click.echo(envelope(self.command, data or {}, error.exit_code, (one,)))
         else:
-            for line in getattr(error, "tail", ()) if isinstance(error, EngineError) else ():
-                click.echo(click.style(f"  | {clean(line)}", dim=True), err=True, color=colour())
             click.echo(click.style("error: ", fg="red", bold=True) + clean(error.message), err=True, color=colour())
             if error.hint:
                 click.echo(click.style("hint: ", fg="cyan") + clean(error.hint), err=True, color=colour())

@@ -56,6 +56,9 @@ def cli(models: tuple[str, ...], stale: bool, dry_run: bool, output: Output, **g
     engines = sorted({one.calibration.engine for one in targets if one.calibration.metadata.machine.sandbox == "docker"})
     if here.image is not None and len(engines) > 1:
         raise UsageError(f"--image is of one engine, and there are {' and '.join(engines)}", hint=f"--engine {engines[0]}")
+    for one in targets:
+        if one.imported and models:
+            output.warn(f"{one.key} was imported: harness has not measured it and cannot measure it again")
     wanted = [one for one in targets if one.answers is None and not one.imported and (one.stale or not stale)]
     if dry_run:
         if not output.as_json:

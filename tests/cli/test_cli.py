@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from harness.cli.output import Output
 from harness.core.fit import fit_record
+from harness.errors import EngineError
 from harness.store import Store, to_yaml
 from tests.support.command import Command
 from tests.support.records import load, record
@@ -260,3 +262,13 @@ def test_colours_are_for_terminals_that_want_them(
     os.close(ours)
     assert text
     assert (b"\x1b[" in text) is coloured
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_the_last_lines_of_an_engine_are_shown_beside_a_document_too(capsys: pytest.CaptureFixture[str], as_json: bool) -> None:
+    with pytest.raises(SystemExit) as end:
+        Output("calibrate", as_json).failed(EngineError("it ended", tail=("cudaMalloc\x1b[31m failed",)))
+    assert end.value.code == 70
+    out, err = capsys.readouterr()
+    assert "  | cudaMalloc\ufffd[31m failed\n" in err
+    assert bool(out) is as_json

@@ -215,6 +215,13 @@ def test_what_would_end_the_yaml_library_is_refused_before_it(tmp_path: Path, de
         read_calibration(tmp_path / "deep.yaml")
 
 
+def test_an_enormous_file_is_not_read_to_its_end(tmp_path: Path) -> None:
+    with (tmp_path / "huge.yaml").open("wb") as file:
+        file.truncate(1 << 40)  # as sparse as a file can be
+    with pytest.raises(BadInputError, match="larger"):
+        read_calibration(tmp_path / "huge.yaml")
+
+
 @pytest.mark.parametrize(
     ("pattern", "wrong"),
     [
