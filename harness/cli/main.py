@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from harness import __version__
 from harness.cli.context import load_settings, wants_json
 from harness.cli.output import Output, colour
-from harness.errors import CannotWriteError, HarnessError, NotFoundError, NotPermittedError, UsageError
+from harness.errors import CannotWriteError, ConfigError, HarnessError, NotFoundError, NotPermittedError, UsageError
 
 #: Verb -> (module, one line of help). Help is here so that `harness --help` imports nothing.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -90,6 +91,8 @@ def main() -> None:
     except HarnessError as error:
         output.failed(error)
     except click.UsageError as error:
+        if isinstance(error, click.BadParameter) and _from_the_file(error):
+            output.failed(ConfigError(f"harness.toml: {error.format_message()}"))
         hint = f"{error.ctx.command_path} --help" if error.ctx else "harness --help"
         output.failed(UsageError(error.format_message(), hint=hint))
     except click.ClickException as error:
@@ -121,6 +124,13 @@ def _open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def _from_the_file(error: click.BadParameter) -> bool:
+    """Whether it is not the command line that is wrong, but a value of harness.toml."""
+    if error.ctx is None or error.param is None or error.param.name is None:
+        return False
+    return error.ctx.get_parameter_source(error.param.name) is ParameterSource.DEFAULT_MAP
 
 
 def _refusal(error: OSError) -> HarnessError | None:

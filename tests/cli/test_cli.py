@@ -154,6 +154,10 @@ def test_an_unknown_key_of_the_configuration_is_an_error(run: Run, tmp_path: Pat
     assert document(done)["exit_code"] == 78
     (tmp_path / "harness.toml").write_text("[[[")
     assert run("list").returncode == 78
+    (tmp_path / "harness.toml").write_text('engine = "bogus"\n')
+    answer = document(run("show", "made-up", "--json"))
+    assert (answer["exit_code"], answer["errors"][0]["code"]) == (78, "bad-config")
+    assert document(run("show", "made-up", "--engine", "bogus", "--json"))["exit_code"] == 2
 
 
 def test_an_unknown_variable_is_a_warning(run: Run) -> None:
