@@ -190,7 +190,7 @@ class Store:
         """Artifacts (with their variants) that answer to a model's name or id; cheap in a store of any size.
 
         Raises:
-            UsageError: several engines have that name and none was chosen.
+            UsageError: several engines have that name and none was chosen. NotPermittedError: the store may not be read.
         """
         head, _, tail = name.partition("/")
         if head in ENGINES and tail:
@@ -223,7 +223,7 @@ class Store:
         folder = self.root / engine
         plain = folder / f"{stem}.yaml"
         paths: list[Path] = []
-        with suppress(OSError):  # a name that is too long for a file is nobody's
+        try:
             paths += [plain] if plain.is_file() else []
             prefix = f"{stem}@"
             paths += sorted(
@@ -231,6 +231,10 @@ class Store:
                 for entry in os.scandir(folder)
                 if entry.name.startswith(prefix) and entry.name.endswith(".yaml")
             )
+        except PermissionError as error:
+            raise NotPermittedError(f"{folder} cannot be read: {error.strerror}") from error
+        except OSError:
+            pass  # no folder; or a name that is too long for a file, which is nobody's
         return paths
 
     def write(self, path: Path, calibration: Calibration) -> None:

@@ -12,7 +12,7 @@ import msgspec
 import yaml
 
 from harness.core.sweep import Cell, read_plan
-from harness.errors import BadInputError, HarnessError, NotFoundError
+from harness.errors import BadInputError, HarnessError, NotFoundError, NotPermittedError
 from harness.store import Store, write_atomically
 from harness.workflows.observer import Observer
 from harness.workflows.session import Wishes, prepare
@@ -88,12 +88,14 @@ def load_plan(path: Path, *, here: bool) -> tuple[Cell, ...]:
     """The cells of a plan file.
 
     Raises:
-        NotFoundError: no such file. BadInputError: not YAML, or no plan.
+        NotFoundError: no such file. NotPermittedError: it may not be read. BadInputError: not YAML, or no plan.
     """
     try:
         document = yaml.safe_load(path.read_bytes())
     except FileNotFoundError as error:
         raise NotFoundError(f"no such plan: {path}", code="no-such-file") from error
+    except PermissionError as error:
+        raise NotPermittedError(f"{path} cannot be read: {error.strerror}") from error
     except OSError as error:
         raise BadInputError(f"{path} cannot be read: {error.strerror}", code="bad-plan") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

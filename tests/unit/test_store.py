@@ -17,7 +17,7 @@ from harness.core.calibration import Calibration, artifact_name, from_document, 
 from harness.core.fit import fit_record
 from harness.core.record import Machine, Settings
 from harness.engines.base import Source
-from harness.errors import BadInputError, BusyError, CannotWriteError, ConfigError, UsageError
+from harness.errors import BadInputError, BusyError, CannotWriteError, ConfigError, NotPermittedError, UsageError
 from harness.store import Store, parse_calibration, read_calibration, read_record, schema_text, to_yaml
 from harness.workflows.overwrite import refuse_overwrite
 from tests.support.records import load, record
@@ -248,6 +248,17 @@ def test_variants_lie_beside_the_default_and_are_plain_words(store: Store, calib
     for word in ("", "a/b", "../x", "a b", "ü"):
         with pytest.raises(UsageError):
             store.path_of("llama-server", "made-up", word)
+
+
+def test_a_store_that_may_not_be_read_is_not_an_empty_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store.find("made-up") == []
+
+    def forbidden(_folder: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(NotPermittedError):
+        store.find("made-up")
 
 
 @pytest.mark.parametrize("model", ["a b", "café", "library/qwen:7b", "100%"])
