@@ -172,7 +172,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Outcome
     reason: str | None = None
     log: str | None = None
-    log_start: int = 0
+    log_start: Annotated[int, msgspec.Meta(ge=0)] = 0
     log_end: int | None = None
     facts: LoadFacts | None = None
     idle: Plateau | None = None

@@ -25,7 +25,7 @@ def reread(path: Path) -> Record:
     folder = path if path.is_dir() else path.parent
     loads = []
     for load in record.loads:
-        log = folder / load.log if load.log else None
+        log = folder / Path(load.log).name if load.log else None  # of this run, whatever a record of others names
         if log is not None and log.is_file():
             load = msgspec.structs.replace(load, facts=read_facts(log, load.log_start, load.log_end))
         loads.append(load)

@@ -16,6 +16,7 @@ from harness.store import Store
 from harness.workflows.machine import GpuNow, MachineNow
 
 _CONTEXT: Final = re.compile(r"[+-]?\d+", re.ASCII)
+_LIKE_A_CONTEXT: Final = re.compile(r"[+-]?\d[\d.,_]*[km]|\d+(?:[,_]\d{3})+", re.ASCII | re.IGNORECASE)
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{6,64}")
 _MOST: Final = 1 << 31
 
@@ -72,6 +73,8 @@ def read_question(spec: str, context: int | None, num_parallel: int = 1) -> Ques
             if not _DIGEST.fullmatch(tail):
                 raise UsageError(f"{spec}: a digest is sha256: and 6 to 64 hexadecimal digits")
             digest = tail
+        elif _LIKE_A_CONTEXT.fullmatch(tail):
+            raise UsageError(f"{spec}: a context is a whole number of tokens, as in {head}@8192", code="bad-context")
         else:
             break
         name = head

@@ -276,3 +276,18 @@ def test_the_last_lines_of_an_engine_are_shown_beside_a_document_too(capsys: pyt
     out, err = capsys.readouterr()
     assert "  | cudaMalloc\ufffd[31m failed\n" in err
     assert bool(out) is as_json
+
+
+@pytest.mark.usefixtures("store")
+def test_a_record_of_others_reads_no_files_but_its_own(run: Run, store: Store, tmp_path: Path) -> None:
+    (path,) = [folder / "record.json" for folder in store.runs()]
+    other = Path(__file__).parents[1] / "golden/llama-server/b10434/host-8192.log"
+    made = json.loads(path.read_text())
+    made["loads"][0] |= {"log": os.path.relpath(other, path.parent), "log_start": 0}
+    path.write_text(json.dumps(made))
+    before = store.path_of("llama-server", "made-up").read_bytes()
+    assert run("fit", str(path), "-o", str(tmp_path / "again.yaml")).returncode == 0
+    assert (tmp_path / "again.yaml").read_bytes() == before
+    made["loads"][0] |= {"log": "engine-0.log", "log_start": -5}
+    path.write_text(json.dumps(made))
+    assert document(run("fit", str(path), "--json"))["exit_code"] == 65

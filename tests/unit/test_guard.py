@@ -61,7 +61,9 @@ def test_digits_after_the_model_are_a_context_and_sha256_a_digest(spec: str, que
     assert read_question(spec, 8192) == question
 
 
-@pytest.mark.parametrize("spec", ["m@0", "m@-1", "m@99999999999999999999999", "@8192", "m@sha256:xyz", "m\x1b@1", ""])
+@pytest.mark.parametrize(
+    "spec", ["m@0", "m@-1", "m@8k", "m@8,192", "m@99999999999999999999999", "@8192", "m@sha256:xyz", "m\x1b@1", ""]
+)
 def test_what_is_no_model_or_no_context_is_a_usage_error(spec: str) -> None:
     with pytest.raises(UsageError):
         read_question(spec, 8192)
