@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from harness.cli.context import command
+from harness.cli.drift_words import effects_of, headline, percent, show, status_of
 from harness.cli.output import Output, clean
-from harness.core.drift import Change, Drift, Figure, sentence, sentences
+from harness.core.drift import Drift, sentence
 
 if TYPE_CHECKING:
     from harness.workflows.drift import Pair
@@ -52,15 +53,6 @@ def cli(old: str, new: str, markdown: bool, output: Output) -> None:
     output.done({"drifted": moved, "calibrations": [pair_json(pair) for pair in found]}, DRIFTED if moved else 0)
 
 
-def status_of(pair: Pair) -> str:
-    """``added``, ``removed``, ``moved``, ``same`` (measured again, nothing moved) or ``untouched`` (the same measurement)."""
-    if pair.drift is None:
-        return "added" if pair.old is None else "removed"
-    if pair.old == pair.new:
-        return "untouched"
-    return "moved" if pair.drift.moved else "same"
-
-
 def pair_json(pair: Pair) -> dict[str, Any]:
     """One calibration of ``diff --json``: every figure with its tolerance, in the figure's own unit."""
     drift = pair.drift or Drift(figures=(), changes=())
@@ -92,37 +84,6 @@ def pair_json(pair: Pair) -> dict[str, Any]:
             for effect in drift.effects
         ],
     }
-
-
-def show(value: object, digits: int = 6) -> str:
-    """A figure as the artifact has it; digests are cut to what tells them apart."""
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.{digits}f}".rstrip("0").rstrip(".") or "0"
-    if isinstance(value, int):
-        return f"{value:,}"
-    text = clean(str(value))
-    return f"{text[:19]}…" if text.startswith("sha256:") else text
-
-
-def percent(figure: Figure) -> str:
-    """How far a figure moved, of what it was."""
-    if not isinstance(figure.old, int | float) or not isinstance(figure.new, int | float) or not figure.old:
-        return ""
-    return f"{100 * (figure.new / figure.old - 1):+.1f} %"
-
-
-def headline(changes: tuple[Change, ...]) -> list[str]:
-    """Versions and machines that differ, one line each."""
-    return [f"{change.name}: {show(change.old)} → {show(change.new)}" for change in changes]
-
-
-def effects_of(pair: Pair) -> list[str]:
-    """What a drift means, one line each."""
-    if pair.drift is None or pair.new is None:
-        return []
-    return sentences(pair.drift.effects, pair.new.metadata.machine.target)
 
 
 def show_pairs(found: list[Pair]) -> None:

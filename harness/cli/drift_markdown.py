@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from harness.cli.diff import effects_of, percent, show, status_of
+from harness.cli.drift_words import effects_of, percent, show, status_of
 from harness.cli.output import clean
 
 if TYPE_CHECKING:

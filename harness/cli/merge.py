@@ -25,7 +25,7 @@ def cli(sources: tuple[str, ...], newer: bool, store: str | None, output: Output
     Calibrations of another GPU or other settings become variants. Of two that ought to agree, the newer one stays
     where they do; where they do not, the one here stays, the difference is shown, and the status is 73.
     """
-    from harness.cli.diff import percent, show
+    from harness.cli.drift_words import percent, show
     from harness.workflows.merge import merge
 
     found = list(merge(store_at(store), [Path(source) for source in sources], newer=newer))

@@ -115,7 +115,7 @@ def _pair(outcome: Outcome) -> Any:
 
 
 def _survey(targets: list[Target], only_stale: bool) -> None:
-    from harness.cli.diff import show
+    from harness.cli.drift_words import show
 
     for target in targets:
         word, colour = ("stale", "yellow") if target.stale else ("as measured", "green")

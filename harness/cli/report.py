@@ -42,7 +42,7 @@ def cli(target: str, against: str | None, store: str | None, output: Output) -> 
 
 
 def _words(pair: Pair) -> tuple[str, tuple[str, ...]]:
-    from harness.cli.diff import effects_of, headline, percent, show, status_of
+    from harness.cli.drift_words import effects_of, headline, percent, show, status_of
 
     if pair.drift is None:
         return status_of(pair), ()

@@ -13,8 +13,8 @@ from typing import Final, Literal
 import msgspec
 
 from harness.core.calibration import Band, Calibration
-from harness.core.fit import OVERHEAD_SPREAD, OVERHEAD_SPREAD_SHARE
 from harness.core.performance import SAME_DEPTH
+from harness.core.points import allowed_spread
 from harness.core.predict import predict
 from harness.core.rules import version_of
 from harness.core.verdict import largest_context
@@ -130,7 +130,7 @@ def errors_of(calibration: Calibration) -> Errors:
     if machine.meter == "log":
         overhead = 0.0
     elif quality.overhead_spread_gb is None:
-        overhead = max(OVERHEAD_SPREAD, OVERHEAD_SPREAD_SHARE * largest)
+        overhead = allowed_spread(largest)
     else:
         overhead = max(quality.overhead_spread_gb * GIB, step)
     return Errors(

@@ -33,16 +33,13 @@ from harness.core.calibration import (
 )
 from harness.core.performance import fit_performance, fit_placement
 from harness.core.plan import slot_limits
-from harness.core.points import Point, points_of
+from harness.core.points import Point, allowed_spread, points_of
 from harness.core.record import Record, Settings
 from harness.errors import UntrustedError
 from harness.units import MIB, TOKENS_PER_UNIT, gib
 
 #: Largest relative error of a left-out load before a run is refused.
 MAX_ERROR: Final = 0.01
-#: The overhead of all loads must agree to this, or to 0.5 % of the memory measured, whichever is larger.
-OVERHEAD_SPREAD: Final = 8 * MIB
-OVERHEAD_SPREAD_SHARE: Final = 0.005
 #: Architectures whose caches hold latents (MLA). Without flash attention, a copy of the values (1 KiB a token) hides below the
 #: batch's activations up to some context, which depends on the batch, and comes on top from there (llama.cpp b10434).
 LATENT_ATTENTION: Final = frozenset({"deepseek2"})
@@ -63,7 +60,7 @@ def check_overhead(points: Sequence[Point]) -> None:
     spread = overhead_spread(points)
     if spread is None:
         return
-    allowed = max(OVERHEAD_SPREAD, OVERHEAD_SPREAD_SHARE * max(point.total for point in points))
+    allowed = allowed_spread(max(point.total for point in points))
     if spread > allowed:
         raise UntrustedError(
             f"what the meter saw beyond the log differs between loads by {spread / MIB:.1f} MiB "

@@ -24,8 +24,8 @@ from harness.core.calibration import (
     Quality,
 )
 from harness.core.facts import VllmFacts, WorkerFacts
-from harness.core.fit import OVERHEAD_SPREAD, OVERHEAD_SPREAD_SHARE
 from harness.core.performance import fit_performance, fit_placement
+from harness.core.points import allowed_spread
 from harness.core.record import Load, Record, VllmSettings
 from harness.core.vllm import GRAPHS_IN_BUDGET, at_least
 from harness.errors import UntrustedError
@@ -315,7 +315,7 @@ def _on_host(part: _Part, beside: Sequence[float], spread: float | None, starts:
         UntrustedError: what they take beside the cache differs between starts.
     """
     largest = max(load.total_bytes or 0 for start in starts if (load := start.load.idle) is not None)
-    allowed = max(OVERHEAD_SPREAD, OVERHEAD_SPREAD_SHARE * largest)
+    allowed = allowed_spread(largest)
     if spread is not None and spread > allowed:
         raise UntrustedError(
             f"what the engine takes beside its KV cache differs between starts by {format_size(spread)} (allowed: "

@@ -21,6 +21,10 @@ _ALL_PARTS: Final = (
 )  # fmt: skip
 
 
+_SPREAD: Final = 8 * MIB
+_SPREAD_SHARE: Final = 0.005
+
+
 class Point(msgspec.Struct, frozen=True, kw_only=True):
     """One load that lay completely on the target; bytes on the target only.
 
@@ -50,6 +54,11 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     def below_window(self) -> bool:
         """Whether the window cache was not yet at its full size, so that it, too, grows with the context."""
         return self.window_cells is not None and self.window_cells >= self.context
+
+
+def allowed_spread(total: float) -> float:
+    """How far the overhead of a run's loads may differ: 8 MiB, or 0.5 % of the most that was measured (bytes)."""
+    return max(_SPREAD, _SPREAD_SHARE * total)
 
 
 def spill_reason(facts: LoadFacts, target: Target) -> str | None:
