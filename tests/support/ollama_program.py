@@ -216,6 +216,13 @@ class Runner:
             process.wait()
 
 
+def end(*_: object) -> None:
+    """As Ollama does: the runner goes with its server."""
+    if Runner.current is not None:
+        Runner.current.close()
+    os._exit(0)
+
+
 def misbehave(at: int) -> None:
     """What ``STANDIN_FAULT`` wants of this load."""
     if str(at) != FAULT_AT:
@@ -503,7 +510,7 @@ def serve() -> None:
     slog("server config", env=f"map[{settings}]")
     misbehave(0)
     (MODELS / "blobs").mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, end)
     server = ThreadingHTTPServer((host, int(port)), Api)
     slog(f"Listening on [::]:{port} (version {VERSION})")
     server.serve_forever()
