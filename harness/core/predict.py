@@ -127,5 +127,6 @@ def decode_at_depth(calibration: Calibration, depth: int) -> float | None:
     if last.depth == first.depth:
         return None
     near, far = 1 / first.decode_tokens_per_s, 1 / last.decode_tokens_per_s
-    seconds = near + (far - near) * (depth - first.depth) / (last.depth - first.depth)
+    slower = max(far - near, 0.0)  # a busy machine can time the deeper one as the faster; no cache makes it so
+    seconds = near + slower * (depth - first.depth) / (last.depth - first.depth)
     return round(1 / max(seconds, near / 2), 2)

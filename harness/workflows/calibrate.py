@@ -220,7 +220,8 @@ class Run:
             loads = plan(self.engine, self.request, self.store, self.options, self.record.engine.version).loads
             self.steps = len(loads) + (2 if self.request.speed else 0) + 1
             self._measure(loads)
-            self.observer.phase("dry runs", len(loads), self.steps)
+            if self.record.machine.target == "gpu" and self.engine.name == "llama-server":
+                self.observer.phase("dry runs", len(loads), self.steps)
             measure_splits(self.runner, self.request.source, self.record, self._add)
             if self.request.speed:
                 self._speed()
