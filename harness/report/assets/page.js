@@ -50,9 +50,9 @@
     const whole = {
       font: {family: "system-ui, sans-serif", size: 13, color: colour("--text")},
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      margin: {l: 60, r: 16, t: 12, b: 48}, hovermode: "x unified",
+      margin: {l: 60, r: 16, t: 12, b: 96}, hovermode: "x unified",
       hoverlabel: {bgcolor: colour("--card"), bordercolor: colour("--line"), font: {color: colour("--text")}},
-      legend: {orientation: "h", y: -0.22}, ...layout,
+      legend: {orientation: "h", yref: "container", y: 0, yanchor: "bottom"}, ...layout,
     };
     for (const key of Object.keys(whole).filter(name => /^[xy]axis\d*$/.test(name))) whole[key] = {...axis, ...whole[key]};
     for (const shape of whole.shapes ?? []) shape.line = {...shape.line, color: colour("--muted")};
@@ -218,9 +218,12 @@
 
   function planner() {
     const rows = [], choices = data.calibrations.filter(entry => entry.document.engine !== "vllm");
-    const card = element("select", {id: "card", onchange: () => { free.value = card.value; update(); }},
-      ...CARDS.map(one => element("option", {value: one, selected: one === 24}, `${one} GiB card`)));
-    const free = element("input", {id: "free", type: "number", min: 0, step: "any", value: 24, oninput: () => update()});
+    const card = element("select", {id: "card", onchange: () => { free.value = card.value || free.value; update(); }},
+      element("option", {value: ""}, "another"), ...CARDS.map(one => element("option", {value: one, selected: one === 24}, `${one} GiB`)));
+    const free = element("input", {id: "free", type: "number", min: 0, step: "any", value: 24, oninput: () => {
+      card.value = CARDS.includes(Number(free.value)) ? Number(free.value) : "";
+      update();
+    }});
     const body = element("tbody"), together = element("p", {id: "together", role: "status", "aria-live": "polite"});
     const pick = element("select", {id: "pick"}, ...choices.map(entry => element("option", {value: entry.key}, entry.key)));
     const add = element("button", {type: "button", id: "add", onclick: () => { addRow(entryOf(pick.value)); update(); }}, "Add");
