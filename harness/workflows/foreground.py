@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -14,6 +15,8 @@ from typing import Final
 from harness.errors import EngineError, NotFoundError, NotPermittedError
 from harness.workflows.observer import Observer
 
+#: linux/prctl.h
+_PR_SET_PDEATHSIG: Final = 1
 #: How often a running command and the engine behind it are looked at, seconds.
 _TICK: Final = 0.2
 #: How long a command may take to end after SIGTERM, seconds.
@@ -45,7 +48,8 @@ def run_command(
     ``check_engine`` raises an EngineError where the engine behind it has ended: that is said, once, and the command goes on.
 
     The command has our terminal and process group, so Ctrl-C reaches it from there, and we wait for what it makes of it. A
-    SIGINT that came to us alone is passed on. Whatever else ends us ends the command first.
+    SIGINT that came to us alone is passed on. Whatever else ends us ends the command first; should we be killed, the kernel
+    ends it (SIGTERM).
 
     Raises:
         NotPermittedError: it cannot be run.
@@ -53,7 +57,7 @@ def run_command(
     interrupts: list[int] = []
     with _sigint(lambda number, _frame: interrupts.append(number)):
         try:
-            command = subprocess.Popen(argv, env={**os.environ, **env}, stdout=stdout)
+            command = subprocess.Popen(argv, env={**os.environ, **env}, stdout=stdout, preexec_fn=_dies_with(os.getpid()))
         except OSError as error:
             raise NotPermittedError(f"{argv[0]!r} cannot be run: {error.strerror}") from error
         try:
@@ -61,6 +65,20 @@ def run_command(
         except BaseException:
             _end(command)
             raise
+
+
+def _dies_with(parent: int) -> Callable[[], None] | None:
+    """What the forked child does before it becomes the command; nothing outside the main thread, whose end would count."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    libc = ctypes.CDLL(None)
+
+    def bind() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(128 + signal.SIGTERM)
+
+    return bind
 
 
 def _wait(command: subprocess.Popen[bytes], check_engine: Callable[[], None], interrupts: list[int], observer: Observer) -> int:

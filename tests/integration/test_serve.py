@@ -116,16 +116,19 @@ def test_what_would_spill_is_made_smaller_where_that_was_asked_for(start: Start,
     assert "instead of 32768" in err
 
 
-def test_an_interrupt_ends_the_command_and_the_engine(start: Start, model: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_what_ends_serve_ends_the_command_and_the_engine(
+    start: Start, model: Path, number: signal.Signals, status: int
+) -> None:
     wait = "import os, signal; print(os.getpid(), flush=True); signal.pause()"
     process = start("--ctx", "1024", "--gpus", "none", "--", sys.executable, "-c", wait)
     assert process.stdout is not None
     command = int(process.stdout.readline())
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert not alive(command)
-    assert not engines(model)
+    assert process.returncode == status
+    until(lambda: not alive(command), "the command's end")
+    until(lambda: not engines(model), "the engine's end")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
