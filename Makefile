@@ -47,8 +47,6 @@ type: setup ## Check the types (mypy, strict)
 bench: setup ## Measure the figures that the documentation quotes
 	@set -f; exec $(PYTHON) scripts/bench.py $$COMMAND_ARGS
 
-LOCK := uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-emit-index-url
-
 bench-faults: setup ## Kill harness a hundred times, count lost log lines, time the sampler (ARGS="--sandbox docker")
 	@set -f; $(PYTHON) -m bench.sampler_cost && $(PYTHON) -m bench.log_burst $$COMMAND_ARGS && exec $(PYTHON) -m bench.kill9 $$COMMAND_ARGS
 
@@ -60,11 +58,14 @@ bench-accuracy: setup ## Compare predictions with real loads of six models (30 m
 
 bench-verdicts: setup ## Compare verdicts with what llama-server then does (30 minutes); writes docs/explanation/verdicts.md
 	@set -f; exec $(PYTHON) -m bench.verdicts $$COMMAND_ARGS
+
 docs: setup ## Build the documentation into build/docs (needs requirements-ci.lock)
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
 
 reference: setup ## Write the reference pages that follow from the code
 	$(PYTHON) scripts/reference.py
+
+LOCK := uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-emit-index-url
 
 lock: ## Resolve pyproject.toml anew into the two lock files (needs uv)
 	$(LOCK) --extra embedded --extra report --group dev --upgrade pyproject.toml --output-file requirements.lock
