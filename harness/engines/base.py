@@ -40,6 +40,16 @@ _NO_MEMORY: Final = (
 )
 
 
+def answers_ok(client: httpx.Client, path: str) -> bool:
+    """Whether ``GET path`` answers 200 within two seconds; no connection, or none yet, is a no."""
+    import httpx
+
+    try:
+        return client.get(path, timeout=2.0).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
+
+
 def could_not_allocate(text: str) -> bool:
     """Whether an engine's words say that a load did not fit."""
     return any(sign in text for sign in _NO_MEMORY)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from harness.core.plan import DEFAULT_BATCH, BatchLimits
 from harness.core.record import EngineVersion, LoadRequest, Speed
 from harness.engines import gguf
-from harness.engines.base import NO_ANSWER, Options, Progress, Source
+from harness.engines.base import NO_ANSWER, Options, Progress, Source, answers_ok
 from harness.errors import EngineError, NotFoundError, NotPermittedError, UnavailableError
 from harness.sandboxes.base import GpuRequest, Launch, Site
 from harness.units import MIB
@@ -198,12 +198,7 @@ class LlamaServer:
 
     def ready(self, client: httpx.Client) -> bool:
         """``/health`` answers 503 while loading and 200 when the model is resident."""
-        import httpx
-
-        try:
-            return client.get("/health", timeout=2.0).status_code == httpx.codes.OK
-        except httpx.HTTPError:
-            return False
+        return answers_ok(client, "/health")
 
     def prepare(self, client: httpx.Client, source: Source, options: Options, progress: Progress) -> Source:
         """Nothing: the file is loaded at start."""

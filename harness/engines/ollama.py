@@ -17,7 +17,7 @@ import msgspec
 from harness.core.plan import DEFAULT_BATCH, BatchLimits
 from harness.core.record import EngineVersion, LoadRequest, Model, Reported, Speed
 from harness.engines import gguf
-from harness.engines.base import Options, Progress, Source
+from harness.engines.base import Options, Progress, Source, answers_ok
 from harness.engines.ollama_api import connected
 from harness.engines.ollama_models import check_digest, described, manifest, models_folder, present, split_name
 from harness.errors import EngineError, NotFoundError
@@ -138,12 +138,7 @@ class Ollama:
 
     def ready(self, client: httpx.Client) -> bool:
         """``GET /api/version`` answers as soon as the server listens."""
-        import httpx
-
-        try:
-            return client.get("/api/version", timeout=2.0).status_code == httpx.codes.OK
-        except httpx.HTTPError:
-            return False
+        return answers_ok(client, "/api/version")
 
     def prepare(self, client: httpx.Client, source: Source, options: Options, progress: Progress) -> Source:
         """Pull the model, or create it of a GGUF, where it is not there; then ask the server what it is."""

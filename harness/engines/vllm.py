@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from harness.core.facts import LoadFacts
 from harness.core.plan import BatchLimits
 from harness.core.record import EngineVersion, LoadRequest, Model, Reported, Speed, VllmSettings
-from harness.engines.base import NO_ANSWER, Options, Progress, Source
+from harness.engines.base import NO_ANSWER, Options, Progress, Source, answers_ok
 from harness.engines.safetensors import tensor_bytes
 from harness.errors import EngineError, HarnessError, NotFoundError, NotPermittedError, UsageError, WontFitError
 from harness.sandboxes.base import Launch, Mount, Site
@@ -149,12 +149,7 @@ class Vllm:
 
     def ready(self, client: httpx.Client) -> bool:
         """``GET /health``: nothing listens before the engine is initialised; 503 means that it has died."""
-        import httpx
-
-        try:
-            return client.get("/health", timeout=2.0).status_code == httpx.codes.OK
-        except httpx.HTTPError:
-            return False
+        return answers_ok(client, "/health")
 
     def prepare(self, client: httpx.Client, source: Source, options: Options, progress: Progress) -> Source:
         """Nothing: the model is loaded at start."""

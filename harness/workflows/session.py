@@ -60,7 +60,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
     def calibrate(self, observer: Observer, hook: StageHook = no_hook) -> workflow.Result:
         """Do it, with a sandbox and a meter of its own."""
-        self.plan()
+        self.plan()  # a context that is refused is refused before a file is hashed
         with ExitStack() as stack:
             stack.enter_context(hold(lock_names(self.choice)))
             sandbox = open_sandbox(self.choice, stack, observer)
