@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from harness.sandboxes.locks import hold
+from tests.support.background import environment
 from tests.support.gguf_file import write_gguf
-
-CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -26,11 +25,10 @@ def binary(tmp_path: Path) -> Path:
 
 
 def calibrate(here: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("HARNESS_")}
     done = subprocess.run(
         [sys.executable, "-c", "from harness.cli.main import main; main()", "calibrate", *arguments, "--json"],
         cwd=here,
-        env={**clean, "HARNESS_STORE": str(here / "store"), "PYTHONPATH": str(CHECKOUT), "PYTHONSAFEPATH": "1"},
+        env=environment(here, PYTHONSAFEPATH="1"),
         capture_output=True,
         text=True,
         timeout=60,

@@ -17,6 +17,7 @@ from harness.cli.output import Output
 from harness.core.fit import fit_record
 from harness.errors import EngineError
 from harness.store import Store, to_yaml
+from tests.support.background import environment
 from tests.support.command import Command
 from tests.support.records import load, record
 
@@ -26,11 +27,10 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     def call(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("HARNESS_")}
         return subprocess.run(
             [sys.executable, "-m", "harness", *arguments],
             cwd=tmp_path,
-            env={**clean, "HARNESS_STORE": str(tmp_path / "store"), "PYTHONPATH": str(Path(__file__).parents[2]), **env},
+            env=environment(tmp_path, **env),
             capture_output=True,
             text=True,
             timeout=60,

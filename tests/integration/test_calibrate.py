@@ -3,66 +3,37 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from harness.units import GIB
+from tests.support.background import Start, background, engines_of
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.requires("embedded")
 KV_PER_TOKEN = 3 * 1024  # gemma3-270m: 3 full-attention layers of 18, one KV head of 256 + 256 values, two bytes each
 
-Start = Callable[..., subprocess.Popen[str]]
-
 
 @pytest.fixture
 def start(tmp_path: Path, gemma_gguf: Path) -> Iterator[Start]:
     """Start ``harness calibrate`` on the real weights, in the background."""
-    started: list[subprocess.Popen[str]] = []
+    with background(tmp_path) as start:
 
-    def begin(*arguments: str, model: str = str(gemma_gguf), **env: str) -> subprocess.Popen[str]:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("HARNESS_")}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "harness", "calibrate", model, "--engine", "llama-server", *arguments],
-            cwd=tmp_path,
-            env={**clean, "HARNESS_STORE": str(tmp_path / "store"), "PYTHONPATH": str(Path(__file__).parents[2]), **env},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        return process
+        def begin(*arguments: str, model: str = str(gemma_gguf), **env: str) -> subprocess.Popen[str]:
+            return start("calibrate", model, "--engine", "llama-server", *arguments, **env)
 
-    yield begin
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        yield begin
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
     out, err = process.communicate(timeout=300)
     return json.loads(out), err
-
-
-def engines(of: Path) -> list[psutil.Process]:
-    """Engine processes whose command line names this run's folder of models."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.name() == "llama-server" and str(of) in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def test_host_memory_is_measured_and_fit_gives_the_same_bytes(start: Start, gemma_gguf: Path, tmp_path: Path) -> None:
@@ -86,7 +57,7 @@ def test_host_memory_is_measured_and_fit_gives_the_same_bytes(start: Start, gemm
     )
     assert done.returncode == 0
     assert again.read_bytes() == artifact.read_bytes()
-    assert not engines(gemma_gguf)
+    assert not engines_of(gemma_gguf)
 
 
 def test_a_prediction_meets_a_context_never_loaded(start: Start) -> None:
@@ -119,11 +90,11 @@ def test_whatever_ends_harness_ends_the_engine_and_keeps_the_record(
 ) -> None:
     process = start("--gpus", "none", "--ctx", "4096,8192,16384", "--json")
     runs = tmp_path / "store" / "runs"
-    until(lambda: any(runs.glob("*/record.json")) and bool(engines(gemma_gguf)), "a load recorded, another running")
+    until(lambda: any(runs.glob("*/record.json")) and bool(engines_of(gemma_gguf)), "a load recorded, another running")
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == status
-    until(lambda: not engines(gemma_gguf), "the engine's end")
+    until(lambda: not engines_of(gemma_gguf), "the engine's end")
     record = json.loads(next(runs.glob("*/record.json")).read_text())
     assert record["status"] == "partial"
     assert record["loads"]
@@ -132,12 +103,12 @@ def test_whatever_ends_harness_ends_the_engine_and_keeps_the_record(
 
 def test_two_calibrations_of_one_artifact_do_not_mix(start: Start, gemma_gguf: Path) -> None:
     first = start("--gpus", "none", "--ctx", "4096,8192,16384", "--json")
-    until(lambda: bool(engines(gemma_gguf)), "the first one's engine")
+    until(lambda: bool(engines_of(gemma_gguf)), "the first one's engine")
     second, _ = finish(start("--gpus", "none", "--ctx", "4096,8192", "--json"))
     assert second["exit_code"] == 75
     first.kill()
     first.communicate(timeout=60)
-    until(lambda: not engines(gemma_gguf), "the engine's end")
+    until(lambda: not engines_of(gemma_gguf), "the engine's end")
 
 
 def test_a_context_that_cannot_fit_is_an_observation_and_the_plan_shrinks(start: Start) -> None:

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from harness.store import Store
 from harness.workflows.sweep import load_plan
+from tests.support.background import engines_of
 from tests.support.models import write_tiny_llama
 from tests.support.waiting import until
 
@@ -75,15 +75,6 @@ def sweep(*command: str) -> tuple[int, dict[str, Any]]:
     assert done.stdout, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return done.returncode, answer
-
-
-def engines_of(model: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = process.info["cmdline"] or []
-        if str(model) in line and "llama-server" in line[0]:
-            found.append(process)
-    return found
 
 
 def test_a_fleet_measures_what_one_machine_measures_and_reports_a_poisoned_cell(

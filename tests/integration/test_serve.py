@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import msgspec
-import psutil
 import pytest
 
 import harness
 from harness.core.calibration import Calibration
 from harness.core.record import Gpu, Machine
 from harness.store import Store
+from tests.support.background import Start, background, engines_of
 from tests.support.calibrations import made_up, on_host, store_of
 from tests.support.images import ollama_image
 from tests.support.models import write_tiny_llama
@@ -26,7 +25,6 @@ from tests.support.ollama import registry
 from tests.support.waiting import alive, until
 
 pytestmark = pytest.mark.requires("embedded")
-Start = Callable[..., subprocess.Popen[str]]
 #: What a command finds in its environment, and whether the model answers there.
 PROBE = """
 import json, os, urllib.request
@@ -45,33 +43,12 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path, model: Path) -> Iterator[Start]:
-    started: list[subprocess.Popen[str]] = []
+    with background(tmp_path) as start:
 
-    def begin(*arguments: str, model: str = str(model), **env: str) -> subprocess.Popen[str]:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("HARNESS_")}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "harness", "serve", model, *arguments],
-            cwd=tmp_path,
-            env={**clean, "HARNESS_STORE": str(tmp_path / "store"), "PYTHONPATH": str(Path(__file__).parents[2]), **env},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        return process
+        def begin(*arguments: str, model: str = str(model), **env: str) -> subprocess.Popen[str]:
+            return start("serve", model, *arguments, **env)
 
-    yield begin
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-
-
-def engines(model: Path) -> list[psutil.Process]:
-    running = psutil.process_iter(["name", "cmdline"])
-    return [
-        one for one in running if one.info["name"] == "llama-server" and str(model) in " ".join(one.info["cmdline"] or ())
-    ]  # fmt: skip
+        yield begin
 
 
 def leftovers(store: Path) -> list[str]:
@@ -92,7 +69,7 @@ def test_a_command_finds_the_model_and_its_status_is_ours(start: Start, model: P
     assert found["HARNESS_CONTEXT"] == "1024"
     assert found["models"] == [found["HARNESS_MODEL"]]
     assert "FITS: needs 4." in err
-    assert not engines(model)
+    assert not engines_of(model)
     assert not leftovers(tmp_path / "store")
 
 
@@ -128,7 +105,7 @@ def test_what_ends_serve_ends_the_command_and_the_engine(
     process.communicate(timeout=60)
     assert process.returncode == status
     until(lambda: not alive(command), "the command's end")
-    until(lambda: not engines(model), "the engine's end")
+    until(lambda: not engines_of(model), "the engine's end")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
@@ -138,18 +115,18 @@ def test_without_a_command_it_stays_until_it_is_ended(
     process = start("--ctx", "1024", "--gpus", "none")
     assert process.stdout is not None
     assert process.stdout.readline().startswith("endpoint http://127.0.0.1:")
-    assert engines(model)
+    assert engines_of(model)
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == status
-    until(lambda: not engines(model), "the engine's end")
+    until(lambda: not engines_of(model), "the engine's end")
     if number != signal.SIGKILL:
         assert not leftovers(tmp_path / "store")
 
 
 def test_an_engine_that_ends_by_itself_is_said_and_its_log_kept(start: Start, model: Path, tmp_path: Path) -> None:
     process = start("--ctx", "1024", "--gpus", "none", "--json")
-    (engine,) = until(lambda: engines(model), "the engine")
+    (engine,) = until(lambda: engines_of(model), "the engine")
     until(lambda: any(one.status == "LISTEN" for one in engine.net_connections()), "its port")
     engine.kill()
     out, _ = process.communicate(timeout=60)
@@ -162,9 +139,9 @@ def test_as_a_library_it_lasts_as_long_as_its_block(model: Path, tmp_path: Path,
     with harness.serve(str(model), ctx=1024, gpus="none", store=tmp_path) as server:
         assert httpx.get(f"{server.endpoint}/health", trust_env=False).json() == {"status": "ok"}
         assert server.truth == "everything lies in host memory"
-        assert len(engines(model)) == 1
+        assert len(engines_of(model)) == 1
     assert "UNCALIBRATED" in caplog.text
-    assert not engines(model)
+    assert not engines_of(model)
     with (
         pytest.raises(harness.UnknownVerdictError),
         harness.serve(str(model), ctx=1024, store=tmp_path, on_offload="refuse"),

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from harness.units import GIB
+from tests.support.background import engines_of
 from tests.support.models import KV_PER_TOKEN, write_tiny_llama
 from tests.support.waiting import until
 
@@ -24,19 +24,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     return write_tiny_llama(tmp_path / "tiny.gguf")
-
-
-def engines_of(model: Path) -> list[psutil.Process]:
-    """Engines that were started with ``model``."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            arguments = process.cmdline()
-        except psutil.Error:
-            continue
-        if str(model) in arguments and "--model" in arguments:
-            found.append(process)
-    return found
 
 
 @pytest.fixture

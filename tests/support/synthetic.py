@@ -63,6 +63,10 @@ class _Writer:
     def vector(self, name: str, *shape: int, value: float = 1.0, suffix: str = "weight") -> None:
         self.gguf.add_tensor(f"{name}.{suffix}", self._numpy.full(shape, value, self._numpy.float32))
 
+    def norms(self, block: str, width: int) -> None:
+        self.vector(f"{block}.attn_norm", width)
+        self.vector(f"{block}.ffn_norm", width)
+
     def attention(self, block: str, width: int, heads: int, kv_heads: int, head: int) -> None:
         self.matrix(f"{block}.attn_q", heads * head, width)
         self.matrix(f"{block}.attn_k", kv_heads * head, width)
@@ -90,8 +94,7 @@ def dense(path: Path, train_context: int = 131_072) -> None:
     w.vector("output_norm", width)
     for layer in range(layers):
         block = f"blk.{layer}"
-        w.vector(f"{block}.attn_norm", width)
-        w.vector(f"{block}.ffn_norm", width)
+        w.norms(block, width)
         w.attention(block, width, heads, kv_heads, head)
         for part, rows in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
             w.vector(f"{block}.attn_{part}", rows * head, value=0.0, suffix="bias")
@@ -110,8 +113,7 @@ def many_heads(path: Path, train_context: int = 65_536) -> None:
     w.matrix("output", _VOCABULARY, width)
     for layer in range(layers):
         block = f"blk.{layer}"
-        w.vector(f"{block}.attn_norm", width)
-        w.vector(f"{block}.ffn_norm", width)
+        w.norms(block, width)
         w.attention(block, width, heads, heads, head)
         w.feed_forward(block, width, feed)
     w.close()
@@ -129,8 +131,7 @@ def moe(path: Path, train_context: int = 131_072) -> None:
     w.vector("output_norm", width)
     for layer in range(layers):
         block = f"blk.{layer}"
-        w.vector(f"{block}.attn_norm", width)
-        w.vector(f"{block}.ffn_norm", width)
+        w.norms(block, width)
         w.attention(block, width, heads, kv_heads, head)
         w.vector(f"{block}.attn_q_norm", head)
         w.vector(f"{block}.attn_k_norm", head)
@@ -159,8 +160,7 @@ def hybrid(path: Path, train_context: int = 131_072) -> None:
     w.vector("token_embd_norm", width)
     for layer in range(layers):
         block = f"blk.{layer}"
-        w.vector(f"{block}.attn_norm", width)
-        w.vector(f"{block}.ffn_norm", width)
+        w.norms(block, width)
         if layer in attending:
             w.attention(block, width, heads, kv_heads, head)
             w.vector(f"{block}.attn_q_norm", head)
