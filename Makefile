@@ -79,4 +79,4 @@ distclean: clean ## The same, and .venv with the engine and the model in it
 	rm -rf .venv .setup.lock .setup.log
 
 schema: setup ## Write models/calibration.schema.json from the code
-	$(PYTHON) -c "from harness.store import schema_text; print(schema_text(), end='')" > models/calibration.schema.json
+	$(PYTHON) -c "from harness.store.store import schema_text; print(schema_text(), end='')" > models/calibration.schema.json

@@ -23,14 +23,14 @@ from typing import Any, Final
 
 import msgspec
 
-from harness.catalog import gguf_path, read_catalog
-from harness.core.calibration import Calibration
-from harness.core.facts import LoadFacts
-from harness.core.predict import predict
-from harness.core.record import Record
-from harness.engines.embedded import usable_weights
 from harness.engines.gguf import read_header
+from harness.engines.llama_server.embedded import usable_weights
 from harness.errors import HarnessError
+from harness.model.calibration import Calibration
+from harness.model.facts import LoadFacts
+from harness.model.record import Record
+from harness.prediction.memory import predict
+from harness.store.catalog import gguf_path, read_catalog
 from harness.units import GIB, MIB
 from tests.support.synthetic import MODELS, TRAIN_CONTEXTS
 from tests.support.truth import MODES, OLLAMA_BATCHES, Device, Mode, SoftwareGpu, Truth, calibrate_on, load_truth

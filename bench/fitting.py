@@ -16,14 +16,14 @@ from typing import Final
 
 import msgspec
 
-from harness.core.calibration import Calibration
-from harness.core.placement import Placed, place
-from harness.core.verdict import Verdict, judge
 from harness.engines.gguf import read_header, server_estimate
-from harness.store import Store
+from harness.measure.events import Silent
+from harness.measure.prepare import Wishes, prepare
+from harness.model.calibration import Calibration
+from harness.prediction.placement import Placed, place
+from harness.prediction.verdict import Verdict, judge
+from harness.store.store import Store
 from harness.units import MIB
-from harness.workflows.observer import Silent
-from harness.workflows.session import Wishes, prepare
 from tests.support.truth import PROGRAMS, Device, free_port
 
 RESERVE: Final = 1024 * MIB

@@ -48,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         models = [str(write_tiny_llama(folder / f"tiny{number}.gguf")) for number in range(CELLS)]
-        from harness.engines.llama_server import find_binary
+        from harness.engines.llama_server.recipe import find_binary
 
         waiting = folder / "waiting-llama-server"
         binary = find_binary(None)

@@ -27,13 +27,13 @@ import msgspec
 
 from bench.fitting import RESERVE, DeviceGoneError, Judged, calibrate, command, engine_fit, environment, judge_cards
 from bench.models import MODELS
-from harness.catalog import gguf_path, read_catalog
-from harness.core.calibration import Calibration
-from harness.core.placement import place
-from harness.core.verdict import judge
-from harness.engines.embedded import usable_weights
+from harness.engines.llama_server.embedded import usable_weights
 from harness.errors import EngineError, UntrustedError
 from harness.logs import parse_log
+from harness.model.calibration import Calibration
+from harness.prediction.placement import place
+from harness.prediction.verdict import judge
+from harness.store.catalog import gguf_path, read_catalog
 from harness.units import MIB
 from tests.support.truth import Device, SoftwareGpu, free_port
 

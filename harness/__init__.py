@@ -26,15 +26,15 @@ if TYPE_CHECKING:
         require_fit,
         serve,
     )
-    from harness.core.allocate import Allocation
-    from harness.core.calibration import Calibration
-    from harness.core.facts import LoadFacts
-    from harness.core.predict import Prediction
-    from harness.core.verdict import Verdict
     from harness.errors import HarnessError, OffloadLikelyError, UnknownVerdictError
-    from harness.lifecycle import Server
-    from harness.workflows.calibrate import Result
-    from harness.workflows.guard import Check, Judged
+    from harness.measure.calibrate import Result
+    from harness.model.calibration import Calibration
+    from harness.model.facts import LoadFacts
+    from harness.prediction.allocation import Allocation
+    from harness.prediction.memory import Prediction
+    from harness.prediction.verdict import Verdict
+    from harness.serving.check import Check, Judged
+    from harness.serving.server import Server
 
 __version__ = "0.1.0"
 __all__ = [
@@ -60,18 +60,18 @@ __all__ = [
     "serve",
 ]
 _HOMES: Final = {
-    "Allocation": "harness.core.allocate",
-    "Calibration": "harness.core.calibration",
-    "Check": "harness.workflows.guard",
+    "Allocation": "harness.prediction.allocation",
+    "Calibration": "harness.model.calibration",
+    "Check": "harness.serving.check",
     "HarnessError": "harness.errors",
-    "Judged": "harness.workflows.guard",
-    "LoadFacts": "harness.core.facts",
+    "Judged": "harness.serving.check",
+    "LoadFacts": "harness.model.facts",
     "OffloadLikelyError": "harness.errors",
-    "Prediction": "harness.core.predict",
-    "Result": "harness.workflows.calibrate",
-    "Server": "harness.lifecycle",
+    "Prediction": "harness.prediction.memory",
+    "Result": "harness.measure.calibrate",
+    "Server": "harness.serving.server",
     "UnknownVerdictError": "harness.errors",
-    "Verdict": "harness.core.verdict",
+    "Verdict": "harness.prediction.verdict",
 }
 
 

@@ -8,20 +8,20 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
-from harness.core.calibration import Calibration
-from harness.core.facts import EngineName
-from harness.core.predict import Prediction
-from harness.core.predict import predict as _predict
-from harness.store import Store, default_root
+from harness.model.calibration import Calibration
+from harness.model.facts import EngineName
+from harness.prediction.memory import Prediction
+from harness.prediction.memory import predict as _predict
+from harness.store.store import Store, default_root
 
 if TYPE_CHECKING:
-    from harness.core.allocate import Allocation
-    from harness.core.facts import LoadFacts
-    from harness.lifecycle import OnOffload, Server
-    from harness.workflows.calibrate import Result
-    from harness.workflows.guard import Check, Judged
-    from harness.workflows.observer import Observer
-    from harness.workflows.selection import Wanted
+    from harness.measure.calibrate import Result
+    from harness.measure.events import Observer
+    from harness.model.facts import LoadFacts
+    from harness.prediction.allocation import Allocation
+    from harness.serving.calibration_lookup import Wanted
+    from harness.serving.check import Check, Judged
+    from harness.serving.server import OnOffload, Server
 
 #: Free memory: ``None`` reads it now; ``"24GiB"`` or ``"24GiB,24GiB"``, bytes, or bytes of each device.
 Available = str | int | Sequence[int] | None
@@ -89,8 +89,8 @@ def calibrate(
     Raises:
         HarnessError: by its class as the exit codes say; ``UntrustedError`` where what was measured is not to be trusted.
     """
-    from harness.workflows.observer import Silent
-    from harness.workflows.session import Wishes, prepare
+    from harness.measure.events import Silent
+    from harness.measure.prepare import Wishes, prepare
 
     session = prepare(Wishes(model=model, contexts=tuple(contexts), **options), _store(store), Path.cwd())
     return session.calibrate(observer or Silent())
@@ -111,7 +111,7 @@ def load_calibration(
         NotFoundError: there is none. UsageError: several engines have one. BadInputError: the file is damaged. ConfigError: its
             schema is newer than this program.
     """
-    from harness.workflows.selection import Wanted, load
+    from harness.serving.calibration_lookup import Wanted, load
 
     return load(model, _store(store), Wanted(engine=engine, variant=variant))
 
@@ -168,9 +168,9 @@ def check(
     Raises:
         UsageError: no context, nonsense, or several engines have a model. BadInputError, ConfigError: a file cannot be read.
     """
-    from harness.workflows.guard import check as judge
-    from harness.workflows.machine import MachineNow
-    from harness.workflows.selection import Wanted, read_question
+    from harness.inventory.machine import MachineNow
+    from harness.serving.calibration_lookup import Wanted, read_question
+    from harness.serving.check import check as judge
 
     wanted = Wanted(engine=engine, variant=variant, kv_cache_type=kv_cache_type, flash_attention=flash_attention)
     questions = [read_question(spec, ctx, num_parallel) for spec in models]
@@ -186,7 +186,7 @@ def require_fit(model: str, ctx: int | None = None, **options: Unpack[CheckOptio
         OffloadLikelyError: it would spill to the CPU. UnknownVerdictError: not calibrated, or outside of the calibrated range.
             Otherwise as :func:`check`.
     """
-    from harness.lifecycle import require_fit as guard
+    from harness.serving.server import require_fit as guard
 
     (judged,) = check(model, ctx=ctx, **options).models
     guard(judged)
@@ -225,12 +225,12 @@ def serve(
         OffloadLikelyError, UnknownVerdictError: refused. EngineError: the engine failed. UnavailableError, NotFoundError: it,
             its model or a GPU is not there.
     """
-    from harness import lifecycle
-    from harness.workflows.selection import read_question
-    from harness.workflows.session import Wishes
+    from harness.measure.prepare import Wishes
+    from harness.serving import server
+    from harness.serving.calibration_lookup import read_question
 
     question = read_question(model, ctx, num_parallel)
-    return lifecycle.serve(
+    return server.serve(
         question,
         Wishes(model=question.model, num_parallel=num_parallel, **options),
         _store(store),
@@ -256,8 +256,8 @@ def allocate(
     Raises:
         UnknownVerdictError: no calibration of vLLM answers. OffloadLikelyError: it does not fit.
     """
-    from harness.core.allocate import Wanted
-    from harness.workflows.allocate import answer
+    from harness.prediction.allocation import Wanted
+    from harness.serving.allocate import answer
 
     return answer(
         _store(store), model, ctx, concurrency, Wanted(), variant=variant, available=_bytes(available)
@@ -283,7 +283,7 @@ def _bytes(available: Available) -> tuple[int, ...] | None:
     if available is None:
         return None
     if isinstance(available, str):
-        from harness.workflows.machine import parse_available
+        from harness.inventory.machine import parse_available
 
         return parse_available(available)
     return (available,) if isinstance(available, int) else tuple(available)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from harness.workflows.guard import Judged
+    from harness.serving.check import Judged
 
 _WAYS = ("skip", "fail", "warn")
 _ANSWERS = pytest.StashKey[dict[tuple[Any, ...], "list[Judged]"]]()
@@ -51,7 +51,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     markers = list(item.iter_markers("needs_model"))
     if not markers:
         return
-    from harness.workflows.sentences import sentence, title
+    from harness.render.verdict import sentence, title
 
     for judged in _ask(item, markers):
         if judged.word == "fits":

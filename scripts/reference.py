@@ -23,7 +23,7 @@ import msgspec
 
 from harness import errors
 from harness.cli.main import COMMANDS
-from harness.core.calibration import Calibration
+from harness.model.calibration import Calibration
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGES: Final = ROOT / "docs" / "reference"
@@ -75,7 +75,7 @@ def _option(option: click.Option, context: click.Context) -> str:
     return f"| {names}{value} | {_cell(option.help or '')} | {default} | {variable} |\n"
 
 
-#: Left out of the artifacts of other engines (core/calibration.py, ``to_document``).
+#: Left out of the artifacts of other engines (model/calibration.py, ``to_document``).
 _VLLM_ALONE: Final = {"kv_blocks", "vllm", "total_cuda_gb"}
 
 

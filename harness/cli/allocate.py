@@ -39,8 +39,8 @@ def cli(
     output: Output,
 ) -> None:
     """The options with which vLLM starts MODEL with a context, or why it cannot."""
-    from harness.core.allocate import Wanted
-    from harness.workflows import allocate as workflow
+    from harness.prediction.allocation import Wanted
+    from harness.serving import allocate as workflow
 
     wanted = Wanted(version=engine_version, gpu=gpu_name, tensor_parallel=tensor_parallel, dtype=dtype)
     answer = workflow.answer(store_at(store), model, ctx, concurrency, wanted, variant=variant, available=_sizes(available))

@@ -66,7 +66,7 @@ def cli(output: Output, **given: Any) -> None:
 
     MODEL is a name of the catalog, the engine's own name, or the path of a GGUF file.
     """
-    from harness.workflows.session import Wishes, prepare
+    from harness.measure.prepare import Wishes, prepare
 
     wishes = Wishes(
         model=given["model"],
@@ -98,7 +98,7 @@ def cli(output: Output, **given: Any) -> None:
         if given["dry_run"]:
             _dry_run(session, output)
         result = session.calibrate(watch)
-    from harness.core.calibration import to_document
+    from harness.model.calibration import to_document
 
     if not output.as_json:
         _table(result)
@@ -123,7 +123,7 @@ def _dry_run(session: Any, output: Output) -> None:
 
 
 def _table(result: Any) -> None:
-    from harness.cli.tables import calibration_panel, console
+    from harness.render.tables import calibration_panel, console
 
     shown = console()
     shown.print(calibration_panel(result.calibration, result.calibration.id))

@@ -40,7 +40,7 @@ def cli(
     for text in dict.fromkeys(text for one in found.models for text in one.warnings):
         output.warn(text)
     if not output.as_json:
-        from harness.cli.verdicts import describe
+        from harness.render.check import describe
 
         click.echo("\n".join(describe(found)))
     output.done(found.to_json(), STATUS[found.verdict])

@@ -11,7 +11,7 @@ from harness.cli.context import command, store_at, store_option
 from harness.cli.output import Output, clean
 
 if TYPE_CHECKING:
-    from harness.workflows.clean import Survey
+    from harness.maintain.clean import Survey
 
 
 @click.command()
@@ -23,7 +23,7 @@ def cli(yes: bool, store: str | None, output: Output) -> None:
 
     Only containers and volumes with harness's own label, and half-written files of the store, are looked at.
     """
-    from harness.workflows import clean as workflow
+    from harness.maintain import clean as workflow
 
     survey = workflow.clean(store_at(store).root, remove_abandoned=yes)
     if not output.as_json:

@@ -12,9 +12,9 @@ from typing import Any
 import click
 
 from harness.cli.output import Output, warn
-from harness.config import find_file, read_file, unknown_variables
 from harness.errors import HarnessError, UsageError
-from harness.store import Store, default_root
+from harness.store.config import find_file, read_file, unknown_variables
+from harness.store.store import Store, default_root
 
 
 def store_at(path: str | None) -> Store:

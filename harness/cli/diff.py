@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from harness.cli.context import command
-from harness.cli.drift_words import effects_of, headline, percent, show, status_of
 from harness.cli.output import Output, clean
-from harness.core.drift import Drift, sentence
+from harness.prediction.drift import Drift, sentence
+from harness.render.drift import effects_of, headline, percent, show, status_of
 
 if TYPE_CHECKING:
-    from harness.workflows.drift import Pair
+    from harness.maintain.diff import Pair
 
 _WORDS: Final = {
     "moved": ("moved", "yellow"),
@@ -36,13 +36,13 @@ def cli(old: str, new: str, markdown: bool, output: Output) -> None:
     A and B are calibrations, folders of them, or either at a git revision (HEAD~1:models/calibrations). Ends with 6 when
     something moved.
     """
-    from harness.workflows.drift import pairs, read_side
+    from harness.maintain.diff import pairs, read_side
 
     before, after = read_side(old), read_side(new)
     found = pairs(before, after)
     if not output.as_json:
         if markdown:
-            from harness.cli.drift_markdown import markdown as render
+            from harness.render.drift_markdown import markdown as render
 
             click.echo(render(found), nl=False)
         else:
@@ -91,7 +91,7 @@ def show_pairs(found: list[Pair]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from harness.cli.tables import console
+    from harness.render.tables import console
 
     shown = console()
     for pair in found:

@@ -29,8 +29,8 @@ def cli(measure_overhead: bool, gpus: str, engine_binary: str | None, store: str
     """
     if measure_overhead:
         _measure(gpus, engine_binary, store, output)
-    from harness.config import settings
-    from harness.workflows.doctor import examine
+    from harness.maintain.doctor import examine
+    from harness.store.config import settings
 
     findings = examine(store_at(store).root)
     found = settings(dict(os.environ), Path.cwd())
@@ -52,7 +52,7 @@ def cli(measure_overhead: bool, gpus: str, engine_binary: str | None, store: str
 
 def _measure(gpus: str, binary: str | None, store: str | None, output: Output) -> None:
     from harness.cli.progress import watcher
-    from harness.workflows.overhead import measure_overhead
+    from harness.serving.driver_overhead import measure_overhead
 
     with watcher(quiet=output.as_json) as watch:
         found = measure_overhead(store_at(store), Path.cwd(), watch, gpus=gpus, binary=binary)

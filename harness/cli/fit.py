@@ -8,7 +8,7 @@ import click
 
 from harness.cli.context import command, store_at, store_option
 from harness.cli.output import Output, clean
-from harness.core.calibration import to_document
+from harness.model.calibration import to_document
 
 
 @click.command()
@@ -18,8 +18,8 @@ from harness.core.calibration import to_document
 @command
 def cli(run: str, target: str | None, store: str | None, output: Output) -> None:
     """Build the artifact again from RUN: a run's name, folder or record.json."""
-    from harness.store import to_yaml, write_atomically
-    from harness.workflows.refit import refit
+    from harness.maintain.refit import refit
+    from harness.store.store import to_yaml, write_atomically
 
     folder = Path(run)
     if not folder.exists():

@@ -7,8 +7,8 @@ import click
 from harness.cli.context import command, positive_ints, store_at, store_option
 from harness.cli.output import Output, clean
 from harness.cli.parse import read_log
-from harness.core.calibration import to_document
 from harness.errors import UsageError
+from harness.model.calibration import to_document
 from harness.units import parse_size
 
 
@@ -38,7 +38,7 @@ def cli(
     output: Output,
 ) -> None:
     """A calibration from an engine's LOG and the memory that others measured beside it ("-" reads standard input)."""
-    from harness.workflows.importing import Told, import_log
+    from harness.maintain.import_log import Told, import_log
 
     try:
         sizes = tuple(parse_size(one) for total in totals for one in total.split(","))
@@ -56,7 +56,7 @@ def cli(
     )
     result = import_log(read_log(log), told, store_at(store))
     if not output.as_json:
-        from harness.cli.tables import calibration_panel, console
+        from harness.render.tables import calibration_panel, console
 
         console().print(calibration_panel(result.calibration, result.calibration.id))
         click.echo(f"written  {clean(str(result.artifact))}")

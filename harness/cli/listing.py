@@ -8,8 +8,8 @@ import click
 
 from harness.cli.context import command, store_at, store_option
 from harness.cli.output import Output, clean
-from harness.core.calibration import to_document
 from harness.errors import HarnessError
+from harness.model.calibration import to_document
 
 
 @click.command("list")
@@ -40,7 +40,7 @@ def _table(found: list, root: Path) -> None:  # type: ignore[type-arg]
     from rich.table import Table
     from rich.text import Text
 
-    from harness.cli.tables import console, size_of
+    from harness.render.tables import console, size_of
 
     if not found:
         click.echo(f"no calibrations in {clean(str(root))}; make one with: harness calibrate")
@@ -72,7 +72,7 @@ def _table(found: list, root: Path) -> None:  # type: ignore[type-arg]
 
 
 def _catalog(output: Output) -> None:
-    from harness.catalog import find_catalog, read_catalog
+    from harness.store.catalog import find_catalog, read_catalog
 
     models = read_catalog(find_catalog(Path.cwd())).models
     if not output.as_json:

@@ -25,8 +25,8 @@ def cli(sources: tuple[str, ...], newer: bool, store: str | None, output: Output
     Calibrations of another GPU or other settings become variants. Of two that ought to agree, the newer one stays
     where they do; where they do not, the one here stays, the difference is shown, and the status is 73.
     """
-    from harness.cli.drift_words import percent, show
-    from harness.workflows.merge import merge
+    from harness.render.drift import percent, show
+    from harness.sweep.merge import merge
 
     found = list(merge(store_at(store), [Path(source) for source in sources], newer=newer))
     conflicts = [one for one in found if one.action == "conflict"]

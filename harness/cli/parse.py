@@ -16,7 +16,7 @@ from harness.logs import parse_chunks
 from harness.units import format_size
 
 if TYPE_CHECKING:
-    from harness.core.facts import LoadFacts
+    from harness.model.facts import LoadFacts
 
 _CHUNK = 1 << 20
 
@@ -59,7 +59,7 @@ def _show(number: int, facts: LoadFacts) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from harness.cli.tables import console
+    from harness.render.tables import console
 
     state = "failed" if facts.failed else "complete" if facts.complete else "incomplete"
     layers = "" if facts.layers_total is None else f" · {facts.layers_offloaded}/{facts.layers_total} layers on GPU"

@@ -27,9 +27,9 @@ def cli(
     store: str | None, output: Output, **which: str | None,
 ) -> None:  # fmt: skip
     """The largest context of every calibrated model that fits here, its speed, and who fits with whom."""
-    from harness.workflows.machine import MachineNow, parse_available
-    from harness.workflows.planning import plan
-    from harness.workflows.selection import Wanted
+    from harness.inventory.machine import MachineNow, parse_available
+    from harness.serving.calibration_lookup import Wanted
+    from harness.serving.capacity import plan
 
     shelf = store_at(store)
     found = plan(
@@ -42,12 +42,12 @@ def cli(
         if not found.memories:
             click.echo(f"no calibrations in {clean(str(shelf.root))}; make one with: harness calibrate")
         elif markdown:
-            from harness.cli.plan_tables import memory_markdown
+            from harness.render.capacity import memory_markdown
 
             click.echo("\n\n".join(memory_markdown(one) for one in found.memories))
         else:
-            from harness.cli.plan_tables import memory_table
-            from harness.cli.tables import console
+            from harness.render.capacity import memory_table
+            from harness.render.tables import console
 
             for number, one in enumerate(found.memories):
                 console().print(*([""] if number else []), memory_table(one), sep="\n")

@@ -7,8 +7,8 @@ import click
 from harness.cli.context import command, engine_option, store_at, store_option
 from harness.cli.output import Output
 from harness.cli.select import select
-from harness.core.calibration import Calibration
-from harness.core.predict import Prediction, predict
+from harness.model.calibration import Calibration
+from harness.prediction.memory import Prediction, predict
 
 
 @click.command()
@@ -37,7 +37,7 @@ def cli(
         output.warn(text)
     with_memory = None if available is None else _with_memory(calibration, prediction, available)
     if not output.as_json:
-        from harness.cli.tables import console, prediction_table
+        from harness.render.tables import console, prediction_table
 
         slots = f" × {num_parallel} slots" if num_parallel > 1 else ""
         console().print(prediction_table(prediction, f"{calibration.id} at {ctx:,} tokens{slots}"))
@@ -64,8 +64,8 @@ def _speeds(prediction: Prediction) -> list[str]:
 
 def _with_memory(calibration: Calibration, prediction: Prediction, available: str) -> dict[str, object]:
     """The verdict with so much memory free: layers on the GPU and the speed that is left."""
-    from harness.core.verdict import judge
-    from harness.workflows.machine import parse_available
+    from harness.inventory.machine import parse_available
+    from harness.prediction.verdict import judge
 
     verdict = judge(calibration, prediction.context, prediction.num_parallel, parse_available(available), extrapolate=True)
     fields = ("verdict", "available_bytes", "layers_total", "layers_offloaded", "layers_overflowing", "decode_tokens_per_s")

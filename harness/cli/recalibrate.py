@@ -13,7 +13,7 @@ from harness.cli.output import Output, clean
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
-    from harness.workflows.recalibrate import Outcome, Target
+    from harness.maintain.recalibrate import Outcome, Target
 
 
 @click.command()
@@ -39,8 +39,8 @@ def cli(models: tuple[str, ...], stale: bool, dry_run: bool, output: Output, **g
 
     MODEL is a name or an id; without one it is every calibration of the store.
     """
-    from harness.workflows.here import Finder, Given
-    from harness.workflows.recalibrate import recalibrate, survey
+    from harness.inventory.installed import Finder, Given
+    from harness.maintain.recalibrate import recalibrate, survey
 
     store = store_at(given["store"])
     here = Given(
@@ -80,7 +80,7 @@ def cli(models: tuple[str, ...], stale: bool, dry_run: bool, output: Output, **g
 
 def target_json(target: Target, wanted: bool) -> dict[str, Any]:
     """One calibration of ``recalibrate --dry-run --json``; ``wanted`` says that it would be measured."""
-    from harness.workflows.recalibrate import plan_of
+    from harness.maintain.recalibrate import plan_of
 
     return {
         "calibration": target.key,
@@ -109,13 +109,13 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def _pair(outcome: Outcome) -> Any:
-    from harness.workflows.drift import Pair
+    from harness.maintain.diff import Pair
 
     return Pair(key=outcome.target.key, old=outcome.target.calibration, new=outcome.new, drift=outcome.drift)
 
 
 def _survey(targets: list[Target], only_stale: bool) -> None:
-    from harness.cli.drift_words import show
+    from harness.render.drift import show
 
     for target in targets:
         word, colour = ("stale", "yellow") if target.stale else ("as measured", "green")

@@ -11,8 +11,8 @@ from harness.cli.context import command, store_at, store_option
 from harness.cli.output import Output, clean
 
 if TYPE_CHECKING:
+    from harness.maintain.diff import Pair
     from harness.report.page import DriftLine
-    from harness.workflows.drift import Pair
 
 
 @click.command()
@@ -27,12 +27,12 @@ def cli(target: str, against: str | None, store: str | None, output: Output) -> 
 
     The page needs no network and sends nothing anywhere.
     """
-    from harness.workflows.report import drift_lines, write_report
+    from harness.report.build import drift_lines, write_report
 
     shelf = store_at(store)
     drift: tuple[DriftLine, ...] = ()
     if against is not None:
-        from harness.workflows.drift import pairs, read_side
+        from harness.maintain.diff import pairs, read_side
 
         drift = drift_lines(pairs(read_side(against), read_side(str(shelf.root))), _words)
     shown = write_report(shelf, Path(target), output.warn, drift=drift, against=against)
@@ -42,7 +42,7 @@ def cli(target: str, against: str | None, store: str | None, output: Output) -> 
 
 
 def _words(pair: Pair) -> tuple[str, tuple[str, ...]]:
-    from harness.cli.drift_words import effects_of, headline, percent, show, status_of
+    from harness.render.drift import effects_of, headline, percent, show, status_of
 
     if pair.drift is None:
         return status_of(pair), ()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from harness.core.calibration import Calibration
-from harness.store import Store
+from harness.model.calibration import Calibration
+from harness.store.store import Store
 
 
 def select(store: Store, model: str, engine: str | None, variant: str | None) -> Calibration:

@@ -47,8 +47,8 @@ def cli(model: str, cmd: tuple[str, ...], store: str | None, output: Output, **g
     """
     from harness.api import serve
     from harness.cli.progress import watcher
-    from harness.workflows.foreground import find_command, run_command
-    from harness.workflows.selection import Wanted
+    from harness.serving.calibration_lookup import Wanted
+    from harness.serving.child_process import find_command, run_command
 
     argv = find_command(cmd) if cmd else ()
     watch = watcher(quiet=output.as_json)

@@ -7,7 +7,7 @@ import click
 from harness.cli.context import command, engine_option, store_at, store_option
 from harness.cli.output import Output
 from harness.cli.select import select
-from harness.core.calibration import to_document
+from harness.model.calibration import to_document
 
 
 @click.command()
@@ -20,7 +20,7 @@ def cli(model: str, variant: str | None, engine: str | None, store: str | None, 
     """One calibration: constants, parts, quality, speeds."""
     calibration = select(store_at(store), model, engine, variant)
     if not output.as_json:
-        from harness.cli.tables import calibration_panel, console
+        from harness.render.tables import calibration_panel, console
 
         console().print(calibration_panel(calibration, calibration.id))
     output.done({"calibration": to_document(calibration)})

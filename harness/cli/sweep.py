@@ -12,7 +12,7 @@ from harness.cli.context import command, store_at, store_option
 from harness.cli.output import Output, clean
 
 if TYPE_CHECKING:
-    from harness.workflows.sweep import Outcome, Sweep
+    from harness.sweep.run import Outcome, Sweep
 
 
 @click.command()
@@ -27,7 +27,7 @@ def cli(plan: str, address: str | None, resume: bool, dry_run: bool, store: str 
 
     Ends with 0 if every cell is done, else with the status of the first one that failed.
     """
-    from harness.workflows.sweep import Sweep, one_after_another, run_sweep
+    from harness.sweep.run import Sweep, one_after_another, run_sweep
 
     shelf = store_at(store)
     sweep = Sweep(Path(plan), shelf, here=address is None)
@@ -40,7 +40,7 @@ def cli(plan: str, address: str | None, resume: bool, dry_run: bool, store: str 
         if address is None:
             runner = one_after_another(shelf, Path.cwd(), watch)
         else:
-            from harness.workflows.fleet import on_cluster
+            from harness.sweep.ray import on_cluster
 
             runner = on_cluster(address, shelf)
         outcomes = run_sweep(sweep, cells, runner, watch)
@@ -48,7 +48,7 @@ def cli(plan: str, address: str | None, resume: bool, dry_run: bool, store: str 
 
 
 def _dry_run(sweep: Sweep, cells: tuple, output: Output) -> None:  # type: ignore[type-arg]
-    from harness.core.sweep import loads_of
+    from harness.sweep.matrix import loads_of
 
     loads, seconds = sum(loads_of(cell) for cell in cells), sweep.estimate(cells)
     if not output.as_json:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.core.facts import EngineName
 from harness.errors import UnavailableError
+from harness.model.facts import EngineName
 
 if TYPE_CHECKING:
     from harness.engines.base import Engine
@@ -18,15 +18,15 @@ def engine_named(name: EngineName) -> Engine:
         UnavailableError: this version of harness has no recipe of that engine.
     """
     if name == "llama-server":
-        from harness.engines.llama_server import LlamaServer
+        from harness.engines.llama_server.recipe import LlamaServer
 
         return LlamaServer()
     if name == "ollama":
-        from harness.engines.ollama import Ollama
+        from harness.engines.ollama.recipe import Ollama
 
         return Ollama()
     if name == "vllm":
-        from harness.engines.vllm import Vllm
+        from harness.engines.vllm.recipe import Vllm
 
         return Vllm()
     raise UnavailableError(f"this harness cannot run {name} yet", code="no-engine")

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from harness.core.facts import EngineName
-from harness.core.plan import BatchLimits
-from harness.core.record import EngineVersion, Estimate, LoadRequest, Model, Reported, Speed, Target, Tensors
+from harness.fit.load_plan import BatchLimits
+from harness.model.facts import EngineName
+from harness.model.record import EngineVersion, Estimate, LoadRequest, Model, Reported, Speed, Target, Tensors
 from harness.sandboxes.base import GpuRequest, Launch, SandboxName, Site
 
 if TYPE_CHECKING:

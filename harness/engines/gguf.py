@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, Final
 
 import msgspec
 
-from harness.core.record import Estimate, Model, Tensors
 from harness.errors import BadInputError, NotFoundError, NotPermittedError
+from harness.model.record import Estimate, Model, Tensors
 
 _MAGIC: Final = b"GGUF"
 _SCALARS: Final = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}

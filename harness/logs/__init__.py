@@ -1,4 +1,4 @@
-"""Engine logs, read. Pure: text or bytes in, :class:`~harness.core.facts.LoadFacts` out."""
+"""Engine logs, read. Pure: text or bytes in, :class:`~harness.model.facts.LoadFacts` out."""
 
 from __future__ import annotations
 

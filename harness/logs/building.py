@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, Literal
 
-from harness.core.facts import (
+from harness.logs import oldest
+from harness.logs.oldest import Part
+from harness.model.facts import (
     CacheFacts,
     DeviceFacts,
     Dialect,
@@ -19,8 +21,6 @@ from harness.core.facts import (
     LoadFacts,
     device_kind,
 )
-from harness.logs import oldest
-from harness.logs.oldest import Part
 
 Flash = Literal["enabled", "disabled"]
 #: No load of a real engine has more devices, caches, contexts or models; a hostile log may, and memory stays flat.

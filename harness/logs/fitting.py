@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from harness.core.facts import FitRow
 from harness.logs.building import MANY, Building
+from harness.model.facts import FitRow
 from harness.units import MIB
 
 _ROW: Final = re.compile(

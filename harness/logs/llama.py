@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from harness.core.facts import LoadFacts
 from harness.logs import buffers, failures, fitting, markers, oldest, ollama_go
 from harness.logs.building import MANY, Building, Model
 from harness.logs.slog import pairs
+from harness.model.facts import LoadFacts
 
 _OFFLOADED: Final = re.compile(r"offloaded (\d{1,6})/(\d{1,6}) layers to GPU")
 _SLOTS: Final = re.compile(r"n_slots\"?\s?[=:]\s?(\d{1,6})")

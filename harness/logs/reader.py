@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from harness.core.facts import LoadFacts
 from harness.logs.lines import CANDIDATE, CANDIDATE_WRAPPED, MAX_LINE, clean_lines, is_wrapped
 from harness.logs.llama import LlamaReader
 from harness.logs.vllm import VllmReader
+from harness.model.facts import LoadFacts
 
 #: Bytes that are searched at once.
 _BLOCK: Final = 1 << 20

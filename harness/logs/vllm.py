@@ -12,10 +12,10 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
-from harness.core.facts import LoadFacts
 from harness.logs import vllm_lines as say
 from harness.logs.vllm_building import Speaker, Start, Worker
 from harness.logs.vllm_failures import HINTS, classify, is_exception, is_secondary, unfinished
+from harness.model.facts import LoadFacts
 from harness.units import GIB
 
 #: "(Worker_TP0 pid=228)", "(VllmWorker rank=1 pid=9)", "(EngineCore pid=7)"; they stack, and the last one is the speaker.

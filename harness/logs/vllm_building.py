@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final, Literal
 
-from harness.core.facts import DeviceFacts, LoadFacts, VllmFacts, WorkerFacts
 from harness.logs.vllm_failures import Failure
+from harness.model.facts import DeviceFacts, LoadFacts, VllmFacts, WorkerFacts
 from harness.units import GIB
 
 #: KV blocks of V0, tokens, where the log does not give them away (vllm/config.py, CacheConfig, 0.6 to 0.8).

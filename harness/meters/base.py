@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from harness.core.trace import MeterName, Occupancy, Reading
+from harness.model.trace import MeterName, Occupancy, Reading
 
 
 class Meter(Protocol):

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from harness.core.trace import MeterName, Reading
+from harness.model.trace import MeterName, Reading
 from harness.units import KIB
 
 _RSS_ANON: Final = re.compile(rb"^RssAnon:\s+(\d+) kB", re.MULTILINE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.core.trace import MeterName, Reading
+from harness.model.trace import MeterName, Reading
 
 
 class LogMeter:

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import msgspec
 
-from harness.core.trace import MeterName, Occupancy, Reading
 from harness.errors import NotFoundError, NotPermittedError, UnavailableError, UntrustedError
+from harness.model.trace import MeterName, Occupancy, Reading
 from harness.units import MIB
 
 #: NVML's return codes (nvml.h, ``nvmlReturn_t``).

@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-from harness.core.trace import Mark, MemoryTrace, Plateau, Reading, Sample
 from harness.errors import UntrustedError
 from harness.meters.base import DeviceMeter, Meter
+from harness.model.trace import Mark, MemoryTrace, Plateau, Reading, Sample
 from harness.units import MIB
 
 #: Samples kept in a record; the peak is over every reading.

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from harness.core.calibration import Calibration, to_document
-from harness.core.record import Record
+from harness.model.calibration import Calibration, to_document
+from harness.model.record import Record
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):

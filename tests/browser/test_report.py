@@ -11,13 +11,13 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
-from harness.core.calibration import Band, Calibration, DepthSpeed, Performance, Placement, SplitCompute
-from harness.core.fit import fit_record
-from harness.core.record import Gpu
-from harness.core.verdict import Verdict, judge, judge_together
+from harness.fit.constants import fit_record
+from harness.model.calibration import Band, Calibration, DepthSpeed, Performance, Placement, SplitCompute
+from harness.model.record import Gpu
+from harness.prediction.verdict import Verdict, judge, judge_together
+from harness.report.build import assets
 from harness.report.page import DriftLine, Entry, page
 from harness.units import GIB, gib
-from harness.workflows.report import assets
 from tests.support.records import load, record
 
 pytestmark = pytest.mark.requires("playwright", "chromium")

@@ -10,8 +10,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from harness.cli.main import cli
-from harness.core.calibration import Calibration
-from harness.store import Store
+from harness.model.calibration import Calibration
+from harness.store.store import Store
 from tests.support.vllm_artifacts import vllm_calibration
 
 

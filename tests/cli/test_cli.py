@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from harness.cli.output import Output
-from harness.core.fit import fit_record
 from harness.errors import EngineError
-from harness.store import Store, to_yaml
+from harness.fit.constants import fit_record
+from harness.store.store import Store, to_yaml
 from tests.support.background import environment
 from tests.support.command import Command
 from tests.support.records import load, record

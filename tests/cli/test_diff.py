@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from harness.cli.main import cli
-from harness.core.calibration import Calibration
-from harness.core.fit import fit_record
-from harness.store import Store, to_yaml
+from harness.fit.constants import fit_record
+from harness.model.calibration import Calibration
+from harness.store.store import Store, to_yaml
 from tests.support import records
 from tests.support.records import load, record
 

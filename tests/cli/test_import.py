@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from harness.cli.main import cli
-from harness.store import Store
+from harness.store.store import Store
 from harness.units import GIB, MIB
 
 MODEL = "/root/.ollama/models/blobs/sha256-" + "ab" * 32

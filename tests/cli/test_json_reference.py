@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.core.fit import fit_record
-from harness.store import Store
+from harness.fit.constants import fit_record
+from harness.store.store import Store
 from tests.support.records import load, record
 
 ROOT = Path(__file__).parents[2]

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from harness.core.record import LoadRequest
 from harness.engines import engine_named, gguf
 from harness.engines.base import NO_ANSWER, Engine, Options, Source
 from harness.errors import EngineError, HarnessError
 from harness.logs import parse_log
+from harness.model.record import LoadRequest
 from harness.sandboxes.base import GpuRequest, Site
 from harness.sandboxes.process import ProcessSandbox
 from harness.sandboxes.reaper import Reaper

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.core.trace import Reading
 from harness.meters.base import Meter
 from harness.meters.host import HostMeter
 from harness.meters.log import LogMeter
 from harness.meters.nvml import NvmlMeter
+from harness.model.trace import Reading
 from tests.support.fake_nvml import UUID, FakeDriver, library
 
 Make = Callable[[], Meter]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.core.predict import predict
+from harness.prediction.memory import predict
 from tests.support.synthetic import MODELS
 
 pytestmark = pytest.mark.requires("embedded")

@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from harness.cli.main import cli
-from harness.store import Store, read_record
-from harness.workflows.here import Finder, Given
-from harness.workflows.observer import Silent
-from harness.workflows.recalibrate import recalibrate, survey
+from harness.inventory.installed import Finder, Given
+from harness.maintain.recalibrate import recalibrate, survey
+from harness.measure.events import Silent
+from harness.store.store import Store, read_record
 from tests.support.gguf_file import write_gguf
 from tests.support.stand_in import write_stand_in
 
@@ -35,7 +35,7 @@ def call(folder: Path, *arguments: str) -> dict[str, Any]:
 def quiet_machine() -> Iterator[None]:
     """The stand-in's speeds are set, whatever else goes on here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.workflows.timing.CpuWatch.by_others", lambda _: 0.0)
+        patch.setattr("harness.measure.timing.CpuWatch.by_others", lambda _: 0.0)
         yield
 
 

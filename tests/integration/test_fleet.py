@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from harness.store import Store
-from harness.workflows.sweep import load_plan
+from harness.store.store import Store
+from harness.sweep.run import load_plan
 from tests.support.background import engines_of
 from tests.support.models import write_tiny_llama
 from tests.support.waiting import until
@@ -51,7 +51,7 @@ class Fleet:
 def fleet() -> Iterator[Fleet]:
     made = Fleet()
     yield made
-    made.cluster.shutdown()  # type: ignore[no-untyped-call]
+    made.cluster.shutdown()
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_fleet_measures_what_one_machine_measures_and_reports_a_poisoned_cell(
 def test_a_cell_whose_node_dies_runs_again_where_its_kind_comes_back(fleet: Fleet, model: Path, tmp_path: Path) -> None:
     import ray
 
-    from harness.workflows.fleet import on_cluster
+    from harness.sweep.ray import on_cluster
 
     plan = tmp_path / "plan.yaml"
     plan.write_text(
@@ -113,7 +113,7 @@ def test_a_cell_whose_node_dies_runs_again_where_its_kind_comes_back(fleet: Flee
         "defaults: {engine: llama-server, sandbox: process, gpus: none, speed: false, ctx: '1024,1536,2048,3072,4096'}\n"
     )
     # To the head: a driver dies with the node that it is connected to.
-    fleet.cluster.connect()  # type: ignore[no-untyped-call]
+    fleet.cluster.connect()
     try:
         run = on_cluster(fleet.cluster.address, Store(tmp_path / "store"))
         with ThreadPoolExecutor(1) as pool:
@@ -152,8 +152,8 @@ def test_a_kind_that_no_node_offers_is_reported(fleet: Fleet, model: Path, tmp_p
     plan = tmp_path / "plan.yaml"
     plan.write_text(f"include: [{{model: '{model}', machine: h100}}]")
     script = (
-        "import sys; from pathlib import Path; from harness.store import Store; "
-        "from harness.workflows.fleet import on_cluster; from harness.workflows.sweep import load_plan; "
+        "import sys; from pathlib import Path; from harness.store.store import Store; "
+        "from harness.sweep.ray import on_cluster; from harness.sweep.run import load_plan; "
         "cells = load_plan(Path(sys.argv[1]), here=False); "
         "run = on_cluster(sys.argv[2], Store(Path(sys.argv[3])), patience=0.5); "
         "print([one.problem.code for one in run(cells)])"

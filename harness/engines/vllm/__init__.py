@@ -1,0 +1,1 @@
+"""vLLM: its recipe and its models' files."""

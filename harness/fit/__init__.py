@@ -1,0 +1,1 @@
+"""From a record to constants: observations, straight lines, speed. Pure."""

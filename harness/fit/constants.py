@@ -1,0 +1,250 @@
+"""From loads to constants: the straight lines of memory over context.
+
+For fixed physical batch, slots, flash attention and KV type, the memory of a model on its target is exactly a straight line in
+the context (llama.cpp b10434, measured on six architectures), but for the bends that :mod:`harness.fit.batch_fit` knows. The
+slope's two parts come from the log, which is exact to 0.005 MiB; the intercept from the meter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from harness.errors import UntrustedError
+from harness.fit.batch_fit import (
+    BatchFit,
+    Piece,
+    bends,
+    confirms_law,
+    fit_batches,
+    leave_one_out,
+    placement_doubt,
+)
+from harness.fit.load_plan import slot_limits
+from harness.fit.observations import Point, allowed_spread, points_of
+from harness.fit.speed import fit_performance, fit_placement
+from harness.model.calibration import (
+    SCHEMA_VERSION,
+    Band,
+    Breakdown,
+    Calibration,
+    Constants,
+    MeasuredLoad,
+    Metadata,
+    Quality,
+)
+from harness.model.record import Record, Settings
+from harness.units import MIB, TOKENS_PER_UNIT, gib
+
+#: Largest relative error of a left-out load before a run is refused.
+MAX_ERROR: Final = 0.01
+#: Architectures whose caches hold latents (MLA). Without flash attention, a copy of the values (1 KiB a token) hides below the
+#: batch's activations up to some context, which depends on the batch, and comes on top from there (llama.cpp b10434).
+LATENT_ATTENTION: Final = frozenset({"deepseek2"})
+
+
+def overhead_spread(points: Sequence[Point]) -> float | None:
+    """Largest minus smallest overhead of the loads, bytes; ``None`` where the meter is the log, and of one load."""
+    overheads = [point.overhead for point in points if point.overhead is not None]
+    return max(overheads) - min(overheads) if len(overheads) > 1 else None
+
+
+def check_overhead(points: Sequence[Point]) -> None:
+    """Refuse a run whose meter and log do not differ by one constant.
+
+    Raises:
+        UntrustedError: the overhead of the loads is spread wider than ``max(8 MiB, 0.5 % of V)``.
+    """
+    spread = overhead_spread(points)
+    if spread is None:
+        return
+    allowed = allowed_spread(max(point.total for point in points))
+    if spread > allowed:
+        raise UntrustedError(
+            f"what the meter saw beyond the log differs between loads by {spread / MIB:.1f} MiB "
+            f"(allowed: {allowed / MIB:.1f}): something else moved, or the engine's allocator is not repeatable",
+            hint="look for other users of the device, then calibrate again",
+            code="overhead-moves",
+        )
+
+
+def _band(fitted: BatchFit, piece: Piece, up_to: int) -> tuple[Band, Breakdown]:
+    weights, compute = gib(fitted.weights), gib(piece.compute.start)
+    fixed_cache = gib(max(piece.cache.start, 0.0))
+    overhead = None if fitted.overhead is None else gib(fitted.overhead)
+    base = round(weights + compute + fixed_cache + (overhead or 0.0), 6)
+    band = Band(
+        up_to=up_to,
+        num_batch=fitted.num_batch,
+        base_vram_gb=base,
+        kv_cache_gb_per_10k=gib(piece.cache.slope * TOKENS_PER_UNIT),
+        compute_gb_per_10k=gib(piece.compute.slope * TOKENS_PER_UNIT),
+        fixed_cache_gb=fixed_cache,
+    )
+    return band, Breakdown(weights=weights, fixed_cache=fixed_cache, compute=compute, overhead=overhead)
+
+
+def band_ends(fits: Sequence[BatchFit], limits: Sequence[tuple[int, int]], reach: int) -> list[int]:
+    """The largest context of each batch: by the engine's rule, else by the loads, but for the last batch; cut at ``reach``.
+
+    ``limits`` are pairs (largest context, batch) of the engine's own batch rule, in ascending order.
+    """
+    known = {batch: limit for limit, batch in limits}
+    measured = [max(point.context for point in fitted.points) for fitted in fits[:-1]]
+    ends = [known.get(fitted.num_batch or 0, end) for fitted, end in zip(fits, [*measured, reach], strict=True)]
+    return [min(end, reach) for end in ends]
+
+
+def fit_record(record: Record) -> Calibration:
+    """The calibration of a record, with its facts read. Pure: the same record gives the same bytes.
+
+    Raises:
+        UntrustedError: too few points, settings that differ, an overhead that moves, or an error above 1 %.
+    """
+    if record.engine_name == "vllm":
+        from harness.fit.vllm import fit_vllm
+
+        return fit_vllm(record)
+    points, notes = points_of(record)
+    if not points:
+        raise UntrustedError(
+            "no load lay completely on the target, so there is nothing to fit",
+            hint="free memory on the device, or calibrate at smaller contexts (--ctx)",
+            code="no-points",
+        )
+    check_overhead(points)
+    fits = fit_batches(points, by_law=record.machine.meter == "import")
+    # A batch that was asked for is sent at every context; only the engine's own choice has limits.
+    limits = slot_limits(record.batch_limits, points[0].parallel) if record.settings.num_batch is None else ()
+    ends = band_ends(fits, limits, _reach(record, fits[-1], notes))
+    bands = _bands(fits, ends)
+    max_error = _max_error(fits, ends, notes)
+    measured = {fitted.num_batch for fitted in fits}
+    notes.extend(
+        f"batch {batch} was not measured: up to {limit} tokens the constants of the next batch stand, which are larger"
+        for limit, batch in limits
+        if batch not in measured and limit < ends[-1]
+    )
+    notes.extend(_doubts(fits))
+    spread = overhead_spread(points)
+    performance, speed_notes = fit_performance(record)
+    band, breakdown = bands[-1]
+    return Calibration(
+        id=record.id,
+        engine=record.engine_name,
+        constants=Constants(
+            base_vram_gb=band.base_vram_gb,
+            kv_cache_gb_per_10k=band.kv_cache_gb_per_10k,
+            compute_gb_per_10k=band.compute_gb_per_10k,
+        ),
+        metadata=Metadata(
+            schema_version=SCHEMA_VERSION,
+            calibrated_at=record.started_at,
+            model=record.model,
+            engine=record.engine,
+            settings=_effective(record.settings, points, fits[-1].num_batch),
+            machine=record.machine,
+            breakdown_gb=breakdown,
+            bands=tuple(band for band, _ in bands),
+            quality=Quality(
+                loads=tuple(
+                    MeasuredLoad(context=point.context, num_batch=point.num_batch, total_gb=gib(point.total))
+                    for point in points
+                ),
+                max_error=None if max_error is None else round(max_error, 6),
+                overhead_spread_gb=None if spread is None else gib(spread),
+                valid_to=band.up_to,
+                notes=tuple(notes + list(record.notes) + speed_notes),
+            ),
+            placement=fit_placement(record),
+            performance=performance,
+            run=record.run,
+        ),
+    )
+
+
+def _bands(fits: Sequence[BatchFit], ends: Sequence[int]) -> list[tuple[Band, Breakdown]]:
+    """The pieces of every batch inside its own stretch of contexts, ascending and without gaps."""
+    bands: list[tuple[Band, Breakdown]] = []
+    start = 0
+    for fitted, end in zip(fits, ends, strict=True):
+        for piece in fitted.pieces():
+            up_to = end if piece.up_to is None else min(piece.up_to, end)
+            if up_to > start:
+                bands.append(_band(fitted, piece, up_to))
+                start = up_to
+    return bands
+
+
+def _reach(record: Record, last: BatchFit, notes: list[str]) -> int:
+    """The largest context that the constants hold for: the training context, unless a bend may hide before it."""
+    measured = max(point.context for point in last.points)
+    reach = record.model.train_context or measured
+    if last.caches.window_per_cell and last.window_cells is None:
+        why = "no load reached the full size of the sliding window's cache"
+    elif last.points[0].flash_attention == "disabled" and record.model.architecture in LATENT_ATTENTION:
+        why = "without flash attention the compute buffers of latent attention step at a context that depends on the batch"
+    elif last.points[0].flash_attention == "disabled" and bends(last) and len(last.compute) == 1:
+        why = "without flash attention the compute buffers bend between the loads"
+    elif last.points[0].flash_attention == "disabled" and not last.placed and not confirms_law(last):
+        why = "without flash attention the compute buffers do not grow by whole rows of scores, so a bend may follow"
+    else:
+        return reach
+    if measured < reach:
+        notes.append(f"valid to {measured}: {why}")
+    return min(measured, reach)
+
+
+def _max_error(fits: Sequence[BatchFit], ends: Sequence[int], notes: list[str]) -> float | None:
+    error = leave_one_out(fits)
+    if error is None:
+        notes.append("max_error was not measured: it needs three contexts in one band")
+    elif error > MAX_ERROR:
+        raise UntrustedError(
+            f"a load left out is predicted with an error of {error:.2%}, above {MAX_ERROR:.0%}: memory is not a straight "
+            "line over these contexts",
+            hint="calibrate with --ctx beyond the sliding window plus the batch, or with more contexts",
+            code="not-a-line",
+        )
+    doubt = placement_doubt(fits, ends)
+    if doubt > MAX_ERROR:
+        raise UntrustedError(
+            f"bands of one load may be off by {doubt:.2%}: compute buffers do not grow by the known law, which places them",
+            hint="calibrate one batch at a time, with --num-batch",
+            code="law-not-confirmed",
+        )
+    return error if error is None else max(error, doubt)
+
+
+def _doubts(fits: Sequence[BatchFit]) -> list[str]:
+    """What a reader should know of how the bands were found."""
+    notes: list[str] = []
+    placed = ", ".join(str(fitted.num_batch) for fitted in fits if fitted.placed)
+    if placed:
+        confirmed = "confirmed" if any(confirms_law(fitted) for fitted in fits) else "not confirmed"
+        notes.append(f"batch {placed}: placed by one load and the law of compute growth, {confirmed} by the other batch")
+    for fitted in fits:
+        if len(fitted.compute) > 1:
+            bend = fitted.pieces()[-2].up_to
+            notes.append(f"batch {fitted.num_batch}: compute buffers bend at {bend} tokens; both lines were measured")
+        below = any(point.below_window for point in fitted.points)
+        cells = fitted.window_cells
+        if cells is not None and not below and fitted.points[0].flash_attention != "enabled":
+            notes.append(f"batch {fitted.num_batch}: below {cells} tokens (window and batch) no load was made")
+    rounded = max(point.uncertainty for fitted in fits for point in fitted.points)
+    if rounded:
+        notes.append(f"the engine rounds its log: a figure may be off by {rounded / MIB:.2f} MiB")
+    return notes
+
+
+def _effective(settings: Settings, points: Sequence[Point], num_batch: int | None) -> Settings:
+    """The settings with what the log says instead of what was asked, where it says it."""
+    return msgspec.structs.replace(
+        settings,
+        num_parallel=points[-1].parallel,
+        num_batch=settings.num_batch if num_batch is None else num_batch,
+        kv_cache_type=points[-1].kv_cache_type or settings.kv_cache_type,
+        flash_attention=points[-1].flash_attention or settings.flash_attention,
+    )

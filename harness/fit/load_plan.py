@@ -1,0 +1,109 @@
+"""Which loads a calibration makes: few, and enough for every band that a user will meet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from harness.errors import UntrustedError
+from harness.fit.batch_fit import bends, fit_batches
+from harness.fit.observations import points_of
+from harness.model.record import LoadRequest, Record
+from harness.units import CELL_PADDING
+
+#: Contexts when nobody asks for others.
+DEFAULT_CONTEXTS: Final = (8192, 16384, 32768)
+#: A plan never grows beyond this.
+MAX_LOADS: Final = 5
+#: Contexts below this are not worth a load of their own.
+SMALLEST_KNEE: Final = 2048
+#: llama.cpp's physical batch when nobody sets one (common.h, ``n_ubatch``).
+DEFAULT_BATCH: Final = 512
+
+BatchLimits = tuple[tuple[int, int], ...]
+
+
+def usable_contexts(contexts: Sequence[int], train_context: int | None, floor: int = CELL_PADDING) -> tuple[int, ...]:
+    """The contexts of a plan, in ascending order, shrunk to a model trained on less.
+
+    A model trained on fewer tokens than asked for keeps the number of loads: halves and quarters of its own context, but
+    none below ``floor``: an engine cuts its batch to a shorter context, and that would be another line.
+    """
+    wanted = sorted(set(contexts))
+    if train_context is None or all(context <= train_context for context in wanted):
+        return tuple(wanted)
+    kept = [context for context in wanted if context < train_context]
+    candidates = [train_context, *(train_context * part // 4 // 256 * 256 for part in (2, 1, 3))]
+    for candidate in candidates:
+        if len(kept) >= max(len(wanted), 2):
+            break
+        if (candidate >= floor or candidate == train_context) and candidate not in kept:
+            kept.append(candidate)
+    return tuple(sorted(kept)) or (train_context,)
+
+
+def slot_limits(limits: BatchLimits, num_parallel: int) -> BatchLimits:
+    """An engine's batch rule by the tokens of one slot; the engine goes by the tokens of all slots together."""
+    return tuple((limit // num_parallel, batch) for limit, batch in limits)
+
+
+def plan_loads(
+    contexts: Sequence[int],
+    train_context: int | None,
+    *,
+    num_batch: int | None = None,
+    batch_limits: BatchLimits = (),
+    num_parallel: int = 1,
+) -> tuple[LoadRequest, ...]:
+    """The loads that measure memory.
+
+    With a pinned batch, or an engine of one batch, the contexts are loaded at that batch. With an engine that chooses the
+    batch by context (``batch_limits``: largest context of all slots and batch, ascending), the band of the largest context gets
+    all contexts, sent with its batch explicitly, and each lower band one load at its upper end.
+    """
+    if num_batch is not None or not batch_limits:
+        batch = num_batch or DEFAULT_BATCH
+        usable = usable_contexts(contexts, train_context, batch)
+        return tuple(LoadRequest(context=context, num_batch=batch) for context in usable)
+    reach = train_context or max(contexts)
+    limits = slot_limits(batch_limits, num_parallel)
+    bands = [(limit, batch) for index, (limit, batch) in enumerate(limits) if index == 0 or limits[index - 1][0] < reach]
+    # An engine cuts its batch to a shorter context: contexts that are all meant stay at a batch that each of them fills.
+    bands = [band for band in bands if band[1] <= min(contexts)] or bands[:1]
+    top = bands[-1][1]
+    usable = usable_contexts(contexts, train_context, top)
+    lower = [LoadRequest(context=max(min(limit, 16384), batch), num_batch=batch) for limit, batch in bands[:-1]]
+    return (*lower, *(LoadRequest(context=context, num_batch=top) for context in usable))
+
+
+def further_loads(record: Record) -> tuple[LoadRequest, ...]:
+    """Loads that the loads made so far ask for, up to :data:`MAX_LOADS` in all.
+
+    Without flash attention the compute buffers step where a sliding window is full, so both sides need loads of their own;
+    and where they bend between the loads, both lines are measured.
+    """
+    try:
+        points, _ = points_of(record)
+        fits = fit_batches(points) if points else []
+    except UntrustedError:
+        return ()
+    if not fits:
+        return ()
+    fitted, room = fits[-1], MAX_LOADS - sum(load.request.purpose == "point" for load in record.loads)
+    if len(fits) > 1 or fitted.points[0].flash_attention == "enabled":
+        return ()
+    contexts = sorted({point.context for point in fitted.points})
+    wanted: list[int] = []
+    if fitted.window_cells is not None and fitted.window_cells > SMALLEST_KNEE and contexts[0] > fitted.window_cells:
+        wanted.append(fitted.window_cells // 2)
+    if fitted.window_cells is not None and contexts[-2] <= fitted.window_cells < contexts[-1]:
+        wanted.append((fitted.window_cells + contexts[-1]) // 2)
+    if bends(fitted):
+        wanted += [contexts[0] // 2, (contexts[-2] + contexts[-1]) // 2]
+    floor = max(fitted.num_batch or DEFAULT_BATCH, CELL_PADDING)
+    usable = [context // CELL_PADDING * CELL_PADDING for context in wanted]
+    return tuple(
+        LoadRequest(context=context, num_batch=fitted.num_batch)
+        for context in usable[: max(room, 0)]
+        if context >= floor and context not in contexts
+    )

@@ -1,0 +1,129 @@
+"""Speeds and placement of a calibration, from a record's loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Final
+
+from harness.model.calibration import DepthSpeed, Performance, Placement, SplitCompute
+from harness.model.record import Load, Record, Speed, Tensors
+from harness.units import TOKENS_PER_UNIT, gib
+
+#: Prompts of which the longer is at most this much longer are of one depth.
+SAME_DEPTH: Final = 1.25
+
+
+def fit_performance(record: Record) -> tuple[Performance, list[str]]:
+    """Speeds of the run; what was not measured is ``None``, with its reason in the notes."""
+    notes: list[str] = []
+    speed = _first(record, "speed")
+    host = _first(record, "host-speed")
+    timed = [] if speed is None else [one for one in speed.speeds if one.decode_tokens_per_s]
+    timed.sort(key=lambda one: one.prompt_tokens)
+    if speed is None:
+        notes.append("speed was not measured: not asked for")
+    elif not timed:
+        notes.append(f"speed was not measured: {speed.reason or 'no timings'}")
+    depths, spread = _depths(timed)
+    if speed is not None and record.machine.target == "host" and speed.cpu_by_others is not None:
+        # What others took of the CPU, the engine might have had.
+        spread = round(max(spread or 0.0, speed.cpu_by_others / max(1.0 - speed.cpu_by_others, 0.01)), 4)
+    prompts = [one.prompt_tokens_per_s for one in timed if one.prompt_tokens_per_s]
+    on_host = [one.decode_tokens_per_s for one in host.speeds if one.decode_tokens_per_s] if host else []
+    host_decode = median(on_host) if on_host else None
+    if record.machine.target == "host":
+        host_decode = depths[0].decode_tokens_per_s if depths else None
+    elif host_decode is None:
+        notes.append(f"speed on the host alone was not measured: {(host and host.reason) or 'not asked for'}")
+    return (
+        Performance(
+            load_s=_seconds(speed),
+            prompt_tokens_per_s=round(max(prompts), 2) if prompts else None,
+            decode_tokens_per_s=depths[0].decode_tokens_per_s if depths else None,
+            host_decode_tokens_per_s=_rounded(host_decode),
+            depths=depths,
+            spread=spread,
+        ),
+        notes,
+    )
+
+
+def _depths(timed: Sequence[Speed]) -> tuple[tuple[DepthSpeed, ...], float | None]:
+    """The median decode speed at each depth, shallow first, and the widest spread of repeats (largest - smallest) / median.
+
+    ``timed`` is in order of depth. Prompts made of words are a few tokens longer or shorter each time: a repeat is within a
+    quarter of the first.
+    """
+    groups: list[list[Speed]] = []
+    for one in timed:
+        if groups and one.prompt_tokens <= SAME_DEPTH * groups[-1][0].prompt_tokens:
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    depths, spreads = [], []
+    for group in groups:
+        rates = [one.decode_tokens_per_s or 0.0 for one in group]
+        middle = median(rates)
+        depths.append(DepthSpeed(depth=int(median(one.prompt_tokens for one in group)), decode_tokens_per_s=round(middle, 2)))
+        if len(group) > 1:
+            spreads.append((max(rates) - min(rates)) / middle)
+    return tuple(depths), round(max(spreads), 4) if spreads else None
+
+
+def fit_placement(record: Record) -> Placement:
+    """What decides how many layers stay on a GPU; ``None`` parts where the record does not tell them."""
+    tensors = record.tensors
+    grid = tuple(
+        SplitCompute(
+            layers=load.request.gpu_layers,
+            context=load.request.context,
+            compute_gb=gib(sum(row.compute_bytes for row in load.facts.fit.rows if row.free_bytes is not None)),
+            experts_on_host=load.request.experts_on_host,
+        )
+        for load in record.loads
+        if load.request.purpose == "dry-run"
+        and load.request.gpu_layers is not None
+        and load.facts is not None
+        and load.facts.fit is not None
+        and load.facts.fit.rows
+    )
+    kinds = next((load.facts.layer_kinds for load in record.loads if load.facts and load.facts.layer_kinds), None)
+    experts = tensors.expert_bytes if tensors else ()
+    estimate = record.estimate
+    return Placement(
+        reserve_gb=None if record.reserve_bytes is None else gib(record.reserve_bytes),
+        layer_weights_gb=None if tensors is None else gib(sum(tensors.layer_bytes)),
+        output_weights_gb=None if tensors is None else gib(tensors.output_bytes),
+        split_compute=grid,
+        layer_kinds=kinds,
+        layers_gb=_layers_gb(tensors),
+        experts_gb=tuple(gib(size) for size in experts),
+        expert_use=tensors.expert_use if tensors and experts else None,
+        estimate_base_gb=None if estimate is None else gib(estimate.file_bytes),
+        estimate_gb_per_10k=None if estimate is None else gib(estimate.cache_bytes_per_token * TOKENS_PER_UNIT),
+    )
+
+
+def _layers_gb(tensors: Tensors | None) -> tuple[float, ...]:
+    """Weights of each layer without its experts."""
+    if tensors is None:
+        return ()
+    experts = tensors.expert_bytes or (0,) * len(tensors.layer_bytes)
+    return tuple(gib(whole - part) for whole, part in zip(tensors.layer_bytes, experts, strict=True))
+
+
+def _first(record: Record, purpose: str) -> Load | None:
+    """The first successful load of a purpose, or else the last one that says why there is none."""
+    loads = [load for load in record.loads if load.request.purpose == purpose]
+    return next((load for load in loads if load.speeds), loads[-1] if loads else None)
+
+
+def _seconds(load: Load | None) -> float | None:
+    if load is None or load.ready is None:
+        return None
+    return round(load.ready - load.started, 2)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)

@@ -1,0 +1,1 @@
+"""What this machine has: GPUs, memory, images, engines and models; nothing is started or pulled."""

@@ -1,0 +1,164 @@
+"""What is here now, part by part, without pulling or starting anything: images, engines, models, GPUs."""
+
+from __future__ import annotations
+
+import functools
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from harness.engines import engine_named, gguf
+from harness.engines.base import Options
+from harness.engines.ollama.models import models_folder, stored_digest
+from harness.errors import HarnessError
+from harness.inventory.backend import resolve_name
+from harness.model.calibration import Calibration
+from harness.model.facts import EngineName
+from harness.model.record import Gpu
+from harness.prediction.staleness import Here
+from harness.sandboxes.container_config import repository
+from harness.store.catalog import cache_folder, find_catalog, pinned_image, read_catalog
+from harness.store.store import Store, read_record, write_atomically
+from harness.units import gib
+
+
+class Given(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user says about here, for all calibrations alike."""
+
+    image: str | None = None
+    binary: str | None = None
+    models: str | None = None
+    gpus: str | None = None
+    env: dict[str, str] = {}
+    timeout: float = 600.0
+
+
+class Finder:
+    """Looks each part up once. A part that cannot be read is ``None``."""
+
+    def __init__(self, store: Store, given: Given, folder: Path) -> None:
+        self.store, self.given, self.folder = store, given, folder
+        self.catalog = read_catalog(find_catalog(folder))
+        self.gpus = functools.cache(self._gpus)
+        self.image_digest = functools.cache(self._image_digest)
+        self.engine_version = functools.cache(self._engine_version)
+
+    def here(self, calibration: Calibration) -> Here:
+        """What this calibration would be made with now."""
+        metadata = calibration.metadata
+        in_docker = metadata.machine.sandbox == "docker"
+        image = self.image(calibration) if in_docker else None
+        return Here(
+            engine=None if in_docker else self.engine_version(calibration.engine),
+            image=image,
+            image_digest=None if image is None else self.image_digest(image),
+            model_digest=self.model_digest(calibration),
+            gpus=self.gpus() if metadata.machine.meter == "nvml" else None,
+        )
+
+    def image(self, calibration: Calibration) -> str | None:
+        """The image that would be used: the one asked for, else the pinned tag of the same repository, else the same again."""
+        then = calibration.metadata.engine.image
+        if self.given.image is not None or then is None:
+            return self.given.image
+        pinned = pinned_image(calibration.engine, self.folder)
+        return pinned if pinned is not None and repository(pinned) == repository(then) else then
+
+    def model_path(self, calibration: Calibration) -> Path | None:
+        """The GGUF of a calibration: by the catalog, below ``--models``, where its own log says, or in this folder."""
+        name = calibration.metadata.model.name
+        places = [Path(name)]
+        if self.given.models is not None:
+            places.insert(0, Path(self.given.models) / name)
+        with suppress(HarnessError):
+            if name in self.catalog.models:
+                places.insert(0, Path(self.own_name(calibration)))
+            elif calibration.metadata.run is not None:
+                loads = read_record(self.store.run_folder(calibration.metadata.run)).loads
+                places += [Path(load.facts.model) for load in loads if load.facts is not None and load.facts.model]
+        return next((self.folder / place for place in places if (self.folder / place).is_file()), None)
+
+    def own_name(self, calibration: Calibration) -> str:
+        """What the engine calls the model; of a GGUF in the catalog its path.
+
+        Raises:
+            NotFoundError: the catalog knows the model, and not for this engine.
+        """
+        engine = engine_named(calibration.engine)
+        return resolve_name(calibration.metadata.model.name, engine, self.catalog, Options(binary=self.given.binary))[0]
+
+    def model_digest(self, calibration: Calibration) -> str | None:
+        """The digest of the weights that would be loaded now."""
+        try:
+            if calibration.engine == "llama-server" or calibration.metadata.model.name.endswith(".gguf"):
+                path = self.model_path(calibration)
+                return None if path is None else cached_sha256(path.resolve())
+            if calibration.engine == "ollama":
+                folder = self._ollama_folder()
+                return None if folder is None else stored_digest(folder, self.own_name(calibration))
+        except (OSError, HarnessError):
+            return None
+        return None
+
+    def _ollama_folder(self) -> Path | None:
+        """Where Ollama's models lie: the user's folder, or the folder behind a volume where it may be read."""
+        from harness.engines.ollama import recipe as ollama
+        from harness.sandboxes.docker_client import Daemon
+
+        if self.given.models is not None and (folder := models_folder(self.given.models)) is not None:
+            return folder
+        with Daemon() as daemon:
+            mounted = daemon.volume_folder(self.given.models or ollama.VOLUME)
+        return None if mounted is None else Path(mounted) / "models"
+
+    def _gpus(self) -> tuple[Gpu, ...] | None:
+        from harness.meters.nvml import gpus
+
+        try:
+            found = gpus()
+        except HarnessError:
+            return None
+        return tuple(
+            Gpu(
+                name=gpu.name,
+                uuid=gpu.uuid,
+                memory_gb=gib(gpu.memory_bytes) if gpu.memory_bytes else None,
+                driver=gpu.driver,
+            )
+            for gpu in found
+        )
+
+    def _image_digest(self, reference: str) -> str | None:
+        from harness.sandboxes.docker import local_image
+
+        try:
+            image = local_image(reference)
+        except HarnessError:
+            return None
+        return None if image is None else image.digest
+
+    def _engine_version(self, name: EngineName) -> str | None:
+        try:
+            return engine_named(name).version(Options(binary=self.given.binary), None).version
+        except HarnessError:
+            return None
+
+
+def cached_sha256(path: Path) -> str:
+    """A file's SHA-256, kept in the cache folder by size and time: models have tens of gigabytes."""
+    state = path.stat()
+    key, seen = str(path), [state.st_size, state.st_mtime_ns]
+    cache = cache_folder() / "digests.json"
+    known: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        known = dict(json.loads(cache.read_text()))
+    with suppress(KeyError, TypeError, IndexError):
+        if known[key][0] == seen:
+            return str(known[key][1])
+    digest = gguf.sha256(path)
+    with suppress(HarnessError):  # without a cache it is hashed again next time
+        write_atomically(cache, json.dumps({**known, key: [seen, digest]}, indent=1).encode())
+    return digest

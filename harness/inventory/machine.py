@@ -1,0 +1,202 @@
+"""What this machine has now: GPUs and their free memory, host memory, the engine's version, models that run already.
+
+Each thing is read once, when it is first asked for: ``harness check`` runs before every start of a model.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from harness.errors import HarnessError, UnavailableError, UsageError
+from harness.model.calibration import Calibration
+from harness.model.facts import EngineName
+from harness.units import parse_size
+
+#: llama-server's variable for the name under which it answers; ``harness serve`` sets it.
+ALIAS: Final = "LLAMA_ARG_ALIAS"
+#: ``OLLAMA_HOST`` of an Ollama on this machine (envconfig.Host); unset is port 11434 here.
+_OLLAMA_HOST: Final = re.compile(r"(?:(?:http://)?(?:127\.0\.0\.1|localhost|0\.0\.0\.0|\[::1?\])?(?::(?P<port>\d{1,5}))?/?)")
+#: How long an Ollama on this machine may take to say its version, seconds.
+_ANSWER: Final = 0.3
+#: What a GPU that cannot be read is followed by.
+ADVICE: Final = "say what is free with --available, for example --available 24GiB"
+
+
+class GpuNow(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU at this moment; bytes, ``None`` where the driver does not say. ``key`` is its index or the engine's name."""
+
+    key: str
+    name: str
+    uuid: str | None = None
+    free_bytes: int | None = None
+    total_bytes: int | None = None
+    driver: str | None = None
+
+
+class Resident(msgspec.Struct, frozen=True, kw_only=True):
+    """A process that runs a model now."""
+
+    pid: int
+    engine: EngineName
+
+
+def parse_available(text: str) -> tuple[int, ...]:
+    """``--available``: a size, or a comma list with one for each device; bytes.
+
+    Raises:
+        UsageError: anything else.
+    """
+    try:
+        return tuple(parse_size(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--available: {error}", hint="one size, or one for each device: 24GiB,24GiB") from error
+
+
+class MachineNow:
+    """This machine. ``gpu`` (an index, a UUID, or an engine's device name) leaves that GPU alone in view."""
+
+    def __init__(self, gpu: str | None = None) -> None:
+        self.gpu = gpu
+        self._listed: dict[tuple[tuple[str, str], ...], tuple[GpuNow, ...] | HarnessError] = {}
+
+    @cached_property
+    def nvidia(self) -> tuple[GpuNow, ...] | HarnessError:
+        """NVIDIA GPUs as the driver has them (one initialisation of NVML), or why it cannot be asked."""
+        from harness.meters.nvml import gpus
+
+        try:
+            found = tuple(
+                GpuNow(
+                    key=str(gpu.index), name=gpu.name, uuid=gpu.uuid, free_bytes=gpu.free_bytes,
+                    total_bytes=gpu.memory_bytes, driver=gpu.driver,
+                )
+                for gpu in gpus()
+            )  # fmt: skip
+        except HarnessError as error:
+            return error
+        return self._in_view(found)
+
+    def engine_gpus(self, env: dict[str, str]) -> tuple[GpuNow, ...] | HarnessError:
+        """GPUs without a driver meter, as llama-server lists them: its free memory is what its placement goes by."""
+        key = tuple(sorted(env.items()))
+        if key not in self._listed:
+            self._listed[key] = self._list(env)
+        return self._listed[key]
+
+    def _list(self, env: dict[str, str]) -> tuple[GpuNow, ...] | HarnessError:
+        from harness.engines.base import Options
+        from harness.engines.llama_server.recipe import LlamaServer
+
+        try:
+            devices = LlamaServer().devices(Options(env=env, binary=os.environ.get("HARNESS_ENGINE_BINARY") or None))
+        except HarnessError as error:
+            return error
+        found = [
+            GpuNow(key=name, name=title, free_bytes=free, total_bytes=total) for name, (title, total, free) in devices.items()
+        ]
+        return self._in_view(tuple(found))
+
+    def _in_view(self, found: tuple[GpuNow, ...]) -> tuple[GpuNow, ...] | HarnessError:
+        if not found:
+            return UnavailableError("no GPU is there", hint=ADVICE, code="no-gpu")
+        if self.gpu is None:
+            return found
+        chosen = tuple(one for one in found if self.gpu in (one.key, one.uuid))
+        if chosen:
+            return chosen
+        there = ", ".join(f"{one.key} ({one.name})" for one in found)
+        return UnavailableError(f"there is no GPU {self.gpu}; there are: {there}", code="no-such-gpu")
+
+    @cached_property
+    def host_bytes(self) -> int | None:
+        """Host memory that is available: ``MemAvailable``, or less where a cgroup has a limit."""
+        from harness.meters.host import available_memory
+
+        return available_memory()
+
+    def engine_version(self, calibration: Calibration) -> str | None:
+        """The version that would run now, where that can be told without starting anything."""
+        if calibration.engine == "ollama":
+            return ollama_version(os.environ.get("OLLAMA_HOST", ""))
+        if calibration.engine != "llama-server" or calibration.metadata.machine.sandbox != "process":
+            return None
+        if os.environ.get("HARNESS_ENGINE_BINARY"):
+            return None
+        from harness.engines.llama_server.embedded import embedded_build
+
+        return embedded_build()
+
+
+def ollama_version(host: str) -> str | None:
+    """The version of the Ollama that runs on this machine (``GET /api/version``); ``None`` where none answers at once.
+
+    ``host`` is ``OLLAMA_HOST``; one on another machine is not asked.
+    """
+    match = _OLLAMA_HOST.fullmatch(host.strip())
+    if match is None:
+        return None
+    import socket
+
+    answer = b""
+    try:
+        with socket.create_connection(("127.0.0.1", int(match["port"] or 11434)), timeout=_ANSWER) as link:
+            link.sendall(b"GET /api/version HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            while (part := link.recv(4096)) and len(answer) < 1 << 16:
+                answer += part
+    except (OSError, OverflowError):
+        return None
+    found = re.search(rb'"version"\s*:\s*"([0-9A-Za-z.+-]{1,40})"', answer)
+    return found[1].decode() if found else None
+
+
+def residents(calibration: Calibration, proc: Path = Path("/proc")) -> tuple[Resident, ...]:
+    """Processes that have this model loaded, told by the weights or the name on their command line.
+
+    Ollama starts its runners with ``--model …/blobs/sha256-DIGEST`` (llm/llama_server.go), in containers too.
+    """
+    model = calibration.metadata.model
+    wanted = {model.name, Path(model.name).stem if model.name.endswith(".gguf") else model.name}
+    if model.digest is not None:
+        wanted.add(model.digest.replace(":", "-"))
+    found = []
+    for folder in proc.iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            words = (folder / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+            engine = _engine_of(words)
+            if engine is not None and _loaded(words, folder) & wanted:
+                found.append(Resident(pid=int(folder.name), engine=engine))
+        except OSError:
+            continue  # it ended, or is somebody else's
+    return tuple(sorted(found, key=lambda one: one.pid))
+
+
+def _engine_of(words: list[str]) -> EngineName | None:
+    program = Path(words[0]).name
+    if program in ("ollama", "ollama_llama_server") or (program == "llama-server" and "/ollama/" in words[0]):
+        return "ollama"
+    if program == "llama-server":
+        return "llama-server"
+    return "vllm" if any(Path(word).name == "vllm" for word in words[:2]) else None
+
+
+def _loaded(words: list[str], folder: Path) -> set[str]:
+    """Names under which a process has its model: of the file that it was started with, and of its alias."""
+    names = set()
+    for flag, value in pairwise(words):
+        if flag in ("--model", "-m", "--alias", "-a", "serve"):
+            names |= {value, Path(value).name, Path(value).stem}
+    with suppress(OSError):  # of another user's process it cannot be read
+        for entry in (folder / "environ").read_bytes().split(b"\0"):
+            if entry.startswith(ALIAS.encode() + b"="):
+                names.add(entry.partition(b"=")[2].decode("utf-8", "replace"))
+    return names

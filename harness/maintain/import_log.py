@@ -1,0 +1,203 @@
+"""``harness import``: a calibration from an engine's log and the memory that somebody else read beside it.
+
+The log gives every part but one; the totals give that one, the overhead. The record is marked (meter ``import``), so that
+nobody takes its totals for harness's own readings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from harness import __version__
+from harness.engines.base import Source
+from harness.errors import BadInputError, CannotWriteError, UntrustedError, UsageError
+from harness.fit.constants import fit_record
+from harness.fit.observations import spill_reason
+from harness.measure.calibrate import Result, model_stem
+from harness.measure.overwrite import refuse_overwrite
+from harness.model.calibration import artifact_name
+from harness.model.facts import DeviceKind, LoadFacts
+from harness.model.record import EngineVersion, Gpu, Load, LoadRequest, Machine, Model, Record, Settings, Target
+from harness.model.trace import Plateau
+from harness.store.store import Store
+from harness.units import format_size
+
+_BLOB: Final = re.compile(r"(?:^|[/\\])sha256-([0-9a-f]{64})$")
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """What comes with a log: bytes of each load on its target, in the log's order, and what the log may not say."""
+
+    log: str
+    totals: tuple[int, ...]
+    chosen: tuple[int, ...] = ()
+    contexts: tuple[int, ...] = ()
+    model: str | None = None
+    gpus: tuple[str, ...] = ()
+    variant: str | None = None
+    force: bool = False
+
+
+def import_log(found: Sequence[LoadFacts], told: Told, store: Store) -> Result:
+    """Fit the loads of a log to the totals that were told, and write the calibration.
+
+    Raises:
+        UsageError: totals and loads do not match. BadInputError: the log holds no load to fit, or contradicts what was told.
+        UntrustedError: a load did not lie on its target, or no line can be drawn. CannotWriteError: it would overwrite another.
+    """
+    loads = _loads(found, told)
+    target: Target = "gpu" if any(_on_gpu(facts) for facts in loads) else "host"
+    name = _name(loads, told)
+    record = _record(loads, told, target, name)
+    calibration = fit_record(record)
+    path = store.path_of(record.engine_name, model_stem(name), told.variant)
+    store.check_writable(path)
+    with store.lock(path):
+        if not told.force:
+            refuse_overwrite(path, Source(model=record.model), calibration.metadata.settings, record.machine, store)
+        folder = store.run_folder(record.run)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise CannotWriteError(f"{folder} cannot be made: {error.strerror}") from error
+        written = store.write_record(record)
+        store.write(path, calibration)
+    return Result(artifact=path, record=written, calibration=calibration, seconds=0.0)
+
+
+def _loads(found: Sequence[LoadFacts], told: Told) -> list[LoadFacts]:
+    """The loads that the totals belong to."""
+    if any(facts.engine == "vllm" for facts in found):
+        raise BadInputError(
+            "import reads loads of llama.cpp and Ollama; vLLM's base is what it was given", code="not-importable"
+        )
+    numbers = told.chosen or tuple(number for number, facts in enumerate(found, 1) if facts.complete)
+    if not numbers:
+        why = "no load of a model" if not found else "no load that became ready"
+        raise BadInputError(f"{told.log} holds {why}", hint="harness parse LOG shows what was read", code="no-load")
+    if max(numbers) > len(found):
+        raise UsageError(f"{told.log} holds {len(found)} loads; there is no load {max(numbers)}", code="no-such-load")
+    for what, given in (("--total", told.totals), ("--ctx", told.contexts)):
+        if given and len(given) != len(numbers):
+            named = ", ".join(str(number) for number in numbers)
+            raise UsageError(
+                f"{told.log}: {len(given)} values of {what} for {len(numbers)} load(s) to import ({named})",
+                hint=f"give one {what} for each in the log's order, or choose loads with --load",
+                code="count-differs",
+            )
+    loads = [found[number - 1] for number in numbers]
+    for number, facts in zip(numbers, loads, strict=True):
+        _refuse(f"load {number}", facts)
+    return loads
+
+
+def _refuse(which: str, facts: LoadFacts) -> None:
+    """Refuse what no constant can follow from."""
+    if not facts.complete or facts.failed:
+        raise BadInputError(f"{which} of the log did not become ready: {facts.failure or 'the log stops'}", code="no-load")
+    reason = spill_reason(facts, "gpu" if _on_gpu(facts) else "host")
+    if reason is not None:
+        raise UntrustedError(f"{which} of the log is no ground for constants: {reason}", code="not-a-point")
+    if facts.total("weights_bytes") is None:
+        raise BadInputError(f"{which} of the log does not say what its weights take", code="facts-missing")
+    if facts.dialect == "ollama-go" and facts.total("kv_cache_bytes") is None:
+        raise BadInputError(
+            f"{which} of the log does not say what its KV cache takes",
+            hint="Ollama 0.6 to 0.11.4 prints it with OLLAMA_DEBUG=1",
+            code="facts-missing",
+        )
+
+
+def _on_gpu(facts: LoadFacts) -> bool:
+    return any(device.kind == "gpu" and device.weights_bytes for device in facts.devices.values())
+
+
+def _name(loads: Sequence[LoadFacts], told: Told) -> str:
+    """What the model is called: as told, else the file that the log names."""
+    paths = {facts.model for facts in loads if facts.model}
+    if len(paths) > 1:
+        raise BadInputError(
+            f"the loads are of different models: {', '.join(sorted(paths))}", hint="choose with --load", code="other-model"
+        )
+    path = next(iter(paths), None)
+    if told.model:
+        return told.model
+    if path is None or _BLOB.search(path):
+        raise UsageError("the log does not name the model", hint="say it with --model", code="no-name")
+    return re.split(r"[/\\]", path)[-1]
+
+
+def _record(loads: Sequence[LoadFacts], told: Told, target: Target, name: str) -> Record:
+    now, stem, first = datetime.now(UTC), artifact_name(model_stem(name)), loads[0]
+    blob = _BLOB.search(first.model or "")
+    # One load says nothing of the contexts beyond it: constants then end where it stands.
+    train = first.train_context if len({facts.context_cells for facts in loads}) > 1 else None
+    started = f"{now:%Y-%m-%dT%H:%M:%SZ}"
+    return Record(
+        run=f"{now:%Y%m%dT%H%M%S%f}Z-import-{first.engine}-{stem}",
+        harness_version=__version__,
+        started_at=started,
+        ended_at=started,
+        seconds=0.0,
+        status="complete",
+        id=f"{first.engine}/{stem}",
+        engine_name=first.engine,
+        model=Model(
+            name=name,
+            digest=f"sha256:{blob[1]}" if blob else None,
+            train_context=train,
+            layers=None if first.layers_total is None else first.layers_total - 1,
+        ),
+        engine=EngineVersion(version=first.engine_version),
+        settings=Settings(num_parallel=first.parallel or 1, kv_cache_type=first.kv_cache_type or "f16"),
+        machine=Machine(target=target, sandbox="unknown", meter="import", gpus=tuple(Gpu(name=gpu) for gpu in told.gpus)),
+        loads=tuple(_load(facts, index, told, target) for index, facts in enumerate(loads)),
+        notes=(
+            f"imported from {Path(told.log).name}: the totals "
+            f"({', '.join(format_size(total) for total in told.totals)}) were measured by others",
+            *(() if train else (_alone(first),)),
+        ),
+    )
+
+
+def _alone(facts: LoadFacts) -> str:
+    growth = " and compute grows by the known law, which was not measured here" if facts.flash_attention == "enabled" else ""
+    return f"one load: the constants end at its context{growth}"
+
+
+def _load(facts: LoadFacts, index: int, told: Told, target: Target) -> Load:
+    """One load as if it had been measured, with the figure of others for its plateau."""
+    asked = told.contexts[index] if told.contexts else None
+    parallel = facts.parallel or 1
+    logged = None if facts.context_cells is None else facts.context_cells // parallel
+    if asked is not None and logged is not None and not 0 <= logged - asked < 256:
+        raise BadInputError(f"--ctx says {asked}, and the log {logged} tokens a slot", code="context-differs")
+    if logged is None and asked is None:
+        raise UsageError("the log does not say the context", hint="say it with --ctx", code="no-context")
+    total = told.totals[index]
+    kind: DeviceKind | None = "gpu" if target == "gpu" else None
+    parts = ("weights", "lora", "projector", "compute", "output", "kv_cache", "recurrent")
+    accounted = sum(facts.total(f"{part}_bytes", kind) or 0 for part in parts)
+    if total + facts.uncertainty_bytes < accounted:
+        raise BadInputError(
+            f"--total {format_size(total)} is less than the {format_size(accounted)} that the log itself accounts for",
+            hint="a total is what all processes of the engine hold on the device, in GiB unless it says GB",
+            code="total-too-small",
+        )
+    plateau = Plateau(total_bytes=total, readings=1)
+    return Load(
+        request=LoadRequest(context=asked or logged or 0, num_batch=facts.num_batch),
+        outcome="ok",
+        facts=facts
+        if facts.context_cells is not None
+        else msgspec.structs.replace(facts, context_cells=(asked or 0) * parallel),
+        idle=plateau,
+        busy=plateau,
+        ready=facts.load_seconds,
+    )

@@ -1,0 +1,259 @@
+"""``harness recalibrate``: measure again what was measured before, with the recorded settings and plan, on what is here now."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from harness.errors import CannotWriteError, HarnessError, NotFoundError, UnavailableError, UsageError
+from harness.inventory.installed import Finder, Given
+from harness.measure.events import Observer
+from harness.measure.prepare import Session, Wishes, prepare
+from harness.model.calibration import Calibration
+from harness.model.record import LoadRequest, Machine
+from harness.prediction.drift import Drift, compare
+from harness.prediction.staleness import Age, age, twin_of
+from harness.store.store import RUNS, Store, write_atomically
+
+#: Below the store's runs: what an unfinished recalibration has done.
+JOURNAL: Final = "recalibrate.json"
+_REDACTED: Final = "(redacted)"
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """One calibration of the store. ``answers`` is the variant that answers for the GPU here, where this one does not."""
+
+    key: str
+    path: Path
+    calibration: Calibration
+    age: Age
+    answers: str | None = None
+
+    @property
+    def stale(self) -> bool:
+        """Whether something that can be compared differs."""
+        return bool(self.age.reasons) and self.answers is None
+
+    @property
+    def imported(self) -> bool:
+        """Whether somebody else has measured it, so that harness cannot do it again."""
+        return self.calibration.metadata.machine.sandbox == "unknown"
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one calibration; ``drift`` is from the old artifact to the new one."""
+
+    target: Target
+    status: Literal["done", "failed", "done-before"]
+    record: Path | None = None
+    new: Calibration | None = None
+    drift: Drift | None = None
+    error: HarnessError | None = None
+
+
+class Journal(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked, and the run that each finished calibration stands on."""
+
+    asked: tuple[str, ...]
+    done: dict[str, str] = {}
+
+
+def survey(
+    store: Store, models: Sequence[str], finder: Finder, engine: str | None, warn: Callable[[str], None]
+) -> list[Target]:
+    """The calibrations of ``models`` (none: all of the store), and what of them is not as it is here.
+
+    Raises:
+        NotFoundError: a model that the store does not have. UsageError: several engines have it.
+    """
+    found: list[tuple[Path, Calibration]] = []
+    for model in models:
+        more = store.find(model, engine)
+        if not more:
+            raise NotFoundError(f"{model} is not calibrated in {store.root}", code="no-calibration")
+        found += [one for one in more if one not in found]
+    if not models:
+        for path in store.paths():
+            try:
+                found.append((path, store.read(path)))
+            except HarnessError as error:
+                warn(error.message)
+        found = [(path, one) for path, one in found if engine is None or one.engine == engine]
+    targets = []
+    for path, calibration in found:
+        _, at, variant = path.stem.partition("@")
+        targets.append(
+            Target(
+                key=f"{calibration.id}{at}{variant}",
+                path=path,
+                calibration=calibration,
+                age=age(calibration, finder.here(calibration)),
+                answers=_answers(path, calibration, store, finder),
+            )
+        )
+    return targets
+
+
+def _answers(path: Path, calibration: Calibration, store: Store, finder: Finder) -> str | None:
+    """The other variant that was measured on a GPU of here, where this one was not: it is this one's that answers elsewhere."""
+    now = finder.gpus() if calibration.metadata.machine.meter == "nvml" else None
+    if not now or _is_here(calibration.metadata.machine, finder):
+        return None
+    for other, sibling in store.find(calibration.id):
+        if other != path and sibling.metadata.machine.gpus and _is_here(sibling.metadata.machine, finder):
+            return other.stem.partition("@")[2] or "the default"
+    return None
+
+
+def _is_here(machine: Machine, finder: Finder) -> bool:
+    return all(twin_of(gpu, finder.gpus() or ()) for gpu in machine.gpus)
+
+
+def plan_of(calibration: Calibration) -> tuple[LoadRequest, ...]:
+    """The loads that a calibration stands on."""
+    loads = calibration.metadata.quality.loads
+    return tuple(dict.fromkeys(LoadRequest(context=load.context, num_batch=load.num_batch) for load in loads))
+
+
+def wishes_of(target: Target, finder: Finder) -> Wishes:
+    """The options that measure a calibration again: its own settings and plan, on what is here.
+
+    Raises:
+        UsageError: a secret that it was measured with is not set, or it was imported. NotFoundError: its GGUF is not here.
+    """
+    metadata, given = target.calibration.metadata, finder.given
+    settings, performance = metadata.settings, metadata.performance
+    model = metadata.model.name
+    if metadata.machine.sandbox == "unknown":
+        raise UsageError(f"{target.key} was imported: harness has not measured it", hint="harness calibrate", code="imported")
+    by_file = target.calibration.engine == "llama-server" or model.endswith(".gguf")
+    if by_file and model not in finder.catalog.models:
+        path = finder.model_path(target.calibration)
+        if path is None:
+            raise NotFoundError(f"the weights of {target.key} are not here: {model}", hint="--models DIR", code="no-such-model")
+        model = str(path)
+    if settings.vllm is not None and settings.vllm.model.startswith("/"):
+        model = settings.vllm.model  # a folder, filed under its name
+    vllm = target.calibration.engine == "vllm"  # its loads depend on each other: they are planned anew over the same contexts
+    return Wishes(
+        model=model,
+        engine=target.calibration.engine,
+        sandbox=metadata.machine.sandbox,
+        contexts=tuple(load.context for load in plan_of(target.calibration)) if vllm else (),
+        loads=() if vllm else plan_of(target.calibration),
+        num_batch=settings.num_batch if vllm else None,
+        kv_cache_type=settings.asked_cache_type,
+        flash_attention={"enabled": "on", "disabled": "off"}.get(settings.flash_attention or "", "auto"),
+        num_parallel=settings.num_parallel,
+        gpus=given.gpus or _gpus(metadata.machine, finder),
+        image=finder.image(target.calibration) if metadata.machine.sandbox == "docker" else None,
+        engine_binary=given.binary,
+        models=given.models,
+        env={name: _secret(name, value, given) for name, value in settings.env.items()},
+        variant=target.path.stem.partition("@")[2] or None,
+        speed=any((performance.decode_tokens_per_s, performance.prompt_tokens_per_s, performance.host_decode_tokens_per_s)),
+        timeout=given.timeout,
+        force=True,  # what may be replaced is decided here, by refuse_other()
+    )
+
+
+def _gpus(machine: Machine, finder: Finder) -> str:
+    if machine.target == "host":
+        return "none"
+    twins = [twin_of(gpu, finder.gpus() or ()) for gpu in machine.gpus] if machine.meter == "nvml" else []
+    found = [twin.uuid for twin in twins if twin is not None and twin.uuid is not None]
+    return ",".join(dict.fromkeys(found)) if found and len(found) == len(machine.gpus) else "all"
+
+
+def _secret(name: str, value: str, given: Given) -> str:
+    if value != _REDACTED:
+        return value
+    found = given.env.get(name, os.environ.get(name))
+    if found is None:
+        raise UsageError(
+            f"it was measured with a secret {name}, which is not recorded", hint=f"--env {name}=…", code="no-secret"
+        )
+    return found
+
+
+def refuse_other(target: Target, session: Session, force: bool) -> None:
+    """Refuse to put another machine's figures in the place of these.
+
+    Raises:
+        UnavailableError: it was measured on a GPU, and none is used here. CannotWriteError: it would be another GPU or target.
+    """
+    then, now = target.calibration.metadata.machine, session.choice.machine()
+    if then.target == "gpu" and now.target == "host":
+        raise UnavailableError(f"{target.key} was measured on a GPU, and there is none here to use", code="no-such-gpu")
+    if force:
+        return
+    differs: list[tuple[str, str, str]] = [("target", then.target, now.target), ("meter", then.meter, now.meter)]
+    differs.append(("GPU", ", ".join(gpu.name for gpu in then.gpus), ", ".join(gpu.name for gpu in now.gpus)))
+    other = [f"{name} {old or 'none'}, here {new or 'none'}" for name, old, new in differs if old != new]
+    if other:
+        raise CannotWriteError(
+            f"{target.key} was measured on another machine: {'; '.join(other)}",
+            hint="keep both with harness calibrate --variant NAME, or replace it with --force",
+            code="would-overwrite",
+        )
+
+
+def recalibrate(
+    targets: Sequence[Target], store: Store, finder: Finder, observer: Observer, *, asked: Sequence[str], force: bool = False
+) -> list[Outcome]:
+    """Measure each target again. One that fails stops none of the others; what an interrupted run had done is not done again.
+
+    The old artifact is replaced only by a new one that is to be trusted; the old record stays.
+    """
+    journal = _journal(store, tuple(asked))
+    outcomes: list[Outcome] = []
+    for number, target in enumerate(targets, 1):
+        if journal.done.get(target.key) == target.calibration.metadata.run is not None:
+            observer.say(f"[{number}/{len(targets)}] {target.key}: done before the interruption")
+            outcomes.append(Outcome(target=target, status="done-before"))
+            continue
+        observer.say(f"[{number}/{len(targets)}] {target.key}")
+        try:
+            outcome = _again(target, store, finder, observer, force)
+        except HarnessError as error:
+            observer.warn(error.message)
+            outcomes.append(Outcome(target=target, status="failed", error=error))
+            continue
+        outcomes.append(outcome)
+        if outcome.new is not None and outcome.new.metadata.run is not None:
+            journal = msgspec.structs.replace(journal, done={**journal.done, target.key: outcome.new.metadata.run})
+            write_atomically(store.root / RUNS / JOURNAL, msgspec.json.format(msgspec.json.encode(journal), indent=1))
+    with suppress(OSError):
+        (store.root / RUNS / JOURNAL).unlink()
+    return outcomes
+
+
+def _again(target: Target, store: Store, finder: Finder, observer: Observer, force: bool) -> Outcome:
+    session = prepare(wishes_of(target, finder), store, finder.folder)
+    refuse_other(target, session, force)
+    if session.plan().artifact != target.path:
+        raise CannotWriteError(
+            f"{target.path} does not stand where {session.plan().artifact.name} is filed", code="other-model"
+        )
+    result = session.calibrate(observer)
+    return Outcome(
+        target=target,
+        status="done",
+        record=result.record,
+        new=result.calibration,
+        drift=compare(target.calibration, result.calibration),
+    )
+
+
+def _journal(store: Store, asked: tuple[str, ...]) -> Journal:
+    """The journal of an interrupted run that was asked for the same; otherwise a new one."""
+    try:
+        found = msgspec.json.decode((store.root / RUNS / JOURNAL).read_bytes(), type=Journal)
+    except (OSError, msgspec.DecodeError):
+        return Journal(asked=asked)
+    return found if found.asked == asked else Journal(asked=asked)

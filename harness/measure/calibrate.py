@@ -1,0 +1,370 @@
+"""``harness calibrate``: a clean engine, a few loads, a record, and the artifact that follows from it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from harness import __version__
+from harness.engines.base import Engine, Options, Source
+from harness.engines.vllm.recipe import Vllm
+from harness.errors import CannotWriteError, UsageError
+from harness.fit.constants import fit_record
+from harness.fit.load_plan import DEFAULT_BATCH, DEFAULT_CONTEXTS, BatchLimits, further_loads, plan_loads, usable_contexts
+from harness.fit.observations import spill_reason
+from harness.inventory.backend import Choice
+from harness.measure import vllm
+from harness.measure.dry_runs import measure_splits
+from harness.measure.events import Observer
+from harness.measure.interference import refuse_blind, stranger_notes
+from harness.measure.load import Runner, StageHook, no_hook
+from harness.measure.overwrite import refuse_overwrite
+from harness.measure.speed import HOST_SPEED_PROMPTS, SPEED_PROMPTS, no_host_speed
+from harness.meters.base import Meter
+from harness.model.calibration import Calibration, artifact_name
+from harness.model.record import EngineVersion, Load, LoadRequest, Machine, Record, Settings
+from harness.sandboxes.base import Sandbox
+from harness.store.store import Store
+
+#: Physical batch of embedding models, at most the context: Ollama's default for them (llm/llama_server.go).
+EMBEDDING_BATCH: Final = 2048
+_SECRET: Final = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL|AUTH", re.IGNORECASE)
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What to calibrate. ``name`` is what the user called the model; ``contexts`` empty means the default plan.
+
+    ``loads`` is a plan that was made before, and leaves nothing to the default one.
+    """
+
+    name: str
+    source: Source
+    contexts: tuple[int, ...] = ()
+    loads: tuple[LoadRequest, ...] = ()
+    num_batch: int | None = None
+    variant: str | None = None
+    speed: bool = True
+    force: bool = False
+    notes: tuple[str, ...] = ()
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What a calibration left behind."""
+
+    artifact: Path
+    record: Path
+    calibration: Calibration
+    seconds: float
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a calibration would do."""
+
+    artifact: Path
+    loads: tuple[LoadRequest, ...]
+
+
+def plan(engine: Engine, request: Request, store: Store, options: Options, version: str | None = None) -> Plan:
+    """The loads and the file of a calibration, without starting anything; of the newest engine where it is not known.
+
+    Raises:
+        UsageError: a context beyond the model's training context, or no context at all.
+    """
+    train = request.source.model.train_context
+    beyond = [context for context in request.contexts if train is not None and context > train]
+    if beyond:
+        raise UsageError(
+            f"{request.name} was trained on {train} tokens; a context of {max(beyond)} is beyond that",
+            hint=f"use --ctx up to {train}",
+            code="beyond-training",
+        )
+    contexts = request.contexts or DEFAULT_CONTEXTS
+    batch = request.num_batch
+    if request.source.embedding and batch is None:
+        batch = min(EMBEDDING_BATCH, *usable_contexts(contexts, train))
+    if engine.name == "vllm":
+        loads = request.loads or vllm.plan(contexts, train, batch)
+    else:
+        limits, slots = batch_rule(engine, options, version), options.num_parallel
+        loads = request.loads or plan_loads(contexts, train, num_batch=batch, batch_limits=limits, num_parallel=slots)
+    return Plan(artifact=store.path_of(engine.name, model_stem(request.name), request.variant), loads=loads)
+
+
+def batch_rule(engine: Engine, options: Options, version: str | None) -> BatchLimits:
+    """The engine's rule for the physical batch, where nobody sets one.
+
+    On NVIDIA GPUs, which are what Ollama's ``gpu`` target is here, it stays at 512 without flash attention (server/sched.go,
+    ``automaticGenerationBatch``, 0.30 and later), and goes to 256 on cards of up to 8 GiB, which takes less.
+    """
+    if engine.name == "ollama" and options.target == "gpu" and options.flash_attention == "off":
+        return ()
+    return engine.batch_limits(version)
+
+
+def model_stem(name: str) -> str:
+    """The name under which a model is filed: of a GGUF path the file's stem, of a folder's its name."""
+    if name.endswith(".gguf"):
+        return Path(name).stem
+    return Path(name).expanduser().resolve().name if name.startswith(("/", "./", "../", "~")) else name
+
+
+def calibrate(
+    engine: Engine,
+    sandbox: Sandbox,
+    meter: Meter,
+    choice: Choice,
+    options: Options,
+    request: Request,
+    store: Store,
+    observer: Observer,
+    *,
+    hook: StageHook = no_hook,
+) -> Result:
+    """Measure, record, fit, write.
+
+    Raises:
+        HarnessError: as the exit codes say. The record is kept whatever happens; an artifact is written only by success.
+    """
+    planned = plan(engine, request, store, options)
+    settings = Settings(
+        num_parallel=options.num_parallel,
+        num_batch=request.num_batch,
+        kv_cache_type=options.kv_cache_type or ("auto" if isinstance(engine, Vllm) else "f16"),
+        flash_attention=None if options.flash_attention == "auto" else _flash(options.flash_attention),
+        env=redacted(options.env),
+        vllm=engine.settings(request.source, options, request.num_batch) if isinstance(engine, Vllm) else None,
+    )
+    store.check_writable(planned.artifact)
+    with ExitStack() as stack:
+        stack.enter_context(store.lock(planned.artifact))
+        if not request.force:
+            refuse_overwrite(planned.artifact, request.source, settings, choice.machine(), store)
+        run = Run(engine, sandbox, meter, choice, options, request, store, observer, settings, hook)
+        record = run.go()
+        observer.phase("fit", run.steps, run.steps)
+        calibration = fit_record(record)
+        store.write(planned.artifact, calibration)
+    return Result(
+        artifact=planned.artifact,
+        record=store.run_folder(record.run) / "record.json",
+        calibration=calibration,
+        seconds=record.seconds or 0.0,
+    )
+
+
+class Run:
+    """One run: loads in order, the record on disk after each of them."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        sandbox: Sandbox,
+        meter: Meter,
+        choice: Choice,
+        options: Options,
+        request: Request,
+        store: Store,
+        observer: Observer,
+        settings: Settings,
+        hook: StageHook,
+    ) -> None:
+        self.engine, self.choice, self.options, self.request = engine, choice, options, request
+        self.store, self.observer, self.hook = store, observer, hook
+        self.epoch = time.monotonic()
+        started = datetime.now(UTC)
+        stem = artifact_name(model_stem(request.name))
+        self.record = Record(
+            # The variant is part of it: in a sweep, one model may be calibrated on several machines in one second.
+            run=f"{started:%Y%m%dT%H%M%SZ}-{engine.name}-{stem}{f'@{request.variant}' if request.variant else ''}",
+            harness_version=__version__,
+            started_at=f"{started:%Y-%m-%dT%H:%M:%SZ}",
+            id=f"{engine.name}/{stem}",
+            engine_name=engine.name,
+            model=request.source.model,
+            engine=EngineVersion() if choice.sandbox == "docker" else engine.version(options, None),
+            settings=settings,
+            machine=choice.machine(),
+            reserve_bytes=engine.reserve_bytes(None, options.env),
+            tensors=request.source.tensors,
+            estimate=request.source.estimate,
+            batch_limits=batch_rule(engine, options, None),
+            notes=request.notes,
+        )
+        folder = store.run_folder(self.record.run)
+        if folder.exists():
+            self.record = msgspec.structs.replace(self.record, run=f"{self.record.run}-{time.time_ns() % 1_000_000:06d}")
+            folder = store.run_folder(self.record.run)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise CannotWriteError(f"{folder} cannot be made: {error.strerror}") from error
+        self.runner = Runner(
+            engine=engine, sandbox=sandbox, meter=meter, options=options, folder=folder, observer=observer,
+            epoch=self.epoch, hook=hook,
+        )  # fmt: skip
+        self.steps = 1
+
+    def go(self) -> Record:
+        """Make all loads; the record says how far it came."""
+        self.record = msgspec.structs.replace(self.record, before=self.runner.take_baseline())
+        try:
+            if self.engine.persistent:
+                self._open()
+            loads = plan(self.engine, self.request, self.store, self.options, self.record.engine.version).loads
+            self.steps = len(loads) + (2 if self.request.speed else 0) + 1
+            self._measure(loads)
+            if self.record.machine.target == "gpu" and self.engine.name == "llama-server":
+                self.observer.phase("dry runs", len(loads), self.steps)
+            measure_splits(self.runner, self.request.source, self.record, self._add)
+            if self.request.speed:
+                self._speed()
+            self._end("complete")
+        except BaseException:
+            self._end("partial")
+            raise
+        finally:
+            self.runner.stop()
+        self._look_back()
+        return self.record
+
+    def _look_back(self) -> None:
+        """Once the engine has ended: what the devices hold now, and who else has used them."""
+        self.record = msgspec.structs.replace(self.record, after=self.runner.occupancy())
+        notes = stranger_notes(self.record)
+        for note in notes:
+            self.observer.warn(note)
+        self.record = msgspec.structs.replace(self.record, notes=(*self.record.notes, *notes))
+        self.store.write_record(self.record)
+
+    def _open(self) -> None:
+        """Start an engine that serves all loads, and learn from it what the model is.
+
+        Raises:
+            CannotWriteError: the model turns out to be another one than the artifact's.
+        """
+        self.observer.phase(f"start {self.engine.name}", 0, self.steps)
+        source = self.runner.prepare(self.request.source)
+        self.request = msgspec.structs.replace(self.request, source=source)
+        self.record = msgspec.structs.replace(self.record, model=source.model, tensors=source.tensors, estimate=source.estimate)
+        self._identify()
+        if not self.request.force:
+            path = self.store.path_of(self.engine.name, model_stem(self.request.name), self.request.variant)
+            refuse_overwrite(path, source, self.record.settings, self.record.machine, self.store)
+
+    def _identify(self) -> None:
+        """Note what only a started engine tells: its version and image, and the rules of that version."""
+        found = self.runner.identity
+        if found is None or found == self.record.engine:
+            return
+        self.record = msgspec.structs.replace(
+            self.record,
+            engine=found,
+            batch_limits=batch_rule(self.engine, self.options, found.version),
+            reserve_bytes=self.engine.reserve_bytes(found.version, self.options.env, self.request.source.projector_bytes),
+        )
+
+    def _measure(self, loads: Sequence[LoadRequest]) -> None:
+        if self.engine.name == "vllm":
+            vllm.measure(self._point, loads, self.record.machine)
+            return
+        pending = sorted(loads, key=lambda load: (load.num_batch or 0, load.context))
+        step, limit = 0, None
+        for request in pending:
+            step += 1
+            if limit is not None and request.context >= limit:
+                self._add(Load(request=request, outcome="skipped", reason=f"context {limit} did not fit already"))
+                continue
+            load = self._point(request, step)
+            if not _is_point(load, self.record.machine):
+                limit = min(limit or request.context, request.context)
+        for request in smaller_contexts(self.record, limit) or further_loads(self.record):
+            self.steps += 1
+            step += 1
+            self._point(request, step)
+
+    def _point(self, request: LoadRequest, step: int) -> Load:
+        batch = "" if self.record.batch_limits == () else f" at batch {request.num_batch}"
+        self.observer.phase(f"load {request.context} tokens{batch}", step, self.steps)
+        load = self.runner.measure(self.request.source, request)
+        self._add(load)
+        reason = load.reason
+        if load.facts is not None and load.outcome == "ok":
+            spilled = spill_reason(load.facts, self.record.machine.target)
+            reason = spilled if load.facts.vllm is None else vllm.said(load)
+        plateau = load.busy or load.idle
+        self.observer.point(request.context, request.num_batch, plateau.total_bytes if plateau else None, reason)
+        refuse_blind(load, self.record.machine.target)
+        return load
+
+    def _speed(self) -> None:
+        request = self._speed_request()
+        if request is None:
+            return
+        context = request.context
+        prompts = tuple(prompt for prompt in SPEED_PROMPTS if prompt < context - 128) or (32,)
+        self.observer.phase("speed", self.steps - 2, self.steps)
+        self._add(self.runner.time_speed(self.request.source, request, prompts))
+        if self.record.machine.target == "host":
+            return
+        self.observer.phase("speed on the host alone", self.steps - 1, self.steps)
+        request = LoadRequest(context=min(context, 2048), purpose="host-speed")
+        if (reason := no_host_speed(self.engine.name, self.request.source)) is not None:
+            self._add(Load(request=request, outcome="skipped", reason=reason))
+            return
+        self._add(self.runner.time_speed(self.request.source, request, HOST_SPEED_PROMPTS))
+
+    def _speed_request(self) -> LoadRequest | None:
+        if self.engine.name == "vllm":
+            return vllm.speed_request(self.record)
+        points = [load for load in self.record.loads if _is_point(load, self.record.machine)]
+        context = min(max((load.request.context for load in points), default=0), 8192)
+        return LoadRequest(context=context, purpose="speed") if points else None
+
+    def _add(self, load: Load) -> None:
+        self._identify()
+        self.record = msgspec.structs.replace(self.record, loads=(*self.record.loads, load))
+        self.store.write_record(self.record)
+        self.hook("recorded")
+
+    def _end(self, status: str) -> None:
+        seconds = round(time.monotonic() - self.epoch, 3)
+        self.record = msgspec.structs.replace(
+            self.record, status=status, seconds=seconds, ended_at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        )
+        self.store.write_record(self.record)
+
+
+def _is_point(load: Load, machine: Machine) -> bool:
+    return load.outcome == "ok" and load.facts is not None and spill_reason(load.facts, machine.target) is None
+
+
+def smaller_contexts(record: Record, limit: int | None) -> tuple[LoadRequest, ...]:
+    """Loads between the contexts that fitted, when larger ones did not and fewer than three are left."""
+    if limit is None:
+        return ()
+    fitted = sorted({load.request.context for load in record.loads if _is_point(load, record.machine)})
+    batch = record.loads[-1].request.num_batch
+    low = fitted[0] if fitted else limit
+    candidates = [low // 2, low * 3 // 4] if len(fitted) < 2 else [(fitted[0] + fitted[-1]) // 2]
+    floor = batch or DEFAULT_BATCH
+    usable = [context // 256 * 256 for context in candidates if context // 256 * 256 >= floor]
+    return tuple(LoadRequest(context=context, num_batch=batch) for context in usable[: max(3 - len(fitted), 0)])
+
+
+def redacted(env: dict[str, str]) -> dict[str, str]:
+    """An environment for the record: values of secrets are replaced."""
+    return {key: "(redacted)" if _SECRET.search(key) else value for key, value in env.items()}
+
+
+def _flash(choice: str) -> str:
+    return "enabled" if choice == "on" else "disabled"
+
+
+__all__ = ["Plan", "Request", "Result", "calibrate", "plan"]

@@ -1,0 +1,83 @@
+"""Dry runs: what the engine reckons for a number of layers on the GPU, without loading weights.
+
+llama-server prints the memory of a layout (``--fit on``, one MiB a row) before it loads; it is ended when it has. A dry run
+that says nothing is an observation like any other and never fails a calibration.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from harness.engines.base import Source
+from harness.errors import EngineError, WontFitError
+from harness.measure.engine_log import last_lines, read_facts
+from harness.measure.load import Runner
+from harness.model.record import Load, LoadRequest, Record
+from harness.prediction.placement import DRY_RUNS, plan_dry_runs
+from harness.sandboxes.base import Running
+
+#: How long a dry run may take, seconds; the largest models take a few.
+TIMEOUT: Final = 60.0
+#: Contexts beyond this are not tried: nobody splits a model for them.
+LARGEST: Final = 262_144
+_DONE: Final = b"common_fit_params: "
+
+
+def measure_splits(runner: Runner, source: Source, record: Record, add: Callable[[Load], None]) -> None:
+    """Make the dry runs of a calibration; the first tells what kinds of layers there are, the others follow from it."""
+    layers, top = record.model.layers, record.model.train_context
+    if record.machine.target != "gpu" or record.engine_name != "llama-server" or not layers:
+        return
+    top = min(top or max(load.request.context for load in record.loads), LARGEST)
+    contexts = [max(top // part // 256 * 256, 256) for part in (16, 4, 1)]
+    moe = source.tensors is not None and any(source.tensors.expert_bytes)
+    first = dry_run(runner, source, plan_dry_runs(None, layers, contexts, moe=moe)[0])
+    add(first)
+    kinds = first.facts.layer_kinds if first.facts else None
+    planned = [one for one in plan_dry_runs(kinds, layers, contexts, moe=moe) if one != first.request]
+    for request in planned[: DRY_RUNS - 1]:
+        add(dry_run(runner, source, request))
+
+
+def dry_run(runner: Runner, source: Source, request: LoadRequest) -> Load:
+    """Start the engine, wait until it has printed what it reckons, and end it."""
+    started = runner.now()
+    reason = None
+    log = None
+    try:
+        running = runner.launch(source, request)
+        log = running.log
+        reason = _await_breakdown(running)
+    except (EngineError, WontFitError) as error:
+        reason = error.message
+    finally:
+        runner.stop()
+    facts = None if log is None else read_facts(log, 0, None)
+    if facts is None or facts.fit is None or not facts.fit.rows:
+        reason = reason or "the engine printed no memory breakdown"
+    return Load(
+        request=request,
+        outcome="failed" if reason else "ok",
+        reason=reason,
+        log=None if log is None else log.name,
+        log_end=log.stat().st_size if log is not None and log.exists() else None,
+        facts=facts,
+        started=started,
+        ended=runner.now(),
+    )
+
+
+def _await_breakdown(running: Running) -> str | None:
+    """Why there is none; ``None`` when the engine is through with fitting."""
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        ended = running.exit_status() is not None
+        if running.log.exists() and _DONE in running.log.read_bytes():
+            return None
+        if ended:
+            return (last_lines(running.log, 1) or ("the engine ended",))[0]
+        if time.monotonic() > deadline:
+            return f"no memory breakdown within {TIMEOUT:.0f} s"
+        time.sleep(0.01)

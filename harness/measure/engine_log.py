@@ -1,0 +1,82 @@
+"""What an engine's log says: of a load, and of its end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Final
+
+from harness.engines.base import could_not_allocate
+from harness.engines.vllm.recipe import failed_start
+from harness.errors import EngineError, WontFitError
+from harness.logs import parse_log
+from harness.model.facts import LoadFacts
+from harness.sandboxes.base import Running
+
+#: 128 + SIGILL.
+ILLEGAL_INSTRUCTION: Final = 132
+
+
+def read_facts(log: Path, start: int, end: int | None) -> LoadFacts | None:
+    """The last load that a stretch of a log tells of, a complete one if there is any."""
+    with log.open("rb") as file:
+        file.seek(start)
+        data = file.read() if end is None else file.read(max(end - start, 0))
+    loads = parse_log(data)
+    return next((facts for facts in reversed(loads) if facts.complete), loads[-1] if loads else None)
+
+
+def await_facts(log: Path, start: int, limit: float) -> tuple[int, LoadFacts | None]:
+    """Where a growing log ends once it tells of a whole load, and what it tells; after ``limit`` seconds as it is."""
+    deadline = time.monotonic() + limit
+    while True:
+        end = log.stat().st_size
+        facts = read_facts(log, start, end)
+        if limit <= 0:
+            return end, facts
+        time.sleep(0.05)
+        whole = facts is not None and facts.complete and bool(facts.devices)
+        if (whole and log.stat().st_size == end) or time.monotonic() > deadline:
+            return end, facts
+
+
+def check_alive(running: Running) -> None:
+    """Raise if the engine has ended.
+
+    Raises:
+        WontFitError: its last lines say that it could not allocate. EngineError: otherwise. NotFoundError, NotPermittedError:
+            vLLM could not have the model.
+    """
+    status = running.exit_status()
+    if status is None:
+        return
+    tail = last_lines(running.log)
+    facts = read_facts(running.log, 0, None)
+    if facts is not None and facts.vllm is not None and facts.failed:
+        raise failed_start(facts, status, tail)
+    if could_not_allocate("\n".join(tail)):
+        raise WontFitError("the engine could not allocate this load", tail=tail)
+    if status == ILLEGAL_INSTRUCTION:
+        raise EngineError(
+            "the engine was ended by an illegal instruction: this build needs CPU instructions that this machine lacks",
+            tail=tail,
+            hint="use F16 weights, or a llama-server built for this machine with --engine-binary",
+            code="illegal-instruction",
+        )
+    raise EngineError(
+        f"the engine ended with status {status}" + (" (killed)" if status in (137, 143) else ""),
+        tail=tail,
+        code="engine-ended",
+    )
+
+
+def last_lines(log: Path, count: int = 12) -> tuple[str, ...]:
+    """The last lines of a log, control characters stripped."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(log.stat().st_size - 16384, 0))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ()
+    lines = ("".join(c for c in line if c.isprintable() or c == "\t").rstrip() for line in text.splitlines())
+    return tuple([line[:300] for line in lines if line.strip()][-count:])

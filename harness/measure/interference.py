@@ -1,0 +1,46 @@
+"""Who else used the GPU during a run, and a meter that sees nothing."""
+
+from __future__ import annotations
+
+from harness.errors import UntrustedError
+from harness.fit.observations import spill_reason
+from harness.model.record import Load, Record, Target
+from harness.units import format_size
+
+
+def stranger_notes(record: Record) -> tuple[str, ...]:
+    """One note for each process that was not the engine's and held memory of the GPU, with when it was seen."""
+    seen: dict[int, dict[str, int | None]] = {}
+    for when, occupancy in (("before", record.before), ("after", record.after)):
+        for pid, size in (occupancy.processes if occupancy is not None else {}).items():
+            seen.setdefault(pid, {})[when] = size
+    for load in record.loads:
+        for pid, size in (load.trace.strangers if load.trace is not None else {}).items():
+            most = seen.get(pid, {}).get("during")
+            seen.setdefault(pid, {})["during"] = size if size is None else max(size, most or 0)
+
+    def amount(size: int | None) -> str:
+        return "an unknown size" if size is None else format_size(size)
+
+    return tuple(
+        f"another program used the GPU: process {pid}, "
+        + ", ".join(f"{amount(times[when])} {when}" for when in ("before", "during", "after") if when in times)
+        for pid, times in sorted(seen.items())
+    )
+
+
+def refuse_blind(load: Load, target: Target) -> None:
+    """End a run whose meter gave no figure at any time of a load that lay on the target: the next ones would be no better.
+
+    Raises:
+        UntrustedError: with the meter's own reason.
+    """
+    plateau, trace = load.busy or load.idle, load.trace
+    if plateau is None or plateau.total_bytes is not None or trace is None or trace.peak_bytes is not None:
+        return
+    if load.outcome != "ok" or load.facts is None or spill_reason(load.facts, target) is not None:
+        return
+    why = plateau.reason or "no reading"
+    raise UntrustedError(
+        f"the meter {trace.meter} sees nothing: {why}", hint="harness doctor says what it needs", code="no-reading"
+    )

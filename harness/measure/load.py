@@ -1,0 +1,377 @@
+"""One load, from start to end: launch, wait, settle, prompt, time, unload. Every wait has a deadline and watches the engine."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from harness.engines.base import NO_ANSWER, Engine, Options, Source
+from harness.errors import BusyError, EngineError, UnavailableError, WontFitError
+from harness.fit.load_plan import DEFAULT_BATCH
+from harness.measure.engine_log import await_facts, check_alive
+from harness.measure.events import Observer
+from harness.measure.timing import CpuWatch, worth_timing
+from harness.meters.base import DeviceMeter, Meter
+from harness.meters.sampler import Sampler
+from harness.model.record import EngineVersion, Load, LoadRequest, Outcome, Reported, Speed
+from harness.model.trace import CLOSE, MemoryTrace, Occupancy, Plateau
+from harness.sandboxes.base import Running, Sandbox
+
+if TYPE_CHECKING:
+    import httpx
+
+#: How long a plateau may take to settle, seconds.
+SETTLE: Final = 15.0
+#: A driver takes its time to free memory: how long it may take to come back after an unload, seconds.
+RETURN: Final = 10.0
+#: A prompt after which the driver's pools have grown: two physical batches.
+BATCHES_OF_PROMPT: Final = 2
+#: Tokens written when a speed is measured.
+DECODE_TOKENS: Final = 48
+
+#: How long the last lines of a load may take to arrive, and an engine that hung up may take to end, seconds.
+LAST_LINES: Final = 5.0
+HUNG_UP: Final = 2.0
+#: How long the processes of an unloaded model may take to end, seconds.
+UNLOAD: Final = 60.0
+#: Called at each named stage of a load; tests inject faults here.
+StageHook = Callable[[str], None]
+
+
+def no_hook(stage: str) -> None:
+    """Do nothing at any stage."""
+
+
+class Runner:
+    """Makes loads in one sandbox with one engine; keeps a persistent engine between them.
+
+    Times in the loads are seconds since ``epoch`` (a ``time.monotonic`` value).
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        sandbox: Sandbox,
+        meter: Meter,
+        options: Options,
+        folder: Path,
+        observer: Observer,
+        epoch: float,
+        hook: StageHook = no_hook,
+        port: int | None = None,
+    ) -> None:
+        self.engine, self.sandbox, self.meter, self.options = engine, sandbox, meter, options
+        self.folder, self.observer, self.epoch, self.hook, self.port = folder, observer, epoch, hook, port
+        self.running: Running | None = None
+        #: The engine as its container and its server tell it; ``None`` for a process.
+        self.identity: EngineVersion | None = None
+        self._starts = 0
+        self._others: frozenset[int] = frozenset()
+
+    def take_baseline(self) -> Occupancy | None:
+        """What the target's devices hold before anything is started; ``None`` where the meter sees no devices."""
+        return self.meter.take_baseline() if isinstance(self.meter, DeviceMeter) else None
+
+    def occupancy(self) -> Occupancy | None:
+        """What they hold now."""
+        return self.meter.occupancy() if isinstance(self.meter, DeviceMeter) else None
+
+    def _await_return(self, state: _State) -> None:
+        """After an unload: wait until the devices are back at their baseline, and note what they still hold."""
+        if not isinstance(self.meter, DeviceMeter):
+            return
+        begin = time.monotonic()
+        while (risen := self.meter.risen()) and max(risen.values()) > CLOSE and time.monotonic() < begin + RETURN:
+            time.sleep(0.1)
+        if risen:
+            state.left = sum(size for size in risen.values() if size > CLOSE)
+        state.settled += time.monotonic() - begin
+
+    def now(self) -> float:
+        """Seconds since the run began."""
+        return round(time.monotonic() - self.epoch, 3)
+
+    def start(self, source: Source, request: LoadRequest | None, begin: Callable[[], None] = lambda: None) -> Running:
+        """Start the engine and wait until it answers; ``begin`` is called as soon as it runs."""
+        running = self.launch(source, request)
+        begin()
+        self.await_ready(running)
+        if running.image is not None and self.identity is None:
+            with self.client(running) as client:
+                version = self.engine.version(self.options, client).version
+            self.identity = EngineVersion(version=version, image=running.image.reference, image_digest=running.image.digest)
+        return running
+
+    def launch(self, source: Source, request: LoadRequest | None) -> Running:
+        """Start the engine, and do not wait for it."""
+        site = self.sandbox.site(self.port)
+        launch = self.engine.launch(source, request, self.options, site)
+        log = self.folder / f"engine-{self._starts}.log"
+        self._starts += 1
+        self.hook("start")
+        self.running = self.sandbox.start(launch, site, log)
+        self.hook("started")
+        return self.running
+
+    def prepare(self, source: Source, request: LoadRequest | None = None) -> Source:
+        """Start a persistent engine and make the model present in it; what is known of the model then."""
+        running = self.start(source, request)
+        with self.client(running) as client, self._watching(running):
+            return self.engine.prepare(client, source, self.options, self.observer.progress)
+
+    def _started(self, source: Source, request: LoadRequest, begin: Callable[[], None] = lambda: None) -> Running:
+        """The engine of a load; ``begin`` is called as soon as its memory is the load's. A persistent one runs on."""
+        if not self.engine.persistent:
+            return self.start(source, request, begin)
+        if self.running is None:
+            self.prepare(source)
+        assert self.running is not None  # noqa: S101 - prepare() has set it
+        self._others = self.running.pids()
+        begin()
+        return self.running
+
+    def _measured(self) -> frozenset[int]:
+        """The processes of a load. On the host an engine that stays is none of them: its own heap comes and goes."""
+        pids = self.running.pids() if self.running is not None else frozenset()
+        return pids - self._others if self.options.target == "host" else pids
+
+    @contextlib.contextmanager
+    def _watching(self, running: Running) -> Iterator[None]:
+        """Where a request got no answer because the engine ended, say that it ended, and how."""
+        try:
+            yield
+        except (EngineError, UnavailableError) as error:
+            deadline = time.monotonic() + HUNG_UP
+            while error.code == NO_ANSWER and time.monotonic() < deadline and running.exit_status() is None:
+                time.sleep(0.02)
+            check_alive(running)
+            raise
+
+    def await_ready(self, running: Running) -> None:
+        """Wait for the server.
+
+        Raises:
+            WontFitError: it ended because it could not allocate. EngineError: it ended. BusyError: it did not answer in time.
+        """
+        deadline = time.monotonic() + self.options.timeout
+        with self.client(running) as client:
+            while not self.engine.ready(client):
+                check_alive(running)
+                if time.monotonic() > deadline:
+                    raise BusyError(
+                        f"the engine did not answer within {self.options.timeout:.0f} s",
+                        hint="raise --timeout, or look at its log: " + str(running.log),
+                        code="engine-timeout",
+                    )
+                time.sleep(0.05)
+
+    def client(self, running: Running) -> httpx.Client:
+        """An HTTP client of a running engine, which ignores proxies: the engine is on this machine."""
+        import httpx
+
+        return httpx.Client(base_url=running.endpoint, trust_env=False, timeout=self.options.timeout)
+
+    def stop(self) -> None:
+        """End the engine, if one runs."""
+        if self.running is not None:
+            self.running.stop()
+            self.running = None
+
+    def measure(self, source: Source, request: LoadRequest) -> Load:
+        """One load measured with the meter: idle plateau, and for GPU targets the plateau after a prompt.
+
+        A load that does not fit is an outcome, not an error.
+        """
+        started = self.now()
+        log_start = self._log_size()
+        state = _State()
+        outcome: Outcome = "ok"
+        reason: str | None = None
+        try:
+            self._measure(source, request, state)
+        except WontFitError as error:
+            outcome, reason = "wont-fit", error.message
+        finally:
+            log = self._release()
+        self._unload(source)
+        self._await_return(state)
+        return self._finish(request, outcome, reason, log, log_start, started, state)
+
+    def _release(self) -> Path | None:
+        """End an engine that serves one load; the log of the load."""
+        log = self.running.log if self.running else None
+        if not self.engine.persistent:
+            self.stop()
+        return log
+
+    def _unload(self, source: Source) -> None:
+        """Have a persistent engine drop the model, and wait until the processes that held it are gone."""
+        running = self.running
+        if running is None or not self.engine.persistent:
+            return
+        if running.exit_status() is not None:
+            self.stop()  # the next load starts it anew
+            return
+        with self.client(running) as client, self._watching(running):
+            self.engine.unload(client, source, self.options)
+        deadline = time.monotonic() + UNLOAD
+        while running.pids() - self._others:
+            if time.monotonic() > deadline:
+                raise EngineError("the engine said that it unloaded the model, but its processes stay", code="still-loaded")
+            time.sleep(0.02)
+
+    def _measure(self, source: Source, request: LoadRequest, state: _State) -> None:
+        sampler = Sampler(self.meter, self._measured, on_reading=self.observer.memory)
+
+        def watch() -> None:
+            sampler.start()
+            sampler.mark("load")
+
+        try:
+            running = self._started(source, request, watch)
+            with self.client(running) as client, self._watching(running):
+                state.reported = self.engine.load(client, source, request, self.options)
+                state.ready = self.now()
+                self.hook("loaded")
+                begin = time.monotonic()
+                sampler.mark("idle")
+                state.idle = self._settle(sampler, running)
+                state.settled = time.monotonic() - begin
+                if self.options.target == "gpu":
+                    self._busy(client, source, request, sampler, running, state)
+        finally:
+            state.trace = sampler.stop()
+
+    def _busy(
+        self,
+        client: httpx.Client,
+        source: Source,
+        request: LoadRequest,
+        sampler: Sampler,
+        running: Running,
+        state: _State,
+    ) -> None:
+        """The plateau after a prompt of two physical batches: driver pools grow at the first real batch."""
+        if self.meter.name == "log":
+            return
+        sampler.mark("prompt")
+        begin = time.monotonic()
+        length = min(BATCHES_OF_PROMPT * (request.num_batch or DEFAULT_BATCH), request.context - 8)
+        self.engine.generate(client, source, request, self.options, length, 1)
+        state.requested = time.monotonic() - begin
+        self.hook("prompted")
+        begin = time.monotonic()
+        sampler.mark("busy")
+        state.busy = self._settle(sampler, running)
+        state.settled += time.monotonic() - begin
+
+    def _settle(self, sampler: Sampler, running: Running) -> Plateau | None:
+        if self.meter.name == "log":
+            return None
+        plateau = sampler.settle(SETTLE, alive=lambda: running.exit_status() is None)
+        check_alive(running)
+        return plateau
+
+    def time_speed(self, source: Source, request: LoadRequest, prompts: Sequence[int]) -> Load:
+        """A load under the engine's own defaults, and one timed request for each prompt length."""
+        started = self.now()
+        state = _State()
+        speeds: list[Speed] = []
+        outcome: Outcome = "ok"
+        reason: str | None = None
+        log_start = 0
+        try:
+            if self.engine.persistent and self.options.target == "host" and self.running is not None:
+                self.stop()  # what makes its memory repeatable makes it slow
+                self.prepare(source, request)
+                started = self.now()
+            log_start = self._log_size()
+            running = self._started(source, request)
+            with self.client(running) as client, self._watching(running):
+                self.engine.load(client, source, request, self.options)
+                state.ready = self.now()
+                begin = time.monotonic()
+                cpu = CpuWatch(running.pids)
+                for prompt in worth_timing(prompts, speeds):
+                    self.observer.progress("timing", len(speeds), len(prompts))
+                    speeds.append(self.engine.generate(client, source, request, self.options, prompt, DECODE_TOKENS))
+                state.requested = time.monotonic() - begin
+                state.others = cpu.by_others()
+        except WontFitError as error:
+            outcome, reason = "wont-fit", error.message
+        except EngineError as error:
+            if self.running is None or self.running.exit_status() is not None:
+                raise
+            outcome, reason = "failed", error.message  # memory has been measured; a speed that is not there is said
+        finally:
+            log = self._release()
+        self._unload(source)
+        self._await_return(state)
+        load = self._finish(request, outcome, reason, log, log_start, started, state)
+        return msgspec.structs.replace(load, speeds=tuple(speeds))
+
+    def _log_size(self) -> int:
+        """Where the log of the next load begins: engines of one load have a log each."""
+        if self.running is None or not self.engine.persistent:
+            return 0
+        try:
+            return self.running.log.stat().st_size
+        except OSError:
+            return 0
+
+    def _finish(
+        self,
+        request: LoadRequest,
+        outcome: Outcome,
+        reason: str | None,
+        log: Path | None,
+        log_start: int,
+        started: float,
+        state: _State,
+    ) -> Load:
+        log_end, facts = None, None
+        if log is not None and log.exists():
+            # The last lines of an engine that runs on may still be on their way.
+            wait = LAST_LINES if self.engine.persistent and outcome == "ok" else 0.0
+            log_end, facts = await_facts(log, log_start, wait)
+        return Load(
+            request=request,
+            outcome=outcome,
+            reason=reason,
+            log=None if log is None else log.name,
+            log_start=log_start,
+            log_end=log_end,
+            facts=facts,
+            reported=state.reported,
+            idle=state.idle,
+            busy=state.busy,
+            trace=state.trace,
+            started=started,
+            ready=state.ready,
+            ended=self.now(),
+            left_bytes=state.left,
+            settle_seconds=round(state.settled, 3),
+            request_seconds=round(state.requested, 3),
+            cpu_by_others=state.others,
+        )
+
+
+class _State:
+    """What a load has come to so far."""
+
+    def __init__(self) -> None:
+        self.idle: Plateau | None = None
+        self.busy: Plateau | None = None
+        self.trace: MemoryTrace | None = None
+        self.ready: float | None = None
+        self.left: int | None = None
+        self.reported: Reported | None = None
+        self.settled = 0.0
+        self.requested = 0.0
+        self.others: float | None = None

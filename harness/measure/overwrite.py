@@ -1,0 +1,42 @@
+"""Whether a calibration may take the place of the one on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.engines.base import Source
+from harness.errors import CannotWriteError
+from harness.model.record import Machine, Settings
+from harness.store.store import Store
+
+
+def refuse_overwrite(path: Path, source: Source, settings: Settings, machine: Machine, store: Store) -> None:
+    """Refuse to replace a calibration of another GPU, model or settings.
+
+    Raises:
+        CannotWriteError: it would; ``--variant`` or ``--force`` is the way on.
+    """
+    if not path.exists():
+        return
+    old = store.read(path).metadata
+    differs = []
+    if old.model.digest and source.model.digest and old.model.digest != source.model.digest:
+        differs.append("model digest")
+    if [gpu.name for gpu in old.machine.gpus] != [gpu.name for gpu in machine.gpus]:
+        differs.append("GPU")
+    if old.machine.target != machine.target:
+        differs.append("target")
+    if old.settings.num_parallel != settings.num_parallel or old.settings.env != settings.env:
+        differs.append("settings")
+    if settings.num_batch is not None and old.settings.num_batch not in (None, settings.num_batch):
+        differs.append("physical batch")
+    if settings.kv_cache_type not in ("auto", old.settings.kv_cache_type):
+        differs.append("KV cache type")
+    if settings.flash_attention is not None and settings.flash_attention != old.settings.flash_attention:
+        differs.append("flash attention")
+    if differs:
+        raise CannotWriteError(
+            f"{path} is a calibration of another {', '.join(differs)}",
+            hint="keep both with --variant NAME, or replace it with --force",
+            code="would-overwrite",
+        )

@@ -1,0 +1,1 @@
+"""What is kept: records, calibrations, traces and what a log says. Data only. Pure."""

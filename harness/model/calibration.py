@@ -1,0 +1,256 @@
+"""The artifact: two constants that explain every context, and everything needed to trust them.
+
+All ``_gb`` fields are GiB (2**30) with six decimals. The YAML file is this structure, field for field; the JSON schema in
+``models/calibration.schema.json`` is generated from it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from harness.errors import BadInputError, ConfigError
+from harness.model.facts import EngineName
+from harness.model.record import EngineVersion, Machine, Model, Settings
+
+SCHEMA_VERSION: Final = 1
+#: No figure of an artifact comes near it (bytes of a block, tokens, GiB).
+_LARGEST: Final = 1e15
+
+Positive = Annotated[int, msgspec.Meta(gt=0)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class Constants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The two constants (and the growth of compute buffers) of the band of the largest context; one slot."""
+
+    base_vram_gb: NonNegative
+    kv_cache_gb_per_10k: NonNegative
+    compute_gb_per_10k: float = 0.0
+
+
+class Breakdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What base is made of; the four parts sum to it exactly. ``overhead`` is ``null`` where only the log was read."""
+
+    weights: float
+    fixed_cache: float
+    compute: float
+    overhead: float | None
+    budget: float | None = None
+
+
+class Band(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The straight line that holds up to ``up_to`` tokens per slot, at physical batch ``num_batch``."""
+
+    up_to: Positive
+    num_batch: Positive | None
+    base_vram_gb: NonNegative
+    kv_cache_gb_per_10k: NonNegative
+    compute_gb_per_10k: float
+    fixed_cache_gb: NonNegative
+
+
+class MeasuredLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One point of the fit."""
+
+    context: Positive
+    num_batch: int | None
+    total_gb: NonNegative
+
+
+class Quality(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far the constants may be trusted; ``max_error`` is relative, ``null`` where it was not measured."""
+
+    loads: tuple[MeasuredLoad, ...]
+    max_error: float | None
+    overhead_spread_gb: float | None
+    valid_to: Positive
+    notes: tuple[str, ...] = ()
+
+
+class SplitCompute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Compute on the GPU when only ``layers`` layers (the output is one) or no experts are there, from the engine's dry run."""
+
+    layers: int
+    context: Positive
+    compute_gb: float
+    experts_on_host: bool = False
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What decides which layers stay on the GPU. ``reserve_gb`` is what the engine keeps free.
+
+    ``layer_kinds`` has one letter a layer: ``f`` attends to everything, ``w`` to a window, ``r`` is recurrent, ``b`` is both
+    recurrent and attending. ``layers_gb`` are the weights of each layer without its experts, ``experts_gb`` those of its
+    experts, of which a token goes through the share ``expert_use``. ``estimate_*`` is what Ollama reckons (file and cache).
+    """
+
+    reserve_gb: float | None
+    layer_weights_gb: float | None
+    output_weights_gb: float | None
+    split_compute: tuple[SplitCompute, ...] = ()
+    layer_kinds: str | None = None
+    layers_gb: tuple[float, ...] = ()
+    experts_gb: tuple[float, ...] = ()
+    expert_use: float | None = None
+    estimate_base_gb: float | None = None
+    estimate_gb_per_10k: float | None = None
+
+
+class DepthSpeed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Decode speed with ``depth`` tokens already in the cache."""
+
+    depth: int
+    decode_tokens_per_s: Annotated[float, msgspec.Meta(gt=0)]
+
+
+class Performance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Speeds under the engine's own defaults; ``null`` with the reason in the notes.
+
+    ``spread`` is how far repeated timings of the decode speed lay apart, relative to their median, or on the host what other
+    processes may have cost, if that is more; absent where neither is known.
+    """
+
+    load_s: float | None
+    prompt_tokens_per_s: float | None
+    decode_tokens_per_s: float | None
+    host_decode_tokens_per_s: float | None
+    depths: tuple[DepthSpeed, ...] = ()
+    spread: float | None = None
+
+
+class KvBlocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """vLLM's KV cache: blocks of ``size`` tokens that take ``bytes`` on each GPU.
+
+    A sequence takes ``fixed`` blocks whatever its length (window and recurrent state), and ``per_block`` for each ``size``
+    tokens that it has begun: one, or one for each group of layers of a hybrid model.
+    """
+
+    size: Positive
+    bytes: Positive
+    per_block: Positive = 1
+    fixed: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+    def of_sequence(self, context: int) -> int:
+        """Blocks of one sequence of ``context`` tokens."""
+        return self.fixed + self.per_block * -(-context // self.size)
+
+
+class Metadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the constants come from."""
+
+    schema_version: int
+    calibrated_at: str
+    model: Model
+    engine: EngineVersion
+    settings: Settings
+    machine: Machine
+    breakdown_gb: Breakdown
+    bands: Annotated[tuple[Band, ...], msgspec.Meta(min_length=1)]
+    quality: Quality
+    placement: Placement
+    performance: Performance
+    run: str | None
+    kv_blocks: KvBlocks | None = None
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model on one engine, measured. ``id`` is ``engine/name``."""
+
+    id: str
+    engine: EngineName
+    constants: Constants
+    metadata: Metadata
+
+    def band_for(self, context: int, num_batch: int | None = None, num_parallel: int | None = None) -> Band:
+        """The band whose line holds at ``context`` tokens per slot; beyond the last one, the last.
+
+        An engine that chooses its batch goes by the tokens of all slots together, and bands are of the calibration's own
+        number of slots (``num_parallel``: another number); ``num_batch`` takes the place of that choice.
+        """
+        bands, own = self.metadata.bands, self.metadata.settings.num_parallel
+        if num_batch is None or all(band.num_batch != num_batch for band in bands):
+            reached = context * (num_parallel or own) / own
+            num_batch = next((band for band in bands if reached <= band.up_to), bands[-1]).num_batch
+        alike = [band for band in bands if band.num_batch == num_batch]
+        return next((band for band in alike if context <= band.up_to), alike[-1])
+
+
+_SAFE: Final = re.compile(r"[A-Za-z0-9._-]")
+
+
+def artifact_name(model: str) -> str:
+    """The file name of a model's artifact, without folder and suffix.
+
+    ``:`` becomes ``-`` and ``/`` ``--``; any other character outside ``[A-Za-z0-9._-]`` becomes ``%XX`` per UTF-8 byte. A
+    name of dots alone is escaped whole, so that no name is a folder.
+    """
+    if set(model) <= {"."}:
+        return "".join(f"%{byte:02X}" for byte in model.encode())
+    parts: list[str] = []
+    for character in model:
+        if character == ":":
+            parts.append("-")
+        elif character == "/":
+            parts.append("--")
+        elif _SAFE.fullmatch(character):
+            parts.append(character)
+        else:
+            parts.extend(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogateescape"))
+    return "".join(parts)
+
+
+def to_document(calibration: Calibration) -> dict[str, Any]:
+    """The artifact as plain mappings, in file order, ready for YAML or JSON."""
+    document: dict[str, Any] = msgspec.to_builtins(calibration)
+    machine = document["metadata"]["machine"]
+    if machine["total_cuda_gb"] is None:
+        del machine["total_cuda_gb"]
+    for section, key in ((document["metadata"], "kv_blocks"), (document["metadata"]["settings"], "vllm")):
+        if section[key] is None:
+            del section[key]  # only vLLM has them
+    return document
+
+
+def from_document(document: object, where: str = "artifact") -> Calibration:
+    """Read an artifact's mappings.
+
+    Raises:
+        ConfigError: the schema is newer than this program.
+        BadInputError: the document is not an artifact.
+    """
+    version = None
+    if isinstance(document, dict) and isinstance(metadata := document.get("metadata"), dict):
+        version = metadata.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise ConfigError(
+            f"{where}: schema_version {version} is newer than {SCHEMA_VERSION}, the newest that this harness reads",
+            hint="upgrade harness",
+            code="newer-schema",
+        )
+    try:
+        calibration = msgspec.convert(document, Calibration, strict=True)
+    except msgspec.ValidationError as error:
+        raise BadInputError(f"{where} is not a calibration: {error}", code="bad-artifact") from error
+    if not _sane(msgspec.to_builtins(calibration)):
+        raise BadInputError(f"{where} is not a calibration: a figure in it is none", code="bad-artifact")
+    return calibration
+
+
+def _sane(value: object) -> bool:
+    """Whether every number is one that can be calculated with: YAML also has infinities and NaN."""
+    if isinstance(value, dict):
+        return all(map(_sane, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_sane, value))
+    return not isinstance(value, int | float) or abs(value) < _LARGEST
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of the artifact."""
+    schema = msgspec.json.schema(Calibration)
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "harness calibration"
+    return schema

@@ -1,0 +1,220 @@
+"""One calibration run, as it is kept on disk: what was asked, what the log said, what the meter saw.
+
+A record is immutable once its run has ended. Constants, predictions and verdicts are pure functions of it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from harness.model.facts import EngineName, LoadFacts
+from harness.model.trace import MemoryTrace, MeterName, Occupancy, Plateau
+
+#: Schema history: 1 — first version.
+RECORD_VERSION: Final = 1
+
+Target = Literal["gpu", "host"]
+Purpose = Literal["point", "speed", "host-speed", "dry-run", "warm-up", "serve"]
+Outcome = Literal["ok", "wont-fit", "spilled", "failed", "skipped"]
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """The exact model. ``digest`` is the SHA-256 of its GGUF (of the model layer, for Ollama)."""
+
+    name: str
+    digest: str | None = None
+    architecture: str | None = None
+    quantization: str | None = None
+    train_context: int | None = None
+    layers: int | None = None
+
+
+class EngineVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """The exact engine. ``image`` and ``image_digest`` are ``None`` outside containers."""
+
+    version: str | None = None
+    image: str | None = None
+    image_digest: str | None = None
+
+
+class VllmSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What vLLM's memory depends on beside the common settings. ``model`` is its own name or path of the model.
+
+    ``arguments`` are the options that the user added; everything else is what was in force, ``None`` where it was not said.
+    """
+
+    model: str
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    max_num_seqs: int
+    max_num_batched_tokens: int | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    enforce_eager: bool = False
+    arguments: tuple[str, ...] = ()
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked of the engine at every load; ``num_batch`` is ``None`` where each band has its own."""
+
+    num_parallel: Annotated[int, msgspec.Meta(gt=0)] = 1
+    num_batch: int | None = None
+    kv_cache_type: str = "f16"
+    flash_attention: str | None = None
+    env: dict[str, str] = {}
+    vllm: VllmSettings | None = None
+
+    @property
+    def asked_cache_type(self) -> str | None:
+        """The KV cache type to ask for so that it is this one; ``None``: the engine's own, or two that differ."""
+        own = ("f16", "auto", self.vllm.dtype if self.vllm else None)
+        return None if self.kv_cache_type in own or "/" in self.kv_cache_type else self.kv_cache_type
+
+
+class Gpu(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU of a run."""
+
+    name: str
+    uuid: str | None = None
+    memory_gb: float | None = None
+    driver: str | None = None
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """Where and how it was measured; the sandbox of imported loads is ``unknown``.
+
+    ``total_cuda_gb`` is torch's total, which vLLM divides by (vLLM only).
+    """
+
+    target: Target
+    sandbox: Literal["docker", "process", "unknown"]
+    meter: MeterName
+    gpus: tuple[Gpu, ...] = ()
+    total_cuda_gb: float | None = None
+
+
+class Tensors(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of a model's tensors, from the GGUF's table: repeating layers in order, then output and embeddings.
+
+    ``layer_bytes`` include ``expert_bytes``. ``expert_use`` is the share of the experts that one token goes through.
+    """
+
+    layer_bytes: tuple[int, ...]
+    output_bytes: int
+    embedding_bytes: int
+    expert_bytes: tuple[int, ...] = ()
+    expert_use: float | None = None
+
+
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """What Ollama >= 0.30 reckons a model to take, unmeasured (``PredictServerVRAM``): its file, and so much a token."""
+
+    file_bytes: int
+    cache_bytes_per_token: int
+
+
+class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One load of a plan. ``context`` is in tokens per slot; ``num_batch`` the physical batch, ``None`` = the engine's.
+
+    ``gpu_layers`` (the output layer is one of them; ``None``: the engine's choice) and ``experts_on_host`` are for dry runs.
+    vLLM: ``utilization`` is the share of the GPU that it may take, ``kv_cache_bytes`` the size of its KV cache where that is
+    given instead.
+    """
+
+    context: int
+    num_batch: int | None = None
+    purpose: Purpose = "point"
+    gpu_layers: int | None = None
+    experts_on_host: bool = False
+    utilization: float | None = None
+    kv_cache_bytes: int | None = None
+
+
+class Speed(msgspec.Struct, frozen=True, kw_only=True):
+    """One timed request: tokens per second while reading a prompt of ``prompt_tokens`` and while writing after it."""
+
+    prompt_tokens: int
+    prompt_tokens_per_s: float | None
+    decode_tokens: int
+    decode_tokens_per_s: float | None
+
+
+class Reported(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine itself says of a load: bytes in all and on GPUs, and its context (Ollama's ``/api/ps``).
+
+    vLLM (``GET /metrics``, ``vllm:cache_config_info``, and ``/version``): the blocks of its KV cache, and how many sequences
+    of ``context`` tokens they hold.
+    """
+
+    total_bytes: int | None = None
+    gpu_bytes: int | None = None
+    context: int | None = None
+    version: str | None = None
+    block_size: int | None = None
+    num_blocks: int | None = None
+    max_concurrency: float | None = None
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """One load of a run.
+
+    ``log`` names a file of the run, ``log_start``/``log_end`` the bytes of it that belong to this load. ``facts`` is what
+    that stretch said when it was read; a later reader may read it again. ``idle`` is the plateau after loading,
+    ``busy`` the one after a prompt. ``left_bytes`` is what the devices still held above their baseline after the model was
+    unloaded (0: all came back; ``None``: not looked at). Seconds are since the start of the run; ``settle_seconds`` are
+    those spent waiting for memory to settle, and to come back. ``cpu_by_others`` is the share of this machine's CPU time that
+    other processes took while speeds were timed.
+    """
+
+    request: LoadRequest
+    outcome: Outcome
+    reason: str | None = None
+    log: str | None = None
+    log_start: Annotated[int, msgspec.Meta(ge=0)] = 0
+    log_end: int | None = None
+    facts: LoadFacts | None = None
+    idle: Plateau | None = None
+    busy: Plateau | None = None
+    trace: MemoryTrace | None = None
+    reported: Reported | None = None
+    speeds: tuple[Speed, ...] = ()
+    started: float = 0.0
+    ready: float | None = None
+    ended: float | None = None
+    left_bytes: int | None = None
+    settle_seconds: float = 0.0
+    cpu_by_others: float | None = None
+    request_seconds: float = 0.0
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole run.
+
+    ``status`` is ``partial`` when it was interrupted; ``before`` and ``after`` are what the devices held before the engine
+    was started and after it had ended (``None``: the meter sees no devices).
+    """
+
+    schema_version: int = RECORD_VERSION
+    run: str
+    harness_version: str
+    started_at: str
+    ended_at: str | None = None
+    seconds: float | None = None
+    status: Literal["complete", "partial", "failed"] = "partial"
+    id: str
+    engine_name: EngineName
+    model: Model
+    engine: EngineVersion
+    settings: Settings
+    machine: Machine
+    reserve_bytes: int | None = None
+    tensors: Tensors | None = None
+    estimate: Estimate | None = None
+    batch_limits: tuple[tuple[int, int], ...] = ()
+    loads: tuple[Load, ...] = ()
+    before: Occupancy | None = None
+    after: Occupancy | None = None
+    notes: tuple[str, ...] = ()
+    phases: tuple[tuple[str, float], ...] = ()

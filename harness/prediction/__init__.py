@@ -1,0 +1,1 @@
+"""From a calibration to an answer: memory, placement, verdict, allocation, drift. Pure."""

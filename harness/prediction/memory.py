@@ -1,0 +1,132 @@
+"""Memory and speed at a context, from a calibration alone."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from harness.model.calibration import Calibration
+from harness.units import TOKENS_PER_UNIT, from_gib, pad_cells
+
+#: Speeds are not foretold to better than this.
+SPEED_UNCERTAINTY: Final = 0.15
+
+
+class SpeedPrediction(msgspec.Struct, frozen=True, kw_only=True):
+    """Speeds with everything on the target; ``uncertainty`` is relative: twice the spread of repeats, 15 % at least."""
+
+    prompt_tokens_per_s: float | None
+    decode_tokens_per_s: float | None
+    decode_at_depth_tokens_per_s: float | None
+    host_decode_tokens_per_s: float | None
+    uncertainty: float = SPEED_UNCERTAINTY
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory of one model on its target; bytes. The parts sum to ``total_bytes`` (unknown overhead counts 0)."""
+
+    context: int
+    num_parallel: int
+    total_bytes: int
+    weights_bytes: int
+    fixed_cache_bytes: int
+    context_cache_bytes: int
+    compute_bytes: int
+    overhead_bytes: int | None
+    within_range: bool
+    num_batch: int | None
+    uncertainty_bytes: int | None
+    speed: SpeedPrediction
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """The object of ``predict --json``."""
+        document: dict[str, object] = msgspec.to_builtins(self)
+        document.pop("warnings")
+        return document
+
+
+def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, num_batch: int | None = None) -> Prediction:
+    """Memory at ``context`` tokens per slot with ``num_parallel`` slots.
+
+    ``V(C, P) = weights + compute0 + overhead + P*fixed_cache + C/10000*(P*kv + compute)``, per band of physical batch;
+    contexts are padded to the 256 cells that the engine allocates (vLLM: to its blocks; its memory is that of one GPU). Below
+    the physical batch, which the engine cuts to the context, the result is an upper bound and a warning says so.
+
+    Args:
+        calibration: the artifact.
+        context: tokens per slot, above zero.
+        num_parallel: slots, above zero.
+        num_batch: take the band of this physical batch instead of the one the engine would choose.
+
+    Raises:
+        ValueError: context or slots below one.
+    """
+    if context < 1 or num_parallel < 1:
+        raise ValueError("context and slots must be at least 1")
+    metadata = calibration.metadata
+    blocks = metadata.kv_blocks
+    cells = pad_cells(context) if blocks is None else -(-context // blocks.size) * blocks.size
+    band = calibration.band_for(context, num_batch, num_parallel)
+    breakdown = metadata.breakdown_gb
+    units = cells / TOKENS_PER_UNIT
+    weights = from_gib(breakdown.weights)
+    overhead = None if breakdown.overhead is None else from_gib(breakdown.overhead)
+    compute_start = band.base_vram_gb - breakdown.weights - (breakdown.overhead or 0.0) - band.fixed_cache_gb
+    fixed_cache = from_gib(num_parallel * band.fixed_cache_gb)
+    context_cache = from_gib(units * num_parallel * band.kv_cache_gb_per_10k)
+    compute = from_gib(compute_start + units * band.compute_gb_per_10k)
+    total = weights + (overhead or 0) + fixed_cache + context_cache + compute
+    within = context <= metadata.quality.valid_to
+    warnings: list[str] = []
+    if not within:
+        warnings.append(f"context {context} is beyond {metadata.quality.valid_to}, the range of this calibration: extrapolated")
+    if band.num_batch is not None and cells < band.num_batch:
+        warnings.append(f"context {context} is below the physical batch of {band.num_batch}: an upper bound")
+    if overhead is None:
+        warnings.append("logged, not measured: the driver's own memory is not included")
+    return Prediction(
+        context=context,
+        num_parallel=num_parallel,
+        total_bytes=total,
+        weights_bytes=weights,
+        fixed_cache_bytes=fixed_cache,
+        context_cache_bytes=context_cache,
+        compute_bytes=compute,
+        overhead_bytes=overhead,
+        within_range=within,
+        num_batch=band.num_batch,
+        uncertainty_bytes=None if metadata.quality.max_error is None else round(metadata.quality.max_error * total),
+        speed=predict_speed(calibration, context),
+        warnings=tuple(warnings),
+    )
+
+
+def predict_speed(calibration: Calibration, depth: int) -> SpeedPrediction:
+    """Speeds with everything on the target; decode at ``depth`` by a straight line of the time per token."""
+    performance = calibration.metadata.performance
+    return SpeedPrediction(
+        prompt_tokens_per_s=performance.prompt_tokens_per_s,
+        decode_tokens_per_s=performance.decode_tokens_per_s,
+        decode_at_depth_tokens_per_s=decode_at_depth(calibration, depth),
+        host_decode_tokens_per_s=performance.host_decode_tokens_per_s,
+        uncertainty=max(SPEED_UNCERTAINTY, 2 * (performance.spread or 0.0)),
+    )
+
+
+def decode_at_depth(calibration: Calibration, depth: int) -> float | None:
+    """Decode tokens per second with ``depth`` tokens in the cache; ``None`` with fewer than two measured depths.
+
+    Time per token grows with the cells that attention reads, so times, not speeds, are interpolated.
+    """
+    depths = calibration.metadata.performance.depths
+    if len(depths) < 2:
+        return None
+    first, last = depths[0], depths[-1]
+    if last.depth == first.depth:
+        return None
+    near, far = 1 / first.decode_tokens_per_s, 1 / last.decode_tokens_per_s
+    slower = max(far - near, 0.0)  # a busy machine can time the deeper one as the faster; no cache makes it so
+    seconds = near + slower * (depth - first.depth) / (last.depth - first.depth)
+    return round(1 / max(seconds, near / 2), 2)

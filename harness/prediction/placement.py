@@ -1,0 +1,275 @@
+"""Which layers stay on the GPU: llama.cpp's fit, played through on a calibration's own figures.
+
+Source: llama.cpp ``common/fit.cpp``, ``common_params_fit_impl`` (b9222 to b10488; Ollama >= 0.30 starts the same program). A
+dense model keeps as many layers as fit, counted from the back, output first. A model with experts first gets the rest of every
+layer, then, if all of those fit, its experts, from the front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from harness.model.calibration import Calibration, Placement, SplitCompute
+from harness.model.record import LoadRequest
+from harness.prediction.memory import Prediction, predict
+from harness.prediction.rules import rule_of
+from harness.units import from_gib
+
+#: Dry runs of one calibration, at most.
+DRY_RUNS: Final = 6
+
+
+class Placed(msgspec.Struct, frozen=True, kw_only=True):
+    """Layers on the GPU (the output layer is one of ``total``).
+
+    ``overflowing`` counts as the engine does: layers on the GPU whose experts lie partly on the host. ``host_share`` is the
+    share of the movable weights that lie on the host, ``host_work`` that of the bytes of weights that one token reads; 0 to 1.
+    """
+
+    total: int
+    offloaded: int
+    overflowing: int
+    host_share: float
+    host_work: float
+
+
+class Layers(msgspec.Struct, frozen=True, kw_only=True):
+    """A model at one context, bytes: per layer the weights without experts, the experts and the caches; the output part.
+
+    ``output_last`` is how Ollama's Go runner places it: after all layers, and experts with their layers.
+    """
+
+    dense: tuple[float, ...]
+    experts: tuple[float, ...]
+    cache: tuple[float, ...]
+    output: float
+    expert_use: float
+    output_last: bool = False
+
+    @property
+    def total(self) -> int:
+        """Layers as the engine counts them, with the output layer."""
+        return len(self.dense) + 1
+
+
+def layers_of(calibration: Calibration, needed: Prediction) -> Layers | None:
+    """The layers of a calibrated model at a context; ``None`` where their number is not known.
+
+    Unknown per-layer figures are spread evenly.
+    """
+    placement, count = calibration.metadata.placement, calibration.metadata.model.layers
+    if not count:
+        return None
+    whole = from_gib(placement.layer_weights_gb) if placement.layer_weights_gb is not None else None
+    if whole is None or whole > needed.weights_bytes:
+        whole = needed.weights_bytes * count // (count + 1)
+    dense = [float(from_gib(size)) for size in placement.layers_gb]
+    experts = [float(from_gib(size)) for size in placement.experts_gb]
+    if len(dense) != count:
+        dense, experts = [whole / count] * count, []
+    go_runner = rule_of(calibration).go_runner
+    if go_runner and experts:
+        dense, experts = [one + other for one, other in zip(dense, experts, strict=True)], []
+    return Layers(
+        dense=tuple(dense),
+        experts=tuple(experts) if len(experts) == count else (0.0,) * count,
+        cache=_caches(placement.layer_kinds, count, needed),
+        output=max(needed.weights_bytes - sum(dense) - sum(experts), 0.0),
+        expert_use=1.0 if placement.expert_use is None else placement.expert_use,
+        output_last=go_runner,
+    )
+
+
+def _caches(kinds: str | None, count: int, needed: Prediction) -> tuple[float, ...]:
+    """The caches of each layer: what grows lies with those that attend to everything, what does not with the others."""
+    known = (kinds or "").ljust(count, "-")[:count]
+    growing = [kind in "fb" for kind in known]
+    fixed = [kind in "wrb" for kind in known]
+
+    def share(size: float, holders: list[bool]) -> list[float]:
+        holders = holders if any(holders) else [True] * count
+        return [size / sum(holders) if holds else 0.0 for holds in holders]
+
+    parts = zip(share(needed.context_cache_bytes, growing), share(needed.fixed_cache_bytes, fixed), strict=True)
+    return tuple(one + other for one, other in parts)
+
+
+def place(calibration: Calibration, context: int, num_parallel: int, budget: int, num_batch: int | None) -> Placed | None:
+    """Which layers stay when the model may take ``budget`` bytes of its GPU (overhead included).
+
+    ``None`` where the number of layers is not known.
+    """
+    needed = predict(calibration, context, num_parallel, num_batch=num_batch)
+    layers = layers_of(calibration, needed)
+    if layers is None:
+        return None
+    compute = Compute(calibration.metadata.placement, layers, context, needed.compute_bytes)
+    return _fill(layers, compute, budget - (needed.overhead_bytes or 0))
+
+
+class Compute:
+    """Compute buffers on the GPU for a number of layers there, at one context.
+
+    From the grid of dry runs; without one, a split costs the cache of one layer more: what a big batch copies for a layer
+    that lies on the host.
+    """
+
+    def __init__(self, placement: Placement, layers: Layers, context: int, full: int) -> None:
+        self.grid, self.kinds = placement.split_compute, placement.layer_kinds
+        self.layers, self.context, self.full = layers, context, float(full)
+
+    def split(self, count: int) -> float:
+        """With ``count`` layers on the GPU, the output layer among them."""
+        rows = [row for row in self.grid if not row.experts_on_host]
+        if count >= self.layers.total:
+            return self.full
+        wanted = host_class(self.kinds, self.layers.total, count)
+        one_off = [row for row in rows if row.layers == self.layers.total - 1]
+        rows = one_off if one_off and count == self.layers.total - 1 else [row for row in rows if row not in one_off] or rows
+        alike = [row for row in rows if host_class(self.kinds, self.layers.total, row.layers) == wanted] or rows
+        if not alike:
+            return self.full + max(self.layers.cache)
+        nearest = min((row.layers for row in alike), key=lambda layers: abs(layers - count))
+        return interpolate([row for row in alike if row.layers == nearest], self.context)
+
+    def without_experts(self) -> float:
+        """With every layer on the GPU, and experts of some on the host."""
+        rows = [row for row in self.grid if row.experts_on_host]
+        return interpolate(rows, self.context) if rows else self.full
+
+
+def host_class(kinds: str | None, total: int, count: int) -> tuple[bool, bool]:
+    """What decides compute beside the number of layers.
+
+    Whether the last layer on the host attends, and whether any there attends to everything (llama.cpp b10434: 390 or 163 MiB
+    for the same hybrid model as one more layer goes).
+    """
+    host = (kinds or "f" * total)[: max(total - count, 0)]
+    return host[-1:] in ("f", "w", "b"), any(kind in "fb" for kind in host)
+
+
+def interpolate(rows: Sequence[SplitCompute], context: int) -> float:
+    """Compute at a context, bytes, by straight lines between the contexts of dry runs; nowhere below the smallest of them."""
+    points = sorted((row.context, float(from_gib(row.compute_gb))) for row in rows)
+    if len(points) == 1:
+        return points[0][1]
+    left, right = points[-2:]
+    for index in range(1, len(points)):
+        if context <= points[index][0]:
+            left, right = points[index - 1 : index + 1]
+            break
+    value = left[1] + (right[1] - left[1]) * (context - left[0]) / (right[0] - left[0])
+    return max(value, min(size for _, size in points) if context < points[0][0] else 0.0)
+
+
+def _fill(layers: Layers, compute: Compute, budget: float) -> Placed:
+    """Both halves of ``common_params_fit_impl`` after it found that not everything fits."""
+    count, total = len(layers.dense), layers.total
+    moe = any(layers.experts)
+
+    def start(offloaded: int) -> int:
+        """The first layer on the GPU."""
+        return total - offloaded - (1 if layers.output_last and offloaded < total else 0)
+
+    def weights(offloaded: int, overflowing: int) -> tuple[float, float]:
+        """Bytes on the GPU without and of experts.
+
+        The last ``overflowing`` of the offloaded layers have none there, and the output layer counts as one of them, so that
+        the first keeps its own (fit.cpp, ``set_ngl_tensor_split_tbo``).
+        """
+        first, output = start(offloaded), offloaded == total or (offloaded and not layers.output_last)
+        return sum(layers.dense[first:]) + (layers.output if output else 0.0), sum(layers.experts[first : total - overflowing])
+
+    def memory(offloaded: int, overflowing: int) -> float:
+        caches = sum(layers.cache[start(offloaded) :])
+        work = compute.split(offloaded) if offloaded < total or not overflowing else compute.without_experts()
+        return sum(weights(offloaded, overflowing)) + caches + work
+
+    offloaded = _false_position(lambda n: memory(n, n - 1 if moe and n else 0), 0, total, budget)
+    overflowing = offloaded - 1 if moe and offloaded else 0
+    extra = 0.0
+    if moe and sum(layers.dense) + layers.output + sum(layers.cache) + compute.without_experts() < budget:
+        offloaded = total
+        full = _false_position(lambda n: memory(total, total - n), 1, total, budget)
+        overflowing = total - full
+        extra = _part_of_one_more(layers, overflowing, budget - memory(total, overflowing))
+    dense, experts = weights(offloaded, overflowing)
+    experts += extra
+    return _placed(layers, offloaded, min(overflowing, count), dense, experts)
+
+
+def _part_of_one_more(layers: Layers, overflowing: int, room: float) -> float:
+    """Experts of the first overflowing layer that still fit: its up, then its gate projection, a third each."""
+    first = layers.total - overflowing
+    third = layers.experts[first] / 3 if overflowing and first < len(layers.experts) else 0.0
+    return 2 * third if 2 * third < room else third if third < room else 0.0
+
+
+def _false_position(memory: Callable[[int], float], low: int, high: int, budget: float) -> int:
+    """How many fit, found as the engine finds it: where memory does not grow evenly, the first guesses decide."""
+    least, most = memory(low), memory(high)
+    if most <= budget:
+        return high
+    while high - low > 1:
+        room = most - least
+        step = int((high - low) * (budget - least) / room) if room > 0 and budget >= least else high - low - 1
+        guess = low + min(max(step, 1), high - low - 1)
+        if (taken := memory(guess)) <= budget:
+            low, least = guess, taken
+        else:
+            high, most = guess, taken
+    return low
+
+
+def _placed(layers: Layers, offloaded: int, overflowing: int, dense: float, experts: float) -> Placed:
+    all_dense, all_experts = sum(layers.dense) + layers.output, sum(layers.experts)
+    work = all_dense + all_experts * layers.expert_use
+    done = dense + experts * layers.expert_use
+    return Placed(
+        total=layers.total,
+        offloaded=offloaded,
+        overflowing=overflowing,
+        host_share=_share(all_dense + all_experts - dense - experts, all_dense + all_experts),
+        host_work=_share(work - done, work),
+    )
+
+
+def _share(part: float, whole: float) -> float:
+    return min(max(part / whole, 0.0), 1.0) if whole else 0.0
+
+
+def plan_dry_runs(kinds: str | None, layers: int, contexts: Sequence[int], *, moe: bool) -> tuple[LoadRequest, ...]:
+    """The dry runs that tell what compute costs when layers are split off: at most :data:`DRY_RUNS`.
+
+    ``layers`` without the output layer; ``contexts`` in ascending order. The two most frequent classes of splits
+    (:func:`host_class`) at three contexts; with one class, its second run is the split of a single layer. With experts, all
+    layers without them take the place of every second context.
+    """
+    total = layers + 1
+    counts: dict[tuple[bool, bool], list[int]] = {}
+    for count in range(2, total - 1):
+        counts.setdefault(host_class(kinds, total, count), []).append(count)
+    classes = sorted(counts.values(), key=len, reverse=True)[:2]
+    wanted = [members[len(members) // 2] for members in classes]
+    if len(wanted) < 2 and total > 1:
+        wanted.append(total - 1)
+    low, top = contexts[0], contexts[-1]
+    middle = contexts[len(contexts) // 2]
+    first = [LoadRequest(context=c, purpose="dry-run", gpu_layers=wanted[0]) for c in dict.fromkeys((low, middle, top))]
+    if moe:
+        rest = [
+            LoadRequest(context=context, purpose="dry-run", gpu_layers=total, experts_on_host=True)
+            for context in dict.fromkeys((low, top))
+        ]
+        last = [LoadRequest(context=top, purpose="dry-run", gpu_layers=one) for one in wanted[1:2]]
+    else:
+        rest = [
+            LoadRequest(context=context, purpose="dry-run", gpu_layers=one)
+            for one in wanted[1:2]
+            for context in dict.fromkeys((low, middle, top))
+        ]
+        last = []
+    return tuple([*first, *rest, *last][:DRY_RUNS])

@@ -1,0 +1,271 @@
+"""Will it fit? What the engine will do with a model at a context in the memory that is free, said before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import msgspec
+
+from harness.errors import UnknownVerdictError
+from harness.model.calibration import Calibration
+from harness.prediction.allocation import size
+from harness.prediction.memory import Prediction, predict
+from harness.prediction.placement import Placed, place
+from harness.prediction.rules import batch_of, evicts_others, rule_of
+from harness.units import CELL_PADDING
+
+Fate = Literal["resident", "offload", "evicted"]
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """One model at one context; bytes, tokens, tokens per second. ``None`` is not known.
+
+    ``fits`` says that ``required_bytes + reserve_bytes <= available_bytes``; ``short_bytes`` is what is missing (0 if it fits).
+    ``max_context`` is the largest context per slot that fits, 0 where none does. ``layers_total`` counts the output layer.
+    """
+
+    model: str
+    verdict: Literal["fits", "offload", "unknown"]
+    basis: Literal["gpu", "host"]
+    required_bytes: int | None
+    reserve_bytes: int | None
+    available_bytes: int | None
+    short_bytes: int | None
+    max_context: int | None
+    layers_total: int | None
+    layers_offloaded: int | None
+    layers_overflowing: int | None
+    decode_tokens_per_s: float | None
+    context: int
+    num_parallel: int
+    reason: str | None
+    warnings: tuple[str, ...]
+
+
+def judge(
+    calibration: Calibration,
+    context: int,
+    num_parallel: int,
+    available: tuple[int, ...] | None,
+    *,
+    extrapolate: bool = False,
+) -> Verdict:
+    """What the engine will do with a model at ``context`` tokens per slot.
+
+    Args:
+        calibration: of the engine, GPU and settings that will run it.
+        context: tokens per slot, above zero.
+        num_parallel: slots, above zero.
+        available: free bytes of each device of the target as read now, before the engine starts (host: one figure, the smaller
+            of ``MemAvailable`` and what the cgroup leaves); ``None`` where nothing could be read.
+        extrapolate: also answer beyond the calibrated range, with a warning.
+
+    Raises:
+        ValueError: context or slots below one.
+    """
+    metadata = calibration.metadata
+    needed = predict(calibration, context, num_parallel)
+    if not needed.within_range and not extrapolate:
+        reason = f"a context of {context} is beyond {metadata.quality.valid_to}, the range of this calibration"
+        return _unknown(calibration, needed, available, reason)
+    if not available:
+        return _unknown(calibration, needed, None, "the memory that is free is not known")
+    if calibration.engine == "vllm":
+        return _judge_vllm(calibration, needed, available)
+    devices = max(len(metadata.machine.gpus), 1) if metadata.machine.target == "gpu" else 1
+    if len(available) != devices:
+        reason = f"calibrated on {_devices(devices)}, to be judged on {_devices(len(available))}"
+        return _unknown(calibration, needed, None, reason)
+    return _judge(calibration, context, num_parallel, sum(available), devices)
+
+
+def _judge(calibration: Calibration, context: int, num_parallel: int, free: int, devices: int) -> Verdict:
+    rule = rule_of(calibration)
+    reserve = rule.reserve_bytes * devices
+    batch = batch_of(calibration, context, num_parallel, free)
+    needed = predict(calibration, context, num_parallel, num_batch=batch)
+    short = max(needed.total_bytes + reserve - free, 0)
+    warnings = list(needed.warnings)
+    if rule.estimates:
+        version = calibration.metadata.engine.version
+        warnings.append(f"Ollama {version} places layers by its own estimate, which is often above what it then takes")
+    if devices > 1:
+        warnings.append("judged by the sum over the devices")
+    placed: Placed | None = None
+    if short and calibration.metadata.machine.target == "gpu" and devices == 1:
+        placed = place(calibration, context, num_parallel, free - reserve, batch)
+    layers = calibration.metadata.model.layers
+    total = placed.total if placed else None if layers is None else layers + 1
+    on_host = calibration.metadata.machine.target == "host"
+    return Verdict(
+        model=calibration.metadata.model.name,
+        verdict="offload" if short else "fits",
+        basis=calibration.metadata.machine.target,
+        required_bytes=needed.total_bytes,
+        reserve_bytes=reserve,
+        available_bytes=free,
+        short_bytes=short,
+        max_context=_largest(calibration, num_parallel, free, devices),
+        layers_total=total,
+        layers_offloaded=0 if on_host else placed.offloaded if placed else None if short else total,
+        layers_overflowing=placed.overflowing if placed else None if short and not on_host else 0,
+        decode_tokens_per_s=_decode(calibration, placed) if placed or not short else None,
+        context=context,
+        num_parallel=num_parallel,
+        reason=None,
+        warnings=tuple(warnings),
+    )
+
+
+def _judge_vllm(calibration: Calibration, needed: Prediction, available: tuple[int, ...]) -> Verdict:
+    """An instance of vLLM spills nothing, it does not start. Each GPU of an instance takes the same, so the fullest decides."""
+    try:
+        sizing = size(calibration, needed.context, needed.num_parallel, available)
+    except UnknownVerdictError as error:
+        return _unknown(calibration, needed, available, error.message)
+    layers = calibration.metadata.model.layers
+    total = None if layers is None else layers + 1
+    return Verdict(
+        model=calibration.metadata.model.name,
+        verdict="offload" if sizing.short_bytes else "fits",
+        basis=calibration.metadata.machine.target,
+        required_bytes=sizing.required_bytes,
+        reserve_bytes=sizing.margin_bytes,
+        available_bytes=sizing.card.free,
+        short_bytes=sizing.short_bytes,
+        max_context=sizing.max_context,
+        layers_total=total,
+        layers_offloaded=None if sizing.short_bytes else total,
+        layers_overflowing=None if sizing.short_bytes else 0,
+        decode_tokens_per_s=None if sizing.short_bytes else _decode(calibration, None),
+        context=needed.context,
+        num_parallel=needed.num_parallel,
+        reason="vLLM does not start with this: it moves nothing to the CPU" if sizing.short_bytes else None,
+        warnings=needed.warnings,
+    )
+
+
+def _decode(calibration: Calibration, placed: Placed | None) -> float | None:
+    """Tokens per second; the time of a token is the sum over what lies on each side."""
+    performance = calibration.metadata.performance
+    fast, slow = performance.decode_tokens_per_s, performance.host_decode_tokens_per_s
+    if calibration.metadata.machine.target == "host":
+        return slow if fast is None else fast
+    if placed is None or placed.host_work == 0.0:
+        return fast
+    if not fast or not slow:
+        return None
+    seconds = (1.0 - placed.host_work) / fast + placed.host_work / slow
+    return round(1.0 / seconds, 2)
+
+
+def largest_context(calibration: Calibration, num_parallel: int, available: tuple[int, ...] | None) -> int | None:
+    """The largest context per slot (whole steps of 256 cells, within the calibrated range) that fits; 0 where none does.
+
+    ``None`` where it cannot be said: nothing was read, or other devices than calibrated. vLLM's steps are its blocks.
+
+    Raises:
+        ValueError: slots below one.
+    """
+    if num_parallel < 1:
+        raise ValueError("slots must be at least 1")
+    metadata = calibration.metadata
+    devices = max(len(metadata.machine.gpus), 1) if metadata.machine.target == "gpu" else 1
+    if available and calibration.engine == "vllm":
+        try:
+            return size(calibration, 1, num_parallel, available).max_context
+        except UnknownVerdictError:
+            return None
+    if not available or len(available) != devices:
+        return None
+    return _largest(calibration, num_parallel, sum(available), devices)
+
+
+def _largest(calibration: Calibration, num_parallel: int, free: int, devices: int) -> int:
+    reserve = rule_of(calibration).reserve_bytes * devices
+
+    def fits(context: int) -> bool:
+        batch = batch_of(calibration, context, num_parallel, free)
+        return predict(calibration, context, num_parallel, num_batch=batch).total_bytes + reserve <= free
+
+    top = calibration.metadata.quality.valid_to
+    if fits(top):
+        return top
+    # Memory grows with the context but for steps down where Ollama takes a smaller batch: search between the steps.
+    steps = sorted({0, top, *(band.up_to for band in calibration.metadata.bands)})
+    for start, end in reversed(list(pairwise(steps))):
+        low, high = start // CELL_PADDING, end // CELL_PADDING
+        if high > low and fits(max(low, 1) * CELL_PADDING + (CELL_PADDING if start else 0)):
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if fits(middle * CELL_PADDING) else (low, middle)
+            best = high if fits(high * CELL_PADDING) else low
+            return best * CELL_PADDING
+    return 0
+
+
+def judge_together(
+    requests: Sequence[tuple[Calibration, int, int]],
+    available: tuple[int, ...] | None,
+    *,
+    extrapolate: bool = False,
+) -> tuple[list[Verdict], list[Fate | None]]:
+    """Several models, started in this order, as (calibration, context, slots): does each find room beside those before it?
+
+    Ollama >= 0.30 ends models that were started earlier when its own estimate of the next one is above 80 % of what is free;
+    llama-server takes no notice of others, so a later model spills. A fate is ``None`` where it is not known.
+
+    Raises:
+        ValueError: a context or slots below one.
+    """
+    verdicts: list[Verdict] = []
+    fates: list[Fate | None] = []
+    resident: list[int] = []
+    for index, (calibration, context, num_parallel) in enumerate(requests):
+        while True:
+            taken = sum(_taken(verdicts[one]) for one in resident)
+            rest = None if not available else (max(available[0] - taken, 0), *available[1:])
+            verdict = judge(calibration, context, num_parallel, rest, extrapolate=extrapolate)
+            if not resident or rest is None or not evicts_others(calibration, context, num_parallel, sum(rest), len(resident)):
+                break
+            fates[resident.pop(0)] = "evicted"
+        verdicts.append(verdict)
+        fates.append({"fits": "resident", "offload": "offload", "unknown": None}[verdict.verdict])
+        if verdict.verdict != "unknown":
+            resident.append(index)
+    return verdicts, fates
+
+
+def _taken(verdict: Verdict) -> int:
+    """Device memory of a model once it runs: all of it, or what the engine's reserve leaves."""
+    if verdict.verdict == "fits":
+        return verdict.required_bytes or 0
+    return max((verdict.available_bytes or 0) - (verdict.reserve_bytes or 0), 0)
+
+
+def _unknown(calibration: Calibration, needed: Prediction, available: tuple[int, ...] | None, reason: str) -> Verdict:
+    layers = calibration.metadata.model.layers
+    return Verdict(
+        model=calibration.metadata.model.name,
+        verdict="unknown",
+        basis=calibration.metadata.machine.target,
+        required_bytes=needed.total_bytes if needed.within_range else None,
+        reserve_bytes=rule_of(calibration).reserve_bytes,
+        available_bytes=sum(available) if available else None,
+        short_bytes=None,
+        max_context=largest_context(calibration, needed.num_parallel, available),
+        layers_total=None if layers is None else layers + 1,
+        layers_offloaded=None,
+        layers_overflowing=None,
+        decode_tokens_per_s=None,
+        context=needed.context,
+        num_parallel=needed.num_parallel,
+        reason=reason,
+        warnings=needed.warnings,
+    )
+
+
+def _devices(count: int) -> str:
+    return "one device" if count == 1 else f"{count} devices"

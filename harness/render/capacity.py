@@ -1,0 +1,139 @@
+"""The plan of a memory as a table, for a terminal and as Markdown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from harness.cli.output import clean
+from harness.inventory.machine import ADVICE
+from harness.serving.capacity import Memory, Row
+from harness.units import format_size
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+#: Cells of the bar that shows how much of the memory a model takes.
+_BAR: Final = 16
+_HEADS: Final = ("model", "engine", "largest context", "takes", "to spare", "tokens/s", "when full")
+
+
+def memory_table(memory: Memory) -> RenderableType:
+    """A heading, a row for each model, and who fits with whom."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    several = len({row.chosen.calibration.engine for row in memory.rows}) > 1
+    heads = [head for head in (*_HEADS[:3], "", *_HEADS[3:]) if several or head != "engine"]
+    for head in heads:
+        left = head in ("model", "engine", "")
+        table.add_column(
+            head, justify="left" if left else "right", no_wrap=head != "model", overflow="fold", min_width=len(head)
+        )
+    for row in memory.rows:
+        name, engine, context, *rest = cells(row)
+        colour = "red" if row.largest_context == 0 else "green" if _whole(row) else "yellow"
+        middle = [Text(engine, style="dim")] if several else []
+        table.add_row(Text(name, style="bold"), *middle, Text(context, style=colour), _bar(row, memory), *rest)
+    lines: list[RenderableType] = [Text(heading(memory), style="bold cyan"), table]
+    return Group(*lines, *(Text(line, style="dim") for line in notes(memory)))
+
+
+def heading(memory: Memory) -> str:
+    """Which memory, and how much of it is free."""
+    free = "not known how much is free" if memory.available_bytes is None else f"{format_size(memory.available_bytes, 1)} free"
+    of = f" of {format_size(memory.total_bytes, 1)}" if memory.total_bytes else ""
+    kept = f" · the engine keeps {format_size(memory.reserve_bytes, 1)} of it" if memory.reserve_bytes else ""
+    return clean(f"{memory.name} · {free}{of}{kept}")
+
+
+def cells(row: Row) -> list[str]:
+    """What is said of one model; a dash is not known."""
+    verdict = row.verdict
+    slots = f" × {row.question.num_parallel}" if row.question.num_parallel > 1 else ""
+    return [
+        clean(row.name),
+        row.chosen.calibration.engine,
+        _context(row) + slots,
+        format_size(verdict.required_bytes, 1),
+        _spare(row),
+        _rate(verdict.decode_tokens_per_s),
+        _rate(row.full_decode_tokens_per_s),
+    ]
+
+
+def _spare(row: Row) -> str:
+    verdict = row.verdict
+    if verdict.short_bytes:
+        return f"-{format_size(verdict.short_bytes, 1)}"
+    if verdict.verdict != "fits" or verdict.available_bytes is None or verdict.required_bytes is None:
+        return "–"
+    return format_size(verdict.available_bytes - verdict.required_bytes - (verdict.reserve_bytes or 0), 1)
+
+
+def _context(row: Row) -> str:
+    if row.largest_context is None:
+        return "–"
+    if row.largest_context:
+        return f"{row.largest_context:,}"
+    if row.verdict.layers_offloaded is None or row.verdict.basis == "host":
+        return "none fits"
+    return f"{row.verdict.layers_offloaded}/{row.verdict.layers_total} layers"
+
+
+def _whole(row: Row) -> bool:
+    return row.largest_context == row.chosen.calibration.metadata.quality.valid_to
+
+
+def _rate(speed: float | None) -> str:
+    return "–" if speed is None else f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}"
+
+
+def _bar(row: Row, memory: Memory) -> Text:
+    """Weights, then what the context adds, of the memory that is free."""
+    from rich.text import Text
+
+    taken, free = row.verdict.required_bytes, memory.available_bytes
+    if not free or taken is None:
+        return Text("")
+    full = min(round(_BAR * taken / free), _BAR)
+    solid = min(round(_BAR * row.weights_bytes / free), full)
+    bar = Text("█" * solid, style="blue")
+    return bar.append("▓" * (full - solid), style="cyan").append("░" * (_BAR - full), style="dim")
+
+
+def notes(memory: Memory) -> list[str]:
+    """Below the table: who fits with whom, and why something is not known."""
+    reasons: dict[str, list[str]] = {}
+    for row in memory.rows:
+        if row.reason:
+            reasons.setdefault(row.reason, []).append(row.name)
+    lines = [f"not known for {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    if memory.available_bytes is None:
+        lines.append(ADVICE)
+    for group in memory.groups:
+        pairs = list(zip(group.models, group.contexts, strict=True))
+        if len(set(group.contexts)) == 1:
+            members = f" at {group.contexts[0]:,}: {' + '.join(group.models)}"
+        else:
+            members = ": " + " + ".join(f"{model} at {context:,}" for model, context in pairs)
+        evicted = [model for model, fate in zip(group.models, group.fates, strict=True) if fate == "evicted"]
+        note = f", but Ollama would end {', '.join(evicted)}" if evicted else ""
+        lines.append(f"together{members} ({format_size(group.required_bytes, 1)}){note}")
+    if not memory.groups and sum(bool(row.largest_context) for row in memory.rows) > 1:
+        lines.append("together: no two of them")
+    return [clean(line) for line in lines]
+
+
+def memory_markdown(memory: Memory) -> str:
+    """The same as GitHub's Markdown."""
+
+    def line(texts: list[str]) -> str:
+        return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+
+    rule = "| --- | --- | " + " | ".join(["---:"] * (len(_HEADS) - 2)) + " |"
+    table = [line(list(_HEADS)), rule, *(line(cells(row)) for row in memory.rows)]
+    below = notes(memory)
+    return "\n".join([f"**{heading(memory)}**", "", *table, *(["", *(f"- {note}" for note in below)] if below else [])])

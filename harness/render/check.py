@@ -1,0 +1,52 @@
+"""Verdicts as sentences. No table library: ``check`` runs before every start of a model."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+import click
+
+from harness.cli.output import clean
+from harness.render.verdict import sentence, title
+from harness.serving.check import Check, Judged
+
+_HEADS: Final = ("FITS:", "WARNING: CPU OFFLOAD LIKELY:", "UNCALIBRATED:", "UNKNOWN:")
+_COLOURS: Final = {"fits": "green", "offload": "red", "unknown": "yellow"}
+
+
+def describe(check: Check) -> list[str]:
+    """The lines of ``check``: one sentence group for each model, and whether they live together."""
+    lines = []
+    for one in check.models:
+        lines += [click.style(clean(title(one)), bold=True), "  " + styled(one)]
+    if len(check.models) > 1:
+        lines.append(_together(check))
+    return lines
+
+
+def styled(one: Judged) -> str:
+    """The verdict of one model, its first words in the verdict's colour; wrapped where a terminal has a width."""
+    text = clean(sentence(one))
+    words = next(head for head in _HEADS if text.startswith(head))
+    if sys.stdout.isatty():
+        import shutil
+        import textwrap
+
+        text = textwrap.fill(text, max(shutil.get_terminal_size().columns - 4, 40), subsequent_indent="  ")
+    return click.style(words, fg=_COLOURS[one.word], bold=True) + text[len(words) :]
+
+
+def _together(check: Check) -> str:
+    evicted = [one.question.model for one in check.models if one.fate == "evicted"]
+    spilled = [one.question.model for one in check.models if one.fate == "offload"]
+    if check.verdict == "fits":
+        return click.style("TOGETHER: ", fg="green", bold=True) + "they all fit, started in this order."
+    parts = []
+    if spilled:
+        parts.append(f"{', '.join(spilled)} would spill beside the others")
+    if evicted:
+        parts.append(f"Ollama would end {', '.join(evicted)} to make room")
+    if not parts:
+        return click.style("TOGETHER: ", fg="yellow", bold=True) + "unknown."
+    return click.style("NOT TOGETHER: ", fg="red", bold=True) + clean("; ".join(parts)) + "."

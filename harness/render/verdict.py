@@ -1,0 +1,91 @@
+"""Verdicts as sentences, for the terminal, errors and reports alike."""
+
+from __future__ import annotations
+
+from harness.prediction.verdict import Verdict
+from harness.serving.check import Judged
+from harness.units import format_size
+
+
+def title(one: Judged) -> str:
+    """What is judged: model, context, slots, and where."""
+    slots = f" × {one.question.num_parallel} slots" if one.question.num_parallel > 1 else ""
+    text = f"{one.question.model} at {one.question.context:,} tokens{slots}"
+    if one.chosen is not None:
+        variant = f"@{one.chosen.variant}" if one.chosen.variant else ""
+        text += f" · {one.chosen.calibration.id}{variant} · {where(one)}"
+    return text
+
+
+def where(one: Judged) -> str:
+    """The memory that a verdict is about."""
+    if one.chosen is None:
+        return ""
+    if one.chosen.calibration.metadata.machine.target == "host":
+        return "host memory"
+    names = [gpu.name for gpu in one.chosen.gpus]
+    return " + ".join(names) or ("a GPU that is not read" if one.chosen.available is None else "a card")
+
+
+def sentence(one: Judged) -> str:
+    """The verdict of one model in words."""
+    verdict = one.verdict
+    if verdict is None:
+        return f"UNCALIBRATED: {one.reason}. Calibrate it: {one.advice}"
+    if one.word == "unknown":
+        known = "" if verdict.required_bytes is None else f" It needs {_size(verdict.required_bytes)}."
+        return f"UNKNOWN: {one.reason}.{known}" + (f" {_capital(one.advice)}" if one.advice else "")
+    head = "FITS" if one.word == "fits" else "WARNING: CPU OFFLOAD LIKELY"
+    outcome = ", ".join(filter(None, (_placement(verdict), _speed(one, verdict))))
+    why = f"{one.reason}." if one.reason and one.word == "offload" else ""
+    parts = (_need(verdict), outcome and f"{outcome[0].upper()}{outcome[1:]}.", why, _largest(verdict))
+    return f"{head}: " + " ".join(filter(None, parts))
+
+
+def _capital(text: str) -> str:
+    return text if text.startswith("harness ") else text[0].upper() + text[1:]
+
+
+def _size(size: int | None) -> str:
+    return format_size(size, 1)
+
+
+def _need(verdict: Verdict) -> str:
+    keeps = f" and keeps {_size(verdict.reserve_bytes)} free" if verdict.reserve_bytes else ""
+    spare = (verdict.available_bytes or 0) - (verdict.required_bytes or 0) - (verdict.reserve_bytes or 0)
+    outcome = f"short by {_size(verdict.short_bytes)}." if verdict.short_bytes else f"{_size(spare)} to spare."
+    free = f"{_size(verdict.available_bytes)} are"
+    if not keeps:
+        free += " free" if verdict.basis == "gpu" else " available"
+    where_short = " The machine would swap, or end the engine." if verdict.basis == "host" and verdict.short_bytes else ""
+    return f"needs {_size(verdict.required_bytes)}{keeps}, {free}: {outcome}{where_short}"
+
+
+def _placement(verdict: Verdict) -> str:
+    total, on_gpu = verdict.layers_total, verdict.layers_offloaded
+    if verdict.basis == "host" or total is None or on_gpu is None:
+        return ""
+    if verdict.verdict == "fits":
+        return f"all {total} layers on the GPU"
+    over = verdict.layers_overflowing
+    return f"{on_gpu} of {total} layers stay on the GPU{f', {over} of them with experts on the host' if over else ''}"
+
+
+def _speed(one: Judged, verdict: Verdict) -> str:
+    speed, full = verdict.decode_tokens_per_s, one.full_decode_tokens_per_s
+    if speed is None or (verdict.verdict == "offload" and verdict.basis == "host"):
+        return ""
+    instead = f" instead of {_rate(full)}" if full and verdict.verdict == "offload" else ""
+    return f"about {_rate(speed)} tokens/s{instead}"
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}"
+
+
+def _largest(verdict: Verdict) -> str:
+    if verdict.max_context is None:
+        return ""
+    if verdict.max_context == 0:
+        return "No context fits."
+    return f"Largest context that fits: {verdict.max_context:,}."

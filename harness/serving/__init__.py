@@ -1,0 +1,1 @@
+"""Before and around a start: the calibration that holds here, the check, the capacity, the server."""

@@ -1,0 +1,135 @@
+"""``harness allocate``: the calibration that answers for what will run here, the memory that is free, and the flags."""
+
+from __future__ import annotations
+
+import shlex
+
+import msgspec
+
+from harness.errors import HarnessError, NotFoundError, UnknownVerdictError
+from harness.model.calibration import Calibration
+from harness.prediction.allocation import Allocation, Wanted, allocate, mismatches
+from harness.store.store import Store
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """An allocation and the calibration that it follows from."""
+
+    calibration: Calibration
+    allocation: Allocation
+
+
+def answer(
+    store: Store,
+    model: str,
+    context: int,
+    concurrency: int,
+    wanted: Wanted,
+    *,
+    variant: str | None = None,
+    available: tuple[int, ...] | None = None,
+) -> Answer:
+    """The flags for a start of ``model`` here, or on GPUs with ``available`` bytes each.
+
+    Raises:
+        UnknownVerdictError: no calibration matches (UNCALIBRATED), or the free memory cannot be read. OffloadLikelyError: it
+            cannot be had.
+    """
+    if available is None and wanted.gpu is None:
+        wanted = msgspec.structs.replace(wanted, gpu=_gpu_here())
+    calibration = matching(store, model, wanted, variant)
+    return Answer(
+        calibration=calibration,
+        allocation=allocate(calibration, context, concurrency, available or _free(calibration)),
+    )
+
+
+def matching(store: Store, model: str, wanted: Wanted, variant: str | None = None) -> Calibration:
+    """The calibration of vLLM that answers for what will run: the default file first.
+
+    Raises:
+        UnknownVerdictError: there is none (UNCALIBRATED), with what the others differ in.
+    """
+    different = []
+    for path, calibration in store.find(model, "vllm"):
+        if variant is not None and path.stem.partition("@")[2] != variant:
+            continue
+        if not (differs := mismatches(calibration, wanted)):
+            return calibration
+        different.append(f"{path.name}: {', '.join(differs)}")
+    why = f" ({'; '.join(different)})" if different else ""
+    raise UnknownVerdictError(
+        f"UNCALIBRATED: no calibration of {model} by vLLM answers for this{why}",
+        hint=f"harness calibrate {shlex.quote(model)} --engine vllm",
+    )
+
+
+def _gpu_here() -> str | None:
+    """The name of this machine's first NVIDIA GPU; ``None`` where there is none."""
+    from harness.meters.nvml import gpus
+
+    try:
+        found = gpus()
+    except HarnessError:
+        return None
+    return found[0].name if found else None
+
+
+def _free(calibration: Calibration) -> tuple[int, ...]:
+    machine, vllm = calibration.metadata.machine, calibration.metadata.settings.vllm
+    advice = "say what is free with --available, for example --available 24GiB"
+    if machine.target == "host":
+        from harness.meters.host import available_memory
+
+        if (available := available_memory()) is None:
+            raise UnknownVerdictError("the memory that is free cannot be read", hint=advice)
+        return (available,)
+    from harness.meters.nvml import free_bytes, gpus
+
+    try:
+        free = [free_bytes(gpu.uuid) for gpu in gpus() if machine.gpus and gpu.name == machine.gpus[0].name]
+    except HarnessError as error:
+        raise UnknownVerdictError(f"no GPU can be read: {error.message}", hint=advice) from error
+    count = vllm.tensor_parallel * vllm.pipeline_parallel if vllm else 1
+    known = sorted((one for one in free if one is not None), reverse=True)[:count]
+    if len(known) < count:
+        raise UnknownVerdictError(f"the free memory of {count} such GPU(s) cannot be read", hint=advice)
+    return tuple(known)
+
+
+def shell(answer: Answer) -> str:
+    """The command line, ready to be pasted."""
+    return shlex.join(["vllm", "serve", answer.allocation.model, *answer.allocation.flags])
+
+
+def compose(answer: Answer) -> str:
+    """A service for Docker Compose: the image that was measured, by its digest where it has one.
+
+    Raises:
+        NotFoundError: it was measured outside a container.
+    """
+    metadata, allocation = answer.calibration.metadata, answer.allocation
+    engine = metadata.engine
+    if engine.image is None:
+        raise NotFoundError(
+            "this calibration was measured outside a container, so it names no image",
+            hint="leave --compose out",
+            code="no-image",
+        )
+    import yaml
+
+    digest = engine.image_digest if engine.image_digest and "@" not in engine.image else None
+    service: dict[str, object] = {
+        "image": f"{engine.image}@{digest}" if digest else engine.image,
+        "ipc": "host",
+        "command": ["--model", allocation.model, *allocation.flags],
+        "ports": ["127.0.0.1:8000:8000"],
+        "volumes": ["huggingface:/root/.cache/huggingface", "vllm:/root/.cache/vllm"],
+    }
+    if metadata.machine.target == "gpu":
+        vllm = metadata.settings.vllm
+        count = vllm.tensor_parallel * vllm.pipeline_parallel if vllm else 1
+        devices = [{"driver": "nvidia", "count": count, "capabilities": ["gpu"]}]
+        service["deploy"] = {"resources": {"reservations": {"devices": devices}}}
+    document = {"services": {"vllm": service}, "volumes": {"huggingface": None, "vllm": None}}
+    return yaml.safe_dump(document, sort_keys=False, width=4096)

@@ -1,0 +1,244 @@
+"""Which of a model's calibrations holds here, and what is free for it now."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from harness.errors import HarnessError, NotFoundError, UsageError
+from harness.inventory.machine import GpuNow, MachineNow
+from harness.model.calibration import Calibration
+from harness.model.facts import EngineName
+from harness.store.store import Store
+
+_CONTEXT: Final = re.compile(r"[+-]?\d+", re.ASCII)
+_LIKE_A_CONTEXT: Final = re.compile(r"[+-]?\d[\d.,_]*[km]|\d+(?:[,_]\d{3})+", re.ASCII | re.IGNORECASE)
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{6,64}")
+_MOST: Final = 1 << 31
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """One model at one context, in tokens per slot; ``digest`` (or its beginning) names the weights that are meant."""
+
+    model: str
+    context: int
+    num_parallel: int = 1
+    digest: str | None = None
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of a model's calibrations: ``variant`` decides alone; settings count where they are given."""
+
+    engine: EngineName | None = None
+    variant: str | None = None
+    kv_cache_type: str | None = None
+    flash_attention: Literal["enabled", "disabled"] | None = None
+
+
+class Chosen(msgspec.Struct, frozen=True, kw_only=True):
+    """A calibration and what it holds for: ``gpus`` are those of this machine, empty for host memory or where none was read.
+
+    ``obstacle`` says why nothing could be read.
+    """
+
+    calibration: Calibration
+    path: Path
+    gpus: tuple[GpuNow, ...] = ()
+    available: tuple[int, ...] | None = None
+    obstacle: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def variant(self) -> str | None:
+        """The variant's name; ``None`` for the default file."""
+        return self.path.stem.partition("@")[2] or None
+
+
+def read_question(spec: str, context: int | None, num_parallel: int = 1) -> Question:
+    """``MODEL``, ``MODEL@CTX`` or ``MODEL@sha256:…``, with ``context`` where the spec names none.
+
+    Raises:
+        UsageError: no context, one that is no context, or no model.
+    """
+    name, digest = spec, None
+    while "@" in name:
+        head, _, tail = name.rpartition("@")
+        if _CONTEXT.fullmatch(tail):
+            context = int(tail) if len(tail) < 12 else _MOST + 1
+        elif tail.startswith("sha256:"):
+            if not _DIGEST.fullmatch(tail):
+                raise UsageError(f"{spec}: a digest is sha256: and 6 to 64 hexadecimal digits")
+            digest = tail
+        elif _LIKE_A_CONTEXT.fullmatch(tail):
+            raise UsageError(f"{spec}: a context is a whole number of tokens, as in {head}@8192", code="bad-context")
+        else:
+            break
+        name = head
+    if not name or any(not character.isprintable() for character in name):
+        raise UsageError(f"{spec!r} names no model", code="bad-name")
+    if context is None:
+        raise UsageError(f"at which context? {name} needs one", hint=f"{name}@8192, or --ctx 8192", code="no-context")
+    if not 1 <= context <= _MOST:
+        raise UsageError(f"{spec}: a context is 1 to {_MOST} tokens", code="bad-context")
+    return Question(model=name, context=context, num_parallel=num_parallel, digest=digest)
+
+
+def choose(
+    question: Question, store: Store, machine: MachineNow, wanted: Wanted, available: tuple[int, ...] | None = None
+) -> Chosen | str:
+    """The calibration that holds here with what is free for it, or why there is none.
+
+    Raises:
+        UsageError: several engines have the model. BadInputError, ConfigError: a file that cannot be read.
+    """
+    found = _pick(question, store, machine, wanted, available)
+    if isinstance(found, str):
+        return found
+    chosen = _here(*found, machine, wanted, available)
+    if len(chosen.gpus) != 1:
+        return chosen
+    from harness.serving.driver_overhead import on_this_gpu
+
+    calibration, note = on_this_gpu(chosen.calibration, chosen.gpus[0].name, store)
+    return msgspec.structs.replace(chosen, calibration=calibration, warnings=(*chosen.warnings, *((note,) if note else ())))
+
+
+def load(model: str, store: Store, wanted: Wanted | None = None) -> Calibration:
+    """The calibration of a model (a catalog name, an id, a path) that holds here; where it is the only one, it is taken.
+
+    Raises:
+        NotFoundError: there is none. UsageError: several engines have the model. BadInputError, ConfigError: damaged, newer.
+    """
+    found = _pick(Question(model=model, context=1), store, MachineNow(), wanted or Wanted())
+    if not isinstance(found, str):
+        return found[1]
+    files = store.find(model, wanted.engine if wanted else None)
+    if len(files) == 1 and (wanted is None or wanted.variant is None):
+        return files[0][1]
+    hint = None if files else f"harness calibrate {shlex.quote(model)}"
+    raise NotFoundError(found, hint=hint, code="only-variants" if files else "no-calibration")
+
+
+def _pick(
+    question: Question, store: Store, machine: MachineNow, wanted: Wanted, available: tuple[int, ...] | None = None
+) -> tuple[Path, Calibration] | str:
+    """The variant asked for, else one of the same GPU and settings, else the default file; or why there is none."""
+    found = store.find(question.model, wanted.engine)
+    if not found:
+        return f"{question.model} has no calibration in {store.root}"
+    if question.digest is not None:
+        found = [one for one in found if (one[1].metadata.model.digest or "").startswith(question.digest)]
+        if not found:
+            return f"{question.model} was calibrated with other weights than {question.digest}"
+    if wanted.variant is not None:
+        found = [one for one in found if one[0].stem.endswith(f"@{wanted.variant}")]
+        return found[0] if found else f"{question.model} has no variant {wanted.variant!r}"
+    plain = [one for one in found if "@" not in one[0].stem]
+    if plain == found:
+        return plain[0]  # one file is all there is: nothing needs to be read to choose it
+    same = [one for one in found if _same(one[1], machine, wanted, available)]
+    usable = [one for one in same if one in plain] or same or plain
+    if usable:
+        return usable[0]
+    names = ", ".join(path.stem.partition("@")[2] for path, _ in found)
+    return f"{question.model} has only variants, for other GPUs or settings: {names}; choose one with --variant"
+
+
+def _same(calibration: Calibration, machine: MachineNow, wanted: Wanted, available: tuple[int, ...] | None) -> bool:
+    if _other_settings(calibration, wanted):
+        return False
+    if available is not None:
+        return True  # a card that is not here
+    if calibration.metadata.machine.target == "host":
+        return isinstance(machine.nvidia, HarnessError)
+    present = _present(calibration, machine)
+    return not isinstance(present, HarnessError) and _matching(calibration, present) is not None
+
+
+def _present(calibration: Calibration, machine: MachineNow) -> tuple[GpuNow, ...] | HarnessError:
+    """GPUs of the kind that a calibration was made on."""
+    if calibration.metadata.machine.meter == "log":
+        return machine.engine_gpus(calibration.metadata.settings.env)
+    return machine.nvidia
+
+
+def _matching(calibration: Calibration, present: tuple[GpuNow, ...]) -> tuple[GpuNow, ...] | None:
+    """The GPUs here that are those of a calibration: by UUID, else by name, the emptiest first; ``None``: they are not here."""
+    left, chosen = list(present), []
+    for gpu in calibration.metadata.machine.gpus:
+        same = [one for one in left if one.name == gpu.name]
+        if not same:
+            return None
+        best = next((one for one in same if gpu.uuid and one.uuid == gpu.uuid), max(same, key=_room))
+        left.remove(best)
+        chosen.append(best)
+    return tuple(chosen) or None
+
+
+def _room(gpu: GpuNow) -> int:
+    return gpu.free_bytes or 0
+
+
+def _other_settings(calibration: Calibration, wanted: Wanted) -> list[str]:
+    settings = calibration.metadata.settings
+    differs = []
+    if wanted.kv_cache_type not in (None, settings.kv_cache_type):
+        differs.append(f"KV cache {settings.kv_cache_type}, not {wanted.kv_cache_type}")
+    if wanted.flash_attention not in (None, settings.flash_attention):
+        differs.append(f"flash attention {settings.flash_attention}, not {wanted.flash_attention}")
+    return differs
+
+
+def _here(
+    path: Path, calibration: Calibration, machine: MachineNow, wanted: Wanted, available: tuple[int, ...] | None
+) -> Chosen:
+    """What is free for a calibration, and what differs from where it was made."""
+    other = [*_other_settings(calibration, wanted)]
+    newer = []
+    version = machine.engine_version(calibration)
+    if version is not None and version != calibration.metadata.engine.version:
+        newer.append(f"{calibration.engine} {calibration.metadata.engine.version}, here it is {version}")
+    gpus: tuple[GpuNow, ...] = ()
+    obstacle, notes = None, []
+    if available is None and calibration.metadata.machine.target == "host":
+        available = None if machine.host_bytes is None else (machine.host_bytes,)
+    elif available is None:
+        present = _present(calibration, machine)
+        if isinstance(present, HarnessError):
+            obstacle = present.message
+        else:
+            matching = _matching(calibration, present)
+            gpus = matching or (max(present, key=_room),)
+            if matching is None and calibration.metadata.machine.gpus:
+                other.append(f"{_names(calibration)}, here it is {gpus[0].name}")
+            drivers = {one.driver for one in gpus} - {None}
+            newer += [
+                f"driver {one.driver}, here it is {', '.join(sorted(map(str, drivers)))}"
+                for one in calibration.metadata.machine.gpus[:1]
+                if one.driver and drivers and one.driver not in drivers
+            ]
+            free = tuple(one.free_bytes for one in gpus)
+            available = None if None in free else free  # type: ignore[assignment]
+            if available is None:
+                obstacle = "the driver does not say how much is free"
+            if len(present) > len(gpus) and calibration.engine == "llama-server" and machine.gpu is None:
+                notes.append(
+                    f"judged for {gpus[0].name} alone; llama-server uses all {len(present)} GPUs unless told otherwise"
+                )
+    name = shlex.quote(calibration.id)
+    if other:
+        model = shlex.quote(calibration.metadata.model.name)
+        notes.append(f"calibrated with {'; '.join((*other, *newer))}: harness calibrate {model} --variant NAME")
+    elif newer:
+        notes.append(f"calibrated with {'; '.join(newer)}: harness recalibrate {name}")
+    return Chosen(
+        calibration=calibration, path=path, gpus=gpus, available=available, obstacle=obstacle, warnings=tuple(notes)
+    )  # fmt: skip
+
+
+def _names(calibration: Calibration) -> str:
+    return " + ".join(gpu.name for gpu in calibration.metadata.machine.gpus) or "host memory"

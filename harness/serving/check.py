@@ -1,0 +1,155 @@
+"""The question before a start: the calibration of a model that holds on this machine, what is free now, and the verdict."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import msgspec
+
+from harness.inventory.machine import ADVICE, MachineNow, residents
+from harness.prediction.verdict import Fate, Verdict, judge, judge_together
+from harness.serving.calibration_lookup import Chosen, Question, Wanted, choose
+from harness.store.store import Store
+
+Word = Literal["fits", "offload", "unknown"]
+
+
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """What is said of one model. ``verdict`` is ``None`` where it has no calibration; ``advice`` is what to do then.
+
+    ``fate`` is set where several models are judged: ``resident``, ``offload``, ``evicted``. ``full_decode_tokens_per_s`` is
+    the speed with everything on the target.
+    """
+
+    question: Question
+    word: Word
+    chosen: Chosen | None = None
+    verdict: Verdict | None = None
+    fate: Fate | None = None
+    reason: str | None = None
+    advice: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def full_decode_tokens_per_s(self) -> float | None:
+        """Decode speed with everything on the target."""
+        return None if self.chosen is None else self.chosen.calibration.metadata.performance.decode_tokens_per_s
+
+    def to_json(self) -> dict[str, object]:
+        """One entry of ``check --json``'s ``models[]``."""
+        document: dict[str, object] = {
+            "model": self.question.model,
+            "id": None if self.chosen is None else self.chosen.calibration.id,
+            "variant": None if self.chosen is None else self.chosen.variant,
+            "context": self.question.context,
+            "num_parallel": self.question.num_parallel,
+            "fate": self.fate,
+            "verdict": self.word,
+        }
+        for field in FIELDS:
+            document[field] = None if self.verdict is None else getattr(self.verdict, field)
+        return {**document, "reason": self.reason, "advice": self.advice, "warnings": list(self.warnings)}
+
+
+#: Fields of a verdict in ``check --json``.
+FIELDS: Final = (
+    *("basis", "required_bytes", "reserve_bytes", "available_bytes", "short_bytes", "max_context", "layers_total"),
+    *("layers_offloaded", "layers_overflowing", "decode_tokens_per_s"),
+)
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of :func:`check`: the worst word over all models, and what is said of each of them."""
+
+    verdict: Word
+    models: tuple[Judged, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether everything stays on its target."""
+        return self.verdict == "fits"
+
+    def to_json(self) -> dict[str, object]:
+        """The object of ``check --json``: the fields of one model above; with several they stand in ``models[]`` alone."""
+        models = [one.to_json() for one in self.models]
+        above = {field: models[0][field] if len(models) == 1 else None for field in FIELDS}
+        return {"verdict": self.verdict, **above, "models": models}
+
+
+def check(
+    questions: Sequence[Question],
+    store: Store,
+    machine: MachineNow,
+    *,
+    wanted: Wanted | None = None,
+    available: tuple[int, ...] | None = None,
+    extrapolate: bool = False,
+) -> Check:
+    """Verdicts; several models share what is free, in their order.
+
+    Raises:
+        UsageError: several engines have a model. BadInputError, ConfigError: a file that cannot be read.
+    """
+    wanted = wanted or Wanted()
+    chosen = [choose(one, store, machine, wanted, available) for one in questions]
+    verdicts: dict[int, tuple[Verdict, Fate | None]] = {}
+    for places in _sharing(chosen):
+        given = [(index, one) for index in places if isinstance(one := chosen[index], Chosen)]
+        requests = [(one.calibration, questions[index].context, questions[index].num_parallel) for index, one in given]
+        free = given[0][1].available
+        if len(questions) == 1:
+            verdicts[places[0]] = (judge(*requests[0], free, extrapolate=extrapolate), None)
+        else:
+            judged, fates = judge_together(requests, free, extrapolate=extrapolate)
+            verdicts |= {index: pair for (index, _), pair in zip(given, zip(judged, fates, strict=True), strict=True)}
+    models = tuple(
+        _judged(question, one, verdicts.get(index), wanted, now=available is None)
+        for index, (question, one) in enumerate(zip(questions, chosen, strict=True))
+    )
+    words = {one.word for one in models}
+    worst: Word = "unknown" if "unknown" in words else "offload" if "offload" in words else "fits"
+    if any(one.fate == "evicted" for one in models) and worst == "fits":
+        worst = "offload"
+    return Check(verdict=worst, models=models)
+
+
+def _sharing(chosen: list[Chosen | str]) -> list[list[int]]:
+    """Positions of models that share one memory."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index, one in enumerate(chosen):
+        if isinstance(one, Chosen):
+            key = (one.calibration.metadata.machine.target, *(gpu.uuid or gpu.key for gpu in one.gpus))
+            groups.setdefault(key, []).append(index)
+    return list(groups.values())
+
+
+def _judged(
+    question: Question, one: Chosen | str, found: tuple[Verdict, Fate | None] | None, wanted: Wanted, *, now: bool
+) -> Judged:
+    if isinstance(one, str) or found is None:
+        engine = f" --engine {wanted.engine}" if wanted.engine else ""
+        variant = f" --variant {wanted.variant}" if wanted.variant else ""
+        return Judged(
+            question=question, word="unknown", reason=str(one),
+            advice=f"harness calibrate {shlex.quote(question.model)}{engine}{variant}",
+        )  # fmt: skip
+    verdict, fate = found
+    warnings = [*one.warnings, *(verdict.warnings if verdict.verdict != "unknown" else ())]
+    if now and (running := residents(one.calibration)):
+        who = ", ".join(f"{each.engine} (process {each.pid})" for each in running)
+        warnings.append(f"{one.calibration.metadata.model.name} is loaded already by {who}: this is about one more copy")
+    reason, advice = verdict.reason, None
+    if verdict.verdict == "unknown":
+        reason, advice = (one.obstacle or reason), ADVICE if one.available is None else None
+        train = one.calibration.metadata.model.train_context
+        if question.context > one.calibration.metadata.quality.valid_to:
+            contexts = ",".join(str(question.context // part) for part in (4, 2, 1) if question.context >= part)
+            advice = f"harness calibrate {shlex.quote(question.model)} --ctx {contexts}"
+            if train is not None and question.context > train:
+                advice = f"the model was trained on {train} tokens; --extrapolate answers all the same"
+    return Judged(
+        question=question, word=verdict.verdict, chosen=one, verdict=verdict, fate=fate, reason=reason, advice=advice,
+        warnings=tuple(dict.fromkeys(warnings)),
+    )  # fmt: skip

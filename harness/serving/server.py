@@ -1,0 +1,339 @@
+"""The guardrail in front of whatever starts a model: check, start the engine clean, compare what it did, end it.
+
+Nothing outlives the ``with`` block: the reaper ends the engine whatever happens to this process.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from harness import __version__
+from harness.errors import (
+    CannotWriteError,
+    EngineError,
+    NotFoundError,
+    OffloadLikelyError,
+    UnknownVerdictError,
+)
+from harness.inventory.machine import ALIAS, MachineNow
+from harness.measure.calibrate import model_stem, redacted
+from harness.measure.engine_log import check_alive, read_facts
+from harness.measure.events import Logged, Observer
+from harness.measure.load import Runner
+from harness.measure.prepare import Session, Wishes, open_meter, open_sandbox, prepare
+from harness.measure.vllm import allocated
+from harness.model.calibration import artifact_name
+from harness.model.facts import EngineName, LoadFacts
+from harness.model.record import EngineVersion, Load, LoadRequest, Record, Settings
+from harness.prediction.verdict import Verdict
+from harness.prediction.verification import disagreement, told
+from harness.render.verdict import sentence, title
+from harness.serving.calibration_lookup import Question, Wanted
+from harness.serving.check import Judged, check
+from harness.store.catalog import find_catalog, read_catalog
+from harness.store.store import Store
+from harness.units import CELL_PADDING
+
+OnOffload = Literal["warn", "refuse", "shrink"]
+#: Variables of a served model's command. Each engine has its own below.
+ENDPOINT: Final = "HARNESS_ENDPOINT"
+CONTEXT: Final = "HARNESS_CONTEXT"
+MODEL: Final = "HARNESS_MODEL"
+
+
+class Server(msgspec.Struct, kw_only=True):
+    """A model that is loaded and answers.
+
+    ``endpoint`` is its base URL; ``model`` the name that requests use; ``context`` tokens per slot, as loaded (``shrink`` may
+    have made it smaller). ``judged`` is what was said before the start, ``facts`` what the log said after it, ``disagreement``
+    in what the two differ (``None``: in nothing), ``record`` where that is kept. ``ready_seconds`` is from the engine's start.
+    """
+
+    endpoint: str
+    engine: EngineName
+    model: str
+    context: int
+    num_parallel: int
+    judged: Judged
+    facts: LoadFacts | None
+    truth: str | None
+    disagreement: str | None
+    record: Path | None
+    log: Path
+    pids: frozenset[int]
+    ready_seconds: float
+    _runner: Runner
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The verdict before the start; ``None`` for a model without a calibration."""
+        return self.judged.verdict
+
+    def environment(self) -> dict[str, str]:
+        """What a command needs to find it: our own variables, and those that clients of the engine read by themselves."""
+        found = {
+            ENDPOINT: self.endpoint, CONTEXT: str(self.context), MODEL: self.model,
+            "OPENAI_BASE_URL": f"{self.endpoint}/v1", "OPENAI_API_KEY": "harness",
+        }  # fmt: skip
+        return {**found, "OLLAMA_HOST": self.endpoint} if self.engine == "ollama" else found
+
+    def check_alive(self) -> None:
+        """Raise if the engine has ended.
+
+        Raises:
+            EngineError: it has; its last lines are with it.
+        """
+        if self._runner.running is not None:
+            check_alive(self._runner.running)
+
+
+def require_fit(judged: Judged) -> None:
+    """Raise unless a model fits.
+
+    Raises:
+        OffloadLikelyError: it would spill to the CPU. UnknownVerdictError: that is not known.
+    """
+    if judged.word == "offload":
+        raise OffloadLikelyError(sentence(judged), hint="a smaller --ctx, or --on-offload warn to start it all the same")
+    if judged.word == "unknown":
+        raise UnknownVerdictError(judged.reason or "unknown", hint=judged.advice)
+
+
+def decide(judged: Judged, on_offload: OnOffload) -> int:
+    """The context to start with, tokens per slot.
+
+    Raises:
+        OffloadLikelyError: it would spill, and nothing smaller fits or was asked for. UnknownVerdictError: not known.
+    """
+    asked = judged.question.context
+    if judged.word == "fits" or on_offload == "warn":
+        return asked
+    largest = judged.verdict.max_context if judged.verdict is not None else None
+    if on_offload == "shrink" and largest is not None and largest >= CELL_PADDING:
+        return min(largest, asked)
+    require_fit(judged)
+    return asked
+
+
+@contextmanager
+def serve(
+    question: Question,
+    wishes: Wishes,
+    store: Store,
+    *,
+    on_offload: OnOffload = "warn",
+    wanted: Wanted | None = None,
+    available: tuple[int, ...] | None = None,
+    port: int | None = None,
+    observer: Observer | None = None,
+) -> Iterator[Server]:
+    """Check a model, start it in its sandbox, and hold it until the block ends.
+
+    ``wishes`` say how the engine is started; what they leave open is taken from the calibration, so that the verdict is about
+    this start. Verdicts and disagreements are said to ``observer``.
+
+    Raises:
+        OffloadLikelyError, UnknownVerdictError: refused. HarnessError: the engine, the model, or the GPU cannot be had.
+    """
+    watch = observer or Logged()
+    gpu = wishes.gpus if wishes.gpus not in ("all", "none") and "," not in wishes.gpus else None
+    (judged,) = check([question], store, MachineNow(gpu), wanted=wanted, available=available).models
+    for text in judged.warnings:
+        watch.warn(text)
+    context = decide(judged, on_offload)
+    watch.say(title(judged))
+    (watch.say if judged.word == "fits" else watch.warn)(sentence(judged).removeprefix("WARNING: "))
+    if context != question.context:
+        watch.warn(f"context {context} instead of {question.context}")
+    session = prepare(completed(wishes, judged, store), store, Path.cwd())
+    for reason in session.choice.reasons:
+        watch.say(reason)
+    with ExitStack() as stack:
+        folder = stack.enter_context(_folder(store, session))
+        # What was judged by other memory than this machine's cannot be right or wrong about it.
+        promised = judged if available is None else msgspec.structs.replace(judged, verdict=None)
+        server = stack.enter_context(_started(session, promised, context, port, folder, watch))
+        server.judged = judged
+        if server.disagreement is not None:
+            watch.warn(f"the verdict was wrong: {server.disagreement}. Kept in {server.record}")
+        elif server.truth is not None:
+            watch.say(f"ready after {server.ready_seconds:.1f} s: {server.truth}")
+        yield server
+
+
+def completed(wishes: Wishes, judged: Judged, store: Store) -> Wishes:
+    """Wishes with what the calibration knows: engine, sandbox, image, model, settings, GPUs."""
+    chosen = judged.chosen
+    if chosen is None:
+        return wishes
+    calibration = chosen.calibration
+    metadata = calibration.metadata
+    known: dict[str, object] = {"engine": calibration.engine, "model": _model_of(wishes, judged, store)}
+    if wishes.sandbox == "auto" and metadata.machine.sandbox != "unknown":
+        known["sandbox"] = metadata.machine.sandbox
+    if wishes.image is None and metadata.machine.sandbox == "docker":
+        known["image"] = metadata.engine.image
+    if wishes.kv_cache_type is None and metadata.settings.asked_cache_type is not None:
+        known["kv_cache_type"] = metadata.settings.kv_cache_type
+    if wishes.flash_attention == "auto" and metadata.settings.flash_attention is not None:
+        known["flash_attention"] = {"enabled": "on", "disabled": "off"}[metadata.settings.flash_attention]
+    if wishes.gpus == "all" and metadata.machine.target == "host":
+        known["gpus"] = "none"
+    elif wishes.gpus == "all" and chosen.gpus:
+        known["gpus"] = ",".join(gpu.uuid or gpu.key for gpu in chosen.gpus)
+    clear = {key: value for key, value in metadata.settings.env.items() if value != "(redacted)"}
+    return msgspec.structs.replace(wishes, env={**clear, **wishes.env}, **known)
+
+
+def _model_of(wishes: Wishes, judged: Judged, store: Store) -> str:
+    """What the engine is asked for: a path or name as given; of an id, what it was calibrated from."""
+    name, chosen = wishes.model or "", judged.chosen
+    if chosen is None or Path(name).expanduser().is_file():
+        return name
+    calibration = chosen.calibration
+    vllm = calibration.metadata.settings.vllm
+    own = vllm.model if vllm else calibration.metadata.model.name
+    if calibration.engine != "llama-server" or own in read_catalog(find_catalog(Path.cwd())).models:
+        return own
+    from harness.inventory.installed import Finder, Given
+
+    path = Finder(store, Given(models=wishes.models, binary=wishes.engine_binary), Path.cwd()).model_path(calibration)
+    if path is None:
+        raise NotFoundError(
+            f"where is {own}? Its file is not where it was calibrated", hint="give its path", code="no-such-model"
+        )
+    return str(path)
+
+
+@contextmanager
+def _folder(store: Store, session: Session) -> Iterator[Path]:
+    """A folder for the engine's log; it stays if something went wrong, or holds a record."""
+    stem = artifact_name(model_stem(session.request.name))
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-serve-{session.engine.name}-{stem}-{time.time_ns() % 1_000_000:06d}"
+    folder = store.run_folder(name)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise CannotWriteError(f"{folder} cannot be made: {error.strerror}") from error
+    try:
+        yield folder
+    except EngineError:
+        raise  # its log may be wanted
+    except BaseException:
+        _forget(folder)
+        raise
+    else:
+        _forget(folder)
+
+
+def _forget(folder: Path) -> None:
+    if not (folder / "record.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _started(
+    session: Session, judged: Judged, context: int, port: int | None, folder: Path, watch: Observer
+) -> Iterator[Server]:
+    options, engine = session.options, session.engine
+    alias = {ALIAS: session.request.name, **options.env} if engine.name == "llama-server" else options.env
+    extra = {"OLLAMA_CONTEXT_LENGTH": str(context)} if engine.name == "ollama" else {}
+    options = msgspec.structs.replace(options, env={**extra, **alias})
+    request = request_of(judged, context, options.num_parallel)
+    with ExitStack() as stack:
+        sandbox = open_sandbox(session.choice, stack, watch)
+        meter = open_meter(session.choice)
+        stack.callback(meter.close)
+        runner = Runner(
+            engine=engine, sandbox=sandbox, meter=meter, options=options, folder=folder, observer=watch,
+            epoch=time.monotonic(), port=port,
+        )  # fmt: skip
+        stack.callback(runner.stop)
+        source = session.request.source
+        if engine.persistent and source.path is not None:  # it is told the weights by their digest
+            from harness.inventory.installed import cached_sha256
+
+            watch.progress("hashing the model", 0, None)
+            model = msgspec.structs.replace(source.model, digest=cached_sha256(source.path))
+            source = msgspec.structs.replace(source, model=model)
+        watch.phase(f"starting {engine.name}", 1, 2)
+        if engine.persistent:
+            source = runner.prepare(source, request)
+        running = runner.running or runner.start(source, request)
+        with runner.client(running) as client:
+            engine.load(client, source, request, options)
+        ready = runner.now()
+        facts = read_facts(running.log, 0, None)
+        server = Server(
+            endpoint=running.endpoint, engine=engine.name, model=source.own_name or session.request.name, context=context,
+            num_parallel=options.num_parallel, judged=judged, facts=facts,
+            truth=None if facts is None else told(facts, session.choice.target),
+            disagreement=_disagreement(judged, context, facts), record=None, log=running.log, pids=running.pids(),
+            ready_seconds=ready,
+            _runner=runner,
+        )  # fmt: skip
+        if server.disagreement is not None:
+            server.record = _keep(session, runner, request, server, ready)
+        yield server
+
+
+def request_of(judged: Judged, context: int, num_parallel: int) -> LoadRequest:
+    """The load as it was judged.
+
+    Ollama chooses its batch itself: a request of another client would not name one either.
+    """
+    chosen = judged.chosen
+    request = LoadRequest(context=context, purpose="serve")
+    if chosen is None or chosen.calibration.engine == "ollama":
+        return request
+    request = msgspec.structs.replace(request, num_batch=chosen.calibration.band_for(context).num_batch)
+    if chosen.calibration.engine == "vllm":
+        return allocated(chosen.calibration, request, num_parallel, chosen.available)
+    return request
+
+
+def _disagreement(judged: Judged, context: int, facts: LoadFacts | None) -> str | None:
+    if judged.verdict is None or facts is None:
+        return None
+    verdict = judged.verdict
+    if context < judged.question.context:  # it was made smaller so that it fits
+        verdict = msgspec.structs.replace(verdict, verdict="fits")
+    return disagreement(verdict, facts)
+
+
+def _keep(session: Session, runner: Runner, request: LoadRequest, server: Server, ready: float) -> Path:
+    """A record of a start that did not do as was said."""
+    log = server.log
+    load = Load(
+        request=request, outcome="spilled" if server.verdict and server.verdict.verdict == "fits" else "ok",
+        reason=server.disagreement, log=log.name, log_end=log.stat().st_size, facts=server.facts, ready=ready,
+    )  # fmt: skip
+    now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    options = session.options
+    record = Record(
+        run=runner.folder.name,
+        harness_version=__version__,
+        started_at=now,
+        ended_at=now,
+        seconds=ready,
+        status="complete",
+        id=f"{session.engine.name}/{artifact_name(model_stem(session.request.name))}",
+        engine_name=session.engine.name,
+        model=session.request.source.model,
+        engine=runner.identity or EngineVersion(version=server.facts.engine_version if server.facts else None),
+        settings=Settings(
+            num_parallel=options.num_parallel, kv_cache_type=options.kv_cache_type or "f16", env=redacted(options.env)
+        ),
+        machine=session.choice.machine(),
+        loads=(load,),
+        notes=(f"serve: {server.disagreement}", sentence(server.judged)),
+    )
+    return session.store.write_record(record)

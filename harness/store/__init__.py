@@ -1,0 +1,1 @@
+"""Calibrations, runs, the catalog and the settings, as files."""

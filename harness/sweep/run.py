@@ -1,0 +1,175 @@
+"""``harness sweep``: many calibrations from one plan; each is on disk when it ends, and none stops the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+import yaml
+
+from harness.errors import BadInputError, HarnessError, NotFoundError, NotPermittedError
+from harness.measure.events import Observer
+from harness.measure.prepare import Wishes, prepare
+from harness.store.store import Store, write_atomically
+from harness.sweep.matrix import Cell, read_plan
+
+SWEEPS: Final = "sweeps"
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a cell failed, as ``--json`` has it."""
+
+    code: str
+    message: str
+    hint: str | None
+    exit_code: int
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a cell ended. ``artifact`` and ``record`` are paths in the store; ``node`` is where a cluster ran it."""
+
+    cell: Cell
+    status: Literal["done", "failed"]
+    started_at: str
+    seconds: float
+    artifact: str | None = None
+    record: str | None = None
+    problem: Problem | None = None
+    node: str | None = None
+
+
+class Sweep:
+    """A plan, and what is known of its cells in a store (``<store>/sweeps/<plan>/<cell>.json``)."""
+
+    def __init__(self, plan: Path, store: Store, *, here: bool) -> None:
+        self.cells = load_plan(plan, here=here)
+        self.store = store
+        self._folder = store.root / SWEEPS / plan.stem
+
+    def outcome(self, cell: Cell) -> Outcome | None:
+        """How a cell ended in an earlier call; ``None`` where it has not, or its file is damaged or gone."""
+        try:
+            found = msgspec.json.decode((self._folder / f"{cell.key}.json").read_bytes(), type=Outcome)
+        except (OSError, msgspec.DecodeError):
+            return None
+        if found.artifact is not None and not Path(found.artifact).is_file():
+            return None
+        return found
+
+    def pending(self, *, resume: bool) -> tuple[Cell, ...]:
+        """The cells to run: all of them, or those that are not done yet."""
+        if not resume:
+            return self.cells
+        return tuple(cell for cell in self.cells if (found := self.outcome(cell)) is None or found.status != "done")
+
+    def keep(self, outcome: Outcome) -> None:
+        """Write how a cell ended."""
+        data = msgspec.json.format(msgspec.json.encode(outcome), indent=1) + b"\n"
+        write_atomically(self._folder / f"{outcome.cell.key}.json", data)
+
+    def estimate(self, cells: Sequence[Cell]) -> float | None:
+        """Seconds that cells took on average in this store, times their number; ``None`` where none has run yet."""
+        spent = []
+        for path in self._folder.glob("*.json"):
+            try:
+                found = msgspec.json.decode(path.read_bytes(), type=Outcome)
+            except (OSError, msgspec.DecodeError):
+                continue
+            if found.status == "done":
+                spent.append(found.seconds)
+        return len(cells) * sum(spent) / len(spent) if spent else None
+
+
+def load_plan(path: Path, *, here: bool) -> tuple[Cell, ...]:
+    """The cells of a plan file.
+
+    Raises:
+        NotFoundError: no such file. NotPermittedError: it may not be read. BadInputError: not YAML, or no plan.
+    """
+    try:
+        document = yaml.safe_load(path.read_bytes())
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no such plan: {path}", code="no-such-file") from error
+    except PermissionError as error:
+        raise NotPermittedError(f"{path} cannot be read: {error.strerror}") from error
+    except OSError as error:
+        raise BadInputError(f"{path} cannot be read: {error.strerror}", code="bad-plan") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise BadInputError(f"{path} is not YAML: {' '.join(str(error).split())}", code="bad-plan") from error
+    return read_plan(document, str(path), here=here)
+
+
+def wishes_of(cell: Cell) -> Wishes:
+    """The cell as the options of ``harness calibrate``."""
+    return Wishes(
+        model=cell.model,
+        engine=cell.engine,
+        sandbox=cell.sandbox,
+        contexts=cell.contexts,
+        num_batch=None if cell.num_batch == "auto" else cell.num_batch,
+        kv_cache_type=cell.kv_cache_type,
+        flash_attention=cell.flash_attention,
+        num_parallel=cell.num_parallel,
+        gpus=cell.gpus,
+        image=cell.image,
+        engine_binary=cell.engine_binary,
+        models=cell.models,
+        env=cell.env,
+        variant=cell.variant,
+        speed=cell.speed,
+        timeout=cell.timeout,
+    )
+
+
+def run_cell(cell: Cell, store: Store, here: Path, observer: Observer) -> Outcome:
+    """Calibrate one cell on this machine. Never raises for a calibration that fails, a bug of harness included."""
+    started, began = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", time.monotonic()
+    artifact = record = problem = None
+    try:
+        result = prepare(wishes_of(cell), store, here).calibrate(observer)
+        artifact, record = str(result.artifact), str(result.record)
+    except HarnessError as error:
+        problem = Problem(code=error.code, message=error.message, hint=error.hint, exit_code=error.exit_code)
+    except Exception as error:  # noqa: BLE001 - one broken cell stops no other; the summary says so
+        problem = Problem(code="bug", message=f"a bug in harness: {error!r}", hint=None, exit_code=1)
+    return Outcome(
+        cell=cell,
+        status="failed" if problem else "done",
+        started_at=started,
+        seconds=round(time.monotonic() - began, 3),
+        artifact=artifact,
+        record=record,
+        problem=problem,
+    )
+
+
+#: Runs cells, in any order, and yields each outcome as it comes.
+Runner = Callable[[Sequence[Cell]], Iterator[Outcome]]
+
+
+def one_after_another(store: Store, here: Path, observer: Observer) -> Runner:
+    """On this machine, one cell at a time: a GPU is measured by one."""
+
+    def run(cells: Sequence[Cell]) -> Iterator[Outcome]:
+        for cell in cells:
+            observer.say(cell.title)
+            yield run_cell(cell, store, here, observer)
+
+    return run
+
+
+def run_sweep(sweep: Sweep, cells: Sequence[Cell], runner: Runner, observer: Observer) -> tuple[Outcome, ...]:
+    """Run cells; every outcome is kept at once, so that an interruption loses only what was running."""
+    found = []
+    done = len(sweep.cells) - len(cells)
+    for outcome in runner(cells):
+        sweep.keep(outcome)
+        found.append(outcome)
+        done += 1
+        said = f"done in {outcome.seconds:.0f} s" if outcome.problem is None else f"failed: {outcome.problem.message}"
+        observer.say(f"[{done}/{len(sweep.cells)} cells] {outcome.cell.title}: {said}")
+    return tuple(found)

@@ -1,1 +1,0 @@
-"""The only place where engines, sandboxes, meters and the store meet."""

@@ -1,0 +1,235 @@
+"""Where memory is no longer one straight line: windows, bends, batches that were not measured."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from harness.errors import UntrustedError
+from harness.fit.constants import fit_record
+from harness.fit.load_plan import MAX_LOADS, further_loads, plan_loads
+from harness.model.facts import DeviceFacts
+from harness.model.record import Load, LoadRequest, Record
+from harness.prediction.memory import predict
+from harness.units import MIB
+from tests.support.records import record
+from tests.support.true_model import GPU, TrueModel
+
+OLLAMA = ((4096, 512), (32768, 1024), (1 << 31, 2048))
+PLAIN = TrueModel(weights=400 * MIB, overhead=300 * MIB, kv_per_cell=12_288)
+WINDOW = TrueModel(weights=400 * MIB, overhead=300 * MIB, kv_per_cell=1024, window=4096, window_per_cell=12_288)
+NO_FLASH = msgspec.structs.replace(WINDOW, flash_attention=False, step=8192)
+
+
+def with_compute(load: Load, size: int) -> Load:
+    """A load whose compute buffers are something else; the meter sees it too."""
+    assert load.facts is not None
+    assert load.busy is not None
+    device = load.facts.devices[GPU]
+    more = size - (device.compute_bytes or 0)
+    facts = msgspec.structs.replace(load.facts, devices={GPU: msgspec.structs.replace(device, compute_bytes=size)})
+    busy = msgspec.structs.replace(load.busy, total_bytes=(load.busy.total_bytes or 0) + more)
+    return msgspec.structs.replace(load, facts=facts, busy=busy)
+
+
+def bent(*contexts: int, at: int = 11_264) -> Record:
+    """Compute buffers of one slope up to ``at`` tokens, and of a larger one from there."""
+    plain = msgspec.structs.replace(PLAIN, flash_attention=False)
+    row = 4 * 17 * 512
+    loads = [plain.load(LoadRequest(context=context, num_batch=512)) for context in contexts]
+    sizes = [row * max(context, 2 * context - at) for context in contexts]
+    return record(*(with_compute(load, size) for load, size in zip(loads, sizes, strict=True)))
+
+
+def test_below_a_window_the_memory_of_a_model_is_another_line() -> None:
+    calibration = fit_record(WINDOW.run())
+    assert [band.up_to for band in calibration.metadata.bands] == [4608, 131_072]
+    for context in (1024, 4096, 4608, 4864, 100_000):
+        assert predict(calibration, context).total_bytes == pytest.approx(WINDOW.truth(context, 512), rel=1e-4)
+
+
+def test_without_flash_attention_a_load_is_made_on_the_other_side_of_a_window() -> None:
+    run = NO_FLASH.run()
+    assert [load.request.context for load in run.loads] == [8192, 16384, 32768, 2304]
+    calibration = fit_record(run)
+    for context in (1024, 4608, 4864, 100_000):
+        assert predict(calibration, context).total_bytes == pytest.approx(NO_FLASH.truth(context, 512), rel=1e-4)
+
+
+def test_a_step_at_the_window_is_known_in_bands_that_were_not_loaded_below_it() -> None:
+    calibration = fit_record(NO_FLASH.run(OLLAMA))
+    assert predict(calibration, 4352).total_bytes == pytest.approx(NO_FLASH.truth(4352, 1024), rel=1e-4)
+
+
+def test_a_window_that_no_load_filled_ends_the_range() -> None:
+    model = msgspec.structs.replace(WINDOW, window=65_536)
+    quality = fit_record(model.run()).metadata.quality
+    assert quality.valid_to == 32_768
+    assert any("sliding window" in note for note in quality.notes)
+
+
+def test_loads_that_show_a_bend_ask_for_loads_on_both_sides_of_it() -> None:
+    asked = [load.context for load in further_loads(bent(8192, 16384, 32768))]
+    assert asked == [4096, 24576]
+    calibration = fit_record(bent(8192, 16384, 32768, *asked))
+    assert [band.up_to for band in calibration.metadata.bands] == [11_264, 131_072]
+    row = 4 * 17 * 512
+    plain = msgspec.structs.replace(PLAIN, flash_attention=False)
+    for context in (4096, 10_240, 12_288, 131_072):
+        truth = plain.truth(context, 512) - plain.compute(context, 512) + row * max(context, 2 * context - 11_264)
+        assert predict(calibration, context).total_bytes == pytest.approx(truth, rel=1e-3)
+
+
+def test_a_bend_that_cannot_be_placed_is_refused_or_ends_the_range() -> None:
+    with pytest.raises(UntrustedError) as caught:
+        fit_record(bent(8192, 16384, 32768, at=24_000))
+    assert caught.value.code == "not-a-line"
+
+
+def test_growth_by_no_known_law_does_not_reach_beyond_the_loads_without_flash_attention() -> None:
+    plain = msgspec.structs.replace(PLAIN, flash_attention=False)
+    loads = [plain.load(LoadRequest(context=context, num_batch=512)) for context in (8192, 16384, 32768)]
+    odd = record(*(with_compute(load, int(4 * 17.4 * 512 * load.request.context)) for load in loads))
+    quality = fit_record(odd).metadata.quality
+    assert quality.valid_to == 32_768
+    assert any("whole rows" in note for note in quality.notes)
+
+
+@pytest.mark.parametrize(("flash", "valid_to"), [(False, 32_768), (True, 131_072)])
+def test_latent_attention_without_flash_attention_is_known_as_far_as_it_was_loaded(flash: bool, valid_to: int) -> None:
+    run = msgspec.structs.replace(PLAIN, flash_attention=flash).run()
+    latent = msgspec.structs.replace(run, model=msgspec.structs.replace(run.model, architecture="deepseek2"))
+    assert fit_record(latent).metadata.quality.valid_to == valid_to
+
+
+def test_bands_of_one_load_are_refused_where_their_law_is_not_confirmed() -> None:
+    plain = msgspec.structs.replace(PLAIN, weights=64 * MIB, overhead=0, flash_attention=False)
+    run = plain.run(OLLAMA)
+    odd = [with_compute(load, int(4 * 17.4 * (load.request.num_batch or 0) * load.request.context)) for load in run.loads]
+    with pytest.raises(UntrustedError) as caught:
+        fit_record(msgspec.structs.replace(run, loads=tuple(odd)))
+    assert caught.value.code == "law-not-confirmed"
+
+
+def test_a_band_without_loads_is_named_and_its_contexts_are_not_undercut() -> None:
+    run = PLAIN.run(OLLAMA)
+    calibration = fit_record(msgspec.structs.replace(run, loads=run.loads[1:]))
+    assert any(note.startswith("batch 512 was not measured") for note in calibration.metadata.quality.notes)
+    assert predict(calibration, 4096).total_bytes > PLAIN.truth(4096, 512)
+
+
+def test_constants_of_a_batch_do_not_reach_contexts_where_the_engine_takes_another() -> None:
+    """The top band did not fit: what is known ends where its batch would begin."""
+    loads = [PLAIN.load(LoadRequest(context=context, num_batch=1024)) for context in (8192, 16384, 32768)]
+    calibration = fit_record(record(*loads, limits=OLLAMA))
+    assert calibration.metadata.quality.valid_to == 32_768
+    assert not predict(calibration, 40_000).within_range
+
+
+def test_a_batch_that_was_asked_for_holds_at_every_context() -> None:
+    loads = [PLAIN.load(LoadRequest(context=context, num_batch=1024)) for context in (8192, 16384, 32768)]
+    run = record(*loads, limits=OLLAMA)
+    pinned = msgspec.structs.replace(run, settings=msgspec.structs.replace(run.settings, num_batch=1024))
+    assert fit_record(pinned).metadata.quality.valid_to == 131_072
+
+
+def test_a_load_whose_batch_the_engine_cut_is_not_a_point() -> None:
+    loads = [PLAIN.load(LoadRequest(context=context, num_batch=512)) for context in (256, 8192, 16384, 32768)]
+    calibration = fit_record(record(*loads))
+    assert [load.context for load in calibration.metadata.quality.loads] == [8192, 16384, 32768]
+    assert any("batch 256, not 512" in note for note in calibration.metadata.quality.notes)
+
+
+def test_below_its_batch_a_prediction_is_an_upper_bound_and_says_so() -> None:
+    prediction = predict(fit_record(PLAIN.run()), 200)
+    assert prediction.total_bytes > PLAIN.truth(200, 256)
+    assert any("upper bound" in text for text in prediction.warnings)
+
+
+def test_loads_of_different_slots_are_refused() -> None:
+    loads = [PLAIN.load(LoadRequest(context=context), slots) for context, slots in ((8192, 1), (16384, 1), (32768, 2))]
+    with pytest.raises(UntrustedError, match="parallel"):
+        fit_record(record(*loads))
+
+
+def test_an_output_matrix_that_left_the_gpu_at_one_load_is_no_point() -> None:
+    loads = [PLAIN.load(LoadRequest(context=context)) for context in (8192, 16384, 24576, 32768)]
+    last = loads[-1]
+    assert last.facts is not None
+    device = last.facts.devices[GPU]
+    less = msgspec.structs.replace(device, weights_bytes=(device.weights_bytes or 0) - 100 * MIB)
+    host = DeviceFacts(kind="host", weights_bytes=100 * MIB)
+    moved = msgspec.structs.replace(last, facts=msgspec.structs.replace(last.facts, devices={GPU: less, "CPU": host}))
+    calibration = fit_record(record(*loads[:-1], moved))
+    assert [load.context for load in calibration.metadata.quality.loads] == [8192, 16384, 24576]
+    assert any("100 MiB of weights are elsewhere" in note for note in calibration.metadata.quality.notes)
+
+
+def test_a_log_that_rounds_says_by_how_much() -> None:
+    loads = [PLAIN.load(LoadRequest(context=context)) for context in (8192, 16384, 32768)]
+    rounded = [
+        msgspec.structs.replace(load, facts=msgspec.structs.replace(load.facts, uncertainty_bytes=51 * MIB))
+        for load in loads
+        if load.facts
+    ]
+    assert any("rounds" in note for note in fit_record(record(*rounded)).metadata.quality.notes)
+
+
+@pytest.mark.parametrize("train", [512, 1024, 2048, 4096, 8192, 32_768, 131_072, None])
+@pytest.mark.parametrize("limits", [(), OLLAMA])
+def test_plans_are_small_and_never_below_the_batch(train: int | None, limits: tuple[tuple[int, int], ...]) -> None:
+    loads = plan_loads((8192, 16384, 32768), train, batch_limits=limits)
+    assert 1 <= len(loads) <= MAX_LOADS
+    for load in loads:
+        assert load.context >= min(load.num_batch or 0, train or 1 << 31)
+        assert train is None or load.context <= train
+
+
+def test_the_full_window_of_a_band_loaded_below_it_follows_from_another_band() -> None:
+    loads = [WINDOW.load(LoadRequest(context=4096, num_batch=512))]
+    loads += [WINDOW.load(LoadRequest(context=context, num_batch=2048)) for context in (8192, 16384, 32768)]
+    calibration = fit_record(record(*loads, limits=((8192, 512), (1 << 31, 2048))))
+    assert [band.up_to for band in calibration.metadata.bands] == [4608, 8192, 131_072]
+    for context in (2048, 4608, 4864, 8192):
+        assert predict(calibration, context).total_bytes == pytest.approx(WINDOW.truth(context, 512), rel=1e-4)
+
+
+def test_max_error_is_that_of_the_load_that_fits_worst() -> None:
+    loads = [PLAIN.load(LoadRequest(context=context)) for context in (8192, 16384, 32768)]
+    first = loads[0]
+    assert first.busy is not None
+    more = msgspec.structs.replace(first.busy, total_bytes=(first.busy.total_bytes or 0) + 6 * MIB)
+    error = fit_record(record(msgspec.structs.replace(first, busy=more), *loads[1:])).metadata.quality.max_error
+    assert error == pytest.approx(6 * MIB / (more.total_bytes or 1), rel=0.01)
+
+
+def test_slots_that_share_one_cache_are_named() -> None:
+    loads = []
+    for context in (8192, 16384, 32768):
+        load = PLAIN.load(LoadRequest(context=context), 2)
+        assert load.facts is not None
+        caches = tuple(msgspec.structs.replace(one, cells=2 * context, streams=1) for one in load.facts.caches)
+        loads.append(msgspec.structs.replace(load, facts=msgspec.structs.replace(load.facts, caches=caches)))
+    notes = fit_record(record(*loads)).metadata.quality.notes
+    assert sum("hold for 2 slots" in note for note in notes) == 1
+
+
+def test_a_run_without_points_asks_for_no_further_loads() -> None:
+    assert further_loads(record()) == ()
+
+
+@pytest.mark.parametrize("own", [1, 4])
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_an_engine_chooses_its_batch_by_the_tokens_of_all_slots(own: int, slots: int) -> None:
+    calibration = fit_record(WINDOW.run(OLLAMA, slots=own))
+    for context in (1024, 2048, 4096, 8192, 16_384, 32_768, 100_000):
+        batch = next(batch for limit, batch in OLLAMA if context * slots <= limit)
+        assert predict(calibration, context, slots).total_bytes == pytest.approx(WINDOW.truth(context, batch, slots), rel=2e-3)
+
+
+def test_a_smaller_batch_than_usual_is_still_within_range() -> None:
+    """An engine whose memory is tight may take less than its rule says."""
+    calibration = fit_record(PLAIN.run(OLLAMA))
+    prediction = predict(calibration, 100_000, num_batch=1024)
+    assert prediction.within_range
+    assert prediction.total_bytes == pytest.approx(PLAIN.truth(100_000, 1024), rel=1e-4)

@@ -1,0 +1,182 @@
+"""Constants follow from loads, and untrustworthy runs are refused."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.errors import UntrustedError
+from harness.fit.constants import fit_record
+from harness.model.facts import DeviceFacts
+from harness.prediction.memory import predict
+from harness.units import GIB, MIB
+from tests.support.records import (
+    COMPUTE_START,
+    KV_PER_TOKEN,
+    OVERHEAD,
+    WEIGHTS,
+    WINDOW,
+    facts,
+    load,
+    record,
+)
+
+
+def truth(context: int, batch: int = 512, parallel: int = 1) -> int:
+    return (
+        WEIGHTS + OVERHEAD + COMPUTE_START * batch // 512 + 2 * batch * context + parallel * (WINDOW + KV_PER_TOKEN * context)
+    )
+
+
+def test_three_loads_give_the_constants_that_made_them() -> None:
+    calibration = fit_record(record(load(8192), load(16384), load(32768)))
+    constants = calibration.constants
+    assert constants.kv_cache_gb_per_10k == pytest.approx(KV_PER_TOKEN * 10_000 / GIB, abs=1e-6)
+    assert constants.compute_gb_per_10k == pytest.approx(1024 * 10_000 / GIB, abs=1e-6)
+    assert constants.base_vram_gb == pytest.approx((WEIGHTS + OVERHEAD + WINDOW + COMPUTE_START) / GIB, abs=4e-6)
+    assert calibration.metadata.breakdown_gb.fixed_cache == pytest.approx(WINDOW / GIB, abs=1e-6)
+    assert calibration.metadata.quality.max_error == 0.0
+
+
+def test_the_parts_of_base_sum_to_it_exactly() -> None:
+    calibration = fit_record(record(load(8192), load(16384), load(32768)))
+    parts = calibration.metadata.breakdown_gb
+    assert round(parts.weights + parts.fixed_cache + parts.compute + (parts.overhead or 0), 6) == (
+        calibration.constants.base_vram_gb
+    )
+
+
+@given(context=st.integers(1, 131072), parallel=st.integers(1, 8))
+def test_a_prediction_is_the_truth_at_contexts_and_slots_never_loaded(context: int, parallel: int) -> None:
+    calibration = fit_record(record(load(8192), load(16384), load(32768)))
+    prediction = predict(calibration, context, parallel)
+    padded = -(-context // 256) * 256
+    assert prediction.total_bytes == pytest.approx(truth(padded, parallel=parallel), rel=2e-4)
+    parts = (
+        prediction.weights_bytes,
+        prediction.fixed_cache_bytes,
+        prediction.context_cache_bytes,
+        prediction.compute_bytes,
+        prediction.overhead_bytes or 0,
+    )
+    assert sum(parts) == prediction.total_bytes
+
+
+def test_bands_of_one_load_take_their_slopes_from_the_band_with_three() -> None:
+    limits = ((4096, 512), (32768, 1024), (1 << 31, 2048))
+    loads = [load(4096, 512), load(16384, 1024), *(load(context, 2048) for context in (8192, 16384, 32768))]
+    calibration = fit_record(record(*loads, limits=limits))
+    assert [(band.up_to, band.num_batch) for band in calibration.metadata.bands] == [
+        (4096, 512),
+        (32768, 1024),
+        (131072, 2048),
+    ]
+    for context, batch in ((2048, 512), (4096, 512), (8192, 1024), (32768, 1024), (65536, 2048), (131072, 2048)):
+        assert predict(calibration, context).total_bytes == pytest.approx(truth(context, batch), rel=1e-4)
+
+
+def test_an_overhead_that_moves_is_refused() -> None:
+    with pytest.raises(UntrustedError, match="beyond the log") as caught:
+        fit_record(record(load(8192), load(16384, overhead=OVERHEAD + 80 * MIB), load(32768)))
+    assert caught.value.exit_code == 5
+
+
+def test_memory_that_bends_is_refused() -> None:
+    def bent(context: int, kv: int) -> object:
+        seen = facts(context)
+        cuda = msgspec.structs.replace(seen.devices["CUDA0"], kv_cache_bytes=kv)
+        return load(context, devices={"CUDA0": cuda})
+
+    with pytest.raises(UntrustedError, match="straight line"):
+        fit_record(record(bent(8192, 1 * GIB), bent(16384, 2 * GIB), bent(32768, 9 * GIB)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layers_offloaded": 21},
+        {"layers_offloaded": 28},
+        {"layers_overflowing": 7},
+        {"complete": False},
+        {"estimated": True},
+        {
+            "devices": {
+                "CUDA0": DeviceFacts(kind="gpu", weights_bytes=WEIGHTS, kv_cache_bytes=MIB, compute_bytes=MIB),
+                "CPU": DeviceFacts(kind="host", kv_cache_bytes=MIB),
+            }
+        },
+        {"devices": {"CPU": DeviceFacts(kind="host", weights_bytes=WEIGHTS, kv_cache_bytes=MIB)}},
+    ],
+)
+def test_a_load_that_spilled_is_never_a_point(changes: dict[str, object]) -> None:
+    spilled = load(32768, **changes)  # type: ignore[arg-type]
+    calibration = fit_record(record(load(4096), load(8192), load(16384), spilled))
+    assert [point.context for point in calibration.metadata.quality.loads] == [4096, 8192, 16384]
+    assert any(note.startswith("context 32768: not a point") for note in calibration.metadata.quality.notes)
+
+
+def test_with_two_loads_the_error_is_unknown_and_a_note_says_so() -> None:
+    calibration = fit_record(record(load(8192), load(16384)))
+    assert calibration.metadata.quality.max_error is None
+    assert any("max_error was not measured" in note for note in calibration.metadata.quality.notes)
+
+
+def test_one_load_is_refused() -> None:
+    with pytest.raises(UntrustedError, match="two contexts"):
+        fit_record(record(load(8192)))
+
+
+def test_loads_with_different_cache_types_are_refused() -> None:
+    with pytest.raises(UntrustedError, match="kv_cache_type"):
+        fit_record(record(load(8192), load(16384, kv_cache_type="q8_0"), load(32768)))
+
+
+def test_logged_memory_has_no_overhead_and_says_so() -> None:
+    run = record(load(8192), load(16384), load(32768))
+    logged = msgspec.structs.replace(run, machine=msgspec.structs.replace(run.machine, meter="log"))
+    calibration = fit_record(logged)
+    assert calibration.metadata.breakdown_gb.overhead is None
+    prediction = predict(calibration, 8192)
+    assert prediction.overhead_bytes is None
+    assert any("logged, not measured" in text for text in prediction.warnings)
+
+
+def test_beyond_the_range_a_prediction_is_marked() -> None:
+    calibration = fit_record(record(load(8192), load(16384), load(32768), train=40960))
+    assert predict(calibration, 40960).within_range
+    assert not predict(calibration, 40961).within_range
+
+
+def test_slots_multiply_the_caches_and_nothing_else() -> None:
+    calibration = fit_record(record(load(8192), load(16384), load(32768)))
+    one, four = predict(calibration, 16384), predict(calibration, 16384, 4)
+    assert four.context_cache_bytes == pytest.approx(4 * one.context_cache_bytes, abs=4)
+    assert four.fixed_cache_bytes == pytest.approx(4 * one.fixed_cache_bytes, abs=4)
+    assert four.weights_bytes == one.weights_bytes
+    assert four.compute_bytes == one.compute_bytes
+    assert four.overhead_bytes == one.overhead_bytes
+
+
+def test_loads_of_several_slots_give_the_constants_of_one() -> None:
+    one = fit_record(record(load(8192), load(16384), load(32768))).constants
+    four = fit_record(record(*(load(context, parallel=4) for context in (8192, 16384, 32768)))).constants
+    assert four.kv_cache_gb_per_10k == pytest.approx(one.kv_cache_gb_per_10k, abs=1e-6)
+    assert four.base_vram_gb == pytest.approx(one.base_vram_gb, abs=4e-6)
+
+
+def test_different_types_of_keys_and_values_reach_the_settings() -> None:
+    loads = (load(context, kv_cache_type="q8_0/f16") for context in (8192, 16384, 32768))
+    assert fit_record(record(*loads)).metadata.settings.kv_cache_type == "q8_0/f16"
+
+
+def test_a_reading_that_failed_is_not_zero() -> None:
+    blind = [msgspec.structs.replace(load(context), idle=None, busy=None) for context in (8192, 16384)]
+    with pytest.raises(UntrustedError, match="nothing to fit"):
+        fit_record(record(*blind))
+
+
+def test_only_spilled_loads_are_nothing_to_fit() -> None:
+    with pytest.raises(UntrustedError, match="nothing to fit"):
+        fit_record(record(*(load(context, layers_offloaded=3) for context in (8192, 16384, 32768))))

@@ -1,0 +1,158 @@
+"""What a recalibration asks for, and what it refuses to replace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from harness.cli.main import cli
+from harness.errors import CannotWriteError, UnavailableError, UsageError
+from harness.fit.constants import fit_record
+from harness.inventory.installed import Finder, Given, cached_sha256
+from harness.maintain.recalibrate import Target, refuse_other, survey, wishes_of
+from harness.model.calibration import Calibration
+from harness.model.record import EngineVersion, Gpu, LoadRequest, Machine, Model, Settings
+from harness.prediction.staleness import Age
+from harness.store.store import Store
+from tests.support.records import load, record
+
+CARD = Gpu(name="NVIDIA Card", uuid="GPU-1", memory_gb=12.0, driver="550.1")
+OTHER = Gpu(name="NVIDIA Other", uuid="GPU-2", memory_gb=24.0, driver="550.1")
+
+
+def made(*gpus: Gpu, settings: Settings | None = None, image: str | None = "ollama/ollama:0.33.0") -> Calibration:
+    base = fit_record(record(load(8192), load(16384), load(32768)))
+    metadata = msgspec.structs.replace(
+        base.metadata,
+        model=Model(name="qwen2.5:0.5b", digest="sha256:m", train_context=131072),
+        engine=EngineVersion(version="0.33.0", image=image, image_digest="sha256:a"),
+        machine=Machine(target="gpu", sandbox="docker", meter="nvml", gpus=gpus or (CARD,)),
+        settings=settings or base.metadata.settings,
+        run=None,
+    )
+    return msgspec.structs.replace(base, id="ollama/qwen2.5-0.5b", engine="ollama", metadata=metadata)
+
+
+class Seen(Finder):
+    """A finder that sees only these GPUs: no Docker daemon, no weights."""
+
+    seen: tuple[Gpu, ...] | None = None
+
+    def _gpus(self) -> tuple[Gpu, ...] | None:
+        return self.seen
+
+    def _image_digest(self, reference: str) -> str | None:
+        return None
+
+    def model_digest(self, calibration: Calibration) -> str | None:
+        return None
+
+
+def finder_at(folder: Path, *gpus: Gpu, **given: Any) -> Finder:
+    finder = Seen(Store(folder), Given(**given), folder)
+    finder.seen = gpus or None
+    return finder
+
+
+def target(calibration: Calibration, variant: str = "") -> Target:
+    path = Path(f"ollama/qwen2.5-0.5b{variant}.yaml")
+    return Target(key=path.stem, path=path, calibration=calibration, age=Age(reasons=(), unknown=()))
+
+
+def test_settings_plan_gpu_and_variant_are_asked_for_as_they_were(tmp_path: Path) -> None:
+    settings = Settings(num_parallel=2, num_batch=512, kv_cache_type="q8_0", flash_attention="enabled", env={"A": "1"})
+    wishes = wishes_of(target(made(settings=settings), "@two"), finder_at(tmp_path, OTHER, CARD))
+    assert wishes.model == "qwen2.5:0.5b"
+    assert (wishes.engine, wishes.sandbox, wishes.variant) == ("ollama", "docker", "two")
+    assert wishes.loads == tuple(LoadRequest(context=context, num_batch=512) for context in (8192, 16384, 32768))
+    assert (wishes.num_parallel, wishes.kv_cache_type, wishes.flash_attention) == (2, "q8_0", "on")
+    assert (wishes.env, wishes.gpus, wishes.speed) == ({"A": "1"}, "GPU-1", False)
+
+
+def test_a_gpu_of_the_same_kind_stands_in_for_one_that_is_gone(tmp_path: Path) -> None:
+    twin = msgspec.structs.replace(CARD, uuid="GPU-9")
+    assert wishes_of(target(made()), finder_at(tmp_path, OTHER, twin)).gpus == "GPU-9"
+    assert wishes_of(target(made()), finder_at(tmp_path, OTHER)).gpus == "all"
+    assert wishes_of(target(made()), finder_at(tmp_path, CARD, gpus="1")).gpus == "1"
+
+
+def test_a_secret_is_asked_for_and_never_measured_as_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = target(made(settings=Settings(env={"HF_TOKEN": "(redacted)"})))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(UsageError, match="HF_TOKEN"):
+        wishes_of(secret, finder_at(tmp_path, CARD))
+    assert wishes_of(secret, finder_at(tmp_path, CARD, env={"HF_TOKEN": "x"})).env == {"HF_TOKEN": "x"}
+    monkeypatch.setenv("HF_TOKEN", "y")
+    assert wishes_of(secret, finder_at(tmp_path, CARD)).env == {"HF_TOKEN": "y"}
+
+
+def test_the_pinned_tag_replaces_only_an_image_of_its_repository(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/pins.yaml").write_text("ollama: 'ollama/ollama:0.34.0'\n")
+    finder = finder_at(tmp_path)
+    assert finder.image(made()) == "ollama/ollama:0.34.0"
+    assert finder.image(made(image="docker.io/ollama/ollama@sha256:" + "0" * 64)) == "ollama/ollama:0.34.0"
+    assert finder.image(made(image="mine/ollama:patched")) == "mine/ollama:patched"
+    assert finder_at(tmp_path, image="mine/ollama:new").image(made()) == "mine/ollama:new"
+
+
+def test_a_calibration_of_another_gpu_is_left_to_the_machine_where_it_answers(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write(store.path_of("ollama", "qwen2.5:0.5b"), made(CARD))
+
+    def found(*gpus: Gpu) -> dict[str, tuple[bool, str | None]]:
+        targets = survey(store, (), finder_at(tmp_path, *gpus), None, lambda _: None)
+        return {one.key.removeprefix("ollama/qwen2.5-0.5b"): (one.stale, one.answers) for one in targets}
+
+    assert found(CARD) == {"": (False, None)}
+    assert found(OTHER) == {"": (True, None)}  # the card was replaced, and nothing was measured on the new one
+    store.write(store.path_of("ollama", "qwen2.5:0.5b", "other"), made(OTHER))
+    assert found(OTHER) == {"": (False, "other"), "@other": (False, None)}
+    assert found(CARD) == {"": (False, None), "@other": (False, "the default")}
+    assert found() == {"": (False, None), "@other": (False, None)}
+
+
+def test_figures_of_another_machine_are_not_replaced() -> None:
+    def session(machine: Machine) -> Any:
+        return SimpleNamespace(choice=SimpleNamespace(machine=lambda: machine))
+
+    one = target(made())
+    then = one.calibration.metadata.machine
+    refuse_other(one, session(then), force=False)
+    with pytest.raises(UnavailableError, match="on a GPU"):
+        refuse_other(one, session(Machine(target="host", sandbox="docker", meter="host")), force=True)
+    other = session(msgspec.structs.replace(then, gpus=(OTHER,)))
+    with pytest.raises(CannotWriteError, match="NVIDIA Card, here NVIDIA Other"):
+        refuse_other(one, other, force=False)
+    refuse_other(one, other, force=True)
+
+
+def test_a_digest_is_kept_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"one")
+    first = cached_sha256(file)
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.engines.gguf.sha256", lambda _path: pytest.fail("it was hashed again"))
+        assert cached_sha256(file) == first
+    file.write_bytes(b"another")
+    assert cached_sha256(file) != first
+    (tmp_path / "cache/digests.json").write_text("{")  # a damaged cache is none
+    assert cached_sha256(file).startswith("sha256:")
+
+
+def test_an_image_is_of_one_engine(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write(store.path_of("ollama", "qwen2.5:0.5b"), made())
+    server = msgspec.structs.replace(made(), id="llama-server/qwen2.5-0.5b", engine="llama-server")
+    store.write(store.path_of("llama-server", "qwen2.5:0.5b"), server)
+    asked = ["recalibrate", "--dry-run", "--image", "ollama/ollama:0.34.0", "--store", str(tmp_path)]
+    assert CliRunner().invoke(cli, asked).exit_code == 2
+    done = CliRunner().invoke(cli, [*asked, "--engine", "ollama"])
+    assert done.exit_code == 0
+    assert "image: ollama/ollama:0.33.0 → ollama/ollama:0.34.0" in done.output

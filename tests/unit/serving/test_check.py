@@ -1,0 +1,287 @@
+"""Which calibration answers, what is free, and what is said of models that are not alone."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from harness.errors import BadInputError, UsageError
+from harness.inventory.machine import MachineNow, ollama_version, parse_available, residents
+from harness.model.record import Gpu, Machine
+from harness.render.check import describe
+from harness.render.verdict import sentence
+from harness.serving.calibration_lookup import Question, Wanted, read_question
+from harness.serving.check import Check, check
+from harness.store.store import Store
+from harness.units import GIB
+from tests.support.calibrations import DIGEST, made_up, on_host, store_of, with_settings, with_version
+from tests.support.fake_nvml import OTHER, UUID, FakeDriver, compile_library
+
+CARD = (24 * GIB,)
+
+
+@pytest.fixture
+def driver(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    return FakeDriver(request.getfixturevalue("library"), tmp_path / "state", monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_library(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture(autouse=True)
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version that would run now is not known, but where a test says so."""
+    monkeypatch.setattr(MachineNow, "engine_version", lambda *_: None)
+
+
+def ask(store: Store, *models: str, available: tuple[int, ...] | None = CARD, gpu: str | None = None, **wanted: str) -> Check:
+    questions = [read_question(spec, 8192) for spec in models]
+    return check(questions, store, MachineNow(gpu), wanted=msgspec.convert(wanted, Wanted), available=available)
+
+
+@pytest.mark.parametrize(
+    ("spec", "question"),
+    [
+        ("qwen2.5@4096", Question(model="qwen2.5", context=4096)),
+        ("qwen2.5:0.5b", Question(model="qwen2.5:0.5b", context=8192)),
+        ("m@sha256:abc123", Question(model="m", context=8192, digest="sha256:abc123")),
+        ("m@sha256:abc123@512", Question(model="m", context=512, digest="sha256:abc123")),
+        ("dir/me@home.gguf", Question(model="dir/me@home.gguf", context=8192)),
+    ],
+)
+def test_digits_after_the_model_are_a_context_and_sha256_a_digest(spec: str, question: Question) -> None:
+    assert read_question(spec, 8192) == question
+
+
+@pytest.mark.parametrize(
+    "spec", ["m@0", "m@-1", "m@8k", "m@8,192", "m@99999999999999999999999", "@8192", "m@sha256:xyz", "m\x1b@1", ""]
+)
+def test_what_is_no_model_or_no_context_is_a_usage_error(spec: str) -> None:
+    with pytest.raises(UsageError):
+        read_question(spec, 8192)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("24GiB", 24 * GIB), ("24Gi", 24 * GIB), ("24g", 24 * GIB), ("24GB", 24 * 10**9), ("24576", 24 * GIB)],
+)
+def test_sizes_as_people_type_them(text: str, size: int) -> None:
+    assert parse_available(text) == (size,)
+    assert parse_available(f"{text},{text}") == (size, size)
+
+
+@pytest.mark.parametrize("text", ["", ",", "0", "-1g", "lots", "24 apples", "24GiB,,", "inf", "nan"])
+def test_what_is_no_size_is_a_usage_error(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_available(text)
+
+
+def test_the_sentence_says_what_is_short_and_what_would_fit(tmp_path: Path) -> None:
+    (one,) = ask(store_of(tmp_path, made_up()), "made-up@65536", available=(round(5.5 * GIB),)).models
+    text = sentence(one)
+    assert one.verdict is not None
+    assert text.startswith("WARNING: CPU OFFLOAD LIKELY: needs 6.2 GiB and keeps 1.0 GiB free, 5.5 GiB are: short by 1.7 GiB.")
+    assert f"{one.verdict.layers_offloaded} of 29 layers stay on the GPU, about " in text
+    assert text.endswith(" tokens/s instead of 60. Largest context that fits: 4,608.")
+
+
+def test_a_model_without_a_calibration_is_told_the_command(tmp_path: Path) -> None:
+    answer = ask(store_of(tmp_path), "no such;model", engine="ollama")
+    assert answer.verdict == "unknown"
+    assert "UNCALIBRATED" in sentence(answer.models[0])
+    assert answer.models[0].advice == "harness calibrate 'no such;model' --engine ollama"
+
+
+def test_one_that_is_unknown_among_several_makes_the_whole_unknown(tmp_path: Path) -> None:
+    answer = ask(store_of(tmp_path, made_up()), "made-up", "nobody")
+    assert [one.word for one in answer.models] == ["fits", "unknown"]
+    assert answer.verdict == "unknown"
+    assert answer.to_json()["required_bytes"] is None
+
+
+def test_models_that_fit_alone_may_not_fit_together(tmp_path: Path) -> None:
+    store = store_of(tmp_path, made_up(), made_up("second"))
+    answer = ask(store, "made-up", "second", available=(8 * GIB,))
+    assert [one.fate for one in answer.models] == ["resident", "offload"]
+    assert answer.verdict == "offload"
+    assert describe(answer)[-1].endswith("second would spill beside the others.")
+    assert ask(store, "made-up", "second", available=(16 * GIB,)).fits
+
+
+def test_the_weights_that_are_meant_decide(tmp_path: Path) -> None:
+    store = store_of(tmp_path, made_up())
+    assert ask(store, f"made-up@{DIGEST[:20]}").fits
+    other = ask(store, "made-up@sha256:000000")
+    assert other.verdict == "unknown"
+    assert "other weights" in str(other.models[0].reason)
+
+
+def test_a_context_beyond_the_range_is_unknown_unless_asked_for(tmp_path: Path) -> None:
+    store = store_of(tmp_path, made_up())
+    (one,) = ask(store, "made-up@200000").models
+    assert one.word == "unknown"
+    assert "131072" in str(one.advice)
+    calibration = made_up()
+    quality = msgspec.structs.replace(calibration.metadata.quality, valid_to=4096)
+    store_of(
+        tmp_path, msgspec.structs.replace(calibration, metadata=msgspec.structs.replace(calibration.metadata, quality=quality))
+    )
+    (one,) = ask(store, "made-up@8192").models
+    assert one.advice == "harness calibrate made-up --ctx 2048,4096,8192"
+    questions = [read_question("made-up@200000", None)]
+    assert check(questions, store, MachineNow(), available=CARD, extrapolate=True).verdict == "fits"
+
+
+def test_more_devices_than_calibrated_are_unknown(tmp_path: Path) -> None:
+    assert ask(store_of(tmp_path, made_up()), "made-up", available=(24 * GIB, 24 * GIB)).verdict == "unknown"
+
+
+def test_the_variant_with_the_settings_asked_for_answers(tmp_path: Path) -> None:
+    store = store_of(tmp_path, made_up(), small=with_settings(made_up(), kv_cache_type="q8_0"))
+    (one,) = ask(store, "made-up", kv_cache_type="q8_0").models
+    assert one.chosen is not None
+    assert (one.chosen.variant, one.warnings) == ("small", ())
+    (one,) = ask(store, "made-up", kv_cache_type="q4_0").models
+    assert one.chosen is not None
+    assert one.chosen.variant is None
+    assert "KV cache f16, not q4_0" in one.warnings[0]
+
+
+def test_only_variants_for_something_else_are_unknown_and_named(tmp_path: Path) -> None:
+    store = store_of(tmp_path, small=with_settings(made_up(), kv_cache_type="q8_0"), big=made_up())
+    (one,) = ask(store, "made-up", kv_cache_type="q4_0").models
+    assert one.word == "unknown"
+    assert "big, small" in str(one.reason)
+    assert ask(store, "made-up", variant="big").fits
+    assert ask(store, "made-up", variant="none").verdict == "unknown"
+
+
+def test_another_build_of_the_engine_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MachineNow, "engine_version", lambda *_: "b2")
+    (one,) = ask(store_of(tmp_path, with_version(made_up(), "b1")), "made-up").models
+    assert one.warnings == ("calibrated with llama-server b1, here it is b2: harness recalibrate llama-server/made-up",)
+
+
+@pytest.fixture
+def ollama() -> Iterator[tuple[int, list[bytes]]]:
+    """A server that answers as Ollama does, and keeps what it was asked; its port."""
+    asked: list[bytes] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path.encode())
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"version":"0.31.2"}')
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port, asked
+        server.shutdown()
+        thread.join()
+
+
+def test_the_ollama_that_runs_here_says_its_version(ollama: tuple[int, list[bytes]]) -> None:
+    port, asked = ollama
+    for host in (f"127.0.0.1:{port}", f"http://localhost:{port}/", f"0.0.0.0:{port}", f":{port}", f"[::1]:{port}"):
+        assert ollama_version(host) == "0.31.2", host
+    assert set(asked) == {b"/api/version"}
+    for host in ("10.1.2.3:11434", "https://example.org", "nonsense:x", "127.0.0.1:1", "127.0.0.1:99999"):
+        assert ollama_version(host) is None, host
+
+
+def test_host_memory_is_read_here(tmp_path: Path) -> None:
+    answer = ask(store_of(tmp_path, on_host(made_up())), "made-up@1", available=None)
+    assert answer.models[0].verdict is not None
+    assert (answer.models[0].verdict.available_bytes or 0) > 0
+
+
+def test_a_damaged_calibration_is_an_error_and_no_verdict(tmp_path: Path) -> None:
+    store_of(tmp_path, made_up()).path_of("llama-server", "made-up").write_text("{")
+    with pytest.raises(BadInputError):
+        ask(Store(tmp_path), "made-up")
+
+
+@pytest.mark.requires("gcc")
+class TestGpus:
+    def test_the_gpu_that_was_calibrated_is_read(self, driver: FakeDriver, tmp_path: Path) -> None:
+        (one,) = ask(store_of(tmp_path, made_up()), "made-up", available=None).models
+        assert one.verdict is not None
+        assert one.verdict.available_bytes == 23 * GIB
+        assert "2 GPUs" in one.warnings[0]
+        assert ask(store_of(tmp_path, made_up()), "made-up", available=None, gpu="0").models[0].warnings == ()
+
+    def test_the_variant_of_this_gpu_comes_before_the_default_of_another(self, driver: FakeDriver, tmp_path: Path) -> None:
+        store = store_of(tmp_path, made_up(gpu="NVIDIA Elsewhere"), here=made_up(gpu="NVIDIA Test B"))
+        (one,) = ask(store, "made-up", available=None).models
+        assert one.chosen is not None
+        assert (one.chosen.variant, one.chosen.gpus[0].uuid) == ("here", OTHER)
+
+    def test_a_default_of_another_gpu_answers_with_a_warning(self, driver: FakeDriver, tmp_path: Path) -> None:
+        (one,) = ask(store_of(tmp_path, made_up(gpu="NVIDIA Elsewhere")), "made-up", available=None, gpu=UUID).models
+        assert one.word == "fits"
+        assert "NVIDIA Elsewhere, here it is NVIDIA Test A" in one.warnings[0]
+        assert "--variant" in one.warnings[0]
+
+    def test_another_driver_is_said(self, driver: FakeDriver, tmp_path: Path) -> None:
+        machine = Machine(target="gpu", sandbox="process", meter="nvml", gpus=(Gpu(name="NVIDIA Test A", driver="550.1"),))
+        (one,) = ask(store_of(tmp_path, made_up(machine=machine)), "made-up", available=None, gpu="0").models
+        assert "driver 550.1, here it is 580.95.05" in one.warnings[0]
+
+    def test_two_gpus_are_answered_by_a_calibration_of_those_two(self, driver: FakeDriver, tmp_path: Path) -> None:
+        both = (Gpu(name="NVIDIA Test A"), Gpu(name="NVIDIA Test B"))
+        machine = Machine(target="gpu", sandbox="process", meter="nvml", gpus=both)
+        (one,) = ask(store_of(tmp_path, made_up(machine=machine)), "made-up", available=None).models
+        assert one.verdict is not None
+        assert one.verdict.available_bytes == 47 * GIB
+
+    def test_no_such_gpu_is_unknown_and_names_those_there_are(self, driver: FakeDriver, tmp_path: Path) -> None:
+        (one,) = ask(store_of(tmp_path, made_up()), "made-up", available=None, gpu="7").models
+        assert one.word == "unknown"
+        assert "NVIDIA Test B" in str(one.reason)
+
+    def test_a_gpu_that_cannot_be_read_is_unknown_and_advises(self, driver: FakeDriver, tmp_path: Path) -> None:
+        driver.unload()
+        (one,) = ask(store_of(tmp_path, made_up()), "made-up", available=None).models
+        assert one.word == "unknown"
+        assert "--available" in str(one.advice)
+
+    def test_memory_that_the_driver_does_not_tell_is_unknown(self, driver: FakeDriver, tmp_path: Path) -> None:
+        driver.holds("fail nvmlDeviceGetMemoryInfo 3")
+        assert ask(store_of(tmp_path, made_up()), "made-up", available=None).verdict == "unknown"
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    def process(pid: int, *words: str, **env: str) -> None:
+        folder = tmp_path / "proc" / str(pid)
+        folder.mkdir(parents=True)
+        (folder / "cmdline").write_bytes(b"\0".join(os.fsencode(word) for word in (*words, "")))
+        (folder / "environ").write_bytes(b"\0".join(f"{key}={value}".encode() for key, value in env.items()))
+
+    process(10, "/usr/lib/ollama/llama-server", "--model", f"/root/.ollama/models/blobs/{DIGEST.replace(':', '-')}")
+    process(11, "/opt/llama-server", "--model", "/x/weights.gguf", LLAMA_ARG_ALIAS="made-up")
+    process(12, "/opt/llama-server", "-m", "/models/made-up.gguf")
+    process(13, "/opt/llama-server", "-m", "/models/other.gguf")
+    process(14, "/usr/bin/vim", "--model", "made-up")
+    process(15, "")
+    (tmp_path / "proc" / "16").mkdir()
+    (tmp_path / "proc" / "self").mkdir()
+    return tmp_path / "proc"
+
+
+def test_models_that_run_already_are_found(proc: Path) -> None:
+    assert [(one.pid, one.engine) for one in residents(made_up(), proc)] == [
+        (10, "ollama"), (11, "llama-server"), (12, "llama-server"),
+    ]  # fmt: skip

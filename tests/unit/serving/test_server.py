@@ -1,0 +1,111 @@
+"""What is decided before an engine starts, and what is made of its log afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import msgspec
+import pytest
+
+from harness.errors import OffloadLikelyError, UnknownVerdictError
+from harness.inventory.machine import MachineNow
+from harness.measure.prepare import Wishes
+from harness.model.calibration import Calibration
+from harness.model.facts import DeviceFacts
+from harness.prediction.verdict import judge
+from harness.prediction.verification import disagreement, told
+from harness.serving.calibration_lookup import read_question
+from harness.serving.check import Judged, check
+from harness.serving.server import OnOffload, completed, decide, request_of
+from harness.store.store import Store
+from harness.units import GIB, MIB
+from tests.support.calibrations import made_up, on_host, store_of
+from tests.support.records import facts
+from tests.support.vllm_artifacts import vllm_calibration
+
+
+def judged(folder: Path, spec: str, gib: float, calibration: Calibration | None = None) -> Judged:
+    store = store_of(folder, calibration or made_up())
+    return check([read_question(spec, None)], store, MachineNow(), available=(round(gib * GIB),)).models[0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "way", "outcome"),
+    [
+        ("made-up@8192", "refuse", 8192),
+        ("made-up@65536", "warn", 65536),
+        ("made-up@65536", "refuse", OffloadLikelyError),
+        ("nobody@4096", "warn", 4096),
+        ("nobody@4096", "refuse", UnknownVerdictError),
+        ("nobody@4096", "shrink", UnknownVerdictError),
+        ("made-up@200000", "refuse", UnknownVerdictError),
+    ],
+)
+def test_what_would_spill_or_is_unknown_starts_only_where_that_is_wanted(
+    tmp_path: Path, spec: str, way: str, outcome: int | type[Exception]
+) -> None:
+    said = judged(tmp_path, spec, 6)
+    if isinstance(outcome, int):
+        assert decide(said, cast("OnOffload", way)) == outcome
+    else:
+        with pytest.raises(outcome):
+            decide(said, cast("OnOffload", way))
+
+
+def test_shrinking_takes_the_largest_context_that_fits_and_no_other(tmp_path: Path) -> None:
+    context = decide(judged(tmp_path, "made-up@65536", 6), "shrink")
+    assert judge(made_up(), context, 1, (6 * GIB,)).verdict == "fits"
+    assert judge(made_up(), context + 256, 1, (6 * GIB,)).verdict == "offload"
+    with pytest.raises(OffloadLikelyError):
+        decide(judged(tmp_path, "made-up@65536", 3), "shrink")
+
+
+def test_what_others_measured_starts_in_whatever_sandbox_there_is(tmp_path: Path) -> None:
+    weights = tmp_path / "made-up.gguf"
+    weights.touch()
+    measured = made_up()
+    machine = msgspec.structs.replace(measured.metadata.machine, sandbox="unknown", meter="import")
+    imported = msgspec.structs.replace(measured, metadata=msgspec.structs.replace(measured.metadata, machine=machine))
+    for calibration, sandbox in ((measured, "process"), (imported, "auto")):
+        said = judged(tmp_path, f"{weights}@8192", 6, calibration)
+        assert completed(Wishes(model=str(weights)), said, Store(tmp_path)).sandbox == sandbox
+
+
+def test_each_engine_is_asked_for_the_load_that_was_judged(tmp_path: Path) -> None:
+    assert request_of(judged(tmp_path, "made-up@8192", 24), 8192, 1).num_batch == 512
+    store = Store(tmp_path)
+    store.write(store.path_of("vllm", "acme/tern-8b"), vllm_calibration())
+    (said,) = check([read_question("acme/tern-8b@8192", None)], store, MachineNow(), available=(79 * GIB,)).models
+    request = request_of(said, 8192, 1)
+    assert request.kv_cache_bytes == 1_077_936_128  # what `harness allocate` says for the same question
+    assert request.utilization is not None
+
+
+def test_what_was_foreseen_is_no_disagreement() -> None:
+    fits = judge(made_up(), 8192, 1, (24 * GIB,))
+    offload = judge(made_up(), 65536, 1, (round(5.5 * GIB),))
+    kept = offload.layers_offloaded or 0
+    assert disagreement(fits, facts(8192)) is None
+    assert disagreement(offload, facts(65536, layers_offloaded=kept + 2)) is None
+    unknown = judge(made_up(), 8192, 1, None)
+    assert disagreement(unknown, facts(8192, layers_offloaded=3)) is None
+
+
+def test_what_came_differently_is_said_in_its_own_words() -> None:
+    fits = judge(made_up(), 8192, 1, (24 * GIB,))
+    offload = judge(made_up(), 65536, 1, (round(5.5 * GIB),))
+    kept = offload.layers_offloaded or 0
+    assert disagreement(fits, facts(8192, layers_offloaded=20)) == "it was to fit, and only 20 of 29 layers are on the GPU"
+    assert "7 layers overflow" in str(disagreement(fits, facts(8192, layers_overflowing=7)))
+    assert "everything is on the GPU" in str(disagreement(offload, facts(65536)))
+    assert f"and {kept - 3} did" in str(disagreement(offload, facts(65536, layers_offloaded=kept - 3)))
+    host = judge(on_host(made_up()), 8192, 1, (24 * GIB,))
+    assert "weights lie on a GPU" in str(disagreement(host, facts(8192)))
+
+
+def test_the_log_is_told_in_words() -> None:
+    assert told(facts(8192, layers_offloaded=21), "gpu") == "21 of 29 layers are on the GPU"
+    assert "7 of them with experts on the host" in told(facts(8192, layers_overflowing=7), "gpu")
+    on_cpu = msgspec.structs.replace(facts(8192), devices={"CPU": DeviceFacts(kind="host", weights_bytes=MIB)})
+    assert told(on_cpu, "host") == "everything lies in host memory"
