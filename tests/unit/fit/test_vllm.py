@@ -280,3 +280,12 @@ def test_the_same_real_run_allocates_what_its_engine_then_admitted() -> None:
     refused = parse_log((REAL / "one-block-less.log").read_bytes())[-1].vllm
     assert refused is not None
     assert (refused.failure_class, refused.max_model_len) == ("kv_too_small", 8192)
+
+
+@pytest.mark.parametrize(("version", "counted"), [("0.19.9", 0.0), ("0.20.0", 0.5)])
+def test_an_estimate_of_the_graphs_is_in_the_budget_from_0_20_0_on(version: str, counted: float) -> None:
+    """A budget of 17.15 GiB, and graphs of 0.3, which were estimated at 0.5."""
+    reported = Reported(block_size=16, num_blocks=2048, max_concurrency=4.0, context=8192, version=version)
+    fitted = fit_record(record(load(NEW.replace("0.27.1", version), reported=reported)))
+    beside = fitted.constants.base_vram_gb - fitted.metadata.breakdown_gb.fixed_cache
+    assert beside == pytest.approx(17.15 + 0.3 - counted, abs=0.02)

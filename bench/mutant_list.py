@@ -1,0 +1,111 @@
+"""The mutants of :mod:`bench.mutants`: changes of one threshold or operator, and the tests that must notice each."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Mutant(NamedTuple):
+    """``old`` is a piece of code that stands once in ``harness/``; ``tests`` are names of files below ``tests/unit``."""
+
+    old: str
+    new: str
+    tests: str
+
+
+_FIT: Final = "test_fit_limits"
+_PREDICT: Final = "test_predict_limits"
+_VERDICT: Final = "test_verdict_limits"
+_DRIFT: Final = "test_drift_limits"
+_LOGS: Final = "test_log_states"
+
+MUTANTS: Final = (
+    # observations and the fit
+    Mutant("_SPREAD: Final = 8 * MIB", "_SPREAD: Final = 16 * MIB", _FIT),
+    Mutant("_SPREAD_SHARE: Final = 0.005", "_SPREAD_SHARE: Final = 0.01", _FIT),
+    Mutant("    if spread > allowed:", "    if spread >= allowed:", _FIT),
+    Mutant(
+        "left-out load before a run is refused.\nMAX_ERROR: Final = 0.01",
+        "left-out load before a run is refused.\nMAX_ERROR: Final = 0.02",
+        _FIT,
+    ),
+    Mutant("LAW_TOLERANCE: Final = 0.02", "LAW_TOLERANCE: Final = 0.2", _FIT),
+    Mutant("BEND_SHARE: Final = 1e-4", "BEND_SHARE: Final = 1e-2", _FIT),
+    Mutant("BEND: Final = 0.1 * MIB", "BEND: Final = 1.0 * MIB", _FIT),
+    Mutant("REPORTED_SHARE: Final = 0.01", "REPORTED_SHARE: Final = 0.03", _FIT),
+    Mutant("REPORTED_BYTES: Final = MIB", "REPORTED_BYTES: Final = 4 * MIB", _FIT),
+    Mutant("<= max(MIB, 2 * point.uncertainty)", "<= max(4 * MIB, 2 * point.uncertainty)", _FIT),
+    Mutant("> (1 if facts.dialect ==", "> (0 if facts.dialect ==", _FIT),
+    Mutant("batch != wanted:", "batch < wanted:", _FIT),
+    Mutant("CLOSE: Final = 16 * MIB", "CLOSE: Final = 256 * MIB", _FIT),
+    Mutant("SAME_DEPTH: Final = 1.25", "SAME_DEPTH: Final = 2.5", _FIT),
+    Mutant("MAX_LOADS: Final = 5", "MAX_LOADS: Final = 50", _FIT),
+    Mutant("SMALLEST_KNEE: Final = 2048", "SMALLEST_KNEE: Final = 256", _FIT),
+    Mutant("max(min(limit, 16384), batch)", "max(min(limit, 32768), batch)", _FIT),
+    # predictions and the engines' rules
+    Mutant(
+        "band.num_batch is not None and cells < band.num_batch",
+        "band.num_batch is not None and cells <= band.num_batch",
+        _PREDICT,
+    ),
+    Mutant("max(seconds, near / 2)", "max(seconds, near)", _PREDICT),
+    Mutant("SPEED_UNCERTAINTY: Final = 0.15", "SPEED_UNCERTAINTY: Final = 0.3", _PREDICT),
+    Mutant("2 * (performance.spread or 0.0)", "(performance.spread or 0.0)", _PREDICT),
+    Mutant("within = context <= metadata", "within = context < metadata", _PREDICT),
+    Mutant("_FULL: Final = 80", "_FULL: Final = 85", _PREDICT),
+    Mutant("_HEADROOM: Final = {2048: 60, 1024: 75}", "_HEADROOM: Final = {2048: 60, 1024: 80}", _PREDICT),
+    Mutant("_HEADROOM: Final = {2048: 60, 1024: 75}", "_HEADROOM: Final = {2048: 65, 1024: 75}", _PREDICT),
+    Mutant(
+        "_SURCHARGE: Final = {2048: 2 * GIB, 1024: 768 * MIB}", "_SURCHARGE: Final = {2048: GIB, 1024: 768 * MIB}", _PREDICT
+    ),
+    Mutant("_SURCHARGE: Final = {2048: 2 * GIB, 1024: 768 * MIB}", "_SURCHARGE: Final = {2048: 2 * GIB, 1024: 0}", _PREDICT),
+    Mutant("estimates=version < (0, 12, 11)", "estimates=version < (0, 13, 0)", _PREDICT),
+    Mutant("version >= (0, 30, 0):", "version >= (0, 31, 0):", _PREDICT),
+    Mutant("GO_MINIMUM: Final = 457 * MIB", "GO_MINIMUM: Final = 400 * MIB", _PREDICT),
+    Mutant("OLLAMA_BATCHES: Final = ((4096, 512),", "OLLAMA_BATCHES: Final = ((8192, 512),", _PREDICT),
+    Mutant("MAX_LOADED: Final = 3", "MAX_LOADED: Final = 4", _PREDICT),
+    # verdicts, placement, allocation
+    Mutant("if placed is None or placed.host_work == 0.0:", "if placed is None or placed.host_work <= 0.3:", _VERDICT),
+    Mutant("fits(max(low, 1) * CELL_PADDING + (CELL_PADDING if start else 0))", "fits(max(low, 1) * CELL_PADDING)", _VERDICT),
+    Mutant(
+        "return 2 * third if 2 * third < room else third if third < room else 0.0",
+        "return third if third < room else 0.0",
+        _VERDICT,
+    ),
+    Mutant("whole = needed.weights_bytes * count // (count + 1)", "whole = needed.weights_bytes", _VERDICT),
+    Mutant("max(available[0] - taken, 0)", "available[0]", _VERDICT),
+    Mutant(
+        "return max((verdict.available_bytes or 0) - (verdict.reserve_bytes or 0), 0)",
+        "return verdict.required_bytes or 0",
+        _VERDICT,
+    ),
+    Mutant("self.full + max(self.layers.cache)", "self.full", _VERDICT),
+    Mutant("JITTER: Final = round(0.3 * GIB)", "JITTER: Final = round(0.03 * GIB)", _VERDICT),
+    Mutant("HYBRID_SPARE: Final = 0.02", "HYBRID_SPARE: Final = 0.0", _VERDICT),
+    Mutant("MARGIN: Final = round(0.15 * GIB)", "MARGIN: Final = round(0.3 * GIB)", _VERDICT),
+    Mutant("MARGIN_SHARE: Final = 0.02", "MARGIN_SHARE: Final = 0.01", _VERDICT),
+    Mutant("NULL_BLOCKS: Final = 1", "NULL_BLOCKS: Final = 0", _VERDICT),
+    Mutant("KV_BYTES: Final = (0, 10, 2)", "KV_BYTES: Final = (0, 10, 3)", _VERDICT),
+    Mutant("GRAPHS_IN_BUDGET: Final = (0, 20, 0)", "GRAPHS_IN_BUDGET: Final = (0, 21, 0)", "fit/test_vllm"),
+    # drift
+    Mutant("+ 3 * error.intercept for error, value", "+ 30 * error.intercept for error, value", _DRIFT),
+    Mutant("LOG_ROUNDING: Final = 0.02 * MIB", "LOG_ROUNDING: Final = 0.2 * MIB", _DRIFT),
+    Mutant("GO_ROUNDING: Final = 0.05 * GIB", "GO_ROUNDING: Final = 0.2 * GIB", _DRIFT),
+    Mutant('METER_STEP: Final = {"nvml": 2 * MIB', 'METER_STEP: Final = {"nvml": 4 * MIB', _DRIFT),
+    Mutant("SPEED_SPREAD: Final = 0.05", "SPEED_SPREAD: Final = 0.1", _DRIFT),
+    Mutant("SPEED_SPREAD_UNKNOWN: Final = 0.15", "SPEED_SPREAD_UNKNOWN: Final = 0.3", _DRIFT),
+    Mutant("SPEED_SPREAD_HOST: Final = 0.25", "SPEED_SPREAD_HOST: Final = 0.5", _DRIFT),
+    # logs
+    Mutant("failed=self.failure is not None and not self.complete", "failed=self.failure is not None", _LOGS),
+    Mutant(
+        "if model.again or any(context.used for context in model.contexts):\n            load.restart(model)  # a new",
+        "if any(context.used for context in model.contexts):\n            load.restart(model)  # a new",
+        _LOGS,
+    ),
+    Mutant("(?<!HTTP )server is listening", "server is listening", _LOGS),
+    Mutant("if size[0] and len(load.go) < MANY", "if len(load.go) < MANY", _LOGS),
+    Mutant('weights = found["all_vram"] - counted - found.get("scratch", 0)', 'weights = found["all_vram"] - counted', _LOGS),
+    Mutant("    if load.complete:\n        return  # the table", "    if False:\n        return  # the table", _LOGS),
+    Mutant("self.tokens = tokens if self.tokens is None else min(self.tokens, tokens)", "self.tokens = tokens", _LOGS),
+    Mutant("if start is not None and start.up:\n            return", "if False:\n            return", _LOGS),
+)
