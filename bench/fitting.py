@@ -18,7 +18,7 @@ import msgspec
 
 from harness.engines.gguf import read_header, server_estimate
 from harness.measure.events import Silent
-from harness.measure.prepare import Wishes, prepare
+from harness.measure.prepare import RunOptions, prepare
 from harness.model.calibration import Calibration
 from harness.prediction.placement import Placed, place
 from harness.prediction.verdict import Verdict, judge
@@ -159,7 +159,7 @@ def calibrate(
 ) -> Calibration:
     """Calibrate at small contexts only, as ``harness calibrate --ctx 1024,2048,4096`` does."""
     env = {key: value for key, value in device.wishes().items() if key != "LLAMA_ARG_FIT"}
-    wishes = Wishes(
+    wishes = RunOptions(
         model=str(model), engine="llama-server", contexts=contexts, kv_cache_type=kv_cache_type, flash_attention="on",
         gpus=device.name, env=env, speed=speed, force=True,
     )  # fmt: skip

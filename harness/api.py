@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.measure.events import Observer
     from harness.model.facts import LoadFacts
     from harness.prediction.allocation import Allocation
-    from harness.serving.calibration_lookup import Wanted
+    from harness.serving.calibration_lookup import CalibrationFilter
     from harness.serving.check import Check, Judged
     from harness.serving.server import OnOffload, Server
 
@@ -90,9 +90,9 @@ def calibrate(
         HarnessError: by its class as the exit codes say; ``UntrustedError`` where what was measured is not to be trusted.
     """
     from harness.measure.events import Silent
-    from harness.measure.prepare import Wishes, prepare
+    from harness.measure.prepare import RunOptions, prepare
 
-    session = prepare(Wishes(model=model, contexts=tuple(contexts), **options), _store(store), Path.cwd())
+    session = prepare(RunOptions(model=model, contexts=tuple(contexts), **options), _store(store), Path.cwd())
     return session.calibrate(observer or Silent())
 
 
@@ -111,9 +111,9 @@ def load_calibration(
         NotFoundError: there is none. UsageError: several engines have one. BadInputError: the file is damaged. ConfigError: its
             schema is newer than this program.
     """
-    from harness.serving.calibration_lookup import Wanted, load
+    from harness.serving.calibration_lookup import CalibrationFilter, load
 
-    return load(model, _store(store), Wanted(engine=engine, variant=variant))
+    return load(model, _store(store), CalibrationFilter(engine=engine, variant=variant))
 
 
 def predict(
@@ -169,10 +169,10 @@ def check(
         UsageError: no context, nonsense, or several engines have a model. BadInputError, ConfigError: a file cannot be read.
     """
     from harness.inventory.machine import MachineNow
-    from harness.serving.calibration_lookup import Wanted, read_question
+    from harness.serving.calibration_lookup import CalibrationFilter, read_question
     from harness.serving.check import check as judge
 
-    wanted = Wanted(engine=engine, variant=variant, kv_cache_type=kv_cache_type, flash_attention=flash_attention)
+    wanted = CalibrationFilter(engine=engine, variant=variant, kv_cache_type=kv_cache_type, flash_attention=flash_attention)
     questions = [read_question(spec, ctx, num_parallel) for spec in models]
     return judge(
         questions, _store(store), MachineNow(gpu), wanted=wanted, available=_bytes(available), extrapolate=extrapolate
@@ -201,7 +201,7 @@ def serve(
     on_offload: OnOffload = "warn",
     available: Available = None,
     port: int | None = None,
-    wanted: Wanted | None = None,
+    wanted: CalibrationFilter | None = None,
     store: str | Path | None = None,
     observer: Observer | None = None,
     **options: Unpack[StartOptions],
@@ -225,14 +225,14 @@ def serve(
         OffloadLikelyError, UnknownVerdictError: refused. EngineError: the engine failed. UnavailableError, NotFoundError: it,
             its model or a GPU is not there.
     """
-    from harness.measure.prepare import Wishes
+    from harness.measure.prepare import RunOptions
     from harness.serving import server
     from harness.serving.calibration_lookup import read_question
 
     question = read_question(model, ctx, num_parallel)
     return server.serve(
         question,
-        Wishes(model=question.model, num_parallel=num_parallel, **options),
+        RunOptions(model=question.model, num_parallel=num_parallel, **options),
         _store(store),
         on_offload=on_offload,
         wanted=wanted,
@@ -256,11 +256,11 @@ def allocate(
     Raises:
         UnknownVerdictError: no calibration of vLLM answers. OffloadLikelyError: it does not fit.
     """
-    from harness.prediction.allocation import Wanted
+    from harness.prediction.allocation import Deployment
     from harness.serving.allocate import answer
 
     return answer(
-        _store(store), model, ctx, concurrency, Wanted(), variant=variant, available=_bytes(available)
+        _store(store), model, ctx, concurrency, Deployment(), variant=variant, available=_bytes(available)
     ).allocation  # fmt: skip
 
 

@@ -39,10 +39,10 @@ def cli(
     output: Output,
 ) -> None:
     """The options with which vLLM starts MODEL with a context, or why it cannot."""
-    from harness.prediction.allocation import Wanted
+    from harness.prediction.allocation import Deployment
     from harness.serving import allocate as workflow
 
-    wanted = Wanted(version=engine_version, gpu=gpu_name, tensor_parallel=tensor_parallel, dtype=dtype)
+    wanted = Deployment(version=engine_version, gpu=gpu_name, tensor_parallel=tensor_parallel, dtype=dtype)
     answer = workflow.answer(store_at(store), model, ctx, concurrency, wanted, variant=variant, available=_sizes(available))
     allocation = answer.allocation
     metadata = answer.calibration.metadata

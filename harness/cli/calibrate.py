@@ -66,9 +66,9 @@ def cli(output: Output, **given: Any) -> None:
 
     MODEL is a name of the catalog, the engine's own name, or the path of a GGUF file.
     """
-    from harness.measure.prepare import Wishes, prepare
+    from harness.measure.prepare import RunOptions, prepare
 
-    wishes = Wishes(
+    wishes = RunOptions(
         model=given["model"],
         engine=given["engine"],
         sandbox=given["sandbox"],

@@ -38,13 +38,13 @@ def cli(
     output: Output,
 ) -> None:
     """A calibration from an engine's LOG and the memory that others measured beside it ("-" reads standard input)."""
-    from harness.maintain.import_log import Told, import_log
+    from harness.maintain.import_log import ImportOptions, import_log
 
     try:
         sizes = tuple(parse_size(one) for total in totals for one in total.split(","))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    told = Told(
+    told = ImportOptions(
         log=log,
         totals=sizes,
         chosen=positive_ints(chosen, "--load"),

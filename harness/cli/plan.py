@@ -28,12 +28,12 @@ def cli(
 ) -> None:  # fmt: skip
     """The largest context of every calibrated model that fits here, its speed, and who fits with whom."""
     from harness.inventory.machine import MachineNow, parse_available
-    from harness.serving.calibration_lookup import Wanted
+    from harness.serving.calibration_lookup import CalibrationFilter
     from harness.serving.capacity import plan
 
     shelf = store_at(store)
     found = plan(
-        models, shelf, MachineNow(gpu), wanted=Wanted(**wanted_of(which)), num_parallel=num_parallel, context=ctx,
+        models, shelf, MachineNow(gpu), wanted=CalibrationFilter(**wanted_of(which)), num_parallel=num_parallel, context=ctx,
         available=parse_available(available) if available else None,
     )  # fmt: skip
     for text in found.warnings:

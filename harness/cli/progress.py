@@ -26,7 +26,7 @@ _WIDE: Final = 100
 _MEDIUM: Final = 72
 
 
-class Plain:
+class PlainProgress:
     """Plain lines, for logs and pipes."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Plain:
         self._line(f"  {context:>9,} tokens{batch}{size}  {_line_so_far(found)}".rstrip(), "bold")
 
 
-class Live(Plain):
+class Live(PlainProgress):
     """One line that lives: phase, memory now and at its peak, time; what was measured stays above it."""
 
     def __init__(self) -> None:
@@ -163,7 +163,7 @@ def _line_so_far(found: dict[int, int]) -> str:
     return f"= {format_size(line.start)} + {line.slope / KIB:.3f} KiB a token"
 
 
-def watcher(quiet: bool) -> Plain:
+def watcher(quiet: bool) -> PlainProgress:
     """A live line on a terminal that can draw one, plain lines elsewhere."""
     drawn = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not quiet
-    return Live() if drawn else Plain()
+    return Live() if drawn else PlainProgress()

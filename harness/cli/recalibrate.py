@@ -13,7 +13,7 @@ from harness.cli.output import Output, clean
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
-    from harness.maintain.recalibrate import Outcome, Target
+    from harness.maintain.recalibrate import Candidate, Recalibration
 
 
 @click.command()
@@ -39,11 +39,11 @@ def cli(models: tuple[str, ...], stale: bool, dry_run: bool, output: Output, **g
 
     MODEL is a name or an id; without one it is every calibration of the store.
     """
-    from harness.inventory.installed import Finder, Given
+    from harness.inventory.installed import Installed, Overrides
     from harness.maintain.recalibrate import recalibrate, survey
 
     store = store_at(given["store"])
-    here = Given(
+    here = Overrides(
         image=given["image"],
         binary=given["engine_binary"],
         models=given["folder"],
@@ -51,7 +51,7 @@ def cli(models: tuple[str, ...], stale: bool, dry_run: bool, output: Output, **g
         env=environment(given["env"]),
         timeout=given["timeout"],
     )
-    finder = Finder(store, here, Path.cwd())
+    finder = Installed(store, here, Path.cwd())
     targets = survey(store, models, finder, given["engine"], output.warn)
     engines = sorted({one.calibration.engine for one in targets if one.calibration.metadata.machine.sandbox == "docker"})
     if here.image is not None and len(engines) > 1:
@@ -78,7 +78,7 @@ def cli(models: tuple[str, ...], stale: bool, dry_run: bool, output: Output, **g
     output.done(data)
 
 
-def target_json(target: Target, wanted: bool) -> dict[str, Any]:
+def target_json(target: Candidate, wanted: bool) -> dict[str, Any]:
     """One calibration of ``recalibrate --dry-run --json``; ``wanted`` says that it would be measured."""
     from harness.maintain.recalibrate import plan_of
 
@@ -94,7 +94,7 @@ def target_json(target: Target, wanted: bool) -> dict[str, Any]:
     }
 
 
-def outcome_json(outcome: Outcome) -> dict[str, Any]:
+def outcome_json(outcome: Recalibration) -> dict[str, Any]:
     """One calibration of ``recalibrate --json``."""
     from harness.cli.diff import pair_json
 
@@ -108,13 +108,13 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _pair(outcome: Outcome) -> Any:
+def _pair(outcome: Recalibration) -> Any:
     from harness.maintain.diff import Pair
 
     return Pair(key=outcome.target.key, old=outcome.target.calibration, new=outcome.new, drift=outcome.drift)
 
 
-def _survey(targets: list[Target], only_stale: bool) -> None:
+def _survey(targets: list[Candidate], only_stale: bool) -> None:
     from harness.render.drift import show
 
     for target in targets:
@@ -134,7 +134,7 @@ def _survey(targets: list[Target], only_stale: bool) -> None:
         click.echo("no calibrations")
 
 
-def _outcomes(outcomes: list[Outcome], targets: list[Target], only_stale: bool) -> None:
+def _outcomes(outcomes: list[Recalibration], targets: list[Candidate], only_stale: bool) -> None:
     from harness.cli.diff import show_pairs
 
     if not outcomes:

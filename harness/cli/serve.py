@@ -47,7 +47,7 @@ def cli(model: str, cmd: tuple[str, ...], store: str | None, output: Output, **g
     """
     from harness.api import serve
     from harness.cli.progress import watcher
-    from harness.serving.calibration_lookup import Wanted
+    from harness.serving.calibration_lookup import CalibrationFilter
     from harness.serving.child_process import find_command, run_command
 
     argv = find_command(cmd) if cmd else ()
@@ -55,7 +55,7 @@ def cli(model: str, cmd: tuple[str, ...], store: str | None, output: Output, **g
     with watch:
         served = serve(
             model, given["ctx"], num_parallel=given["num_parallel"], on_offload=given["on_offload"],
-            available=given["available"] or None, port=given["port"], wanted=Wanted(**wanted_of(given)), store=store,
+            available=given["available"] or None, port=given["port"], wanted=CalibrationFilter(**wanted_of(given)), store=store,
             observer=watch, engine=given["engine"] or "auto", sandbox=given["sandbox"], gpus=given["gpus"],
             kv_cache_type=given["kv_cache_type"], flash_attention=given["flash_attention"], image=given["image"],
             engine_binary=given["engine_binary"], models=given["models"], env=environment(given["env"]),

@@ -12,7 +12,7 @@ from harness.cli.context import command, store_at, store_option
 from harness.cli.output import Output, clean
 
 if TYPE_CHECKING:
-    from harness.sweep.run import Outcome, Sweep
+    from harness.sweep.run import CellOutcome, Sweep
 
 
 @click.command()
@@ -66,7 +66,7 @@ def _dry_run(sweep: Sweep, cells: tuple, output: Output) -> None:  # type: ignor
     )
 
 
-def _summary(sweep: Sweep, outcomes: tuple[Outcome, ...], output: Output) -> None:
+def _summary(sweep: Sweep, outcomes: tuple[CellOutcome, ...], output: Output) -> None:
     failed = [(one.cell, one.problem) for one in outcomes if one.problem is not None]
     if not output.as_json:
         skipped = len(sweep.cells) - len(outcomes)

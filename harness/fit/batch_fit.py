@@ -54,7 +54,7 @@ class Caches(msgspec.Struct, frozen=True, kw_only=True):
     recurrent: float
 
 
-class Piece(msgspec.Struct, frozen=True, kw_only=True):
+class Segment(msgspec.Struct, frozen=True, kw_only=True):
     """A stretch of contexts, up to ``up_to`` (``None``: no end known), where everything is one line; bytes of one slot."""
 
     up_to: int | None
@@ -78,24 +78,24 @@ class BatchFit(msgspec.Struct, frozen=True, kw_only=True):
     compute: tuple[Line, ...]
     compute_below: float
     mask: float
-    placed: bool
+    extrapolated: bool
     points: tuple[Point, ...]
 
     def total(self, context: int, parallel: int = 1) -> float:
         """Memory at ``context`` tokens per slot and ``parallel`` slots."""
-        piece = next(one for one in self.pieces() if one.up_to is None or context <= one.up_to)
-        return self.weights + (self.overhead or 0.0) + parallel * piece.cache.at(context) + piece.compute.at(context)
+        segment = next(one for one in self.segments() if one.up_to is None or context <= one.up_to)
+        return self.weights + (self.overhead or 0.0) + parallel * segment.cache.at(context) + segment.compute.at(context)
 
-    def pieces(self) -> tuple[Piece, ...]:
+    def segments(self) -> tuple[Segment, ...]:
         """The lines, ascending; the last one has no end."""
         caches, cells = self.caches, self.window_cells
-        found: list[Piece] = []
+        found: list[Segment] = []
         growing = caches.growing
         if caches.window_per_cell:
             cache = Line(start=growing.start + caches.recurrent, slope=growing.slope + caches.window_per_cell)
             lowest = self.compute[0]
             compute = Line(start=lowest.start + self.compute_below, slope=lowest.slope + self.mask)
-            found.append(Piece(up_to=cells, cache=cache, compute=compute))
+            found.append(Segment(up_to=cells, cache=cache, compute=compute))
         if cells is not None or not caches.window_per_cell:
             fixed = caches.recurrent + caches.window_per_cell * (cells or 0)
             cache = Line(start=growing.start + fixed, slope=growing.slope)
@@ -103,7 +103,7 @@ class BatchFit(msgspec.Struct, frozen=True, kw_only=True):
                 following = self.compute[index + 1] if index + 1 < len(self.compute) else None
                 compute = Line(start=line.start + self.mask * (cells or 0), slope=line.slope)
                 end = None if following is None else _crossing(line, following)
-                found.append(Piece(up_to=end, cache=cache, compute=compute))
+                found.append(Segment(up_to=end, cache=cache, compute=compute))
         return tuple(found)
 
 
@@ -191,12 +191,12 @@ def _fit_batch(points: Sequence[Point], caches: Caches, reference: BatchFit | No
         return float(point.context), point.compute - mask * min(point.context, cells or point.context)
 
     full, filling = [value(point) for point in above], [value(point) for point in below]
-    placed = False
+    extrapolated = False
     if _contexts(full) > 1:
         lines = _compute_lines(full, max(point.total for point in points))
     else:
         if reference is not None:
-            placed = True
+            extrapolated = True
             slope = reference.compute[-1].slope * (points[0].num_batch or 1) / (reference.num_batch or 1)
         elif (known := filling if _contexts(filling) > 1 else [*full, *filling]) and _contexts(known) > 1:
             slope = fit_line(known).slope
@@ -220,7 +220,7 @@ def _fit_batch(points: Sequence[Point], caches: Caches, reference: BatchFit | No
         compute=lines,
         compute_below=step if abs(step) > ROUNDING else 0.0,
         mask=mask,
-        placed=placed,
+        extrapolated=extrapolated,
         points=tuple(points),
     )
 
@@ -270,7 +270,7 @@ def confirms_law(fitted: BatchFit) -> bool:
     Then it is proportional to the batch, and one load places the line of another batch.
     """
     row = mask_bytes(fitted.points[0])
-    if not row or fitted.placed:
+    if not row or fitted.extrapolated:
         return False
     rows = fitted.compute[-1].slope / row
     return round(rows) >= 1 and abs(rows - round(rows)) <= LAW_TOLERANCE
@@ -307,7 +307,7 @@ def placement_doubt(fits: Sequence[BatchFit], ends: Sequence[int]) -> float:
         return 0.0
     worst = 0.0
     for (start, end), fitted in zip(pairwise((0, *ends)), fits, strict=True):
-        if fitted.placed:
+        if fitted.extrapolated:
             contexts = [point.context for point in fitted.points]
             reach = max(max(contexts) - start, end - min(contexts))
             worst = max(worst, abs(fitted.compute[-1].slope) * reach / min(point.total for point in fitted.points))

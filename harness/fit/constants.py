@@ -15,7 +15,7 @@ import msgspec
 from harness.errors import UntrustedError
 from harness.fit.batch_fit import (
     BatchFit,
-    Piece,
+    Segment,
     bends,
     confirms_law,
     fit_batches,
@@ -70,17 +70,17 @@ def check_overhead(points: Sequence[Point]) -> None:
         )
 
 
-def _band(fitted: BatchFit, piece: Piece, up_to: int) -> tuple[Band, Breakdown]:
-    weights, compute = gib(fitted.weights), gib(piece.compute.start)
-    fixed_cache = gib(max(piece.cache.start, 0.0))
+def _band(fitted: BatchFit, segment: Segment, up_to: int) -> tuple[Band, Breakdown]:
+    weights, compute = gib(fitted.weights), gib(segment.compute.start)
+    fixed_cache = gib(max(segment.cache.start, 0.0))
     overhead = None if fitted.overhead is None else gib(fitted.overhead)
     base = round(weights + compute + fixed_cache + (overhead or 0.0), 6)
     band = Band(
         up_to=up_to,
         num_batch=fitted.num_batch,
         base_vram_gb=base,
-        kv_cache_gb_per_10k=gib(piece.cache.slope * TOKENS_PER_UNIT),
-        compute_gb_per_10k=gib(piece.compute.slope * TOKENS_PER_UNIT),
+        kv_cache_gb_per_10k=gib(segment.cache.slope * TOKENS_PER_UNIT),
+        compute_gb_per_10k=gib(segment.compute.slope * TOKENS_PER_UNIT),
         fixed_cache_gb=fixed_cache,
     )
     return band, Breakdown(weights=weights, fixed_cache=fixed_cache, compute=compute, overhead=overhead)
@@ -170,10 +170,10 @@ def _bands(fits: Sequence[BatchFit], ends: Sequence[int]) -> list[tuple[Band, Br
     bands: list[tuple[Band, Breakdown]] = []
     start = 0
     for fitted, end in zip(fits, ends, strict=True):
-        for piece in fitted.pieces():
-            up_to = end if piece.up_to is None else min(piece.up_to, end)
+        for segment in fitted.segments():
+            up_to = end if segment.up_to is None else min(segment.up_to, end)
             if up_to > start:
-                bands.append(_band(fitted, piece, up_to))
+                bands.append(_band(fitted, segment, up_to))
                 start = up_to
     return bands
 
@@ -188,7 +188,7 @@ def _reach(record: Record, last: BatchFit, notes: list[str]) -> int:
         why = "without flash attention the compute buffers of latent attention step at a context that depends on the batch"
     elif last.points[0].flash_attention == "disabled" and bends(last) and len(last.compute) == 1:
         why = "without flash attention the compute buffers bend between the loads"
-    elif last.points[0].flash_attention == "disabled" and not last.placed and not confirms_law(last):
+    elif last.points[0].flash_attention == "disabled" and not last.extrapolated and not confirms_law(last):
         why = "without flash attention the compute buffers do not grow by whole rows of scores, so a bend may follow"
     else:
         return reach
@@ -221,13 +221,13 @@ def _max_error(fits: Sequence[BatchFit], ends: Sequence[int], notes: list[str]) 
 def _doubts(fits: Sequence[BatchFit]) -> list[str]:
     """What a reader should know of how the bands were found."""
     notes: list[str] = []
-    placed = ", ".join(str(fitted.num_batch) for fitted in fits if fitted.placed)
-    if placed:
+    extrapolated = ", ".join(str(fitted.num_batch) for fitted in fits if fitted.extrapolated)
+    if extrapolated:
         confirmed = "confirmed" if any(confirms_law(fitted) for fitted in fits) else "not confirmed"
-        notes.append(f"batch {placed}: placed by one load and the law of compute growth, {confirmed} by the other batch")
+        notes.append(f"batch {extrapolated}: placed by one load and the law of compute growth, {confirmed} by the other batch")
     for fitted in fits:
         if len(fitted.compute) > 1:
-            bend = fitted.pieces()[-2].up_to
+            bend = fitted.segments()[-2].up_to
             notes.append(f"batch {fitted.num_batch}: compute buffers bend at {bend} tokens; both lines were measured")
         below = any(point.below_window for point in fitted.points)
         cells = fitted.window_cells

@@ -10,7 +10,7 @@ import msgspec
 from harness.errors import UntrustedError
 from harness.model.facts import DeviceKind, LoadFacts, device_kind
 from harness.model.record import Load, Record, Target
-from harness.model.trace import CLOSE
+from harness.model.trace import BASELINE_TOLERANCE
 from harness.units import MIB, format_size
 
 #: An engine's own figure may differ from its log by this much, or by this share, before a note says so.
@@ -231,7 +231,7 @@ def _refuse_moved_baseline(record: Record) -> None:
     if before is None or after is None:
         return
     for uuid, size in before.devices.items():
-        if abs(after.devices.get(uuid, size) - size) > CLOSE:
+        if abs(after.devices.get(uuid, size) - size) > BASELINE_TOLERANCE:
             raise UntrustedError(
                 f"the GPU held {format_size(size)} before the run and {format_size(after.devices[uuid])} after it, so what it "
                 "rose by is not the model's alone",

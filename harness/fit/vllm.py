@@ -40,7 +40,7 @@ METER_TOLERANCE: Final = round(0.3 * GIB)
 MAX_ERROR: Final = 0.01
 
 
-class Start(msgspec.Struct, frozen=True):
+class VllmStart(msgspec.Struct, frozen=True):
     """One start that became ready."""
 
     load: Load
@@ -83,21 +83,21 @@ class Start(msgspec.Struct, frozen=True):
         return nearest if low <= nearest <= high and high - low < 1 else None
 
 
-def starts_of(record: Record) -> tuple[list[Start], list[str]]:
+def starts_of(record: Record) -> tuple[list[VllmStart], list[str]]:
     """The starts that became ready, and notes about the others."""
     starts, notes = [], []
     for load in record.loads:
         if load.request.purpose != "point":
             continue
         if load.outcome == "ok" and load.facts is not None and load.facts.vllm is not None and load.facts.complete:
-            starts.append(Start(load, load.facts.vllm))
+            starts.append(VllmStart(load, load.facts.vllm))
         else:
             why = load.reason or (load.facts.failure if load.facts else None) or load.outcome
             notes.append(f"context {load.request.context}: {why}")
     return starts, notes
 
 
-def block_interval(start: Start) -> tuple[float, float] | None:
+def block_interval(start: VllmStart) -> tuple[float, float] | None:
     """The bytes of a block lie above the first and at most at the second: the engine rounds down to whole blocks."""
     number, given = start.number, start.load.request.kv_cache_bytes
     if not number:
@@ -110,7 +110,7 @@ def block_interval(start: Start) -> tuple[float, float] | None:
     return (min(available) - ROUNDING) / (number + 1), (min(available) + ROUNDING) / number
 
 
-def block_bytes(starts: Sequence[Start]) -> int:
+def block_bytes(starts: Sequence[VllmStart]) -> int:
     """The bytes of a block: of all that the starts allow, the roundest number in binary, as products of sizes are.
 
     Raises:
@@ -129,7 +129,7 @@ def block_bytes(starts: Sequence[Start]) -> int:
     return exact if exact > low else high  # without a round number the largest that is possible is safe
 
 
-def fit_blocks(starts: Sequence[Start]) -> KvBlocks:
+def fit_blocks(starts: Sequence[VllmStart]) -> KvBlocks:
     """Blocks by sequence and length.
 
     Raises:
@@ -154,7 +154,7 @@ def fit_blocks(starts: Sequence[Start]) -> KvBlocks:
     return KvBlocks(size=size, bytes=cost, per_block=int(per_block), fixed=int(fixed))
 
 
-def _left_out(starts: Sequence[Start]) -> float | None:
+def _left_out(starts: Sequence[VllmStart]) -> float | None:
     """The worst relative error of a start's blocks as the others predict them, beyond what the log's rounding allows."""
     errors = []
     for left in starts:
@@ -291,7 +291,7 @@ def _breakdown(part: _Part, parts: Sequence[_Part], blocks: KvBlocks, record: Re
     return Breakdown(weights=known, fixed_cache=fixed, compute=compute, overhead=overhead, budget=gib(part.budget)), notes
 
 
-def _beside(start: Start, blocks: KvBlocks, record: Record) -> float | None:
+def _beside(start: VllmStart, blocks: KvBlocks, record: Record) -> float | None:
     """What the meter saw beside the KV cache, on each GPU; ``None`` where it saw nothing."""
     total = _plateau(start, record)
     if total is None or start.number is None:
@@ -299,16 +299,16 @@ def _beside(start: Start, blocks: KvBlocks, record: Record) -> float | None:
     return total / _gpus(start) - start.number * blocks.bytes
 
 
-def _plateau(start: Start, record: Record) -> int | None:
+def _plateau(start: VllmStart, record: Record) -> int | None:
     plateau = start.load.idle if record.machine.target == "host" else start.load.busy or start.load.idle
     return plateau.total_bytes if plateau else None
 
 
-def _gpus(start: Start) -> int:
+def _gpus(start: VllmStart) -> int:
     return max((start.facts.tensor_parallel or 1) * (start.facts.pipeline_parallel or 1), 1)
 
 
-def _on_host(part: _Part, beside: Sequence[float], spread: float | None, starts: Sequence[Start]) -> _Part:
+def _on_host(part: _Part, beside: Sequence[float], spread: float | None, starts: Sequence[VllmStart]) -> _Part:
     """On the host the log knows the worker alone; the meter counts every process of the engine.
 
     Raises:
@@ -326,14 +326,14 @@ def _on_host(part: _Part, beside: Sequence[float], spread: float | None, starts:
     return _Part(part.weights, part.activation, part.graphs, part.budget, round(max(beside)))
 
 
-def _measured(start: Start, part: _Part, blocks: KvBlocks, record: Record) -> MeasuredLoad:
+def _measured(start: VllmStart, part: _Part, blocks: KvBlocks, record: Record) -> MeasuredLoad:
     """What one GPU took: the meter's figure over the GPUs, else what the log adds up to."""
     total = _plateau(start, record)
     size = total / _gpus(start) if total is not None else part.footprint + (start.number or 0) * blocks.bytes
     return MeasuredLoad(context=start.context, num_batch=start.load.request.num_batch, total_gb=gib(size))
 
 
-def _meter_notes(starts: Sequence[Start], part: _Part, blocks: KvBlocks, record: Record) -> list[str]:
+def _meter_notes(starts: Sequence[VllmStart], part: _Part, blocks: KvBlocks, record: Record) -> list[str]:
     if record.machine.meter != "nvml":
         return []
     return [
@@ -344,7 +344,7 @@ def _meter_notes(starts: Sequence[Start], part: _Part, blocks: KvBlocks, record:
     ]
 
 
-def _settings(record: Record, main: Start) -> VllmSettings:
+def _settings(record: Record, main: VllmStart) -> VllmSettings:
     """The settings as asked for, with what the log says was in force."""
     asked, facts = record.settings.vllm, main.facts
     if asked is None:

@@ -18,14 +18,14 @@ from harness.inventory.backend import resolve_name
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.model.record import Gpu
-from harness.prediction.staleness import Here
+from harness.prediction.staleness import Environment
 from harness.sandboxes.container_config import repository
 from harness.store.catalog import cache_folder, find_catalog, pinned_image, read_catalog
 from harness.store.store import Store, read_record, write_atomically
 from harness.units import gib
 
 
-class Given(msgspec.Struct, frozen=True, kw_only=True):
+class Overrides(msgspec.Struct, frozen=True, kw_only=True):
     """What the user says about here, for all calibrations alike."""
 
     image: str | None = None
@@ -36,22 +36,22 @@ class Given(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float = 600.0
 
 
-class Finder:
+class Installed:
     """Looks each part up once. A part that cannot be read is ``None``."""
 
-    def __init__(self, store: Store, given: Given, folder: Path) -> None:
+    def __init__(self, store: Store, given: Overrides, folder: Path) -> None:
         self.store, self.given, self.folder = store, given, folder
         self.catalog = read_catalog(find_catalog(folder))
         self.gpus = functools.cache(self._gpus)
         self.image_digest = functools.cache(self._image_digest)
         self.engine_version = functools.cache(self._engine_version)
 
-    def here(self, calibration: Calibration) -> Here:
+    def here(self, calibration: Calibration) -> Environment:
         """What this calibration would be made with now."""
         metadata = calibration.metadata
         in_docker = metadata.machine.sandbox == "docker"
         image = self.image(calibration) if in_docker else None
-        return Here(
+        return Environment(
             engine=None if in_docker else self.engine_version(calibration.engine),
             image=image,
             image_digest=None if image is None else self.image_digest(image),

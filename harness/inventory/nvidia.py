@@ -15,7 +15,7 @@ from harness.model.trace import MeterName
 from harness.units import gib
 
 if TYPE_CHECKING:
-    from harness.meters.nvml import Gpu as Found
+    from harness.meters.nvml import NvmlGpu
     from harness.sandboxes.daemon import DaemonFacts
 
 #: What dockerd looks for on its PATH to serve ``--gpus``, registered as a runtime or not (moby, daemon/nvidia_linux.go).
@@ -101,7 +101,7 @@ def driven_gpus(titles: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _refuse_several_instances(chosen: Sequence[Found]) -> None:
+def _refuse_several_instances(chosen: Sequence[NvmlGpu]) -> None:
     instances = [gpu for gpu in chosen if gpu.mig]
     if len(instances) > 1:
         raise UsageError(
@@ -111,7 +111,7 @@ def _refuse_several_instances(chosen: Sequence[Found]) -> None:
         )
 
 
-def _meter(chosen: Sequence[Found]) -> tuple[MeterName, str]:
+def _meter(chosen: Sequence[NvmlGpu]) -> tuple[MeterName, str]:
     if any(gpu.memory_bytes is None for gpu in chosen):
         return "log", "which shares the machine's memory and has no size of its own, so memory is logged, not measured"
     if on_wsl():
@@ -119,6 +119,6 @@ def _meter(chosen: Sequence[Found]) -> tuple[MeterName, str]:
     return "nvml", "measured by NVML"
 
 
-def _recorded(gpu: Found) -> Gpu:
+def _recorded(gpu: NvmlGpu) -> Gpu:
     memory = gib(gpu.memory_bytes) if gpu.memory_bytes else None
     return Gpu(name=gpu.name, uuid=gpu.uuid, memory_gb=memory, driver=gpu.driver)

@@ -14,7 +14,7 @@ from harness.inventory.nvidia import ANSWER_LIMIT, gpu_path, has_device, on_wsl
 from harness.units import GIB, format_size
 
 if TYPE_CHECKING:
-    from harness.meters.nvml import Gpu
+    from harness.meters.nvml import NvmlGpu
     from harness.sandboxes.docker_client import Daemon
 
 State = Literal["ok", "missing", "note"]
@@ -54,7 +54,7 @@ def nvidia_findings() -> list[Finding]:
     return [*(_gpu(gpu) for gpu in found), _driver(found[0].driver), _process_memory(found), _pid_namespace()]
 
 
-def _gpu(gpu: Gpu) -> Finding:
+def _gpu(gpu: NvmlGpu) -> Finding:
     subject = f"NVIDIA GPU {gpu.index}"
     if gpu.memory_bytes is None:
         return Finding(
@@ -86,7 +86,7 @@ def _driver(version: str | None) -> Finding:
     return Finding(subject=subject, code="driver-ok", state="ok", text=f"{version}")
 
 
-def _process_memory(found: Sequence[Gpu]) -> Finding:
+def _process_memory(found: Sequence[NvmlGpu]) -> Finding:
     """What the driver says of the processes that are on the GPUs now."""
     subject = "memory by process"
     if on_wsl():

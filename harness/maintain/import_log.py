@@ -31,7 +31,7 @@ from harness.units import format_size
 _BLOB: Final = re.compile(r"(?:^|[/\\])sha256-([0-9a-f]{64})$")
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class ImportOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What comes with a log: bytes of each load on its target, in the log's order, and what the log may not say."""
 
     log: str
@@ -44,7 +44,7 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     force: bool = False
 
 
-def import_log(found: Sequence[LoadFacts], told: Told, store: Store) -> Result:
+def import_log(found: Sequence[LoadFacts], told: ImportOptions, store: Store) -> Result:
     """Fit the loads of a log to the totals that were told, and write the calibration.
 
     Raises:
@@ -71,7 +71,7 @@ def import_log(found: Sequence[LoadFacts], told: Told, store: Store) -> Result:
     return Result(artifact=path, record=written, calibration=calibration, seconds=0.0)
 
 
-def _loads(found: Sequence[LoadFacts], told: Told) -> list[LoadFacts]:
+def _loads(found: Sequence[LoadFacts], told: ImportOptions) -> list[LoadFacts]:
     """The loads that the totals belong to."""
     if any(facts.engine == "vllm" for facts in found):
         raise BadInputError(
@@ -118,7 +118,7 @@ def _on_gpu(facts: LoadFacts) -> bool:
     return any(device.kind == "gpu" and device.weights_bytes for device in facts.devices.values())
 
 
-def _name(loads: Sequence[LoadFacts], told: Told) -> str:
+def _name(loads: Sequence[LoadFacts], told: ImportOptions) -> str:
     """What the model is called: as told, else the file that the log names."""
     paths = {facts.model for facts in loads if facts.model}
     if len(paths) > 1:
@@ -133,7 +133,7 @@ def _name(loads: Sequence[LoadFacts], told: Told) -> str:
     return re.split(r"[/\\]", path)[-1]
 
 
-def _record(loads: Sequence[LoadFacts], told: Told, target: Target, name: str) -> Record:
+def _record(loads: Sequence[LoadFacts], told: ImportOptions, target: Target, name: str) -> Record:
     now, stem, first = datetime.now(UTC), artifact_name(model_stem(name)), loads[0]
     blob = _BLOB.search(first.model or "")
     # One load says nothing of the contexts beyond it: constants then end where it stands.
@@ -171,7 +171,7 @@ def _alone(facts: LoadFacts) -> str:
     return f"one load: the constants end at its context{growth}"
 
 
-def _load(facts: LoadFacts, index: int, told: Told, target: Target) -> Load:
+def _load(facts: LoadFacts, index: int, told: ImportOptions, target: Target) -> Load:
     """One load as if it had been measured, with the figure of others for its plateau."""
     asked = told.contexts[index] if told.contexts else None
     parallel = facts.parallel or 1

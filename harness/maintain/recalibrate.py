@@ -11,13 +11,13 @@ from typing import Final, Literal
 import msgspec
 
 from harness.errors import CannotWriteError, HarnessError, NotFoundError, UnavailableError, UsageError
-from harness.inventory.installed import Finder, Given
+from harness.inventory.installed import Installed, Overrides
 from harness.measure.events import Observer
-from harness.measure.prepare import Session, Wishes, prepare
+from harness.measure.prepare import RunOptions, Session, prepare
 from harness.model.calibration import Calibration
 from harness.model.record import LoadRequest, Machine
 from harness.prediction.drift import Drift, compare
-from harness.prediction.staleness import Age, age, twin_of
+from harness.prediction.staleness import Staleness, age, matching_gpu
 from harness.store.store import RUNS, Store, write_atomically
 
 #: Below the store's runs: what an unfinished recalibration has done.
@@ -25,13 +25,13 @@ JOURNAL: Final = "recalibrate.json"
 _REDACTED: Final = "(redacted)"
 
 
-class Target(msgspec.Struct, frozen=True, kw_only=True):
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """One calibration of the store. ``answers`` is the variant that answers for the GPU here, where this one does not."""
 
     key: str
     path: Path
     calibration: Calibration
-    age: Age
+    age: Staleness
     answers: str | None = None
 
     @property
@@ -45,10 +45,10 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         return self.calibration.metadata.machine.sandbox == "unknown"
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class Recalibration(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one calibration; ``drift`` is from the old artifact to the new one."""
 
-    target: Target
+    target: Candidate
     status: Literal["done", "failed", "done-before"]
     record: Path | None = None
     new: Calibration | None = None
@@ -64,8 +64,8 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def survey(
-    store: Store, models: Sequence[str], finder: Finder, engine: str | None, warn: Callable[[str], None]
-) -> list[Target]:
+    store: Store, models: Sequence[str], finder: Installed, engine: str | None, warn: Callable[[str], None]
+) -> list[Candidate]:
     """The calibrations of ``models`` (none: all of the store), and what of them is not as it is here.
 
     Raises:
@@ -88,7 +88,7 @@ def survey(
     for path, calibration in found:
         _, at, variant = path.stem.partition("@")
         targets.append(
-            Target(
+            Candidate(
                 key=f"{calibration.id}{at}{variant}",
                 path=path,
                 calibration=calibration,
@@ -99,7 +99,7 @@ def survey(
     return targets
 
 
-def _answers(path: Path, calibration: Calibration, store: Store, finder: Finder) -> str | None:
+def _answers(path: Path, calibration: Calibration, store: Store, finder: Installed) -> str | None:
     """The other variant that was measured on a GPU of here, where this one was not: it is this one's that answers elsewhere."""
     now = finder.gpus() if calibration.metadata.machine.meter == "nvml" else None
     if not now or _is_here(calibration.metadata.machine, finder):
@@ -110,8 +110,8 @@ def _answers(path: Path, calibration: Calibration, store: Store, finder: Finder)
     return None
 
 
-def _is_here(machine: Machine, finder: Finder) -> bool:
-    return all(twin_of(gpu, finder.gpus() or ()) for gpu in machine.gpus)
+def _is_here(machine: Machine, finder: Installed) -> bool:
+    return all(matching_gpu(gpu, finder.gpus() or ()) for gpu in machine.gpus)
 
 
 def plan_of(calibration: Calibration) -> tuple[LoadRequest, ...]:
@@ -120,7 +120,7 @@ def plan_of(calibration: Calibration) -> tuple[LoadRequest, ...]:
     return tuple(dict.fromkeys(LoadRequest(context=load.context, num_batch=load.num_batch) for load in loads))
 
 
-def wishes_of(target: Target, finder: Finder) -> Wishes:
+def wishes_of(target: Candidate, finder: Installed) -> RunOptions:
     """The options that measure a calibration again: its own settings and plan, on what is here.
 
     Raises:
@@ -140,7 +140,7 @@ def wishes_of(target: Target, finder: Finder) -> Wishes:
     if settings.vllm is not None and settings.vllm.model.startswith("/"):
         model = settings.vllm.model  # a folder, filed under its name
     vllm = target.calibration.engine == "vllm"  # its loads depend on each other: they are planned anew over the same contexts
-    return Wishes(
+    return RunOptions(
         model=model,
         engine=target.calibration.engine,
         sandbox=metadata.machine.sandbox,
@@ -162,15 +162,15 @@ def wishes_of(target: Target, finder: Finder) -> Wishes:
     )
 
 
-def _gpus(machine: Machine, finder: Finder) -> str:
+def _gpus(machine: Machine, finder: Installed) -> str:
     if machine.target == "host":
         return "none"
-    twins = [twin_of(gpu, finder.gpus() or ()) for gpu in machine.gpus] if machine.meter == "nvml" else []
+    twins = [matching_gpu(gpu, finder.gpus() or ()) for gpu in machine.gpus] if machine.meter == "nvml" else []
     found = [twin.uuid for twin in twins if twin is not None and twin.uuid is not None]
     return ",".join(dict.fromkeys(found)) if found and len(found) == len(machine.gpus) else "all"
 
 
-def _secret(name: str, value: str, given: Given) -> str:
+def _secret(name: str, value: str, given: Overrides) -> str:
     if value != _REDACTED:
         return value
     found = given.env.get(name, os.environ.get(name))
@@ -181,7 +181,7 @@ def _secret(name: str, value: str, given: Given) -> str:
     return found
 
 
-def refuse_other(target: Target, session: Session, force: bool) -> None:
+def refuse_other(target: Candidate, session: Session, force: bool) -> None:
     """Refuse to put another machine's figures in the place of these.
 
     Raises:
@@ -204,25 +204,31 @@ def refuse_other(target: Target, session: Session, force: bool) -> None:
 
 
 def recalibrate(
-    targets: Sequence[Target], store: Store, finder: Finder, observer: Observer, *, asked: Sequence[str], force: bool = False
-) -> list[Outcome]:
+    targets: Sequence[Candidate],
+    store: Store,
+    finder: Installed,
+    observer: Observer,
+    *,
+    asked: Sequence[str],
+    force: bool = False,
+) -> list[Recalibration]:
     """Measure each target again. One that fails stops none of the others; what an interrupted run had done is not done again.
 
     The old artifact is replaced only by a new one that is to be trusted; the old record stays.
     """
     journal = _journal(store, tuple(asked))
-    outcomes: list[Outcome] = []
+    outcomes: list[Recalibration] = []
     for number, target in enumerate(targets, 1):
         if journal.done.get(target.key) == target.calibration.metadata.run is not None:
             observer.say(f"[{number}/{len(targets)}] {target.key}: done before the interruption")
-            outcomes.append(Outcome(target=target, status="done-before"))
+            outcomes.append(Recalibration(target=target, status="done-before"))
             continue
         observer.say(f"[{number}/{len(targets)}] {target.key}")
         try:
             outcome = _again(target, store, finder, observer, force)
         except HarnessError as error:
             observer.warn(error.message)
-            outcomes.append(Outcome(target=target, status="failed", error=error))
+            outcomes.append(Recalibration(target=target, status="failed", error=error))
             continue
         outcomes.append(outcome)
         if outcome.new is not None and outcome.new.metadata.run is not None:
@@ -233,7 +239,7 @@ def recalibrate(
     return outcomes
 
 
-def _again(target: Target, store: Store, finder: Finder, observer: Observer, force: bool) -> Outcome:
+def _again(target: Candidate, store: Store, finder: Installed, observer: Observer, force: bool) -> Recalibration:
     session = prepare(wishes_of(target, finder), store, finder.folder)
     refuse_other(target, session, force)
     if session.plan().artifact != target.path:
@@ -241,7 +247,7 @@ def _again(target: Target, store: Store, finder: Finder, observer: Observer, for
             f"{target.path} does not stand where {session.plan().artifact.name} is filed", code="other-model"
         )
     result = session.calibrate(observer)
-    return Outcome(
+    return Recalibration(
         target=target,
         status="done",
         record=result.record,

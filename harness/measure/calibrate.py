@@ -23,8 +23,8 @@ from harness.inventory.backend import Choice
 from harness.measure import vllm
 from harness.measure.dry_runs import measure_splits
 from harness.measure.events import Observer
-from harness.measure.interference import refuse_blind, stranger_notes
-from harness.measure.load import Runner, StageHook, no_hook
+from harness.measure.interference import interference_notes, refuse_blind
+from harness.measure.load import LoadRunner, StageHook, no_hook
 from harness.measure.overwrite import refuse_overwrite
 from harness.measure.speed import HOST_SPEED_PROMPTS, SPEED_PROMPTS, no_host_speed
 from harness.meters.base import Meter
@@ -64,14 +64,14 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class CalibrationPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What a calibration would do."""
 
     artifact: Path
     loads: tuple[LoadRequest, ...]
 
 
-def plan(engine: Engine, request: Request, store: Store, options: Options, version: str | None = None) -> Plan:
+def plan(engine: Engine, request: Request, store: Store, options: Options, version: str | None = None) -> CalibrationPlan:
     """The loads and the file of a calibration, without starting anything; of the newest engine where it is not known.
 
     Raises:
@@ -94,7 +94,7 @@ def plan(engine: Engine, request: Request, store: Store, options: Options, versi
     else:
         limits, slots = batch_rule(engine, options, version), options.num_parallel
         loads = request.loads or plan_loads(contexts, train, num_batch=batch, batch_limits=limits, num_parallel=slots)
-    return Plan(artifact=store.path_of(engine.name, model_stem(request.name), request.variant), loads=loads)
+    return CalibrationPlan(artifact=store.path_of(engine.name, model_stem(request.name), request.variant), loads=loads)
 
 
 def batch_rule(engine: Engine, options: Options, version: str | None) -> BatchLimits:
@@ -205,7 +205,7 @@ class Run:
             folder.mkdir(parents=True)
         except OSError as error:
             raise CannotWriteError(f"{folder} cannot be made: {error.strerror}") from error
-        self.runner = Runner(
+        self.runner = LoadRunner(
             engine=engine, sandbox=sandbox, meter=meter, options=options, folder=folder, observer=observer,
             epoch=self.epoch, hook=hook,
         )  # fmt: skip
@@ -237,7 +237,7 @@ class Run:
     def _look_back(self) -> None:
         """Once the engine has ended: what the devices hold now, and who else has used them."""
         self.record = msgspec.structs.replace(self.record, after=self.runner.occupancy())
-        notes = stranger_notes(self.record)
+        notes = interference_notes(self.record)
         for note in notes:
             self.observer.warn(note)
         self.record = msgspec.structs.replace(self.record, notes=(*self.record.notes, *notes))
@@ -367,4 +367,4 @@ def _flash(choice: str) -> str:
     return "enabled" if choice == "on" else "disabled"
 
 
-__all__ = ["Plan", "Request", "Result", "calibrate", "plan"]
+__all__ = ["CalibrationPlan", "Request", "Result", "calibrate", "plan"]

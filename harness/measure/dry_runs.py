@@ -13,7 +13,7 @@ from typing import Final
 from harness.engines.base import Source
 from harness.errors import EngineError, WontFitError
 from harness.measure.engine_log import last_lines, read_facts
-from harness.measure.load import Runner
+from harness.measure.load import LoadRunner
 from harness.model.record import Load, LoadRequest, Record
 from harness.prediction.placement import DRY_RUNS, plan_dry_runs
 from harness.sandboxes.base import Running
@@ -25,7 +25,7 @@ LARGEST: Final = 262_144
 _DONE: Final = b"common_fit_params: "
 
 
-def measure_splits(runner: Runner, source: Source, record: Record, add: Callable[[Load], None]) -> None:
+def measure_splits(runner: LoadRunner, source: Source, record: Record, add: Callable[[Load], None]) -> None:
     """Make the dry runs of a calibration; the first tells what kinds of layers there are, the others follow from it."""
     layers, top = record.model.layers, record.model.train_context
     if record.machine.target != "gpu" or record.engine_name != "llama-server" or not layers:
@@ -41,7 +41,7 @@ def measure_splits(runner: Runner, source: Source, record: Record, add: Callable
         add(dry_run(runner, source, request))
 
 
-def dry_run(runner: Runner, source: Source, request: LoadRequest) -> Load:
+def dry_run(runner: LoadRunner, source: Source, request: LoadRequest) -> Load:
     """Start the engine, wait until it has printed what it reckons, and end it."""
     started = runner.now()
     reason = None

@@ -8,7 +8,7 @@ from harness.model.record import Load, Record, Target
 from harness.units import format_size
 
 
-def stranger_notes(record: Record) -> tuple[str, ...]:
+def interference_notes(record: Record) -> tuple[str, ...]:
     """One note for each process that was not the engine's and held memory of the GPU, with when it was seen."""
     seen: dict[int, dict[str, int | None]] = {}
     for when, occupancy in (("before", record.before), ("after", record.after)):

@@ -15,11 +15,11 @@ from harness.errors import BusyError, EngineError, UnavailableError, WontFitErro
 from harness.fit.load_plan import DEFAULT_BATCH
 from harness.measure.engine_log import await_facts, check_alive
 from harness.measure.events import Observer
-from harness.measure.timing import CpuWatch, worth_timing
+from harness.measure.timing import CpuWatch, prompts_to_time
 from harness.meters.base import DeviceMeter, Meter
 from harness.meters.sampler import Sampler
-from harness.model.record import EngineVersion, Load, LoadRequest, Outcome, Reported, Speed
-from harness.model.trace import CLOSE, MemoryTrace, Occupancy, Plateau
+from harness.model.record import EngineVersion, Load, LoadOutcome, LoadRequest, Reported, Speed
+from harness.model.trace import BASELINE_TOLERANCE, MemoryTrace, Occupancy, Plateau
 from harness.sandboxes.base import Running, Sandbox
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def no_hook(stage: str) -> None:
     """Do nothing at any stage."""
 
 
-class Runner:
+class LoadRunner:
     """Makes loads in one sandbox with one engine; keeps a persistent engine between them.
 
     Times in the loads are seconds since ``epoch`` (a ``time.monotonic`` value).
@@ -87,10 +87,10 @@ class Runner:
         if not isinstance(self.meter, DeviceMeter):
             return
         begin = time.monotonic()
-        while (risen := self.meter.risen()) and max(risen.values()) > CLOSE and time.monotonic() < begin + RETURN:
+        while (risen := self.meter.risen()) and max(risen.values()) > BASELINE_TOLERANCE and time.monotonic() < begin + RETURN:
             time.sleep(0.1)
         if risen:
-            state.left = sum(size for size in risen.values() if size > CLOSE)
+            state.left = sum(size for size in risen.values() if size > BASELINE_TOLERANCE)
         state.settled += time.monotonic() - begin
 
     def now(self) -> float:
@@ -191,7 +191,7 @@ class Runner:
         started = self.now()
         log_start = self._log_size()
         state = _State()
-        outcome: Outcome = "ok"
+        outcome: LoadOutcome = "ok"
         reason: str | None = None
         try:
             self._measure(source, request, state)
@@ -283,7 +283,7 @@ class Runner:
         started = self.now()
         state = _State()
         speeds: list[Speed] = []
-        outcome: Outcome = "ok"
+        outcome: LoadOutcome = "ok"
         reason: str | None = None
         log_start = 0
         try:
@@ -298,7 +298,7 @@ class Runner:
                 state.ready = self.now()
                 begin = time.monotonic()
                 cpu = CpuWatch(running.pids)
-                for prompt in worth_timing(prompts, speeds):
+                for prompt in prompts_to_time(prompts, speeds):
                     self.observer.progress("timing", len(speeds), len(prompts))
                     speeds.append(self.engine.generate(client, source, request, self.options, prompt, DECODE_TOKENS))
                 state.requested = time.monotonic() - begin
@@ -328,7 +328,7 @@ class Runner:
     def _finish(
         self,
         request: LoadRequest,
-        outcome: Outcome,
+        outcome: LoadOutcome,
         reason: str | None,
         log: Path | None,
         log_start: int,

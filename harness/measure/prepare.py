@@ -22,7 +22,7 @@ from harness.store.catalog import DEFAULT_MODEL, find_catalog, pinned_image, rea
 from harness.store.store import Store
 
 
-class Wishes(msgspec.Struct, frozen=True, kw_only=True):
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of ``harness calibrate``, read but not yet resolved; ``loads`` is a recorded plan."""
 
     model: str | None = None
@@ -54,7 +54,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     request: workflow.Request
     store: Store
 
-    def plan(self) -> workflow.Plan:
+    def plan(self) -> workflow.CalibrationPlan:
         """What it would do."""
         return workflow.plan(self.engine, self.request, self.store, self.options)
 
@@ -77,7 +77,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
-def prepare(wishes: Wishes, store: Store, here: Path) -> Session:
+def prepare(wishes: RunOptions, store: Store, here: Path) -> Session:
     """Resolve everything that can fail without starting an engine.
 
     Raises:

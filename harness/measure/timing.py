@@ -15,7 +15,7 @@ PROMPT_BUDGET: Final = 60.0
 REPEAT_BUDGET: Final = 5.0
 
 
-def worth_timing(prompts: Sequence[int], speeds: Sequence[Speed]) -> Iterator[int]:
+def prompts_to_time(prompts: Sequence[int], speeds: Sequence[Speed]) -> Iterator[int]:
     """The prompts to time, one after the other; ``speeds`` are the answers so far.
 
     A prompt too long for the last one's rate ends it; one that was slow is not repeated.

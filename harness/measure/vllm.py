@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from harness.errors import OffloadLikelyError, UnknownVerdictError
-from harness.fit.vllm import Start, block_interval
+from harness.fit.vllm import VllmStart, block_interval
 from harness.fit.vllm_releases import KV_BYTES, at_least
 from harness.model.calibration import Calibration
 from harness.model.record import Load, LoadRequest, Machine, Record
@@ -24,7 +24,7 @@ HOST_SHARE: Final = 0.25
 TRIES: Final = 4
 
 #: Makes one load: its request and its number.
-Point = Callable[[LoadRequest, int], Load]
+MeasurePoint = Callable[[LoadRequest, int], Load]
 
 
 def plan(contexts: Sequence[int], train_context: int | None, num_batch: int | None) -> tuple[LoadRequest, ...]:
@@ -37,7 +37,7 @@ def plan(contexts: Sequence[int], train_context: int | None, num_batch: int | No
     return tuple(LoadRequest(context=context, num_batch=num_batch) for context in (wanted[-1], wanted[0]))
 
 
-def measure(point: Point, loads: Sequence[LoadRequest], machine: Machine) -> None:
+def measure(point: MeasurePoint, loads: Sequence[LoadRequest], machine: Machine) -> None:
     """The starts of a run, in order."""
     if any(load.utilization is not None or load.kv_cache_bytes is not None for load in loads):
         for step, request in enumerate(loads, 1):  # a plan that was made before, with everything in it
@@ -56,7 +56,7 @@ def measure(point: Point, loads: Sequence[LoadRequest], machine: Machine) -> Non
     point(msgspec.structs.replace(load.request, context=short, kv_cache_bytes=size), len(loads))
 
 
-def _until_it_starts(point: Point, request: LoadRequest) -> Load | None:
+def _until_it_starts(point: MeasurePoint, request: LoadRequest) -> Load | None:
     """The load that became ready; ``None`` if none did."""
     for _ in range(TRIES):
         load = point(request, 1)
@@ -92,7 +92,7 @@ def exact_bytes(load: Load, context: int) -> int | None:
     """A KV cache for one sequence of ``context`` tokens, one block to spare and the one that is never used."""
     if load.facts is None or load.facts.vllm is None:
         return None
-    start = Start(load, load.facts.vllm)
+    start = VllmStart(load, load.facts.vllm)
     size, interval, need = start.block_size, block_interval(start), start.of_sequence
     if size is None or interval is None or need is None:
         return None

@@ -38,7 +38,7 @@ _PID_LIMIT: Final = 1 << 22
 _CONTEXT: Final = 16 * MIB
 
 
-class Gpu(msgspec.Struct, frozen=True, kw_only=True):
+class NvmlGpu(msgspec.Struct, frozen=True, kw_only=True):
     """One NVIDIA GPU, or one instance of a GPU that is split (MIG); ``index`` is then the whole GPU's.
 
     ``memory_bytes`` and ``free_bytes`` (when it was read) are ``None`` on unified-memory machines.
@@ -77,7 +77,7 @@ def _nvml() -> Iterator[Any]:
             pynvml.nvmlShutdown()
 
 
-def gpus() -> list[Gpu]:
+def gpus() -> list[NvmlGpu]:
     """All NVIDIA GPUs that answer, in the driver's order; of a GPU in MIG mode its instances.
 
     Raises:
@@ -94,7 +94,7 @@ def gpus() -> list[Gpu]:
                     uuid, name = str(nvml.nvmlDeviceGetUUID(handle)), str(nvml.nvmlDeviceGetName(handle))
                     memory = _memory(nvml, handle)
                     found.append(
-                        Gpu(index=index, uuid=uuid, name=name, memory_bytes=memory and memory[0], driver=driver,
+                        NvmlGpu(index=index, uuid=uuid, name=name, memory_bytes=memory and memory[0], driver=driver,
                             mig=instances is not None, free_bytes=memory and memory[1])
                     )  # fmt: skip
             except nvml.NVMLError:

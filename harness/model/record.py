@@ -17,7 +17,7 @@ RECORD_VERSION: Final = 1
 
 Target = Literal["gpu", "host"]
 Purpose = Literal["point", "speed", "host-speed", "dry-run", "warm-up", "serve"]
-Outcome = Literal["ok", "wont-fit", "spilled", "failed", "skipped"]
+LoadOutcome = Literal["ok", "wont-fit", "spilled", "failed", "skipped"]
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,7 +169,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     request: LoadRequest
-    outcome: Outcome
+    outcome: LoadOutcome
     reason: str | None = None
     log: str | None = None
     log_start: Annotated[int, msgspec.Meta(ge=0)] = 0

@@ -8,10 +8,10 @@ import msgspec
 
 from harness.units import MIB
 
-#: ``import``: a figure that somebody else measured.
 #: A device that is this close to its baseline, bytes, has come back to it.
-CLOSE: Final = 16 * MIB
+BASELINE_TOLERANCE: Final = 16 * MIB
 
+#: ``import``: a figure that was measured elsewhere.
 MeterName = Literal["nvml", "host", "log", "import"]
 
 

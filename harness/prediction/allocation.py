@@ -32,7 +32,7 @@ NULL_BLOCKS: Final = 1
 Lever = Literal["kv-cache-memory-bytes", "gpu-memory-utilization"]
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """What will run; ``None`` is taken from the calibration."""
 
     version: str | None = None
@@ -109,7 +109,7 @@ class Sizing(msgspec.Struct, frozen=True, kw_only=True):
     max_context: int
 
 
-def mismatches(calibration: Calibration, wanted: Wanted) -> list[str]:
+def mismatches(calibration: Calibration, wanted: Deployment) -> list[str]:
     """In what a calibration differs from what will run; empty where it answers for it."""
     metadata, vllm = calibration.metadata, calibration.metadata.settings.vllm
     if vllm is None:

@@ -12,7 +12,7 @@ from harness.model.record import Gpu
 from harness.prediction.drift import Change
 
 
-class Here(msgspec.Struct, frozen=True, kw_only=True):
+class Environment(msgspec.Struct, frozen=True, kw_only=True):
     """What a calibration would be made with now; ``None`` is unknown.
 
     ``image`` is the reference that would be used, ``image_digest`` what it means on this machine.
@@ -25,18 +25,18 @@ class Here(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[Gpu, ...] | None = None
 
 
-class Age(msgspec.Struct, frozen=True, kw_only=True):
+class Staleness(msgspec.Struct, frozen=True, kw_only=True):
     """``reasons`` make a calibration stale; ``unknown`` are the parts that could not be compared."""
 
     reasons: tuple[Change, ...]
     unknown: tuple[str, ...]
 
 
-def age(calibration: Calibration, here: Here) -> Age:
+def age(calibration: Calibration, here: Environment) -> Staleness:
     """Compare what was recorded with what is here."""
     metadata = calibration.metadata
     if metadata.machine.meter == "import":
-        return Age(reasons=(), unknown=("everything: it was measured by somebody else",))
+        return Staleness(reasons=(), unknown=("everything: it was measured by somebody else",))
     compared: list[tuple[str, str | None, str | None]] = []
     if metadata.machine.sandbox == "docker":
         compared.append(_image(calibration, here))
@@ -46,13 +46,13 @@ def age(calibration: Calibration, here: Here) -> Age:
     if metadata.machine.meter == "nvml":
         compared += _gpus(metadata.machine.gpus, here.gpus)
     known = [(name, old, new) for name, old, new in compared if old is not None and new is not None]
-    return Age(
+    return Staleness(
         reasons=tuple(Change(name=name, old=old, new=new) for name, old, new in known if old != new),
         unknown=tuple(name for name, old, new in compared if old is None or new is None),
     )
 
 
-def _image(calibration: Calibration, here: Here) -> tuple[str, str | None, str | None]:
+def _image(calibration: Calibration, here: Environment) -> tuple[str, str | None, str | None]:
     """By digest where both are known, else by reference: an image that is not pulled yet may still be another one by name."""
     engine = calibration.metadata.engine
     if engine.image_digest is not None and here.image_digest is not None:
@@ -67,7 +67,7 @@ def _image(calibration: Calibration, here: Here) -> tuple[str, str | None, str |
 def _gpus(then: tuple[Gpu, ...], now: tuple[Gpu, ...] | None) -> list[tuple[str, str | None, str | None]]:
     if now is None or not then:
         return [("GPU", None, None), ("driver", None, None)]
-    twins = [twin_of(gpu, now) for gpu in then]
+    twins = [matching_gpu(gpu, now) for gpu in then]
     names = ", ".join(gpu.name for gpu in then)
     drivers = ", ".join(sorted({gpu.driver for gpu in then if gpu.driver})) or None
     if None in twins:
@@ -76,7 +76,7 @@ def _gpus(then: tuple[Gpu, ...], now: tuple[Gpu, ...] | None) -> list[tuple[str,
     return [("GPU", names, names), ("driver", drivers, found)]
 
 
-def twin_of(gpu: Gpu, now: tuple[Gpu, ...]) -> Gpu | None:
+def matching_gpu(gpu: Gpu, now: tuple[Gpu, ...]) -> Gpu | None:
     """The same GPU here, or else one of its kind."""
     same = [one for one in now if one.uuid == gpu.uuid and gpu.uuid is not None]
     return next(iter(same or [one for one in now if one.name == gpu.name]), None)

@@ -13,7 +13,7 @@ from harness.prediction.verdict import Verdict
 LAYERS: Final = 2
 
 
-def told(facts: LoadFacts, target: Target) -> str:
+def describe_placement(facts: LoadFacts, target: Target) -> str:
     """What the log says, for people."""
     if facts.vllm is not None:
         tokens = "unknown" if facts.vllm.kv_tokens is None else f"{facts.vllm.kv_tokens:,}"

@@ -22,12 +22,12 @@ def console(stderr: bool = False) -> Console:
     """A console that draws colours only on terminals and never wraps files at 80 columns by accident."""
     from rich.console import Console
 
-    class Plain(Console):
+    class PlainConsole(Console):
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError  # as everywhere; rich alone would end with 1
 
     stream = sys.stderr if stderr else sys.stdout
-    return Plain(stderr=stderr, highlight=False, width=None if stream.isatty() else PIPE_WIDTH)
+    return PlainConsole(stderr=stderr, highlight=False, width=None if stream.isatty() else PIPE_WIDTH)
 
 
 def size_of(gib: float | None) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError, UnavailableError
-from harness.report.page import Assets, DriftLine, Entry, page
+from harness.report.page import Assets, DriftLine, ReportEntry, page
 from harness.store.store import Store, read_record, write_atomically
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from harness.maintain.diff import Pair
 
 
-def entries_of(store: Store, warn: Callable[[str], None]) -> tuple[Entry, ...]:
+def entries_of(store: Store, warn: Callable[[str], None]) -> tuple[ReportEntry, ...]:
     """Every calibration that can be read, with its run's record where it is there."""
     found = []
     for path in store.paths():
@@ -33,7 +33,7 @@ def entries_of(store: Store, warn: Callable[[str], None]) -> tuple[Entry, ...]:
                 record = None  # runs are kept out of repositories; the page does without its trace
         variant = path.stem.partition("@")[2]
         key = f"{calibration.id}@{variant}" if variant else calibration.id
-        found.append(Entry(key=key, calibration=calibration, record=record))
+        found.append(ReportEntry(key=key, calibration=calibration, record=record))
     return tuple(found)
 
 

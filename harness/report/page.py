@@ -18,7 +18,7 @@ from harness.model.calibration import Calibration, to_document
 from harness.model.record import Record
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class ReportEntry(msgspec.Struct, frozen=True, kw_only=True):
     """A calibration of the store, and the record of its run where it is still there. ``key`` is ``engine/name[@variant]``."""
 
     key: str
@@ -43,7 +43,12 @@ class Assets(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def page(
-    entries: Sequence[Entry], assets: Assets, *, subtitle: str, drift: Sequence[DriftLine] = (), against: str | None = None
+    entries: Sequence[ReportEntry],
+    assets: Assets,
+    *,
+    subtitle: str,
+    drift: Sequence[DriftLine] = (),
+    against: str | None = None,
 ) -> str:
     """The page's text."""
     data = {
@@ -77,7 +82,7 @@ img-src data: blob:">
 """
 
 
-def _entry(entry: Entry) -> dict[str, Any]:
+def _entry(entry: ReportEntry) -> dict[str, Any]:
     return {
         "key": entry.key,
         "anchor": re.sub(r"[^A-Za-z0-9]+", "-", entry.key),

@@ -8,7 +8,7 @@ import msgspec
 
 from harness.errors import HarnessError, NotFoundError, UnknownVerdictError
 from harness.model.calibration import Calibration
-from harness.prediction.allocation import Allocation, Wanted, allocate, mismatches
+from harness.prediction.allocation import Allocation, Deployment, allocate, mismatches
 from harness.store.store import Store
 
 
@@ -24,7 +24,7 @@ def answer(
     model: str,
     context: int,
     concurrency: int,
-    wanted: Wanted,
+    wanted: Deployment,
     *,
     variant: str | None = None,
     available: tuple[int, ...] | None = None,
@@ -44,7 +44,7 @@ def answer(
     )
 
 
-def matching(store: Store, model: str, wanted: Wanted, variant: str | None = None) -> Calibration:
+def matching(store: Store, model: str, wanted: Deployment, variant: str | None = None) -> Calibration:
     """The calibration of vLLM that answers for what will run: the default file first.
 
     Raises:

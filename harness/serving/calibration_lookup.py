@@ -21,7 +21,7 @@ _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{6,64}")
 _MOST: Final = 1 << 31
 
 
-class Question(msgspec.Struct, frozen=True, kw_only=True):
+class FitQuery(msgspec.Struct, frozen=True, kw_only=True):
     """One model at one context, in tokens per slot; ``digest`` (or its beginning) names the weights that are meant."""
 
     model: str
@@ -30,7 +30,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     digest: str | None = None
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+class CalibrationFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Which of a model's calibrations: ``variant`` decides alone; settings count where they are given."""
 
     engine: EngineName | None = None
@@ -39,7 +39,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     flash_attention: Literal["enabled", "disabled"] | None = None
 
 
-class Chosen(msgspec.Struct, frozen=True, kw_only=True):
+class CalibrationMatch(msgspec.Struct, frozen=True, kw_only=True):
     """A calibration and what it holds for: ``gpus`` are those of this machine, empty for host memory or where none was read.
 
     ``obstacle`` says why nothing could be read.
@@ -58,7 +58,7 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
         return self.path.stem.partition("@")[2] or None
 
 
-def read_question(spec: str, context: int | None, num_parallel: int = 1) -> Question:
+def read_question(spec: str, context: int | None, num_parallel: int = 1) -> FitQuery:
     """``MODEL``, ``MODEL@CTX`` or ``MODEL@sha256:…``, with ``context`` where the spec names none.
 
     Raises:
@@ -84,12 +84,12 @@ def read_question(spec: str, context: int | None, num_parallel: int = 1) -> Ques
         raise UsageError(f"at which context? {name} needs one", hint=f"{name}@8192, or --ctx 8192", code="no-context")
     if not 1 <= context <= _MOST:
         raise UsageError(f"{spec}: a context is 1 to {_MOST} tokens", code="bad-context")
-    return Question(model=name, context=context, num_parallel=num_parallel, digest=digest)
+    return FitQuery(model=name, context=context, num_parallel=num_parallel, digest=digest)
 
 
 def choose(
-    question: Question, store: Store, machine: MachineNow, wanted: Wanted, available: tuple[int, ...] | None = None
-) -> Chosen | str:
+    question: FitQuery, store: Store, machine: MachineNow, wanted: CalibrationFilter, available: tuple[int, ...] | None = None
+) -> CalibrationMatch | str:
     """The calibration that holds here with what is free for it, or why there is none.
 
     Raises:
@@ -107,13 +107,13 @@ def choose(
     return msgspec.structs.replace(chosen, calibration=calibration, warnings=(*chosen.warnings, *((note,) if note else ())))
 
 
-def load(model: str, store: Store, wanted: Wanted | None = None) -> Calibration:
+def load(model: str, store: Store, wanted: CalibrationFilter | None = None) -> Calibration:
     """The calibration of a model (a catalog name, an id, a path) that holds here; where it is the only one, it is taken.
 
     Raises:
         NotFoundError: there is none. UsageError: several engines have the model. BadInputError, ConfigError: damaged, newer.
     """
-    found = _pick(Question(model=model, context=1), store, MachineNow(), wanted or Wanted())
+    found = _pick(FitQuery(model=model, context=1), store, MachineNow(), wanted or CalibrationFilter())
     if not isinstance(found, str):
         return found[1]
     files = store.find(model, wanted.engine if wanted else None)
@@ -124,7 +124,7 @@ def load(model: str, store: Store, wanted: Wanted | None = None) -> Calibration:
 
 
 def _pick(
-    question: Question, store: Store, machine: MachineNow, wanted: Wanted, available: tuple[int, ...] | None = None
+    question: FitQuery, store: Store, machine: MachineNow, wanted: CalibrationFilter, available: tuple[int, ...] | None = None
 ) -> tuple[Path, Calibration] | str:
     """The variant asked for, else one of the same GPU and settings, else the default file; or why there is none."""
     found = store.find(question.model, wanted.engine)
@@ -148,7 +148,7 @@ def _pick(
     return f"{question.model} has only variants, for other GPUs or settings: {names}; choose one with --variant"
 
 
-def _same(calibration: Calibration, machine: MachineNow, wanted: Wanted, available: tuple[int, ...] | None) -> bool:
+def _same(calibration: Calibration, machine: MachineNow, wanted: CalibrationFilter, available: tuple[int, ...] | None) -> bool:
     if _other_settings(calibration, wanted):
         return False
     if available is not None:
@@ -183,7 +183,7 @@ def _room(gpu: GpuNow) -> int:
     return gpu.free_bytes or 0
 
 
-def _other_settings(calibration: Calibration, wanted: Wanted) -> list[str]:
+def _other_settings(calibration: Calibration, wanted: CalibrationFilter) -> list[str]:
     settings = calibration.metadata.settings
     differs = []
     if wanted.kv_cache_type not in (None, settings.kv_cache_type):
@@ -194,8 +194,8 @@ def _other_settings(calibration: Calibration, wanted: Wanted) -> list[str]:
 
 
 def _here(
-    path: Path, calibration: Calibration, machine: MachineNow, wanted: Wanted, available: tuple[int, ...] | None
-) -> Chosen:
+    path: Path, calibration: Calibration, machine: MachineNow, wanted: CalibrationFilter, available: tuple[int, ...] | None
+) -> CalibrationMatch:
     """What is free for a calibration, and what differs from where it was made."""
     other = [*_other_settings(calibration, wanted)]
     newer = []
@@ -235,7 +235,7 @@ def _here(
         notes.append(f"calibrated with {'; '.join((*other, *newer))}: harness calibrate {model} --variant NAME")
     elif newer:
         notes.append(f"calibrated with {'; '.join(newer)}: harness recalibrate {name}")
-    return Chosen(
+    return CalibrationMatch(
         calibration=calibration, path=path, gpus=gpus, available=available, obstacle=obstacle, warnings=tuple(notes)
     )  # fmt: skip
 

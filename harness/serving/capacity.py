@@ -13,7 +13,7 @@ from harness.errors import HarnessError, NotFoundError
 from harness.inventory.machine import MachineNow
 from harness.prediction.memory import decode_at_depth, predict
 from harness.prediction.verdict import Fate, Verdict, judge, judge_together
-from harness.serving.calibration_lookup import Chosen, Question, Wanted, choose, read_question
+from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, FitQuery, choose, read_question
 from harness.store.store import Store
 
 #: Context at which models are put together, tokens per slot, where nobody names one.
@@ -31,8 +31,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     speed when the context is full. ``reason`` says why nothing is known.
     """
 
-    question: Question
-    chosen: Chosen
+    question: FitQuery
+    chosen: CalibrationMatch
     largest_context: int | None
     verdict: Verdict
     weights_bytes: int
@@ -95,7 +95,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class CapacityPlan(msgspec.Struct, frozen=True, kw_only=True):
     """The answer of :func:`plan`; ``warnings`` are for the user."""
 
     memories: tuple[Memory, ...]
@@ -107,11 +107,11 @@ def plan(
     store: Store,
     machine: MachineNow,
     *,
-    wanted: Wanted | None = None,
+    wanted: CalibrationFilter | None = None,
     available: tuple[int, ...] | None = None,
     num_parallel: int = 1,
     context: int = TOGETHER,
-) -> Plan:
+) -> CapacityPlan:
     """The plan of some models, or of all that are calibrated.
 
     Args:
@@ -130,7 +130,7 @@ def plan(
     rows: list[Row] = []
     for question in _questions(specs, store, num_parallel, context):
         try:
-            chosen = choose(question, store, machine, wanted or Wanted(), available)
+            chosen = choose(question, store, machine, wanted or CalibrationFilter(), available)
         except HarnessError as error:
             if specs:
                 raise
@@ -144,18 +144,18 @@ def plan(
         warnings += chosen.warnings
         rows.append(_row(question, chosen))
     memories = tuple(_memory(name, some, given=available is not None) for name, some in _by_memory(rows).items())
-    return Plan(memories=memories, warnings=tuple(dict.fromkeys(warnings)))
+    return CapacityPlan(memories=memories, warnings=tuple(dict.fromkeys(warnings)))
 
 
-def _questions(specs: Sequence[str], store: Store, num_parallel: int, context: int) -> Iterator[Question]:
+def _questions(specs: Sequence[str], store: Store, num_parallel: int, context: int) -> Iterator[FitQuery]:
     if specs:
         yield from (read_question(spec, context, num_parallel) for spec in specs)
         return
     ids = dict.fromkeys(f"{path.parent.name}/{path.stem.partition('@')[0]}" for path in store.paths())
-    yield from (Question(model=one, context=context, num_parallel=num_parallel) for one in ids)
+    yield from (FitQuery(model=one, context=context, num_parallel=num_parallel) for one in ids)
 
 
-def _row(question: Question, chosen: Chosen) -> Row:
+def _row(question: FitQuery, chosen: CalibrationMatch) -> Row:
     calibration, slots = chosen.calibration, question.num_parallel
     top = calibration.metadata.quality.valid_to
     first = judge(calibration, min(question.context, top), slots, chosen.available)

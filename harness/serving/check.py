@@ -10,7 +10,7 @@ import msgspec
 
 from harness.inventory.machine import ADVICE, MachineNow, residents
 from harness.prediction.verdict import Fate, Verdict, judge, judge_together
-from harness.serving.calibration_lookup import Chosen, Question, Wanted, choose
+from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, FitQuery, choose
 from harness.store.store import Store
 
 Word = Literal["fits", "offload", "unknown"]
@@ -23,9 +23,9 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     the speed with everything on the target.
     """
 
-    question: Question
+    question: FitQuery
     word: Word
-    chosen: Chosen | None = None
+    chosen: CalibrationMatch | None = None
     verdict: Verdict | None = None
     fate: Fate | None = None
     reason: str | None = None
@@ -79,11 +79,11 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check(
-    questions: Sequence[Question],
+    questions: Sequence[FitQuery],
     store: Store,
     machine: MachineNow,
     *,
-    wanted: Wanted | None = None,
+    wanted: CalibrationFilter | None = None,
     available: tuple[int, ...] | None = None,
     extrapolate: bool = False,
 ) -> Check:
@@ -92,11 +92,11 @@ def check(
     Raises:
         UsageError: several engines have a model. BadInputError, ConfigError: a file that cannot be read.
     """
-    wanted = wanted or Wanted()
+    wanted = wanted or CalibrationFilter()
     chosen = [choose(one, store, machine, wanted, available) for one in questions]
     verdicts: dict[int, tuple[Verdict, Fate | None]] = {}
     for places in _sharing(chosen):
-        given = [(index, one) for index in places if isinstance(one := chosen[index], Chosen)]
+        given = [(index, one) for index in places if isinstance(one := chosen[index], CalibrationMatch)]
         requests = [(one.calibration, questions[index].context, questions[index].num_parallel) for index, one in given]
         free = given[0][1].available
         if len(questions) == 1:
@@ -115,18 +115,23 @@ def check(
     return Check(verdict=worst, models=models)
 
 
-def _sharing(chosen: list[Chosen | str]) -> list[list[int]]:
+def _sharing(chosen: list[CalibrationMatch | str]) -> list[list[int]]:
     """Positions of models that share one memory."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, one in enumerate(chosen):
-        if isinstance(one, Chosen):
+        if isinstance(one, CalibrationMatch):
             key = (one.calibration.metadata.machine.target, *(gpu.uuid or gpu.key for gpu in one.gpus))
             groups.setdefault(key, []).append(index)
     return list(groups.values())
 
 
 def _judged(
-    question: Question, one: Chosen | str, found: tuple[Verdict, Fate | None] | None, wanted: Wanted, *, now: bool
+    question: FitQuery,
+    one: CalibrationMatch | str,
+    found: tuple[Verdict, Fate | None] | None,
+    wanted: CalibrationFilter,
+    *,
+    now: bool,
 ) -> Judged:
     if isinstance(one, str) or found is None:
         engine = f" --engine {wanted.engine}" if wanted.engine else ""

@@ -37,9 +37,11 @@ def measure_overhead(
     Raises:
         UnavailableError: the engine sees no GPU that NVML measures. HarnessError: as of any calibration.
     """
-    from harness.measure.prepare import Wishes, prepare
+    from harness.measure.prepare import RunOptions, prepare
 
-    wishes = Wishes(engine="llama-server", sandbox="process", contexts=_CONTEXTS, speed=False, gpus=gpus, engine_binary=binary)
+    wishes = RunOptions(
+        engine="llama-server", sandbox="process", contexts=_CONTEXTS, speed=False, gpus=gpus, engine_binary=binary
+    )
     with tempfile.TemporaryDirectory(prefix="harness-overhead-") as name:
         session = prepare(wishes, Store(Path(name)), here)
         if session.choice.meter != "nvml" or len(session.choice.gpus) != 1:

@@ -27,16 +27,16 @@ from harness.inventory.machine import ALIAS, MachineNow
 from harness.measure.calibrate import model_stem, redacted
 from harness.measure.engine_log import check_alive, read_facts
 from harness.measure.events import Logged, Observer
-from harness.measure.load import Runner
-from harness.measure.prepare import Session, Wishes, open_meter, open_sandbox, prepare
+from harness.measure.load import LoadRunner
+from harness.measure.prepare import RunOptions, Session, open_meter, open_sandbox, prepare
 from harness.measure.vllm import allocated
 from harness.model.calibration import artifact_name
 from harness.model.facts import EngineName, LoadFacts
 from harness.model.record import EngineVersion, Load, LoadRequest, Record, Settings
 from harness.prediction.verdict import Verdict
-from harness.prediction.verification import disagreement, told
+from harness.prediction.verification import describe_placement, disagreement
 from harness.render.verdict import sentence, title
-from harness.serving.calibration_lookup import Question, Wanted
+from harness.serving.calibration_lookup import CalibrationFilter, FitQuery
 from harness.serving.check import Judged, check
 from harness.store.catalog import find_catalog, read_catalog
 from harness.store.store import Store
@@ -70,7 +70,7 @@ class Server(msgspec.Struct, kw_only=True):
     log: Path
     pids: frozenset[int]
     ready_seconds: float
-    _runner: Runner
+    _runner: LoadRunner
 
     @property
     def verdict(self) -> Verdict | None:
@@ -125,12 +125,12 @@ def decide(judged: Judged, on_offload: OnOffload) -> int:
 
 @contextmanager
 def serve(
-    question: Question,
-    wishes: Wishes,
+    question: FitQuery,
+    wishes: RunOptions,
     store: Store,
     *,
     on_offload: OnOffload = "warn",
-    wanted: Wanted | None = None,
+    wanted: CalibrationFilter | None = None,
     available: tuple[int, ...] | None = None,
     port: int | None = None,
     observer: Observer | None = None,
@@ -169,8 +169,8 @@ def serve(
         yield server
 
 
-def completed(wishes: Wishes, judged: Judged, store: Store) -> Wishes:
-    """Wishes with what the calibration knows: engine, sandbox, image, model, settings, GPUs."""
+def completed(wishes: RunOptions, judged: Judged, store: Store) -> RunOptions:
+    """Run options, with what the calibration knows: engine, sandbox, image, model, settings, GPUs."""
     chosen = judged.chosen
     if chosen is None:
         return wishes
@@ -193,7 +193,7 @@ def completed(wishes: Wishes, judged: Judged, store: Store) -> Wishes:
     return msgspec.structs.replace(wishes, env={**clear, **wishes.env}, **known)
 
 
-def _model_of(wishes: Wishes, judged: Judged, store: Store) -> str:
+def _model_of(wishes: RunOptions, judged: Judged, store: Store) -> str:
     """What the engine is asked for: a path or name as given; of an id, what it was calibrated from."""
     name, chosen = wishes.model or "", judged.chosen
     if chosen is None or Path(name).expanduser().is_file():
@@ -203,9 +203,9 @@ def _model_of(wishes: Wishes, judged: Judged, store: Store) -> str:
     own = vllm.model if vllm else calibration.metadata.model.name
     if calibration.engine != "llama-server" or own in read_catalog(find_catalog(Path.cwd())).models:
         return own
-    from harness.inventory.installed import Finder, Given
+    from harness.inventory.installed import Installed, Overrides
 
-    path = Finder(store, Given(models=wishes.models, binary=wishes.engine_binary), Path.cwd()).model_path(calibration)
+    path = Installed(store, Overrides(models=wishes.models, binary=wishes.engine_binary), Path.cwd()).model_path(calibration)
     if path is None:
         raise NotFoundError(
             f"where is {own}? Its file is not where it was calibrated", hint="give its path", code="no-such-model"
@@ -228,13 +228,13 @@ def _folder(store: Store, session: Session) -> Iterator[Path]:
     except EngineError:
         raise  # its log may be wanted
     except BaseException:
-        _forget(folder)
+        _remove_empty_run(folder)
         raise
     else:
-        _forget(folder)
+        _remove_empty_run(folder)
 
 
-def _forget(folder: Path) -> None:
+def _remove_empty_run(folder: Path) -> None:
     if not (folder / "record.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -252,7 +252,7 @@ def _started(
         sandbox = open_sandbox(session.choice, stack, watch)
         meter = open_meter(session.choice)
         stack.callback(meter.close)
-        runner = Runner(
+        runner = LoadRunner(
             engine=engine, sandbox=sandbox, meter=meter, options=options, folder=folder, observer=watch,
             epoch=time.monotonic(), port=port,
         )  # fmt: skip
@@ -275,7 +275,7 @@ def _started(
         server = Server(
             endpoint=running.endpoint, engine=engine.name, model=source.own_name or session.request.name, context=context,
             num_parallel=options.num_parallel, judged=judged, facts=facts,
-            truth=None if facts is None else told(facts, session.choice.target),
+            truth=None if facts is None else describe_placement(facts, session.choice.target),
             disagreement=_disagreement(judged, context, facts), record=None, log=running.log, pids=running.pids(),
             ready_seconds=ready,
             _runner=runner,
@@ -309,7 +309,7 @@ def _disagreement(judged: Judged, context: int, facts: LoadFacts | None) -> str 
     return disagreement(verdict, facts)
 
 
-def _keep(session: Session, runner: Runner, request: LoadRequest, server: Server, ready: float) -> Path:
+def _keep(session: Session, runner: LoadRunner, request: LoadRequest, server: Server, ready: float) -> Path:
     """A record of a start that did not do as was said."""
     log = server.log
     load = Load(

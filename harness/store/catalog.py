@@ -24,7 +24,7 @@ class Gguf(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     sha256: str | None = None
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What each engine calls the model; ``None``: that engine has none."""
 
     ollama: str | None = None
@@ -37,7 +37,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Catalog(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All names."""
 
-    models: dict[str, Entry] = {}
+    models: dict[str, CatalogEntry] = {}
 
 
 def read_catalog(path: Path | None) -> Catalog:
@@ -80,7 +80,7 @@ def pinned_image(engine: str, here: Path) -> str | None:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}", code="bad-pins") from error
 
 
-def gguf_path(name: str, entry: Entry) -> Path:
+def gguf_path(name: str, entry: CatalogEntry) -> Path:
     """The GGUF of a catalog entry, assembled from its package on first use.
 
     Raises:

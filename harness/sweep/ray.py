@@ -20,7 +20,7 @@ from harness.errors import UnavailableError
 from harness.measure.events import Silent
 from harness.store.store import RUNS, Store, write_atomically
 from harness.sweep.matrix import Cell
-from harness.sweep.run import Outcome, Problem, Runner, run_cell
+from harness.sweep.run import CellOutcome, CellRunner, Problem, run_cell
 
 #: How often a cell runs again when its node or its worker dies.
 RETRIES: Final = 3
@@ -31,7 +31,7 @@ _TICK: Final = 1.0
 Files = dict[str, bytes]
 
 
-def on_cluster(address: str, store: Store, *, patience: float = PATIENCE) -> Runner:
+def on_cluster(address: str, store: Store, *, patience: float = PATIENCE) -> CellRunner:
     """Run cells on the cluster at ``address`` (``auto``: the one that this machine belongs to).
 
     Raises:
@@ -52,7 +52,7 @@ def on_cluster(address: str, store: Store, *, patience: float = PATIENCE) -> Run
             raise UnavailableError(f"no Ray cluster answers at {address}: {error}", code="ray-absent") from error
     _check_versions(ray)
 
-    def run(cells: Sequence[Cell]) -> Iterator[Outcome]:
+    def run(cells: Sequence[Cell]) -> Iterator[CellOutcome]:
         return _run(ray, cells, store, patience)
 
     return run
@@ -90,7 +90,7 @@ def _version() -> str:
     return found
 
 
-def _run(ray: Any, cells: Sequence[Cell], store: Store, patience: float) -> Iterator[Outcome]:
+def _run(ray: Any, cells: Sequence[Cell], store: Store, patience: float) -> Iterator[CellOutcome]:
     task = ray.remote(max_retries=RETRIES)(_calibrate_there)
     waiting: dict[Any, Cell] = {}
     missing_since: dict[str, float] = {}
@@ -131,7 +131,7 @@ def _nowhere(ray: Any, cell: Cell, since: dict[str, float], patience: float) -> 
     return time.monotonic() - since.setdefault(kind, time.monotonic()) > patience
 
 
-def _calibrate_there(cell: Cell) -> tuple[Outcome, Files]:
+def _calibrate_there(cell: Cell) -> tuple[CellOutcome, Files]:
     """On a node: calibrate, and return the outcome with the files of its run and its artifact, by paths in the store."""
     import platform
 
@@ -151,7 +151,7 @@ def _calibrate_there(cell: Cell) -> tuple[Outcome, Files]:
         return msgspec.structs.replace(outcome, **relative, node=platform.node()), files
 
 
-def _collect(ray: Any, reference: Any, cell: Cell, store: Store) -> Outcome:
+def _collect(ray: Any, reference: Any, cell: Cell, store: Store) -> CellOutcome:
     try:
         outcome, files = ray.get(reference)
     except ray.exceptions.RayError as error:
@@ -164,10 +164,10 @@ def _collect(ray: Any, reference: Any, cell: Cell, store: Store) -> Outcome:
     here = {
         field: str(store.root / value) for field in ("artifact", "record") if (value := getattr(outcome, field)) is not None
     }
-    found: Outcome = msgspec.structs.replace(outcome, **here, cell=cell)
+    found: CellOutcome = msgspec.structs.replace(outcome, **here, cell=cell)
     return found
 
 
-def _failed(cell: Cell, code: str, message: str, exit_code: int) -> Outcome:
+def _failed(cell: Cell, code: str, message: str, exit_code: int) -> CellOutcome:
     problem = Problem(code=code, message=message, hint=None, exit_code=exit_code)
-    return Outcome(cell=cell, status="failed", started_at="", seconds=0.0, problem=problem)
+    return CellOutcome(cell=cell, status="failed", started_at="", seconds=0.0, problem=problem)

@@ -13,7 +13,7 @@ import yaml
 
 from harness.errors import BadInputError, HarnessError, NotFoundError, NotPermittedError
 from harness.measure.events import Observer
-from harness.measure.prepare import Wishes, prepare
+from harness.measure.prepare import RunOptions, prepare
 from harness.store.store import Store, write_atomically
 from harness.sweep.matrix import Cell, read_plan
 
@@ -29,7 +29,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class CellOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """How a cell ended. ``artifact`` and ``record`` are paths in the store; ``node`` is where a cluster ran it."""
 
     cell: Cell
@@ -50,10 +50,10 @@ class Sweep:
         self.store = store
         self._folder = store.root / SWEEPS / plan.stem
 
-    def outcome(self, cell: Cell) -> Outcome | None:
+    def outcome(self, cell: Cell) -> CellOutcome | None:
         """How a cell ended in an earlier call; ``None`` where it has not, or its file is damaged or gone."""
         try:
-            found = msgspec.json.decode((self._folder / f"{cell.key}.json").read_bytes(), type=Outcome)
+            found = msgspec.json.decode((self._folder / f"{cell.key}.json").read_bytes(), type=CellOutcome)
         except (OSError, msgspec.DecodeError):
             return None
         if found.artifact is not None and not Path(found.artifact).is_file():
@@ -66,7 +66,7 @@ class Sweep:
             return self.cells
         return tuple(cell for cell in self.cells if (found := self.outcome(cell)) is None or found.status != "done")
 
-    def keep(self, outcome: Outcome) -> None:
+    def keep(self, outcome: CellOutcome) -> None:
         """Write how a cell ended."""
         data = msgspec.json.format(msgspec.json.encode(outcome), indent=1) + b"\n"
         write_atomically(self._folder / f"{outcome.cell.key}.json", data)
@@ -76,7 +76,7 @@ class Sweep:
         spent = []
         for path in self._folder.glob("*.json"):
             try:
-                found = msgspec.json.decode(path.read_bytes(), type=Outcome)
+                found = msgspec.json.decode(path.read_bytes(), type=CellOutcome)
             except (OSError, msgspec.DecodeError):
                 continue
             if found.status == "done":
@@ -103,9 +103,9 @@ def load_plan(path: Path, *, here: bool) -> tuple[Cell, ...]:
     return read_plan(document, str(path), here=here)
 
 
-def wishes_of(cell: Cell) -> Wishes:
+def wishes_of(cell: Cell) -> RunOptions:
     """The cell as the options of ``harness calibrate``."""
-    return Wishes(
+    return RunOptions(
         model=cell.model,
         engine=cell.engine,
         sandbox=cell.sandbox,
@@ -125,7 +125,7 @@ def wishes_of(cell: Cell) -> Wishes:
     )
 
 
-def run_cell(cell: Cell, store: Store, here: Path, observer: Observer) -> Outcome:
+def run_cell(cell: Cell, store: Store, here: Path, observer: Observer) -> CellOutcome:
     """Calibrate one cell on this machine. Never raises for a calibration that fails, a bug of harness included."""
     started, began = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", time.monotonic()
     artifact = record = problem = None
@@ -136,7 +136,7 @@ def run_cell(cell: Cell, store: Store, here: Path, observer: Observer) -> Outcom
         problem = Problem(code=error.code, message=error.message, hint=error.hint, exit_code=error.exit_code)
     except Exception as error:  # noqa: BLE001 - one broken cell stops no other; the summary says so
         problem = Problem(code="bug", message=f"a bug in harness: {error!r}", hint=None, exit_code=1)
-    return Outcome(
+    return CellOutcome(
         cell=cell,
         status="failed" if problem else "done",
         started_at=started,
@@ -148,13 +148,13 @@ def run_cell(cell: Cell, store: Store, here: Path, observer: Observer) -> Outcom
 
 
 #: Runs cells, in any order, and yields each outcome as it comes.
-Runner = Callable[[Sequence[Cell]], Iterator[Outcome]]
+CellRunner = Callable[[Sequence[Cell]], Iterator[CellOutcome]]
 
 
-def one_after_another(store: Store, here: Path, observer: Observer) -> Runner:
+def one_after_another(store: Store, here: Path, observer: Observer) -> CellRunner:
     """On this machine, one cell at a time: a GPU is measured by one."""
 
-    def run(cells: Sequence[Cell]) -> Iterator[Outcome]:
+    def run(cells: Sequence[Cell]) -> Iterator[CellOutcome]:
         for cell in cells:
             observer.say(cell.title)
             yield run_cell(cell, store, here, observer)
@@ -162,7 +162,7 @@ def one_after_another(store: Store, here: Path, observer: Observer) -> Runner:
     return run
 
 
-def run_sweep(sweep: Sweep, cells: Sequence[Cell], runner: Runner, observer: Observer) -> tuple[Outcome, ...]:
+def run_sweep(sweep: Sweep, cells: Sequence[Cell], runner: CellRunner, observer: Observer) -> tuple[CellOutcome, ...]:
     """Run cells; every outcome is kept at once, so that an interruption loses only what was running."""
     found = []
     done = len(sweep.cells) - len(cells)

@@ -16,7 +16,7 @@ from harness.model.calibration import Band, Calibration, DepthSpeed, Performance
 from harness.model.record import Gpu
 from harness.prediction.verdict import Verdict, judge, judge_together
 from harness.report.build import assets
-from harness.report.page import DriftLine, Entry, page
+from harness.report.page import DriftLine, ReportEntry, page
 from harness.units import GIB, gib
 from tests.support.records import load, record
 
@@ -152,7 +152,7 @@ class Shown:
         return str(self.tab.inner_text(selector))
 
 
-def show(browser: Any, folder: Path, entries: list[Entry], **options: Any) -> Shown:
+def show(browser: Any, folder: Path, entries: list[ReportEntry], **options: Any) -> Shown:
     options = {"viewport": {"width": 1280, "height": 900}, **options}
     file = folder / "report.html"
     drift = (DriftLine(key=HOSTILE, status="moved", lines=(HOSTILE,)),)
@@ -169,7 +169,7 @@ def expected(verdict: Verdict) -> dict[str, object]:
 def test_the_planner_answers_as_check_does(browser: Any, tmp_path: Path) -> None:
     rng = random.Random(20261125)
     animals = zoo(rng)
-    shown = show(browser, tmp_path, [Entry(key=name, calibration=one) for name, one in animals.items()])
+    shown = show(browser, tmp_path, [ReportEntry(key=name, calibration=one) for name, one in animals.items()])
     asked: list[Any] = []
     for _ in range(CASES):
         name = rng.choice(list(animals))
@@ -199,7 +199,7 @@ def test_the_planner_answers_as_check_does(browser: Any, tmp_path: Path) -> None
 def test_models_are_planned_together_as_check_does(browser: Any, tmp_path: Path) -> None:
     rng = random.Random(7)
     animals = {name: one for name, one in zoo(rng).items() if name != "pair"}
-    shown = show(browser, tmp_path, [Entry(key=name, calibration=one) for name, one in animals.items()])
+    shown = show(browser, tmp_path, [ReportEntry(key=name, calibration=one) for name, one in animals.items()])
     asked: list[Any] = [
         [[[rng.choice(list(animals)), 256 * rng.randrange(1, 540), 1] for _ in range(5)], [round(rng.uniform(4, 40) * GIB)]]
         for _ in range(60)
@@ -224,7 +224,10 @@ def test_models_are_planned_together_as_check_does(browser: Any, tmp_path: Path)
 
 
 def test_every_control_does_what_it_says(browser: Any, tmp_path: Path) -> None:
-    entries = [Entry(key="ollama/first", calibration=base("first")), Entry(key="ollama/second", calibration=base("second"))]
+    entries = [
+        ReportEntry(key="ollama/first", calibration=base("first")),
+        ReportEntry(key="ollama/second", calibration=base("second")),
+    ]
     shown = show(browser, tmp_path, entries)
     tab, row = shown.tab, "#planner tbody tr:first-child"
 
@@ -271,7 +274,7 @@ def test_every_control_does_what_it_says(browser: Any, tmp_path: Path) -> None:
 def test_names_and_notes_are_data(browser: Any, tmp_path: Path) -> None:
     bad = base(HOSTILE)
     quality = msgspec.structs.replace(bad.metadata.quality, notes=(HOSTILE,))
-    shown = show(browser, tmp_path, [Entry(key=HOSTILE, calibration=with_metadata(bad, quality=quality))])
+    shown = show(browser, tmp_path, [ReportEntry(key=HOSTILE, calibration=with_metadata(bad, quality=quality))])
 
     assert shown.tab.title() == "harness report"
     assert shown.tab.locator("img").count() == 0
@@ -282,7 +285,7 @@ def test_names_and_notes_are_data(browser: Any, tmp_path: Path) -> None:
 
 
 def test_the_page_asks_nobody_for_anything(browser: Any, tmp_path: Path) -> None:
-    shown = show(browser, tmp_path, [Entry(key="one", calibration=base())])
+    shown = show(browser, tmp_path, [ReportEntry(key="one", calibration=base())])
 
     shown.tab.wait_for_selector(".plot svg.main-svg")
 
@@ -292,7 +295,7 @@ def test_the_page_asks_nobody_for_anything(browser: Any, tmp_path: Path) -> None
 @pytest.mark.parametrize("width", [360, 768])
 def test_the_page_fits_on_a_phone(browser: Any, tmp_path: Path, width: int) -> None:
     long = f"ollama/{'a-long-name-' * 8}"
-    shown = show(browser, tmp_path, [Entry(key=long, calibration=base())], viewport={"width": width, "height": 800})
+    shown = show(browser, tmp_path, [ReportEntry(key=long, calibration=base())], viewport={"width": width, "height": 800})
 
     shown.tab.wait_for_selector(".plot svg.main-svg")
 
@@ -306,7 +309,7 @@ def test_an_empty_store_says_what_to_do(browser: Any, tmp_path: Path) -> None:
 
 
 def test_the_data_can_be_read_by_other_programs(tmp_path: Path) -> None:
-    text = page([Entry(key=HOSTILE, calibration=base(HOSTILE))], assets(), subtitle="")
+    text = page([ReportEntry(key=HOSTILE, calibration=base(HOSTILE))], assets(), subtitle="")
 
     data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
     assert data["calibrations"][0]["key"] == HOSTILE

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from harness.cli.progress import Live, Plain, curve, watcher
+from harness.cli.progress import Live, PlainProgress, curve, watcher
 from harness.units import KIB, MIB
 
 
-def act(watch: Plain) -> None:
+def act(watch: PlainProgress) -> None:
     """A small run: two loads on a line, and one that spilled."""
     with watch:
         watch.say("target host: made \x1b[31mup")
@@ -35,7 +35,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def on_terminal(patch: pytest.MonkeyPatch, columns: int = 80, **env: str) -> tuple[Plain, Terminal]:
+def on_terminal(patch: pytest.MonkeyPatch, columns: int = 80, **env: str) -> tuple[PlainProgress, Terminal]:
     """Make stderr a terminal; the watcher that is chosen for it, and what is drawn there."""
     stream = Terminal()
     patch.setattr(sys, "stderr", stream)

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from harness.cli.main import cli
-from harness.inventory.installed import Finder, Given
+from harness.inventory.installed import Installed, Overrides
 from harness.maintain.recalibrate import recalibrate, survey
 from harness.measure.events import Silent
 from harness.store.store import Store, read_record
@@ -171,12 +171,12 @@ def test_an_interrupted_recalibration_goes_on_where_it_was(here: Path, monkeypat
     (folder / "twin.yaml").write_text(
         text.replace("llama-server/small'", "llama-server/twin'").replace("small.gguf", "twin.gguf")
     )
-    store, given = Store(here / "store"), Given(binary="./b1")
+    store, given = Store(here / "store"), Overrides(binary="./b1")
 
     def again(observer: Silent) -> list[str]:
-        targets = survey(store, (), Finder(store, given, here), None, observer.warn)
+        targets = survey(store, (), Installed(store, given, here), None, observer.warn)
         assert len(targets) == 2
-        return [one.status for one in recalibrate(targets, store, Finder(store, given, here), observer, asked=("all",))]
+        return [one.status for one in recalibrate(targets, store, Installed(store, given, here), observer, asked=("all",))]
 
     with pytest.raises(KeyboardInterrupt):
         again(Interrupts())

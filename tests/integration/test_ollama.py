@@ -19,7 +19,7 @@ from harness.engines.gguf import sha256
 from harness.errors import BusyError, CannotWriteError, EngineError, HarnessError, NotFoundError
 from harness.measure.calibrate import Result
 from harness.measure.events import Silent
-from harness.measure.prepare import Wishes, prepare
+from harness.measure.prepare import RunOptions, prepare
 from harness.meters.host import HostMeter
 from harness.model.record import Gpu, Load
 from harness.model.trace import MeterName, Reading
@@ -71,7 +71,7 @@ def nothing_stays(image: str, client: DockerClient) -> Iterator[None]:
 def calibrate(folder: Path, image: str, model: str = str(registry() / "tiny.gguf"), **wishes: Any) -> Result:
     """Calibrate on host memory, with the knobs of the stand-in among the wishes' ``env``."""
     wished = {"contexts": CONTEXTS, "speed": False, "timeout": 60.0, **wishes}
-    asked = Wishes(model=model, engine="ollama", gpus="none", image=image, **wished)
+    asked = RunOptions(model=model, engine="ollama", gpus="none", image=image, **wished)
     return prepare(asked, Store(folder / "store"), folder).calibrate(Silent())
 
 
@@ -200,7 +200,7 @@ def test_a_device_is_measured_after_a_prompt_and_what_spills_ends_the_plan_earli
 ) -> None:
     """A device too small for the largest context: that load is an observation, and what fits is measured."""
     monkeypatch.setattr("harness.measure.prepare.open_meter", lambda _: DeviceMeter())
-    wishes = Wishes(
+    wishes = RunOptions(
         model=str(registry() / "tiny.gguf"), engine="ollama", gpus="none", image=image, contexts=CONTEXTS, speed=False,
         env={"STANDIN_RPC": "2048", "MALLOC_PERTURB_": "85"}, timeout=60.0,
     )  # fmt: skip

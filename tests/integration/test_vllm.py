@@ -15,15 +15,15 @@ import pytest
 
 from harness.engines.vllm.recipe import CACHE_VOLUME, WEIGHTS_VOLUME
 from harness.errors import EngineError, HarnessError, NotFoundError, NotPermittedError, OffloadLikelyError, UsageError
-from harness.inventory.installed import Finder, Given
+from harness.inventory.installed import Installed, Overrides
 from harness.maintain.recalibrate import survey, wishes_of
 from harness.maintain.refit import refit
 from harness.measure.events import Silent
-from harness.measure.prepare import Session, Wishes, prepare
+from harness.measure.prepare import RunOptions, Session, prepare
 from harness.model.calibration import Calibration, json_schema, to_document
-from harness.prediction.allocation import Wanted
+from harness.prediction.allocation import Deployment
 from harness.serving.allocate import answer
-from harness.serving.calibration_lookup import Question
+from harness.serving.calibration_lookup import FitQuery
 from harness.serving.server import serve
 from harness.store.store import Store, to_yaml
 from tests.support.places import marked_processes
@@ -58,7 +58,7 @@ def opened(model: Path, tmp_path: Path) -> Opened:
         speed: bool = False,
         **machine: object,
     ) -> Session:
-        wishes = Wishes(
+        wishes = RunOptions(
             model=name or str(model),
             engine="vllm",
             sandbox="docker" if place == "docker" else "process",
@@ -128,7 +128,7 @@ def test_a_calibration_holds_the_blocks_of_the_cache_exactly(opened: Opened, pla
 def test_the_flags_of_an_allocation_start_it_and_one_block_less_does_not(opened: Opened, tmp_path: Path) -> None:
     session = opened()
     session.calibrate(Silent())
-    granted = answer(session.store, "tern-1b", 8192, 1, Wanted(), available=(GIB,)).allocation
+    granted = answer(session.store, "tern-1b", 8192, 1, Deployment(), available=(GIB,)).allocation
     runner = Starts(session, tmp_path)
     assert runner.status("--kv-cache-memory-bytes", granted.blocks * granted.block_bytes, granted.context) is None
     assert runner.status("--kv-cache-memory-bytes", granted.kv_cache_bytes, granted.context) is None
@@ -138,8 +138,8 @@ def test_the_flags_of_an_allocation_start_it_and_one_block_less_does_not(opened:
 def test_a_served_model_gets_exactly_what_its_context_needs(opened: Opened, tmp_path: Path) -> None:
     session = opened()
     session.calibrate(Silent())
-    wishes = Wishes(model="tern-1b", engine="vllm", gpus="none", engine_binary=session.options.binary, timeout=20)
-    question = Question(model="vllm/tern-1b", context=8192)
+    wishes = RunOptions(model="tern-1b", engine="vllm", gpus="none", engine_binary=session.options.binary, timeout=20)
+    question = FitQuery(model="vllm/tern-1b", context=8192)
     with serve(question, wishes, session.store, on_offload="refuse", available=(GIB,)) as server:
         assert server.facts is not None
         assert server.facts.vllm is not None
@@ -153,7 +153,7 @@ def test_a_served_model_gets_exactly_what_its_context_needs(opened: Opened, tmp_
 def test_an_artifact_is_measured_again_as_it_was(opened: Opened, model: Path) -> None:
     session = opened(env={"VLLM_ARGS": "--dtype bfloat16"})
     session.calibrate(Silent())
-    finder = Finder(session.store, Given(binary=session.options.binary), model.parent)
+    finder = Installed(session.store, Overrides(binary=session.options.binary), model.parent)
     (target,) = survey(session.store, [], finder, None, print)
     wishes = wishes_of(target, finder)
     assert (wishes.model, wishes.engine, wishes.sandbox, wishes.gpus) == (str(model), "vllm", "process", "none")

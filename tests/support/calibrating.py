@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from harness.measure.events import Silent
-from harness.measure.prepare import Wishes, prepare
+from harness.measure.prepare import RunOptions, prepare
 from harness.store.store import Store
 
 
@@ -22,7 +22,7 @@ def main(model: str, store: str, stop_at: str) -> None:
             sys.stdout.flush()
             sys.stdin.readline()
 
-    wishes = Wishes(model=model, engine="llama-server", gpus="none", contexts=(1024, 2048, 4096), speed=False, timeout=60)
+    wishes = RunOptions(model=model, engine="llama-server", gpus="none", contexts=(1024, 2048, 4096), speed=False, timeout=60)
     prepare(wishes, Store(Path(store)), Path.cwd()).calibrate(Silent(), hook)
 
 

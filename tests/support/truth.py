@@ -26,7 +26,7 @@ from harness.fit.load_plan import BatchLimits
 from harness.logs import parse_log
 from harness.measure.calibrate import Result
 from harness.measure.events import Silent
-from harness.measure.prepare import Wishes, prepare
+from harness.measure.prepare import RunOptions, prepare
 from harness.model.calibration import Calibration
 from harness.model.facts import LoadFacts
 from harness.model.record import Record
@@ -243,7 +243,7 @@ def calibrate_on(
     env = device.wishes()
     if train_context is not None:
         env["LLAMA_ARG_OVERRIDE_KV"] = f"{train_context[0]}.context_length=int:{train_context[1]}"
-    wishes = Wishes(
+    wishes = RunOptions(
         model=str(model),
         engine="llama-server",
         kv_cache_type=mode.kv_cache_type,

@@ -30,12 +30,10 @@ def connected(client: httpx.Client, doing: str) -> Iterator[Client]:
     import pydantic
 
     # The user's key for Ollama's cloud is nothing for the engine: without a header of ours the client would send it.
-    talker = ollama.Client(
-        host=str(client.base_url), timeout=client.timeout, trust_env=False, headers={"authorization": "none"}
-    )
+    sdk = ollama.Client(host=str(client.base_url), timeout=client.timeout, trust_env=False, headers={"authorization": "none"})
     try:
-        with talker, translated(doing):
-            yield talker
+        with sdk, translated(doing):
+            yield sdk
     except ollama.ResponseError as error:
         raise refusal(f"Ollama cannot {doing}: {one_line(error.error)}", error.status_code) from error
     except (ValueError, TypeError, pydantic.ValidationError) as error:

@@ -137,9 +137,9 @@ def _pull_once(client: httpx.Client, name: str, progress: Progress) -> None:
     layers: dict[str, tuple[int, int]] = {}
     status = "nothing"
     try:
-        with connected(client, f"pull {name}") as talker:
+        with connected(client, f"pull {name}") as sdk:
             try:
-                for event in talker.pull(name, stream=True):
+                for event in sdk.pull(name, stream=True):
                     status = event.status or status
                     if event.digest and event.total:
                         layers[event.digest] = (event.completed or 0, event.total)
@@ -180,8 +180,8 @@ def create(client: httpx.Client, path: Path, digest: str, progress: Progress) ->
                 raise _local_refusal(doing, answer.text)
     status = "nothing"
     try:
-        with connected(client, doing) as talker:
-            for event in talker.create(name, files={"model.gguf": digest}, stream=True):
+        with connected(client, doing) as sdk:
+            for event in sdk.create(name, files={"model.gguf": digest}, stream=True):
                 status = event.status or status
                 progress(f"create: {one_line(status)}", 0, None)
     except EngineError as error:
@@ -223,18 +223,18 @@ def present(client: httpx.Client, source: Source, options: Options, progress: Pr
             try:
                 pull(client, name, progress)
             except NotFoundError as error:
-                error.hint = _what_is_there(client)
+                error.hint = _available_models(client)
                 raise
             body = show(client, name)
     if body is None:
         where = "" if options.models is None else f" in {options.models}"
-        raise NotFoundError(f"there is no model {name}{where}", hint=_what_is_there(client), code="no-such-model")
+        raise NotFoundError(f"there is no model {name}{where}", hint=_available_models(client), code="no-such-model")
     return name, body
 
 
-def _what_is_there(client: httpx.Client) -> str:
-    with connected(client, "list its models") as talker:
-        names = sorted(one.model or "" for one in talker.list().models)
+def _available_models(client: httpx.Client) -> str:
+    with connected(client, "list its models") as sdk:
+        names = sorted(one.model or "" for one in sdk.list().models)
     there = f"in this volume: {one_line(', '.join(names))}; " if names else ""
     return f"{there}any name of ollama.com/library that the network reaches, or the path of a .gguf file"
 

@@ -148,8 +148,8 @@ class Ollama:
             source = msgspec.structs.replace(source, own_name=own_name)
         own_name, body = present(client, source, options, progress)
         source = msgspec.structs.replace(source, own_name=own_name)
-        with connected(client, "list its models") as talker:
-            listed = {one.model: one for one in talker.list().models}
+        with connected(client, "list its models") as sdk:
+            listed = {one.model: one for one in sdk.list().models}
         listing = listed.get(own_name) or listed.get(f"{own_name}:latest")
         found = described(source, body, int(listing.size) if listing and listing.size else None)
         check_digest(found, wanted, f"sha256:{listing.digest}" if listing and listing.digest else None)
@@ -157,30 +157,30 @@ class Ollama:
 
     def load(self, client: httpx.Client, source: Source, request: LoadRequest, options: Options) -> Reported | None:
         """A request without a prompt loads the model at the request's settings and keeps it."""
-        with connected(client, f"load {source.own_name} at {request.context} tokens") as talker:
+        with connected(client, f"load {source.own_name} at {request.context} tokens") as sdk:
             if source.embedding:
-                talker.embed(source.own_name, "time", options=_options(request, options), keep_alive=-1)
+                sdk.embed(source.own_name, "time", options=_options(request, options), keep_alive=-1)
             else:
-                answer = talker.generate(source.own_name, options=_options(request, options), keep_alive=-1)
+                answer = sdk.generate(source.own_name, options=_options(request, options), keep_alive=-1)
                 if not answer.done:
                     raise EngineError("Ollama answered a load with something else", code="bad-answer")
-            return _reported(talker)
+            return _reported(sdk)
 
     def generate(
         self, client: httpx.Client, source: Source, request: LoadRequest, options: Options, prompt: int, tokens: int
     ) -> Speed:
         """A prompt of words. How many tokens a word takes is asked first, with a short one."""
         sample = 32
-        with connected(client, f"read a prompt of {prompt} tokens") as talker:
+        with connected(client, f"read a prompt of {prompt} tokens") as sdk:
             ask = self._embed if source.embedding else self._write
-            short = ask(talker, source, request, options, sample, 1)
+            short = ask(sdk, source, request, options, sample, 1)
             words = max(1, round(prompt * sample / max(short.prompt_tokens, 1)))
-            return ask(talker, source, request, options, words, tokens)
+            return ask(sdk, source, request, options, words, tokens)
 
-    def _write(self, talker: Client, source: Source, request: LoadRequest, options: Options, words: int, tokens: int) -> Speed:
+    def _write(self, sdk: Client, source: Source, request: LoadRequest, options: Options, words: int, tokens: int) -> Speed:
         # Ollama cuts an answer that repeats one token 30 times, and says nothing of its speed then.
         settings = {**_options(request, options), "num_predict": tokens, "temperature": 0, "repeat_penalty": 1.5}
-        answer = talker.generate(source.own_name, self._prompt(words), raw=True, stream=False, options=settings, keep_alive=-1)
+        answer = sdk.generate(source.own_name, self._prompt(words), raw=True, stream=False, options=settings, keep_alive=-1)
         if not answer.prompt_eval_count:
             raise EngineError("Ollama did not say how many tokens it has read", code="bad-answer")
         written = answer.eval_count or 0
@@ -192,8 +192,8 @@ class Ollama:
             decode_tokens_per_s=_rate(written, answer.eval_duration) if enough else None,
         )
 
-    def _embed(self, talker: Client, source: Source, request: LoadRequest, options: Options, words: int, tokens: int) -> Speed:
-        answer = talker.embed(
+    def _embed(self, sdk: Client, source: Source, request: LoadRequest, options: Options, words: int, tokens: int) -> Speed:
+        answer = sdk.embed(
             source.own_name, self._prompt(words), truncate=True, options=_options(request, options), keep_alive=-1
         )
         count = answer.prompt_eval_count or words
@@ -213,10 +213,10 @@ class Ollama:
 
     def unload(self, client: httpx.Client, source: Source, options: Options) -> None:
         """``keep_alive`` 0 without a prompt; Ollama answers at once and unloads in the background."""
-        with connected(client, f"unload {source.own_name}") as talker:
-            talker.generate(source.own_name, keep_alive=0)
+        with connected(client, f"unload {source.own_name}") as sdk:
+            sdk.generate(source.own_name, keep_alive=0)
             deadline = time.monotonic() + _UNLOAD
-            while talker.ps().models:
+            while sdk.ps().models:
                 if time.monotonic() > deadline:
                     raise EngineError(f"Ollama did not unload {source.own_name} in {_UNLOAD:.0f} s", code="still-loaded")
                 time.sleep(0.05)
@@ -268,9 +268,9 @@ def _options(request: LoadRequest, options: Options) -> dict[str, Any]:
     return chosen
 
 
-def _reported(talker: Client) -> Reported | None:
+def _reported(sdk: Client) -> Reported | None:
     """``GET /api/ps`` while one model is loaded; ``size`` is everything, ``size_vram`` what lies on GPUs."""
-    models = talker.ps().models
+    models = sdk.ps().models
     if len(models) != 1:
         return None
     one = models[0]

@@ -9,7 +9,7 @@ import pytest
 
 from harness.errors import UntrustedError
 from harness.fit.constants import fit_record
-from harness.measure.interference import refuse_blind, stranger_notes
+from harness.measure.interference import interference_notes, refuse_blind
 from harness.model.record import Load
 from harness.model.trace import MemoryTrace, Occupancy, Plateau
 from harness.units import GIB
@@ -102,7 +102,7 @@ def test_who_else_used_the_gpu_is_noted_with_the_time() -> None:
         before=Occupancy(processes={99: GIB}),
         after=Occupancy(processes={5: None}),
     )
-    assert stranger_notes(run) == (
+    assert interference_notes(run) == (
         "another program used the GPU: process 5, an unknown size after",
         "another program used the GPU: process 7, an unknown size during",
         "another program used the GPU: process 99, 1.00 GiB before, 2.00 GiB during",

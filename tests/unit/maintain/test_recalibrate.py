@@ -13,11 +13,11 @@ from click.testing import CliRunner
 from harness.cli.main import cli
 from harness.errors import CannotWriteError, UnavailableError, UsageError
 from harness.fit.constants import fit_record
-from harness.inventory.installed import Finder, Given, cached_sha256
-from harness.maintain.recalibrate import Target, refuse_other, survey, wishes_of
+from harness.inventory.installed import Installed, Overrides, cached_sha256
+from harness.maintain.recalibrate import Candidate, refuse_other, survey, wishes_of
 from harness.model.calibration import Calibration
 from harness.model.record import EngineVersion, Gpu, LoadRequest, Machine, Model, Settings
-from harness.prediction.staleness import Age
+from harness.prediction.staleness import Staleness
 from harness.store.store import Store
 from tests.support.records import load, record
 
@@ -38,7 +38,7 @@ def made(*gpus: Gpu, settings: Settings | None = None, image: str | None = "olla
     return msgspec.structs.replace(base, id="ollama/qwen2.5-0.5b", engine="ollama", metadata=metadata)
 
 
-class Seen(Finder):
+class Seen(Installed):
     """A finder that sees only these GPUs: no Docker daemon, no weights."""
 
     seen: tuple[Gpu, ...] | None = None
@@ -53,15 +53,15 @@ class Seen(Finder):
         return None
 
 
-def finder_at(folder: Path, *gpus: Gpu, **given: Any) -> Finder:
-    finder = Seen(Store(folder), Given(**given), folder)
+def finder_at(folder: Path, *gpus: Gpu, **given: Any) -> Installed:
+    finder = Seen(Store(folder), Overrides(**given), folder)
     finder.seen = gpus or None
     return finder
 
 
-def target(calibration: Calibration, variant: str = "") -> Target:
+def target(calibration: Calibration, variant: str = "") -> Candidate:
     path = Path(f"ollama/qwen2.5-0.5b{variant}.yaml")
-    return Target(key=path.stem, path=path, calibration=calibration, age=Age(reasons=(), unknown=()))
+    return Candidate(key=path.stem, path=path, calibration=calibration, age=Staleness(reasons=(), unknown=()))
 
 
 def test_settings_plan_gpu_and_variant_are_asked_for_as_they_were(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from harness.errors import OffloadLikelyError, UnknownVerdictError
 from harness.fit.vllm_releases import at_least
 from harness.model.calibration import Calibration, KvBlocks
 from harness.model.record import VllmSettings
-from harness.prediction.allocation import JITTER, MARGIN, Allocation, Wanted, allocate, mismatches, size
+from harness.prediction.allocation import JITTER, MARGIN, Allocation, Deployment, allocate, mismatches, size
 from harness.units import GIB, MIB, from_gib
 from tests.support.vllm_artifacts import vllm_calibration
 
@@ -175,14 +175,14 @@ def test_the_settings_that_were_measured_are_among_the_flags_once() -> None:
 
 
 def test_what_differs_from_the_calibration_is_said() -> None:
-    wanted = Wanted(version="0.30.0", gpu="Acme T2", tensor_parallel=2, dtype="float16")
+    wanted = Deployment(version="0.30.0", gpu="Acme T2", tensor_parallel=2, dtype="float16")
     assert mismatches(vllm_calibration(), wanted) == [
         "version 0.29.0, not 0.30.0",
         "GPU Acme T1, not Acme T2",
         "tensor parallel 1, not 2",
         "dtype bfloat16, not float16",
     ]
-    assert mismatches(vllm_calibration(), Wanted()) == []
+    assert mismatches(vllm_calibration(), Deployment()) == []
 
 
 def test_an_older_release_without_the_gpus_total_is_unknown() -> None:

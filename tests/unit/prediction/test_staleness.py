@@ -7,7 +7,7 @@ import msgspec
 from harness.fit.constants import fit_record
 from harness.model.calibration import Calibration
 from harness.model.record import EngineVersion, Gpu, Machine
-from harness.prediction.staleness import Here, age
+from harness.prediction.staleness import Environment, age
 from tests.support.records import load, record
 
 CARD = Gpu(name="NVIDIA Card", uuid="GPU-1", memory_gb=12.0, driver="550.1")
@@ -25,7 +25,7 @@ def made(engine: EngineVersion = IMAGE, *gpus: Gpu, sandbox: str = "docker") -> 
 
 def reasons(calibration: Calibration, **here: object) -> list[tuple[str, str | None, str | None]]:
     same: dict[str, object] = {"image": IMAGE.image, "image_digest": "sha256:a", "model_digest": "sha256:m", "gpus": (CARD,)}
-    found = age(calibration, Here(**{**same, **here}))  # type: ignore[arg-type]
+    found = age(calibration, Environment(**{**same, **here}))  # type: ignore[arg-type]
     return [(change.name, change.old, change.new) for change in found.reasons]
 
 
@@ -58,7 +58,7 @@ def test_an_image_that_is_not_pulled_is_stale_by_its_name_alone() -> None:
 
 
 def test_a_part_that_cannot_be_read_is_unknown_and_never_stale() -> None:
-    nothing = age(made(), Here())
+    nothing = age(made(), Environment())
     assert nothing.reasons == ()
     assert set(nothing.unknown) == {"image digest", "model digest", "GPU", "driver"}
     unrecorded = made(EngineVersion(), Gpu(name="NVIDIA Card"))

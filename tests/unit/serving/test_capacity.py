@@ -11,7 +11,7 @@ from harness.errors import NotFoundError
 from harness.inventory.machine import MachineNow
 from harness.prediction.memory import predict
 from harness.prediction.verdict import judge
-from harness.serving.capacity import Plan, plan
+from harness.serving.capacity import CapacityPlan, plan
 from harness.units import GIB
 from tests.support.calibrations import made_up, on_host, store_of
 from tests.support.command import Command
@@ -22,7 +22,7 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MachineNow, "engine_version", lambda *_: None)
 
 
-def planned(root: Path, *specs: str, gib: float | None) -> Plan:
+def planned(root: Path, *specs: str, gib: float | None) -> CapacityPlan:
     store = store_of(root, made_up("one"), made_up("two"), made_up("three"))
     return plan(specs, store, MachineNow(), available=None if gib is None else (round(gib * GIB),))
 

@@ -16,7 +16,7 @@ from harness.inventory.machine import MachineNow, ollama_version, parse_availabl
 from harness.model.record import Gpu, Machine
 from harness.render.check import describe
 from harness.render.verdict import sentence
-from harness.serving.calibration_lookup import Question, Wanted, read_question
+from harness.serving.calibration_lookup import CalibrationFilter, FitQuery, read_question
 from harness.serving.check import Check, check
 from harness.store.store import Store
 from harness.units import GIB
@@ -44,20 +44,20 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ask(store: Store, *models: str, available: tuple[int, ...] | None = CARD, gpu: str | None = None, **wanted: str) -> Check:
     questions = [read_question(spec, 8192) for spec in models]
-    return check(questions, store, MachineNow(gpu), wanted=msgspec.convert(wanted, Wanted), available=available)
+    return check(questions, store, MachineNow(gpu), wanted=msgspec.convert(wanted, CalibrationFilter), available=available)
 
 
 @pytest.mark.parametrize(
     ("spec", "question"),
     [
-        ("qwen2.5@4096", Question(model="qwen2.5", context=4096)),
-        ("qwen2.5:0.5b", Question(model="qwen2.5:0.5b", context=8192)),
-        ("m@sha256:abc123", Question(model="m", context=8192, digest="sha256:abc123")),
-        ("m@sha256:abc123@512", Question(model="m", context=512, digest="sha256:abc123")),
-        ("dir/me@home.gguf", Question(model="dir/me@home.gguf", context=8192)),
+        ("qwen2.5@4096", FitQuery(model="qwen2.5", context=4096)),
+        ("qwen2.5:0.5b", FitQuery(model="qwen2.5:0.5b", context=8192)),
+        ("m@sha256:abc123", FitQuery(model="m", context=8192, digest="sha256:abc123")),
+        ("m@sha256:abc123@512", FitQuery(model="m", context=512, digest="sha256:abc123")),
+        ("dir/me@home.gguf", FitQuery(model="dir/me@home.gguf", context=8192)),
     ],
 )
-def test_digits_after_the_model_are_a_context_and_sha256_a_digest(spec: str, question: Question) -> None:
+def test_digits_after_the_model_are_a_context_and_sha256_a_digest(spec: str, question: FitQuery) -> None:
     assert read_question(spec, 8192) == question
 
 

@@ -10,11 +10,11 @@ import pytest
 
 from harness.errors import OffloadLikelyError, UnknownVerdictError
 from harness.inventory.machine import MachineNow
-from harness.measure.prepare import Wishes
+from harness.measure.prepare import RunOptions
 from harness.model.calibration import Calibration
 from harness.model.facts import DeviceFacts
 from harness.prediction.verdict import judge
-from harness.prediction.verification import disagreement, told
+from harness.prediction.verification import describe_placement, disagreement
 from harness.serving.calibration_lookup import read_question
 from harness.serving.check import Judged, check
 from harness.serving.server import OnOffload, completed, decide, request_of
@@ -69,7 +69,7 @@ def test_what_others_measured_starts_in_whatever_sandbox_there_is(tmp_path: Path
     imported = msgspec.structs.replace(measured, metadata=msgspec.structs.replace(measured.metadata, machine=machine))
     for calibration, sandbox in ((measured, "process"), (imported, "auto")):
         said = judged(tmp_path, f"{weights}@8192", 6, calibration)
-        assert completed(Wishes(model=str(weights)), said, Store(tmp_path)).sandbox == sandbox
+        assert completed(RunOptions(model=str(weights)), said, Store(tmp_path)).sandbox == sandbox
 
 
 def test_each_engine_is_asked_for_the_load_that_was_judged(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_what_came_differently_is_said_in_its_own_words() -> None:
 
 
 def test_the_log_is_told_in_words() -> None:
-    assert told(facts(8192, layers_offloaded=21), "gpu") == "21 of 29 layers are on the GPU"
-    assert "7 of them with experts on the host" in told(facts(8192, layers_overflowing=7), "gpu")
+    assert describe_placement(facts(8192, layers_offloaded=21), "gpu") == "21 of 29 layers are on the GPU"
+    assert "7 of them with experts on the host" in describe_placement(facts(8192, layers_overflowing=7), "gpu")
     on_cpu = msgspec.structs.replace(facts(8192), devices={"CPU": DeviceFacts(kind="host", weights_bytes=MIB)})
-    assert told(on_cpu, "host") == "everything lies in host memory"
+    assert describe_placement(on_cpu, "host") == "everything lies in host memory"

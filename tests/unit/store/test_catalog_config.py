@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import ConfigError, NotFoundError
-from harness.store.catalog import DEFAULT_MODEL, Entry, Gguf, find_catalog, gguf_path, read_catalog
+from harness.store.catalog import DEFAULT_MODEL, CatalogEntry, Gguf, find_catalog, gguf_path, read_catalog
 from harness.store.config import read_file, settings, unknown_variables
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -57,11 +57,11 @@ def test_the_nearest_catalog_wins(tmp_path: Path) -> None:
 
 
 def test_weights_of_an_entry() -> None:
-    assert gguf_path("x", Entry(gguf=Gguf(path="/models/x.gguf"))) == Path("/models/x.gguf")
+    assert gguf_path("x", CatalogEntry(gguf=Gguf(path="/models/x.gguf"))) == Path("/models/x.gguf")
     with pytest.raises(NotFoundError):
-        gguf_path("x", Entry(ollama="x"))
+        gguf_path("x", CatalogEntry(ollama="x"))
     with pytest.raises(ConfigError, match="unknown package"):
-        gguf_path("x", Entry(gguf=Gguf(package="something-else")))
+        gguf_path("x", CatalogEntry(gguf=Gguf(package="something-else")))
 
 
 @pytest.mark.parametrize(
