@@ -11,6 +11,7 @@ from harness.engines.base import Engine, Options
 from harness.engines.llama_server.embedded import usable_weights
 from harness.engines.llama_server.recipe import LlamaServer, embedded_binary
 from harness.errors import NotFoundError, UnavailableError, UsageError
+from harness.inventory.drm import kernel_gpus, recorded, used_by_default
 from harness.inventory.nvidia import docker_gpu_obstacle, driven_gpus, nvidia_gpus
 from harness.model.facts import EngineName
 from harness.model.record import Gpu, Machine, Target
@@ -85,8 +86,7 @@ def _choose_process(engine: LlamaServer, options: Options, reasons: tuple[str, .
             engine=engine.name, sandbox="process", meter="host", target="host", gpus=(),
             reasons=(*reasons, f"target host: {why}"),
         )  # fmt: skip
-    used = {name: facts for name, facts in devices.items() if options.gpus.mode == "all" or name in options.gpus.ids}
-    used = used or devices
+    used = {name: facts for name, facts in devices.items() if name in options.gpus.ids} or used_by_default(devices)
     names = ", ".join(f"{name} ({facts[0]})" for name, facts in used.items())
     by_cuda = all(name.startswith("CUDA") for name in used)
     driven = () if by_cuda else driven_gpus([facts[0] for facts in used.values()])
@@ -96,6 +96,11 @@ def _choose_process(engine: LlamaServer, options: Options, reasons: tuple[str, .
         return Choice(
             engine=engine.name, sandbox="process", meter=meter, target="gpu", gpus=chosen,
             reasons=(*reasons, f"target gpu: {names}, {how}"),
+        )  # fmt: skip
+    if kernel := kernel_gpus(used):
+        return Choice(
+            engine=engine.name, sandbox="process", meter="drm", target="gpu", gpus=recorded(kernel),
+            reasons=(*reasons, f"target gpu: {names}, measured by the kernel's own count (DRM)"),
         )  # fmt: skip
     gpus = tuple(Gpu(name=title, memory_gb=gib(total)) for title, total, _ in used.values())
     return Choice(

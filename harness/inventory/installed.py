@@ -18,6 +18,7 @@ from harness.inventory.backend import resolve_name
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.model.record import Gpu
+from harness.model.trace import MeterName
 from harness.prediction.staleness import Environment
 from harness.sandboxes.container_config import repository
 from harness.store.catalog import cache_folder, find_catalog, pinned_image, read_catalog
@@ -56,7 +57,7 @@ class Installed:
             image=image,
             image_digest=None if image is None else self.image_digest(image),
             model_digest=self.model_digest(calibration),
-            gpus=self.gpus() if metadata.machine.meter == "nvml" else None,
+            gpus=self.gpus_of(metadata.machine.meter),
         )
 
     def image(self, calibration: Calibration) -> str | None:
@@ -113,6 +114,14 @@ class Installed:
         with Daemon() as daemon:
             mounted = daemon.volume_folder(self.given.models or ollama.VOLUME)
         return None if mounted is None else Path(mounted) / "models"
+
+    def gpus_of(self, meter: MeterName) -> tuple[Gpu, ...] | None:
+        """The GPUs that a meter would read; ``None`` where it reads none, or they cannot be listed."""
+        if meter == "drm":
+            from harness.inventory.drm import recorded
+
+            return recorded()
+        return self.gpus() if meter == "nvml" else None
 
     def _gpus(self) -> tuple[Gpu, ...] | None:
         from harness.meters.nvml import gpus

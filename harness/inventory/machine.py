@@ -31,7 +31,10 @@ ADVICE: Final = "say what is free with --available, for example --available 24Gi
 
 
 class GpuNow(msgspec.Struct, frozen=True, kw_only=True):
-    """One GPU at this moment; bytes, ``None`` where the driver does not say. ``key`` is its index or the engine's name."""
+    """One GPU at this moment; bytes, ``None`` where the driver does not say, and ``why`` says why.
+
+    ``key`` is its index, its PCI address or the engine's name.
+    """
 
     key: str
     name: str
@@ -39,6 +42,7 @@ class GpuNow(msgspec.Struct, frozen=True, kw_only=True):
     free_bytes: int | None = None
     total_bytes: int | None = None
     driver: str | None = None
+    why: str | None = None
 
 
 class Resident(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +87,27 @@ class MachineNow:
         except HarnessError as error:
             return error
         return self._in_view(found)
+
+    def drm(self, env: dict[str, str]) -> tuple[GpuNow, ...] | HarnessError:
+        """GPUs of AMD and Intel as the kernel has them; what it does not say is taken from llama-server's list."""
+        from harness.meters.drm_devices import drm_gpus, matching
+
+        kernel = drm_gpus()
+        free = {gpu.address: gpu.free_bytes for gpu in kernel}
+        if any(gpu.free_bytes is None and not gpu.asleep for gpu in kernel):
+            listed = self.engine_gpus(env)
+            for one in () if isinstance(listed, HarnessError) else listed:
+                for gpu in matching([(one.name, one.total_bytes or 0)], kernel):
+                    free[gpu.address] = one.free_bytes if free[gpu.address] is None else free[gpu.address]
+        return self._in_view(
+            tuple(
+                GpuNow(
+                    key=gpu.address, name=gpu.name, uuid=gpu.address, free_bytes=free[gpu.address],
+                    total_bytes=gpu.total_bytes, driver=gpu.driver, why=gpu.why,
+                )
+                for gpu in kernel
+            )
+        )  # fmt: skip
 
     def engine_gpus(self, env: dict[str, str]) -> tuple[GpuNow, ...] | HarnessError:
         """GPUs without a driver meter, as llama-server lists them: its free memory is what its placement goes by."""

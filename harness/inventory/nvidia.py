@@ -112,8 +112,10 @@ def _refuse_several_instances(chosen: Sequence[NvmlGpu]) -> None:
 
 
 def _meter(chosen: Sequence[NvmlGpu]) -> tuple[MeterName, str]:
+    if any(gpu.unified for gpu in chosen):
+        return "nvml", "measured by NVML, process by process: it shares the machine's memory and has no size of its own"
     if any(gpu.memory_bytes is None for gpu in chosen):
-        return "log", "which shares the machine's memory and has no size of its own, so memory is logged, not measured"
+        return "log", "whose driver does not say how much memory it has, so memory is logged, not measured"
     if on_wsl():
         return "nvml", "measured by NVML as the rise of the whole GPU: under WSL2 the driver gives no figure by process"
     return "nvml", "measured by NVML"

@@ -10,10 +10,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from harness.engines.base import Options
 from harness.engines.llama_server.embedded import cpu_flags, runs_quantised
 from harness.engines.llama_server.recipe import LlamaServer, embedded_binary
 from harness.errors import HarnessError
+from harness.inventory.nvidia import has_device
+from harness.maintain.doctor_drm import drm_findings, sleeping_nvidia
 from harness.maintain.doctor_gpu import Finding, docker_findings, nvidia_findings
 from harness.meters.host import available_memory
 from harness.units import format_size
@@ -22,7 +26,12 @@ from harness.units import format_size
 def examine(store: Path) -> list[Finding]:
     """Look at everything; nothing is started but the engine's own ``--list-devices``."""
     checks: tuple[Callable[[], Finding], ...] = (_platform, _engine, _cpu, _devices, _memory)
-    return [*(check() for check in checks), _store(store), *nvidia_findings(), *docker_findings()]
+    asleep = list(sleeping_nvidia())  # before the driver is asked, which wakes them
+    drm = drm_findings()
+    nvidia = nvidia_findings()
+    if drm and not has_device():
+        nvidia = [msgspec.structs.replace(one, state="note") for one in nvidia]  # this machine's GPUs are others'
+    return [*(check() for check in checks), _store(store), *asleep, *nvidia, *drm, *docker_findings()]
 
 
 def _platform() -> Finding:

@@ -56,9 +56,15 @@ def nvidia_findings() -> list[Finding]:
 
 def _gpu(gpu: NvmlGpu) -> Finding:
     subject = f"NVIDIA GPU {gpu.index}"
+    if gpu.unified:
+        return Finding(
+            subject=subject, code="gpu-unified", state="note",
+            text=f"{gpu.name} shares the machine's memory: {format_size(gpu.free_bytes)} are free for it and everything else",
+            hint="its memory is measured process by process; what is free is what the machine has left",
+        )  # fmt: skip
     if gpu.memory_bytes is None:
         return Finding(
-            subject=subject, code="gpu-unified", state="note", text=f"{gpu.name} shares the machine's memory",
+            subject=subject, code="gpu-silent", state="note", text=f"{gpu.name} does not say how much memory it has",
             hint="its calibrations are logged, not measured",
         )  # fmt: skip
     text = f"{gpu.name}, {format_size(gpu.memory_bytes)}, {gpu.uuid}"

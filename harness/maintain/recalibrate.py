@@ -101,7 +101,7 @@ def survey(
 
 def _answers(path: Path, calibration: Calibration, store: Store, finder: Installed) -> str | None:
     """The other variant that was measured on a GPU of here, where this one was not: it is this one's that answers elsewhere."""
-    now = finder.gpus() if calibration.metadata.machine.meter == "nvml" else None
+    now = finder.gpus_of(calibration.metadata.machine.meter)
     if not now or _is_here(calibration.metadata.machine, finder):
         return None
     for other, sibling in store.find(calibration.id):
@@ -111,7 +111,7 @@ def _answers(path: Path, calibration: Calibration, store: Store, finder: Install
 
 
 def _is_here(machine: Machine, finder: Installed) -> bool:
-    return all(matching_gpu(gpu, finder.gpus() or ()) for gpu in machine.gpus)
+    return all(matching_gpu(gpu, finder.gpus_of(machine.meter) or ()) for gpu in machine.gpus)
 
 
 def plan_of(calibration: Calibration) -> tuple[LoadRequest, ...]:

@@ -193,6 +193,10 @@ def open_meter(choice: Choice) -> Meter:
         from harness.meters.log import LogMeter
 
         return LogMeter()
+    if choice.meter == "drm":
+        from harness.meters.drm import DrmMeter
+
+        return DrmMeter([gpu.uuid for gpu in choice.gpus if gpu.uuid])
     from harness.meters.nvml import NvmlMeter
 
     return NvmlMeter([gpu.uuid for gpu in choice.gpus if gpu.uuid])

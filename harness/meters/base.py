@@ -12,7 +12,7 @@ class Meter(Protocol):
 
     @property
     def name(self) -> MeterName:
-        """``nvml``, ``host`` or ``log``."""
+        """``nvml``, ``drm``, ``host`` or ``log``."""
 
     @property
     def interval(self) -> float:

@@ -54,15 +54,17 @@ class HostMeter:
 
 def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Bytes that a new process may take: ``MemAvailable``, or less where this process's cgroup has a limit."""
+    available, room = machine_available(proc), cgroup_room(proc, cgroup)
+    return available if available is None or room is None else min(available, room)
+
+
+def machine_available(proc: Path = Path("/proc")) -> int | None:
+    """``MemAvailable``, bytes, whatever a cgroup allows: a GPU that shares the machine's memory is bound by this alone."""
     try:
         match = re.search(rb"^MemAvailable:\s+(\d+) kB", (proc / "meminfo").read_bytes(), re.MULTILINE)
     except OSError:
         return None
-    if match is None:
-        return None
-    available = int(match[1]) * KIB
-    room = cgroup_room(proc, cgroup)
-    return available if room is None else min(available, room)
+    return int(match[1]) * KIB if match else None
 
 
 def cgroup_room(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:

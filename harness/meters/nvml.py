@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from harness.errors import NotFoundError, NotPermittedError, UnavailableError, UntrustedError
+from harness.meters.host import machine_available
 from harness.model.trace import MeterName, Occupancy, Reading
 from harness.units import MIB
 
@@ -41,7 +42,9 @@ _CONTEXT: Final = 16 * MIB
 class NvmlGpu(msgspec.Struct, frozen=True, kw_only=True):
     """One NVIDIA GPU, or one instance of a GPU that is split (MIG); ``index`` is then the whole GPU's.
 
-    ``memory_bytes`` and ``free_bytes`` (when it was read) are ``None`` on unified-memory machines.
+    ``memory_bytes`` and ``free_bytes`` (when it was read) are ``None`` where the driver does not say. ``unified``: the GPU
+    shares the machine's memory and has no size of its own (GB10, Jetson Thor); what is free is then ``MemAvailable``, which is
+    what llama.cpp takes for it (ggml-cuda.cu, ``prop.integrated``).
     """
 
     index: int
@@ -51,6 +54,7 @@ class NvmlGpu(msgspec.Struct, frozen=True, kw_only=True):
     driver: str | None
     mig: bool = False
     free_bytes: int | None = None
+    unified: bool = False
 
 
 @contextmanager
@@ -92,10 +96,10 @@ def gpus() -> list[NvmlGpu]:
                 instances = _instances(nvml, whole)
                 for handle in [whole] if instances is None else instances:
                     uuid, name = str(nvml.nvmlDeviceGetUUID(handle)), str(nvml.nvmlDeviceGetName(handle))
-                    memory = _memory(nvml, handle)
+                    total, free, unified = _memory(nvml, handle)
                     found.append(
-                        NvmlGpu(index=index, uuid=uuid, name=name, memory_bytes=memory and memory[0], driver=driver,
-                            mig=instances is not None, free_bytes=memory and memory[1])
+                        NvmlGpu(index=index, uuid=uuid, name=name, memory_bytes=total, driver=driver,
+                            mig=instances is not None, free_bytes=free, unified=unified)
                     )  # fmt: skip
             except nvml.NVMLError:
                 continue  # a GPU that fell off the bus; the others answer
@@ -129,16 +133,19 @@ def free_bytes(uuid: str) -> int | None:
             handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
         except nvml.NVMLError as error:
             raise NotFoundError(f"the driver knows no GPU {uuid}: {error}", code="no-such-gpu") from error
-        memory = _memory(nvml, handle)
-        return memory and memory[1]
+        return _memory(nvml, handle)[1]
 
 
-def _memory(nvml: Any, handle: Any) -> tuple[int, int] | None:
-    """Total and free bytes: their difference is the same whether the driver counts what it reserves as used or not."""
+def _memory(nvml: Any, handle: Any) -> tuple[int | None, int | None, bool]:
+    """Total and free bytes, and whether the GPU has no memory of its own.
+
+    The difference of the two is the same whether the driver counts what it reserves as used or not.
+    """
     try:
-        return _sizes(nvml, handle)
-    except nvml.NVMLError:
-        return None
+        return (*_sizes(nvml, handle), False)
+    except nvml.NVMLError as error:
+        unified = error.value == _NOT_SUPPORTED
+        return None, machine_available() if unified else None, unified
 
 
 def _sizes(nvml: Any, handle: Any) -> tuple[int, int]:

@@ -74,7 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
-    """One GPU of a run."""
+    """One GPU of a run. ``uuid`` is NVIDIA's; of a GPU that the meter ``drm`` reads it is the PCI address."""
 
     name: str
     uuid: str | None = None

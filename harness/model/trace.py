@@ -12,7 +12,7 @@ from harness.units import MIB
 BASELINE_TOLERANCE: Final = 16 * MIB
 
 #: ``import``: a figure that was measured elsewhere.
-MeterName = Literal["nvml", "host", "log", "import"]
+MeterName = Literal["nvml", "drm", "host", "log", "import"]
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):

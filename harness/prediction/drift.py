@@ -25,7 +25,7 @@ LOG_ROUNDING: Final = 0.02 * MIB
 #: Rounding of one part by Ollama's Go engine (format.HumanBytes2: one decimal of GiB); llama-server replaced it in 0.30.
 GO_ROUNDING: Final = 0.05 * GIB
 #: What a meter itself may move from run to run, bytes: NVML counts the driver's pages of 2 MiB; a heap's break lies at random.
-METER_STEP: Final = {"nvml": 2 * MIB, "host": MIB, "log": 0, "import": 2 * MIB}
+METER_STEP: Final = {"nvml": 2 * MIB, "drm": 2 * MIB, "host": MIB, "log": 0, "import": 2 * MIB}
 #: Least run-to-run spread of a speed, relative: with and without repeated timings in the run, and on the host, where
 #: other work of the machine moves it by 9 to 25 %.
 SPEED_SPREAD: Final = 0.05

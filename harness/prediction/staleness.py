@@ -43,7 +43,7 @@ def age(calibration: Calibration, here: Environment) -> Staleness:
     else:
         compared.append(("engine", metadata.engine.version, here.engine))
     compared.append(("model digest", metadata.model.digest, here.model_digest))
-    if metadata.machine.meter == "nvml":
+    if metadata.machine.meter in ("nvml", "drm"):
         compared += _gpus(metadata.machine.gpus, here.gpus)
     known = [(name, old, new) for name, old, new in compared if old is not None and new is not None]
     return Staleness(

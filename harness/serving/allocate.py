@@ -84,10 +84,12 @@ def _free(calibration: Calibration) -> tuple[int, ...]:
         if (available := available_memory()) is None:
             raise UnknownVerdictError("the memory that is free cannot be read", hint=advice)
         return (available,)
-    from harness.meters.nvml import free_bytes, gpus
+    from harness.meters.drm_devices import drm_gpus
+    from harness.meters.nvml import gpus
 
     try:
-        free = [free_bytes(gpu.uuid) for gpu in gpus() if machine.gpus and gpu.name == machine.gpus[0].name]
+        here = drm_gpus() if machine.meter == "drm" else gpus()
+        free = [gpu.free_bytes for gpu in here if machine.gpus and gpu.name == machine.gpus[0].name]
     except HarnessError as error:
         raise UnknownVerdictError(f"no GPU can be read: {error.message}", hint=advice) from error
     count = vllm.tensor_parallel * vllm.pipeline_parallel if vllm else 1

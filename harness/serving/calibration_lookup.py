@@ -163,6 +163,8 @@ def _present(calibration: Calibration, machine: MachineNow) -> tuple[GpuNow, ...
     """GPUs of the kind that a calibration was made on."""
     if calibration.metadata.machine.meter == "log":
         return machine.engine_gpus(calibration.metadata.settings.env)
+    if calibration.metadata.machine.meter == "drm":
+        return machine.drm(calibration.metadata.settings.env)
     return machine.nvidia
 
 
@@ -224,7 +226,7 @@ def _here(
             free = tuple(one.free_bytes for one in gpus)
             available = None if None in free else free  # type: ignore[assignment]
             if available is None:
-                obstacle = "the driver does not say how much is free"
+                obstacle = next((one.why for one in gpus if one.why), "the driver does not say how much is free")
             if len(present) > len(gpus) and calibration.engine == "llama-server" and machine.gpu is None:
                 notes.append(
                     f"judged for {gpus[0].name} alone; llama-server uses all {len(present)} GPUs unless told otherwise"

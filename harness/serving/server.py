@@ -187,7 +187,7 @@ def completed(wishes: RunOptions, judged: Judged, store: Store) -> RunOptions:
         known["flash_attention"] = {"enabled": "on", "disabled": "off"}[metadata.settings.flash_attention]
     if wishes.gpus == "all" and metadata.machine.target == "host":
         known["gpus"] = "none"
-    elif wishes.gpus == "all" and chosen.gpus:
+    elif wishes.gpus == "all" and chosen.gpus and metadata.machine.meter == "nvml":
         known["gpus"] = ",".join(gpu.uuid or gpu.key for gpu in chosen.gpus)
     clear = {key: value for key, value in metadata.settings.env.items() if value != "(redacted)"}
     return msgspec.structs.replace(wishes, env={**clear, **wishes.env}, **known)

@@ -11,21 +11,31 @@ from pathlib import Path
 import pytest
 
 from harness.meters.base import Meter
+from harness.meters.drm import DrmMeter
 from harness.meters.host import HostMeter
 from harness.meters.log import LogMeter
 from harness.meters.nvml import NvmlMeter
 from harness.model.trace import Reading
+from tests.support.drm_tree import CARD, Tree, amdgpu
 from tests.support.fake_nvml import UUID, FakeDriver, library
 
 Make = Callable[[], Meter]
 
 
-@pytest.fixture(params=["host", "log", pytest.param("nvml", marks=pytest.mark.requires("gcc"))])
+@pytest.fixture(params=["host", "log", "drm", pytest.param("nvml", marks=pytest.mark.requires("gcc"))])
 def meter(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Meter]:
     if request.param == "nvml":
         driver = FakeDriver(library(), tmp_path / "state", monkeypatch)
         driver.holds(f"process 0 C {os.getpid()} 4096")
-    makers: dict[str, Make] = {"host": HostMeter, "log": LogMeter, "nvml": lambda: NvmlMeter([UUID])}
+    tree = Tree(tmp_path)
+    tree.card()
+    tree.process(os.getpid(), amdgpu(1, 1 << 30))
+    makers: dict[str, Make] = {
+        "host": HostMeter,
+        "log": LogMeter,
+        "drm": lambda: DrmMeter([CARD], tree.sys, tree.proc),
+        "nvml": lambda: NvmlMeter([UUID]),
+    }
     meter = makers[request.param]()
     assert meter.name == request.param
     yield meter
@@ -66,4 +76,4 @@ def test_a_process_that_ended_does_not_spoil_the_others(meter: Meter) -> None:
 
 
 def test_the_driver_is_asked_four_times_a_second_at_most(meter: Meter) -> None:
-    assert meter.interval >= (0.25 if meter.name == "nvml" else 0.01)
+    assert meter.interval >= (0.25 if meter.name in ("nvml", "drm") else 0.01)

@@ -42,6 +42,7 @@ def codes() -> dict[str, str]:
         ("process 0 C 4194303 5", "pids-foreign", "missing"),
         (f"mig 0 MIG-aaaa {GIB} 0 NVIDIA Test A MIG", "gpu-mig", "note"),
         ("fail nvmlDeviceGetMemoryInfo 3", "gpu-unified", "note"),
+        ("fail nvmlDeviceGetMemoryInfo 999", "gpu-silent", "note"),
         ("fail nvmlDeviceGetComputeRunningProcesses_v3 15", "gpu-lost", "missing"),
         ("driver 580.95.05", "driver-ok", "ok"),
         ("driver 560.35.03", "driver-middle", "note"),
@@ -134,15 +135,15 @@ def codes_in(*files: str) -> set[str]:
 
 
 def test_the_page_explains_every_finding() -> None:
-    found = codes_in("maintain/doctor_gpu.py")
+    found = codes_in("maintain/doctor_gpu.py", "maintain/doctor_drm.py")
     assert len(found) > 15
     assert {code for code in found if f"`{code}`" not in PAGE} == set()
 
 
 def test_the_page_explains_what_meter_gpu_and_daemon_end_a_calibration_with() -> None:
     found = codes_in(
-        "meters/nvml.py", "meters/sampler.py", "inventory/nvidia.py", "measure/interference.py", "sandboxes/locks.py",
-        "sandboxes/docker.py", "sandboxes/daemon.py",
+        "meters/nvml.py", "meters/drm.py", "meters/sampler.py", "inventory/nvidia.py", "measure/interference.py",
+        "sandboxes/locks.py", "sandboxes/docker.py", "sandboxes/daemon.py",
     )  # fmt: skip
     found -= {"image-unavailable", "container-gone"}  # of any machine
     assert {code for code in found | {"stranger-moved", "baseline-moved"} if f"`{code}`" not in PAGE} == set()

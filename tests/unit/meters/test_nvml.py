@@ -38,10 +38,13 @@ def test_inventory_and_free_memory(driver: FakeDriver) -> None:
     assert free_bytes(UUID) == 23 * GIB
 
 
-def test_unified_memory_has_no_size_and_is_not_zero(driver: FakeDriver) -> None:
+def test_unified_memory_has_no_size_and_what_the_machine_has_left(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.meters.nvml.machine_available", lambda: 90 * GIB)
     driver.holds("fail nvmlDeviceGetMemoryInfo 3")
-    assert [gpu.memory_bytes for gpu in gpus()] == [None, None]
-    assert free_bytes(UUID) is None
+    assert [(gpu.memory_bytes, gpu.free_bytes, gpu.unified) for gpu in gpus()] == [(None, 90 * GIB, True)] * 2
+    assert free_bytes(UUID) == 90 * GIB
+    driver.holds("fail nvmlDeviceGetMemoryInfo 999")
+    assert [(gpu.memory_bytes, gpu.free_bytes, gpu.unified) for gpu in gpus()] == [(None, None, False)] * 2
 
 
 def test_processes_are_added_over_gpus_and_growth_is_seen(driver: FakeDriver, meter: NvmlMeter) -> None:

@@ -1,0 +1,255 @@
+"""GPUs that NVML does not speak for: memory of processes, from the kernel's DRM files and the KFD.
+
+Sources, all of the Linux kernel: Documentation/gpu/drm-usage-stats.rst (``/proc/PID/fdinfo``), amdgpu_fdinfo.c,
+xe_drm_client.c, i915_drm_client.c, and amdkfd/kfd_process.c (``vram_<gpuid>``). A figure that cannot be had is ``None`` with a
+reason, never 0. A GPU that sleeps is not read: xe wakes it for that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from harness.errors import NotFoundError, UntrustedError
+from harness.meters.drm_devices import DrmGpu, drm_gpus, is_asleep, kfd_addresses, number_of, sleeping
+from harness.model.trace import MeterName, Occupancy, Reading
+from harness.units import KIB, MIB, format_size
+
+_SIZE: Final = re.compile(r"(\d+)(?: (KiB|MiB))?")
+_UNITS: Final = {None: 1, "KiB": KIB, "MiB": MIB}
+#: Regions on the device itself, and those of the machine's memory that an integrated GPU uses as its own.
+_LOCAL: Final = ("vram", "local")
+_SHARED: Final = {"amdgpu": ("gtt",), "xe": ("gtt", "stolen"), "i915": ("system", "stolen")}
+#: A device that rose by less than this holds no engine; one that moved more than this to the host is full.
+_CONTEXT: Final = 16 * MIB
+
+
+class Client(msgspec.Struct, frozen=True, kw_only=True):
+    """One open DRM file: its device's address, and the bytes that it holds by region; ``evicted`` of them had to leave it."""
+
+    address: str
+    client: str | None
+    driver: str
+    regions: dict[str, int]
+    evicted: int = 0
+
+    def held(self, *, integrated: bool) -> int:
+        """Bytes that count as the GPU's."""
+        names = (*_LOCAL, *_SHARED.get(self.driver, ())) if integrated else _LOCAL
+        return sum(size for region, size in self.regions.items() if region.rstrip("0123456789") in names)
+
+
+def read_client(text: str) -> Client | None:
+    """The text of a ``fdinfo`` file; ``None`` where it is of no PCI GPU.
+
+    ``drm-resident-`` is what lies in a region now, ``drm-memory-`` its older name; ``drm-total-`` where a driver has neither.
+    """
+    facts = {key.strip(): value.strip() for key, found, value in (line.partition(":") for line in text.splitlines()) if found}
+    if "drm-driver" not in facts or "drm-pdev" not in facts:
+        return None
+    regions: dict[str, int] = {}
+    for prefix in ("drm-total-", "drm-memory-", "drm-resident-"):  # the later one counts
+        for key, value in facts.items():
+            if key.startswith(prefix) and not key.startswith("drm-total-cycles") and (size := _bytes(value)) is not None:
+                regions[key.removeprefix(prefix)] = size
+    return Client(
+        address=facts["drm-pdev"].lower(), client=facts.get("drm-client-id"), driver=facts["drm-driver"], regions=regions,
+        evicted=_bytes(facts.get("amd-evicted-vram", "")) or 0,
+    )  # fmt: skip
+
+
+def _bytes(value: str) -> int | None:
+    match = _SIZE.fullmatch(value)
+    return int(match[1]) * _UNITS[match[2]] if match else None
+
+
+class DrmMeter:
+    """Memory of the engine's processes on the GPUs at these PCI addresses.
+
+    Raises:
+        NotFoundError: no such GPU.
+    """
+
+    name: MeterName = "drm"
+    #: Every open file of every process is looked at: 8 ms with 1 600 of them.
+    interval: float = 0.25
+    peek_interval: float = 0.05
+
+    def __init__(self, addresses: Sequence[str], sys: Path = Path("/sys"), proc: Path = Path("/proc")) -> None:
+        self._sys, self._proc = sys, proc
+        there = {gpu.address: gpu for gpu in drm_gpus(sys, proc, lambda _node, _driver: [])}
+        if missing := [one for one in addresses if one not in there]:
+            raise NotFoundError(f"the kernel knows no GPU {', '.join(missing)}", code="no-such-gpu")
+        self._gpus = {one: there[one] for one in addresses}
+        self._cards = {one: self._identity(gpu) for one, gpu in self._gpus.items()}
+        self._kfd = kfd_addresses(sys)
+        self._baseline: dict[str, int] = {}
+
+    def read(self, pids: frozenset[int]) -> Reading:
+        """Sum of ``pids`` over the devices, or the devices' rise; other processes there are strangers.
+
+        Raises:
+            UntrustedError: a GPU went away, or its driver was loaded anew, so the run is void.
+        """
+        self._raise_if_lost()
+        if asleep := [gpu for gpu in self._gpus.values() if is_asleep(self._device(gpu))]:
+            return Reading(total_bytes=None, reason=sleeping(asleep[0]), listed=False)
+        seen: set[tuple[str, str]] = set()
+        devices: dict[str, int] = {}
+        evicted = 0
+        for pid in sorted(pids):
+            held, gone = self._held(pid, seen)
+            evicted += gone
+            for address, size in held.items():
+                devices[address] = devices.get(address, 0) + size
+        reported: dict[int, int | None] = {}
+        for pid in sorted(self._pids() - pids):
+            if size := sum(self._held(pid, seen)[0].values()):
+                reported[pid] = size
+        if not pids:
+            return Reading(total_bytes=None, reason="the engine has no processes", strangers=reported)
+        if evicted > _CONTEXT:
+            reason = f"the driver moved {format_size(evicted)} of the engine from the GPU to host memory: the GPU is full"
+            return Reading(total_bytes=None, reason=reason, strangers=reported)
+        why = self._why_nothing(pids)
+        if why is None and not any(devices.values()):
+            why = "none of the engine's processes holds memory of the GPU"
+        if why is not None:
+            return self._rise_instead(why, reported)
+        return Reading(total_bytes=sum(devices.values()), devices=devices, strangers=reported)
+
+    def _held(self, pid: int, seen: set[tuple[str, str]]) -> tuple[dict[str, int], int]:
+        """What a process holds of each GPU, and what was evicted: a file that several processes share counts for the first.
+
+        The KFD's own count stands beside it, for what ROCm takes outside the DRM files. What both see is the same memory: the
+        larger figure counts.
+        """
+        held: dict[str, int] = {}
+        evicted = 0
+        for client in self._clients(pid):
+            gpu = self._gpus.get(client.address)
+            key = (client.address, client.client or f"of {pid}")
+            if gpu is None or (client.client is not None and key in seen):
+                continue
+            seen.add(key)
+            held[gpu.address] = held.get(gpu.address, 0) + client.held(integrated=gpu.integrated)
+            evicted += 0 if gpu.integrated else client.evicted
+        for number, address in self._kfd.items():
+            size = number_of(self._sys / "class" / "kfd" / "kfd" / "proc" / str(pid) / f"vram_{number}")
+            if size and address in self._gpus:
+                held[address] = max(held.get(address, 0), size)
+        return held, evicted
+
+    def _clients(self, pid: int) -> Iterator[Client]:
+        folder = self._proc / str(pid)
+        if not self._may_read(pid):
+            return
+        for link in _entries(folder / "fd"):
+            try:
+                if "/dri/" not in str(link.readlink()):
+                    continue
+                client = read_client((folder / "fdinfo" / link.name).read_text("utf-8", "replace"))
+            except OSError:
+                continue  # closed meanwhile
+            if client is not None:
+                yield client
+
+    def _may_read(self, pid: int) -> bool:
+        try:
+            next((self._proc / str(pid) / "fd").iterdir(), None)
+        except (FileNotFoundError, ProcessLookupError):
+            return True  # it ended: nothing is kept from us
+        except OSError:
+            return False
+        return True
+
+    def _pids(self) -> frozenset[int]:
+        kfd = self._sys / "class" / "kfd" / "kfd" / "proc"
+        return frozenset(int(one.name) for root in (self._proc, kfd) for one in _entries(root) if one.name.isdigit())
+
+    def _why_nothing(self, pids: frozenset[int]) -> str | None:
+        """Why there is no figure by process, or only a part of it."""
+        there = [pid for pid in pids if (self._proc / str(pid)).is_dir()]
+        if not there:
+            return "the engine's processes are not visible in /proc (it is mounted with hidepid, or they ended)"
+        if not all(self._may_read(pid) for pid in there):
+            return "the engine runs as another user, whose open files only root may read: start harness as root"
+        return None
+
+    def _rise_instead(self, why: str, strangers: dict[int, int | None]) -> Reading:
+        """A reading without figures by process: what the devices rose by, where nobody else is on them."""
+        if strangers:
+            why = f"{why}; as others are on the GPU, neither does its rise tell"
+            return Reading(total_bytes=None, reason=why, strangers=strangers)
+        devices = self.risen()
+        if devices.keys() != self._gpus.keys() or sum(devices.values()) < _CONTEXT:
+            return Reading(total_bytes=None, reason=why)
+        return Reading(total_bytes=sum(devices.values()), devices=devices, reason=why, basis="device-delta")
+
+    def take_baseline(self) -> Occupancy:
+        """What the GPUs hold before the engine; later differences are taken from it."""
+        found = self.occupancy()
+        self._baseline = found.devices
+        return found
+
+    def occupancy(self) -> Occupancy:
+        """What the GPUs hold now, and the processes on them that may be seen."""
+        seen: set[tuple[str, str]] = set()
+        held = {pid: sum(self._held(pid, seen)[0].values()) for pid in sorted(self._pids())} if not self._any_asleep() else {}
+        return Occupancy(devices=self._used(), processes={pid: size for pid, size in held.items() if size})
+
+    def risen(self) -> dict[str, int]:
+        """Bytes of each GPU above its baseline, never below 0; none without a baseline."""
+        return {one: max(size - self._baseline[one], 0) for one, size in self._used().items() if one in self._baseline}
+
+    def peek(self) -> int | None:
+        """All GPUs' rise; ``None`` where one of them cannot be read."""
+        risen = self.risen()
+        return sum(risen.values()) if risen.keys() == self._gpus.keys() else None
+
+    def accounted(self, pids: frozenset[int]) -> int | None:
+        """These drivers keep no record of a process's largest use."""
+        return None
+
+    def _used(self) -> dict[str, int]:
+        """Of amdgpu alone: Intel's drivers have no file for it."""
+        self._raise_if_lost()
+        used: dict[str, int] = {}
+        for address, gpu in self._gpus.items():
+            regions = ("vram", "gtt") if gpu.integrated else ("vram",)
+            sizes = [number_of(self._device(gpu) / f"mem_info_{region}_used") for region in regions]
+            known = [size for size in sizes if size is not None]
+            if known and sizes[-1] is not None and not is_asleep(self._device(gpu)):
+                used[address] = sum(known)
+        return used
+
+    def _device(self, gpu: DrmGpu) -> Path:
+        return self._sys / "class" / "drm" / gpu.card / "device"
+
+    def _any_asleep(self) -> bool:
+        return any(is_asleep(self._device(gpu)) for gpu in self._gpus.values())
+
+    def _identity(self, gpu: DrmGpu) -> int | None:
+        try:
+            return (self._sys / "class" / "drm" / gpu.card).stat().st_ino
+        except OSError:
+            return None
+
+    def _raise_if_lost(self) -> None:
+        for address, gpu in self._gpus.items():
+            if self._identity(gpu) != self._cards[address]:
+                raise UntrustedError(f"GPU {address} went away during the run, or its driver was loaded anew", code="gpu-lost")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
