@@ -90,7 +90,7 @@ class DrmMeter:
         self._baseline: dict[str, int] = {}
 
     def read(self, pids: frozenset[int]) -> Reading:
-        """Sum of ``pids`` over the devices, or the devices' rise; other processes there are strangers.
+        """Sum of ``pids`` over the devices, or the devices' rise; other processes there are named in ``strangers``.
 
         Raises:
             UntrustedError: a GPU went away, or its driver was loaded anew, so the run is void.
