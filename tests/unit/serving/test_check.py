@@ -258,7 +258,7 @@ class TestGpus:
         assert "--available" in str(one.advice)
 
     def test_memory_that_the_driver_does_not_tell_is_unknown(self, driver: FakeDriver, tmp_path: Path) -> None:
-        driver.holds("fail nvmlDeviceGetMemoryInfo 3")
+        driver.holds("fail nvmlDeviceGetMemoryInfo 999")
         assert ask(store_of(tmp_path, made_up()), "made-up", available=None).verdict == "unknown"
 
 
