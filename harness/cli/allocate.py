@@ -6,8 +6,9 @@ import click
 import msgspec
 
 from harness.cli.context import command, store_at, store_option
-from harness.cli.output import Output, clean
+from harness.cli.output import Output
 from harness.errors import UsageError
+from harness.text import clean
 from harness.units import format_size, parse_size
 
 

@@ -10,8 +10,9 @@ import click
 import msgspec
 
 from harness.cli.context import command, positive_ints, store_at, store_option
-from harness.cli.output import Output, clean
+from harness.cli.output import Output
 from harness.errors import UsageError
+from harness.text import clean
 
 
 @click.command(context_settings={"ignore_unknown_options": False})

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from harness.cli.context import command
-from harness.cli.output import Output, clean
+from harness.cli.output import Output
 from harness.prediction.drift import Drift, sentence
 from harness.render.drift import effects_of, headline, percent, show, status_of
+from harness.text import clean
 
 if TYPE_CHECKING:
     from harness.maintain.diff import Pair

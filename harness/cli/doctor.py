@@ -10,7 +10,8 @@ import click
 import msgspec
 
 from harness.cli.context import command, store_at, store_option
-from harness.cli.output import Output, clean
+from harness.cli.output import Output
+from harness.text import clean
 
 _MARKS: Final = {"ok": ("ok", "green"), "note": ("note", "yellow"), "missing": ("not there", "red")}
 

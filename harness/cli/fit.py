@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from harness.cli.context import command, store_at, store_option
-from harness.cli.output import Output, clean
+from harness.cli.output import Output
 from harness.model.calibration import to_document
+from harness.text import clean
 
 
 @click.command()

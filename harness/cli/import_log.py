@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 
 from harness.cli.context import command, positive_ints, store_at, store_option
-from harness.cli.output import Output, clean
+from harness.cli.output import Output
 from harness.cli.parse import read_log
 from harness.errors import UsageError
 from harness.model.calibration import to_document
+from harness.text import clean
 from harness.units import parse_size
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from harness.cli.context import command, store_at, store_option
-from harness.cli.output import Output, clean
+from harness.cli.output import Output
 from harness.errors import HarnessError
 from harness.model.calibration import to_document
+from harness.text import clean
 
 
 @click.command("list")

@@ -8,7 +8,8 @@ from typing import Final
 import click
 
 from harness.cli.context import command, store_at, store_option
-from harness.cli.output import Output, clean
+from harness.cli.output import Output
+from harness.text import clean
 
 #: Exit status where something here would have been overwritten.
 CONFLICT: Final = 73

@@ -10,11 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from harness.errors import EngineError, HarnessError
-
-
-def clean(text: str) -> str:
-    """Text of others (model names, log lines) without control characters, safe for a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+from harness.text import clean
 
 
 def colour() -> bool | None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.cli.context import command
-from harness.cli.output import Output, clean
+from harness.cli.output import Output
 from harness.errors import NotFoundError, NotPermittedError
 from harness.logs import parse_chunks
+from harness.text import clean
 from harness.units import format_size
 
 if TYPE_CHECKING:

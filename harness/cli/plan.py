@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from harness.cli.context import command, guard_options, store_at, store_option, wanted_of
-from harness.cli.output import Output, clean
+from harness.cli.output import Output
+from harness.text import clean
 
 
 @click.command()

@@ -12,7 +12,7 @@ from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from harness.cli.output import clean
+from harness.text import clean
 from harness.units import KIB, format_size
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ import click
 
 from harness.cli.calibrate import environment
 from harness.cli.context import command, engine_option, store_at, store_option
-from harness.cli.output import Output, clean
+from harness.cli.output import Output
 from harness.errors import UsageError
+from harness.text import clean
 
 if TYPE_CHECKING:
     from harness.maintain.recalibrate import Candidate, Recalibration

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.cli.context import command, store_at, store_option
-from harness.cli.output import Output, clean
+from harness.cli.output import Output
+from harness.text import clean
 
 if TYPE_CHECKING:
     from harness.maintain.diff import Pair

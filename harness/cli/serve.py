@@ -11,7 +11,8 @@ import click
 
 from harness.cli.calibrate import environment
 from harness.cli.context import command, guard_options, store_option, wanted_of
-from harness.cli.output import Output, clean
+from harness.cli.output import Output
+from harness.text import clean
 
 
 @click.command(context_settings={"allow_interspersed_args": True})

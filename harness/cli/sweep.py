@@ -9,7 +9,8 @@ import click
 import msgspec
 
 from harness.cli.context import command, store_at, store_option
-from harness.cli.output import Output, clean
+from harness.cli.output import Output
+from harness.text import clean
 
 if TYPE_CHECKING:
     from harness.sweep.run import CellOutcome, Sweep

@@ -15,7 +15,7 @@ import msgspec
 from harness.errors import UntrustedError
 from harness.fit.observations import allowed_spread
 from harness.fit.speed import fit_performance, fit_placement
-from harness.fit.vllm_releases import GRAPHS_IN_BUDGET, at_least
+from harness.fit.vllm_releases import GRAPHS_IN_BUDGET
 from harness.model.calibration import (
     SCHEMA_VERSION,
     Band,
@@ -29,6 +29,7 @@ from harness.model.calibration import (
 )
 from harness.model.facts import VllmFacts, WorkerFacts
 from harness.model.record import Load, Record, VllmSettings
+from harness.text import at_least
 from harness.units import GIB, TOKENS_PER_UNIT, format_size, gib
 
 #: A figure with two decimals of GiB may be off by this.

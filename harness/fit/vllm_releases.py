@@ -6,10 +6,7 @@ Read in the releases' own source: vllm/v1/worker/gpu_worker.py (``determine_avai
 
 from __future__ import annotations
 
-import re
 from typing import Final
-
-_RELEASE: Final = re.compile(r"v?(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?")
 
 #: ``--kv-cache-memory-bytes`` exists.
 KV_BYTES: Final = (0, 10, 2)
@@ -17,15 +14,3 @@ KV_BYTES: Final = (0, 10, 2)
 GRAPHS_IN_BUDGET: Final = (0, 20, 0)
 #: The block that is never used (block 0) no longer counts when a start is checked.
 NULL_BLOCK_CHECKED: Final = (0, 29, 0)
-
-
-def release(version: str | None) -> tuple[int, int, int] | None:
-    """Major, minor and patch of ``0.19.2rc1.dev134+g…``, ``v0.10.1.1`` or ``0.32.0+cpu``; ``None`` where there is none."""
-    found = _RELEASE.match(version or "")
-    return None if found is None else (int(found[1]), int(found[2]), int(found[3] or 0))
-
-
-def at_least(version: str | None, first: tuple[int, int, int]) -> bool:
-    """Whether a version is ``first`` or newer; an unknown one is not."""
-    known = release(version)
-    return known is not None and known >= first

@@ -12,11 +12,12 @@ from typing import Final
 
 from harness.engines.base import Source
 from harness.errors import EngineError, WontFitError
-from harness.measure.engine_log import last_lines, read_facts
+from harness.measure.engine_log import read_facts
 from harness.measure.load import LoadRunner
 from harness.model.record import Load, LoadRequest, Record
 from harness.prediction.placement import DRY_RUNS, plan_dry_runs
 from harness.sandboxes.base import Running
+from harness.sandboxes.tail import last_lines
 
 #: How long a dry run may take, seconds; the largest models take a few.
 TIMEOUT: Final = 60.0

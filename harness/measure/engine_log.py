@@ -12,6 +12,7 @@ from harness.errors import EngineError, WontFitError
 from harness.logs import parse_log
 from harness.model.facts import LoadFacts
 from harness.sandboxes.base import Running
+from harness.sandboxes.tail import last_lines
 
 #: 128 + SIGILL.
 ILLEGAL_INSTRUCTION: Final = 132
@@ -50,7 +51,7 @@ def check_alive(running: Running) -> None:
     status = running.exit_status()
     if status is None:
         return
-    tail = last_lines(running.log)
+    tail = last_lines(running.log, 12)
     facts = read_facts(running.log, 0, None)
     if facts is not None and facts.vllm is not None and facts.failed:
         raise failed_start(facts, status, tail)
@@ -68,15 +69,3 @@ def check_alive(running: Running) -> None:
         tail=tail,
         code="engine-ended",
     )
-
-
-def last_lines(log: Path, count: int = 12) -> tuple[str, ...]:
-    """The last lines of a log, control characters stripped."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(log.stat().st_size - 16384, 0))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return ()
-    lines = ("".join(c for c in line if c.isprintable() or c == "\t").rstrip() for line in text.splitlines())
-    return tuple([line[:300] for line in lines if line.strip()][-count:])

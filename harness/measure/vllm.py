@@ -9,10 +9,11 @@ import msgspec
 
 from harness.errors import OffloadLikelyError, UnknownVerdictError
 from harness.fit.vllm import VllmStart, block_interval
-from harness.fit.vllm_releases import KV_BYTES, at_least
+from harness.fit.vllm_releases import KV_BYTES
 from harness.model.calibration import Calibration
 from harness.model.record import Load, LoadRequest, Machine, Record
 from harness.prediction.allocation import allocate
+from harness.text import at_least
 from harness.units import format_size
 
 #: What of a GPU is left alone, and the most that is asked for.

@@ -12,9 +12,10 @@ from typing import Final, Literal
 import msgspec
 
 from harness.errors import OffloadLikelyError, UnknownVerdictError
-from harness.fit.vllm_releases import GRAPHS_IN_BUDGET, KV_BYTES, at_least
+from harness.fit.vllm_releases import GRAPHS_IN_BUDGET, KV_BYTES
 from harness.model.calibration import Calibration, KvBlocks
 from harness.model.record import VllmSettings
+from harness.text import at_least
 from harness.units import GIB, format_size, from_gib
 
 #: What profiling differs by from start to start (older releases, which are sized by it).

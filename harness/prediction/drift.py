@@ -16,8 +16,8 @@ from harness.fit.observations import allowed_spread
 from harness.fit.speed import SAME_DEPTH
 from harness.model.calibration import Band, Calibration
 from harness.prediction.memory import predict
-from harness.prediction.rules import version_of
 from harness.prediction.verdict import largest_context
+from harness.text import release
 from harness.units import GIB, MIB, TOKENS_PER_UNIT, format_size
 
 #: Rounding of one part, bytes: llama.cpp prints MiB with two decimals; a part is the sum of a few such figures.
@@ -346,5 +346,5 @@ def _drivers(calibration: Calibration) -> str | None:
 
 def _go_engine(calibration: Calibration) -> bool:
     """Whether the log may be the Go engine's, which rounds to 0.1 GiB."""
-    version = version_of(calibration.metadata.engine.version)
+    version = release(calibration.metadata.engine.version)
     return calibration.engine == "ollama" and version is not None and version < (0, 30, 0)

@@ -6,13 +6,13 @@ start that same program with a batch of Ollama's choice), ``ml/device.go`` and `
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 import msgspec
 
 from harness.model.calibration import Calibration
 from harness.prediction.memory import predict
+from harness.text import release
 from harness.units import GIB, MIB, TOKENS_PER_UNIT, from_gib
 
 #: What llama.cpp's fit keeps free on a device (common/common.h, ``fit_params_target``).
@@ -28,7 +28,6 @@ _SURCHARGE: Final = {2048: 2 * GIB, 1024: 768 * MIB}
 _FULL: Final = 80
 #: Models that Ollama keeps loaded on a device at most (``OLLAMA_MAX_LOADED_MODELS`` not set).
 MAX_LOADED: Final = 3
-_VERSION: Final = re.compile(r"v?(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?")
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,12 +42,6 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     estimates: bool = False
 
 
-def version_of(text: str | None) -> tuple[int, int, int] | None:
-    """``0.33.0-rc1`` as ``(0, 33, 0)``; ``None`` for builds and unknown versions."""
-    match = _VERSION.match(text or "")
-    return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else None
-
-
 def rule_of(calibration: Calibration) -> Rule:
     """The placement rule of the engine and version that a calibration was made with.
 
@@ -60,7 +53,7 @@ def rule_of(calibration: Calibration) -> Rule:
         return Rule(reserve_bytes=0)
     recorded = metadata.placement.reserve_gb
     reserve = FIT_TARGET if recorded is None else from_gib(recorded)
-    version = version_of(metadata.engine.version)
+    version = release(metadata.engine.version)
     if calibration.engine != "ollama" or version is None or version >= (0, 30, 0):
         return Rule(reserve_bytes=reserve)
     overhead = from_gib(metadata.breakdown_gb.overhead or 0.0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from harness.cli.output import clean
 from harness.inventory.machine import ADVICE
 from harness.serving.capacity import Memory, Row
+from harness.text import clean
 from harness.units import format_size
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import Final
 
 import click
 
-from harness.cli.output import clean
 from harness.render.verdict import sentence, title
 from harness.serving.check import Check, Judged
+from harness.text import clean
 
 _HEADS: Final = ("FITS:", "WARNING: CPU OFFLOAD LIKELY:", "UNCALIBRATED:", "UNKNOWN:")
 _COLOURS: Final = {"fits": "green", "offload": "red", "unknown": "yellow"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.cli.output import clean
 from harness.prediction.drift import Change, Figure, sentences
+from harness.text import clean
 
 if TYPE_CHECKING:
     from harness.maintain.diff import Pair

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from harness.cli.output import clean
 from harness.render.drift import effects_of, percent, show, status_of
+from harness.text import clean
 
 if TYPE_CHECKING:
     from harness.maintain.diff import Pair

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Final
 
-from harness.cli.output import clean
 from harness.model.calibration import Calibration
 from harness.prediction.memory import Prediction
+from harness.text import clean
 from harness.units import format_size, from_gib, gib
 
 if TYPE_CHECKING:

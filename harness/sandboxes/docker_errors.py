@@ -18,7 +18,7 @@ from harness.errors import (
     UnavailableError,
     UsageError,
 )
-from harness.sandboxes.tail import printable
+from harness.text import one_line
 
 _GPU_HINT: Final = "install the NVIDIA Container Toolkit and restart Docker, or use --gpus none; see harness doctor"
 _SOCKET_HINT: Final = "add yourself to the group docker (which is as good as root), or run harness as root"
@@ -55,7 +55,7 @@ def connection_error(text: str, address: str) -> HarnessError:
 
 def daemon_error(text: str, doing: str) -> HarnessError:
     """What a refusal (the API's message) means while ``doing`` something, as in ``start the container``."""
-    said = " ".join(printable(text).split())
+    said = one_line(text, 4000)
     message = f"cannot {doing}: {said}"
     errors: tuple[tuple[re.Pattern[str], HarnessError], ...] = (
         (
@@ -79,7 +79,7 @@ def daemon_error(text: str, doing: str) -> HarnessError:
 
 def image_error(text: str, reference: str) -> HarnessError:
     """Why an image cannot be had."""
-    said = " ".join(printable(text).split())
+    said = one_line(text, 4000)
     if _BAD_NAME.search(said):
         return UsageError(f"not the name of an image: {reference!r}")
     if _NO_IMAGE.search(said):

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from harness.errors import BusyError, CannotWriteError
-from harness.sandboxes.tail import printable
+from harness.text import one_line
 
 
 @contextlib.contextmanager
@@ -42,12 +42,12 @@ def hold(names: Iterable[str], folder: Path | None = None) -> Iterator[None]:
                 path.with_suffix(".holder").write_text(str(os.getpid()), encoding="ascii")
             except filelock.Timeout:
                 raise BusyError(
-                    f"{printable(name)} is being measured by another harness{_holder(path)}",
+                    f"{one_line(name)} is being measured by another harness{_holder(path)}",
                     hint="wait for it, or choose another GPU with --gpus",
                     code="gpu-busy",
                 ) from None
             except OSError as error:
-                raise CannotWriteError(f"cannot lock {printable(name)} in {place}: {error.strerror}") from error
+                raise CannotWriteError(f"cannot lock {one_line(name)} in {place}: {error.strerror}") from error
         yield
 
 

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Final
 
+from harness.text import clean
+
 #: Enough of a log's end for the last lines of any engine, bytes.
 _WINDOW: Final = 64 << 10
-#: Escape sequences (ECMA-48 CSI and OSC), then every control character that is left, C1 included.
-_ESCAPES: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
-_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-def printable(text: str) -> str:
-    """``text`` without escape sequences and control characters; tabs become spaces."""
-    return _CONTROLS.sub("", _ESCAPES.sub("", text)).replace("\t", " ")
 
 
 def last_lines(log: Path, count: int = 20, width: int = 400) -> tuple[str, ...]:
@@ -27,5 +20,5 @@ def last_lines(log: Path, count: int = 20, width: int = 400) -> tuple[str, ...]:
             data = file.read()
     except OSError:
         return ()
-    lines = (printable(line)[:width].rstrip() for line in data.decode("utf-8", "replace").splitlines())
+    lines = (clean(line, "")[:width].rstrip() for line in data.decode("utf-8", "replace").splitlines())
     return tuple([line for line in lines if line][-count:])

@@ -66,7 +66,6 @@ EXCEPTIONS = {
     ): "engines.base: a method of the recipe or of its policy",
     ("measure.calibrate", "engines.vllm"): "engines.base: a method of the recipe or of its policy",
     ("measure.engine_log", "engines.vllm"): "engines.base: a method of the recipe or of its policy",
-    ("render", "cli.output"): "text: the sanitizer",
     ("render.capacity", "inventory.machine"): "model: the value that is shown, as data",
     ("render", "serving"): "model: the value that is shown, as data",
     ("render", "maintain.diff"): "model: the value that is shown, as data",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.engines.base import NO_ANSWER, could_not_allocate
 from harness.errors import BadInputError, BusyError, EngineError, HarnessError, NotFoundError, UnavailableError, WontFitError
+from harness.text import one_line
 
 if TYPE_CHECKING:
     import httpx
@@ -112,8 +113,3 @@ def pull_refusal(name: str, text: str) -> HarnessError | None:
     if "unsupported" in said or "not a gguf" in said or "invalid file magic" in said:
         return BadInputError(message)
     return None
-
-
-def one_line(text: str) -> str:
-    """Text of others on one line, without control characters, not too long."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:400]

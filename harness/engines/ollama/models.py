@@ -13,9 +13,10 @@ import msgspec
 
 from harness.engines import gguf
 from harness.engines.base import Options, Progress, Source
-from harness.engines.ollama.api import connected, one_line, pull_refusal, show, translated
+from harness.engines.ollama.api import connected, pull_refusal, show, translated
 from harness.errors import BadInputError, CannotWriteError, EngineError, HarnessError, NotFoundError, UnavailableError
 from harness.model.record import Tensors
+from harness.text import one_line
 
 if TYPE_CHECKING:
     import httpx

@@ -7,7 +7,6 @@ llama.cpp's server for every GGUF; before, a runner of its own.
 from __future__ import annotations
 
 import itertools
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +21,7 @@ from harness.errors import EngineError, NotFoundError
 from harness.fit.load_plan import DEFAULT_BATCH, BatchLimits
 from harness.model.record import EngineVersion, LoadRequest, Model, Reported, Speed
 from harness.sandboxes.base import Launch, Mount, Site
+from harness.text import release
 from harness.units import MIB
 
 if TYPE_CHECKING:
@@ -283,11 +283,8 @@ def _reported(sdk: Client) -> Reported | None:
 
 def _since_llama_server(version: str | None) -> bool:
     """Whether a version, like ``0.33.0-rc2``, is 0.30 or newer; an unknown one (a build of one's own) is taken as new."""
-    match = re.match(r"v?(\d+)\.(\d+)", version or "")
-    if match is None:
-        return True
-    found = (int(match[1]), int(match[2]))
-    return found >= _LLAMA_SERVER or found == (0, 0)
+    found = release(version)
+    return found is None or found[:2] >= _LLAMA_SERVER or found[:2] == (0, 0)
 
 
 def _rate(count: int, nanoseconds: int | None) -> float | None:
