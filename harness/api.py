@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from harness.serving.calibration_lookup import CalibrationFilter
     from harness.serving.check import Check, Judged
     from harness.serving.server import OnOffload, Server
+    from harness.store.trust import Allowed
 
 #: Free memory: ``None`` reads it now; ``"24GiB"`` or ``"24GiB,24GiB"``, bytes, or bytes of each device.
 Available = str | int | Sequence[int] | None
@@ -40,6 +41,7 @@ class StartOptions(TypedDict, total=False):
     models: str | None
     env: dict[str, str]
     timeout: float
+    allowed: Allowed
 
 
 class CalibrateOptions(StartOptions, total=False):

@@ -53,6 +53,27 @@ def guard_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return engine_option(function)
 
 
+def trust_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What files may set beyond the list; read them with :func:`allowed_of`."""
+    function = click.option("--allow-model", is_flag=True, help="Take weights from the place that the file names.")(function)
+    function = click.option("--allow-image", is_flag=True, help="Start the image that the file names, by its digest.")(function)
+    return click.option(
+        "--allow-env", multiple=True, metavar="NAME", help="Hand the engine this variable of the file, whatever it does."
+    )(function)
+
+
+def allowed_of(given: dict[str, Any]) -> Any:
+    """What :func:`trust_options` allow."""
+    from harness.store.trust import Allowed
+
+    return Allowed(
+        env=frozenset(given["allow_env"]),
+        image=given["allow_image"],
+        model=given["allow_model"],
+        binary=given.get("allow_binary", False),
+    )
+
+
 def wanted_of(given: dict[str, Any]) -> dict[str, Any]:
     """What :func:`guard_options` ask for, as arguments of the public functions."""
     flash = {"on": "enabled", "off": "disabled"}.get(given["flash_attention"])

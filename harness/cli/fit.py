@@ -15,9 +15,10 @@ from harness.text import clean
 @click.command()
 @click.argument("run")
 @click.option("--output", "-o", "target", metavar="FILE", help="Write the artifact here instead of showing it.")
+@click.option("--allow-env", multiple=True, metavar="NAME", help="Keep this variable of the record, whatever it does.")
 @store_option
 @command
-def cli(run: str, target: str | None, store: str | None, output: Output) -> None:
+def cli(run: str, target: str | None, allow_env: tuple[str, ...], store: str | None, output: Output) -> None:
     """Build the artifact again from RUN: a run's name, folder or record.json."""
     from harness.maintain.refit import refit
     from harness.store.store import to_yaml, write_atomically
@@ -25,7 +26,10 @@ def cli(run: str, target: str | None, store: str | None, output: Output) -> None
     folder = Path(run)
     if not folder.exists():
         folder = store_at(store).run_folder(folder.name)
+    from harness.store.trust import Allowed, refused_variables, require
+
     _, calibration = refit(folder)
+    require(refused_variables(calibration.metadata.settings.env), Allowed(env=frozenset(allow_env)), clean(run))
     if target is not None:
         write_atomically(Path(target), to_yaml(calibration).encode())
         if not output.as_json:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.cli.calibrate import environment
-from harness.cli.context import command, engine_option, store_at, store_option
+from harness.cli.context import allowed_of, command, engine_option, store_at, store_option, trust_options
 from harness.cli.output import Output
 from harness.errors import UsageError
 from harness.text import clean
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     "--timeout", type=click.FloatRange(min=1), default=600.0, envvar="HARNESS_TIMEOUT", metavar="S", show_default=True
 )
 @click.option("--force", is_flag=True, help="Replace calibrations of another GPU.")
+@trust_options
 @engine_option
 @store_option
 @command
@@ -51,6 +52,7 @@ def cli(models: tuple[str, ...], stale: bool, dry_run: bool, output: Output, **g
         gpus=given["gpus"],
         env=environment(given["env"]),
         timeout=given["timeout"],
+        allowed=allowed_of(given),
     )
     finder = Installed(store, here, Path.cwd())
     targets = survey(store, models, finder, given["engine"], output.warn)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from harness.cli.calibrate import environment
-from harness.cli.context import command, guard_options, store_option, wanted_of
+from harness.cli.context import allowed_of, command, guard_options, store_option, trust_options, wanted_of
 from harness.cli.output import Output
 from harness.text import clean
 
@@ -38,6 +38,7 @@ from harness.text import clean
 @click.option(
     "--timeout", type=click.FloatRange(min=1), default=600.0, envvar="HARNESS_TIMEOUT", metavar="S", show_default=True
 )
+@trust_options
 @guard_options
 @store_option
 @command
@@ -60,7 +61,7 @@ def cli(model: str, cmd: tuple[str, ...], store: str | None, output: Output, **g
             observer=watch, engine=given["engine"] or "auto", sandbox=given["sandbox"], gpus=given["gpus"],
             kv_cache_type=given["kv_cache_type"], flash_attention=given["flash_attention"], image=given["image"],
             engine_binary=given["engine_binary"], models=given["models"], env=environment(given["env"]),
-            timeout=given["timeout"],
+            timeout=given["timeout"], allowed=allowed_of(given),
         )  # fmt: skip
         with served as server:
             watch.rest()

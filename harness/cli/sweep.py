@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
-from harness.cli.context import command, store_at, store_option
+from harness.cli.context import allowed_of, command, store_at, store_option, trust_options
 from harness.cli.output import Output
 from harness.text import clean
 
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 @click.option("--ray", "address", metavar="ADDRESS|auto", help="Run the cells on a Ray cluster.")
 @click.option("--resume", is_flag=True, help="Skip cells that are done, run failed ones again.")
 @click.option("--dry-run", is_flag=True, help="List the cells, and how long they may take.")
+@click.option("--allow-binary", is_flag=True, help="Run the program that the plan names as an engine.")
+@trust_options
 @store_option
 @command
-def cli(plan: str, address: str | None, resume: bool, dry_run: bool, store: str | None, output: Output) -> None:
+def cli(plan: str, address: str | None, resume: bool, dry_run: bool, store: str | None, output: Output, **given: Any) -> None:
     """Calibrate every cell of a plan: models × engines × settings, here or on a Ray cluster.
 
     Ends with 0 if every cell is done, else with the status of the first one that failed.
@@ -36,7 +38,9 @@ def cli(plan: str, address: str | None, resume: bool, dry_run: bool, store: str 
     if dry_run:
         _dry_run(sweep, cells, output)
     from harness.cli.progress import watcher
+    from harness.sweep.untrusted import refuse_plan
 
+    refuse_plan(cells, Path.cwd(), allowed_of(given), plan)
     with watcher(quiet=output.as_json) as watch:
         if address is None:
             runner = one_after_another(shelf, Path.cwd(), watch)

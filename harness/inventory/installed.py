@@ -23,6 +23,7 @@ from harness.prediction.staleness import Environment
 from harness.sandboxes.container_config import repository
 from harness.store.catalog import cache_folder, find_catalog, pinned_image, read_catalog
 from harness.store.store import Store, read_record, write_atomically
+from harness.store.trust import Allowed
 from harness.units import gib
 
 
@@ -35,6 +36,7 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True):
     gpus: str | None = None
     env: dict[str, str] = {}
     timeout: float = 600.0
+    allowed: Allowed = Allowed()
 
 
 class Installed:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
@@ -14,12 +13,12 @@ import msgspec
 from harness.errors import CannotWriteError, UnavailableError
 from harness.sandboxes.docker_client import Daemon
 from harness.sandboxes.leftovers import Leftover, leftovers, remove
-from harness.store.store import RUNS
+from harness.store.run_folder import is_locked, life_of, others
+from harness.store.run_folder import remove as remove_run
+from harness.store.store import ENGINES, RUNS
 
-#: A file that is being written, or a run, is given this long before it counts as abandoned, seconds.
-GRACE: Final = 3600.0
 #: How the store names what it is still writing.
-_PARTIAL: Final = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+_PARTIAL: Final = re.compile(r"\..+\.harness-[0-9a-f]{8}\.part")
 
 State = Literal["abandoned", "in-use", "kept"]
 
@@ -41,8 +40,10 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     docker: str | None = None
 
 
-def clean(store: Path, *, remove_abandoned: bool, grace: float = GRACE) -> Survey:
-    """List what bears harness's label or lies half-written in its store; remove what is abandoned if asked to.
+def clean(store: Path, *, remove_abandoned: bool) -> Survey:
+    """List what bears harness's label or mark; remove what is abandoned if asked to.
+
+    Abandoned is what has provably no owner any more. Age and place prove nothing.
 
     Raises:
         NotPermittedError: the Docker socket may not be used. UnavailableError: the daemon went away meanwhile.
@@ -63,7 +64,7 @@ def clean(store: Path, *, remove_abandoned: bool, grace: float = GRACE) -> Surve
                     remove(daemon, one)
                     item = msgspec.structs.replace(item, removed=True)
                 items.append(item)
-    for path, item in _of_store(store, time.time() - grace):
+    for path, item in _of_store(store):
         if remove_abandoned and item.state == "abandoned":
             _remove(path)
             item = msgspec.structs.replace(item, removed=True)
@@ -74,33 +75,76 @@ def clean(store: Path, *, remove_abandoned: bool, grace: float = GRACE) -> Surve
 def _of_docker(one: Leftover) -> Item:
     owner = f"process {one.owner_pid}" if one.owner_pid else "an unknown process"
     why = {
-        "abandoned": f"its harness ({owner}) has ended, or it is past its time",
+        "abandoned": f"its harness ({owner}) has ended",
         "in-use": f"its harness ({owner}) still runs",
+        "unknown": f"its harness ({owner}) cannot be seen from here; if it has ended: docker {one.removal}",
         "kept": f"models that were downloaded to stay: docker volume rm {one.name} removes them",
     }[one.state]
-    return Item(kind=one.kind, name=one.name, state=one.state, why=why)
+    state: State = "in-use" if one.state == "unknown" else one.state
+    return Item(kind=one.kind, name=one.name, state=state, why=why)
 
 
-def _of_store(store: Path, before: float) -> Iterator[tuple[Path, Item]]:
-    for path in sorted(store.glob("**/.*.part")):
-        if _PARTIAL.fullmatch(path.name) and path.is_file() and not path.is_symlink():
-            yield path, _aged(path, "file", before, "a file whose writing was interrupted")
-    for folder in sorted((store / RUNS).glob("*")):
-        if not folder.is_dir() or folder.is_symlink():
+def _of_store(store: Path) -> Iterator[tuple[Path, Item]]:
+    places = [store, *(store / engine for engine in ENGINES), store / RUNS]
+    for place in places:
+        yield from _partials(place)
+    for folder in _folders(store / RUNS):
+        yield from _of_run(folder)
+
+
+def _partials(place: Path) -> Iterator[tuple[Path, Item]]:
+    """Files whose writing was interrupted: a writer holds a lock on what it writes."""
+    for path in _entries(place):
+        if not _PARTIAL.fullmatch(path.name) or path.is_symlink() or not path.is_file():
             continue
-        record = folder / "record.json"
-        if not record.exists():
-            yield folder, _aged(folder, "run", before, "a run that ended before it had measured anything")
-        elif _status(record) != "complete":
-            why = "a run that did not end well; its logs and readings are yours to keep or to delete"
-            yield folder, Item(kind="run", name=str(folder), state="kept", why=why)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue  # it was finished meanwhile
+        try:
+            locked = is_locked(descriptor)
+        except OSError:
+            locked = True  # a disk without locks proves nothing
+        finally:
+            os.close(descriptor)
+        if locked:
+            yield path, Item(kind="file", name=str(path), state="in-use", why="it is being written")
+        else:
+            yield path, Item(kind="file", name=str(path), state="abandoned", why="a file whose writing was interrupted")
 
 
-def _aged(path: Path, kind: Literal["file", "run"], before: float, why: str) -> Item:
-    newest = max((one.stat().st_mtime for one in (path, *path.glob("*")) if one.exists()), default=0.0)
-    if newest > before:
-        return Item(kind=kind, name=str(path), state="in-use", why="written to within the last hour")
-    return Item(kind=kind, name=str(path), state="abandoned", why=why)
+def _of_run(folder: Path) -> Iterator[tuple[Path, Item]]:
+    record, life = folder / "record.json", life_of(folder)
+
+    def item(state: State, why: str) -> tuple[Path, Item]:
+        return folder, Item(kind="run", name=str(folder), state=state, why=why)
+
+    if life == "alive":
+        yield item("in-use", "its harness still runs")
+    elif record.exists():
+        if _status(record) != "complete":
+            yield item("kept", "a run that did not end well; its logs and readings are yours to keep or to delete")
+    elif life is None:
+        yield item("kept", "a folder without harness's mark: it is not harness's to remove")
+    elif life == "unknown":
+        yield item("kept", "a run of a process that cannot be seen from here")
+    elif foreign := others(folder):
+        yield item("kept", f"a run that ended before it had measured anything, with files that are not its own: {foreign[0]}")
+    else:
+        yield item("abandoned", "a run that ended before it had measured anything")
+
+
+def _folders(place: Path) -> list[Path]:
+    return [path for path in _entries(place) if path.is_dir() and not path.is_symlink()]
+
+
+def _entries(place: Path) -> list[Path]:
+    if place.is_symlink():
+        return []
+    try:
+        return sorted(place.iterdir())
+    except OSError:
+        return []
 
 
 def _status(record: Path) -> str | None:
@@ -114,10 +158,10 @@ def _status(record: Path) -> str | None:
 
 
 def _remove(path: Path) -> None:
+    if path.is_dir():
+        remove_run(path)
+        return
     try:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     except OSError as error:
         raise CannotWriteError(f"{path} cannot be removed: {error.strerror}") from error

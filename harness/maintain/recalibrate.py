@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,11 +17,12 @@ from harness.model.calibration import Calibration
 from harness.model.record import LoadRequest, Machine
 from harness.prediction.drift import Drift, compare
 from harness.prediction.staleness import Staleness, age, matching_gpu
+from harness.store.catalog import pinned_image
 from harness.store.store import RUNS, Store, write_atomically
+from harness.store.trust import by_digest, handed, handed_env, refuse
 
 #: Below the store's runs: what an unfinished recalibration has done.
 JOURNAL: Final = "recalibrate.json"
-_REDACTED: Final = "(redacted)"
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,13 +124,18 @@ def wishes_of(target: Candidate, finder: Installed) -> RunOptions:
     """The options that measure a calibration again: its own settings and plan, on what is here.
 
     Raises:
-        UsageError: a secret that it was measured with is not set, or it was imported. NotFoundError: its GGUF is not here.
+        UsageError: a value was redacted and is not given, or it was imported. NotFoundError: its GGUF is not here.
+        NotPermittedError: it asks for what a file may not set.
     """
     metadata, given = target.calibration.metadata, finder.given
     settings, performance = metadata.settings, metadata.performance
     model = metadata.model.name
     if metadata.machine.sandbox == "unknown":
         raise UsageError(f"{target.key} was imported: harness has not measured it", hint="harness calibrate", code="imported")
+    image = finder.image(target.calibration) if metadata.machine.sandbox == "docker" else None
+    by_pin = image is not None and image in (given.image, pinned_image(target.calibration.engine, finder.folder))
+    typed = ("image",) if by_pin else ()
+    refuse(target.calibration, finder.folder, given.allowed, target.key, env=given.env, typed=typed)
     by_file = target.calibration.engine == "llama-server" or model.endswith(".gguf")
     if by_file and model not in finder.catalog.models:
         path = finder.model_path(target.calibration)
@@ -151,10 +156,11 @@ def wishes_of(target: Candidate, finder: Installed) -> RunOptions:
         flash_attention={"enabled": "on", "disabled": "off"}.get(settings.flash_attention or "", "auto"),
         num_parallel=settings.num_parallel,
         gpus=given.gpus or _gpus(metadata.machine, finder),
-        image=finder.image(target.calibration) if metadata.machine.sandbox == "docker" else None,
+        image=image if by_pin or image is None else by_digest(metadata.engine),
         engine_binary=given.binary,
         models=given.models,
-        env={name: _secret(name, value, given) for name, value in settings.env.items()},
+        env=_env(target, given),
+        allowed=given.allowed,
         variant=target.path.stem.partition("@")[2] or None,
         speed=any((performance.decode_tokens_per_s, performance.prompt_tokens_per_s, performance.host_decode_tokens_per_s)),
         timeout=given.timeout,
@@ -170,15 +176,11 @@ def _gpus(machine: Machine, finder: Installed) -> str:
     return ",".join(dict.fromkeys(found)) if found and len(found) == len(machine.gpus) else "all"
 
 
-def _secret(name: str, value: str, given: Overrides) -> str:
-    if value != _REDACTED:
-        return value
-    found = given.env.get(name, os.environ.get(name))
-    if found is None:
-        raise UsageError(
-            f"it was measured with a secret {name}, which is not recorded", hint=f"--env {name}=…", code="no-secret"
-        )
-    return found
+def _env(target: Candidate, given: Overrides) -> dict[str, str]:
+    """The variables that it was measured with, and the values that the user gives for them; no others of the user's."""
+    settings = target.calibration.metadata.settings
+    typed = {name: value for name, value in given.env.items() if name in settings.env}
+    return handed_env(settings, typed, target.key)
 
 
 def refuse_other(target: Candidate, session: Session, force: bool) -> None:
@@ -240,7 +242,9 @@ def recalibrate(
 
 
 def _again(target: Candidate, store: Store, finder: Installed, observer: Observer, force: bool) -> Recalibration:
-    session = prepare(wishes_of(target, finder), store, finder.folder)
+    wishes = wishes_of(target, finder)
+    observer.say(f"handed to {target.calibration.engine}: {handed(wishes.model, wishes.image, wishes.env)}")
+    session = prepare(wishes, store, finder.folder)
     refuse_other(target, session, force)
     if session.plan().artifact != target.path:
         raise CannotWriteError(

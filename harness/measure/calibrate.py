@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,8 +13,9 @@ import msgspec
 
 from harness import __version__
 from harness.engines.base import Engine, Options, Source
+from harness.engines.settings import shown_env
 from harness.engines.vllm.recipe import Vllm
-from harness.errors import CannotWriteError, UsageError
+from harness.errors import UsageError
 from harness.fit.constants import fit_record
 from harness.fit.load_plan import DEFAULT_BATCH, DEFAULT_CONTEXTS, BatchLimits, further_loads, plan_loads, usable_contexts
 from harness.fit.observations import spill_reason
@@ -31,11 +31,11 @@ from harness.meters.base import Meter
 from harness.model.calibration import Calibration, artifact_name
 from harness.model.record import EngineVersion, Load, LoadRequest, Machine, Record, Settings
 from harness.sandboxes.base import Sandbox
+from harness.store.run_folder import RunFolder
 from harness.store.store import Store
 
 #: Physical batch of embedding models, at most the context: Ollama's default for them (llm/llama_server.go).
 EMBEDDING_BATCH: Final = 2048
-_SECRET: Final = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL|AUTH", re.IGNORECASE)
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,7 +138,7 @@ def calibrate(
         num_batch=request.num_batch,
         kv_cache_type=options.kv_cache_type or ("auto" if isinstance(engine, Vllm) else "f16"),
         flash_attention=None if options.flash_attention == "auto" else _flash(options.flash_attention),
-        env=redacted(options.env),
+        env=shown_env(options.env),
         vllm=engine.settings(request.source, options, request.num_batch) if isinstance(engine, Vllm) else None,
     )
     store.check_writable(planned.artifact)
@@ -201,10 +201,7 @@ class Run:
         if folder.exists():
             self.record = msgspec.structs.replace(self.record, run=f"{self.record.run}-{time.time_ns() % 1_000_000:06d}")
             folder = store.run_folder(self.record.run)
-        try:
-            folder.mkdir(parents=True)
-        except OSError as error:
-            raise CannotWriteError(f"{folder} cannot be made: {error.strerror}") from error
+        self.folder = RunFolder(folder)
         self.runner = LoadRunner(
             engine=engine, sandbox=sandbox, meter=meter, options=options, folder=folder, observer=observer,
             epoch=self.epoch, hook=hook,
@@ -232,6 +229,7 @@ class Run:
         finally:
             self.runner.stop()
         self._look_back()
+        self.folder.close()
         return self.record
 
     def _look_back(self) -> None:
@@ -356,11 +354,6 @@ def smaller_contexts(record: Record, limit: int | None) -> tuple[LoadRequest, ..
     floor = batch or DEFAULT_BATCH
     usable = [context // 256 * 256 for context in candidates if context // 256 * 256 >= floor]
     return tuple(LoadRequest(context=context, num_batch=batch) for context in usable[: max(3 - len(fitted), 0)])
-
-
-def redacted(env: dict[str, str]) -> dict[str, str]:
-    """An environment for the record: values of secrets are replaced."""
-    return {key: "(redacted)" if _SECRET.search(key) else value for key, value in env.items()}
 
 
 def _flash(choice: str) -> str:

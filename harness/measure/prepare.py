@@ -20,10 +20,14 @@ from harness.sandboxes.base import GpuRequest, Sandbox
 from harness.sandboxes.locks import hold
 from harness.store.catalog import DEFAULT_MODEL, find_catalog, pinned_image, read_catalog
 from harness.store.store import Store
+from harness.store.trust import Allowed
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of ``harness calibrate``, read but not yet resolved; ``loads`` is a recorded plan."""
+    """The options of ``harness calibrate``, read but not yet resolved; ``loads`` is a recorded plan.
+
+    ``allowed`` is what files may set beyond the list of :mod:`harness.store.trust`.
+    """
 
     model: str | None = None
     engine: EngineChoice = "auto"
@@ -43,6 +47,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     speed: bool = True
     timeout: float = 600.0
     force: bool = False
+    allowed: Allowed = Allowed()
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,6 @@ import os
 import secrets
 import tarfile
 import threading
-import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,8 +29,6 @@ from harness.sandboxes.tail import last_lines
 
 #: Where engines listen in their containers.
 CONTAINER_PORT: Final = 8080
-#: After this long a container of ours is abandoned, whatever its owner, seconds.
-LIFETIME: Final = 24 * 3600.0
 #: Share of the memory that is available now which an engine may take: the machine has to live on.
 MEMORY_SHARE: Final = 0.9
 #: How long the last output may take to arrive after a container's end, seconds.
@@ -48,7 +45,7 @@ class DockerSandbox:
     """Starts engines in containers, one at a time.
 
     ``address`` names the daemon (``DOCKER_HOST``, else the system's). ``progress`` is told of an image's pull,
-    ``memory_limit`` (bytes, swap included) bounds a container, ``lifetime`` (seconds) ends its right to exist.
+    ``memory_limit`` (bytes, swap included) bounds a container.
     """
 
     name: Literal["docker"] = "docker"
@@ -60,14 +57,12 @@ class DockerSandbox:
         address: str | None = None,
         progress: Progress | None = None,
         memory_limit: int | None = None,
-        lifetime: float = LIFETIME,
         hook: StepHook = lambda _: None,
     ) -> None:
         self._reaper = reaper
         self._address = address
         self._progress = progress
         self._memory_limit = memory_limit
-        self._lifetime = lifetime
         self._hook = hook
         #: What the label ``harness.run`` of its containers says.
         self.run = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -107,7 +102,7 @@ class DockerSandbox:
             image=image["Id"],
             port=site.port,
             host_port=self._host_port,
-            labels=owner_labels(self.run, time.time() + self._lifetime),
+            labels=owner_labels(self.run),
             memory_limit=self._memory_limit or int(_available_memory() * MEMORY_SHARE),
             daemon=facts,
             proxies=os.environ,
@@ -162,7 +157,7 @@ class DockerSandbox:
         return self._daemon, self._facts
 
     def _image(self, daemon: Daemon, reference: str) -> Mapping[str, Any]:
-        image = daemon.image(reference)
+        image = daemon.image(reference) or _built_here(daemon, reference)
         if image is None:
             daemon.pull(reference, self._progress)
             image = daemon.image(reference)
@@ -290,6 +285,14 @@ def _image_facts(image: Mapping[str, Any], reference: str) -> ImageFacts:
     digests = [one.partition("@") for one in image.get("RepoDigests") or []]
     matching = [digest for name, _, digest in digests if name == repository(reference)]
     return ImageFacts(reference=reference, digest=next(iter(matching), str(image["Id"])))
+
+
+def _built_here(daemon: Daemon, reference: str) -> Mapping[str, Any] | None:
+    """An image of that repository that no registry has, by its own id: what a record has in a digest's place."""
+    _, _, digest = reference.partition("@")
+    image = daemon.image(digest) if digest else None
+    names = [repository(name) for name in (image or {}).get("RepoTags") or []]
+    return image if repository(reference) in names else None
 
 
 def _archive(contents: Mapping[str, str], user: str) -> bytes:

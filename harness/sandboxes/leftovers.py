@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
 
 from harness.sandboxes.docker_client import Daemon
-from harness.sandboxes.ownership import DEADLINE, KIND, LABEL, OWNER_PID, RUN, is_abandoned
+from harness.sandboxes.ownership import KIND, LABEL, OWNER_PID, RUN, Life, life_of
 
 
 class Leftover(msgspec.Struct, frozen=True, kw_only=True):
     """A container or volume that bears our label.
 
-    ``state`` is ``abandoned`` (its harness is no more: safe to remove), ``in-use`` (its harness still runs) or ``kept``
-    (models that were downloaded to stay).
+    ``state`` is ``abandoned`` (its harness has provably ended: safe to remove), ``in-use`` (its harness still runs),
+    ``unknown`` (it cannot be seen from here) or ``kept`` (models that were downloaded to stay).
     """
 
     kind: Literal["container", "volume"]
     id: str
     name: str
-    state: Literal["abandoned", "in-use", "kept"]
+    state: Literal["abandoned", "in-use", "unknown", "kept"]
     run: str | None = None
     owner_pid: int | None = None
-    deadline: int | None = None
+
+    @property
+    def removal(self) -> str:
+        """The arguments of ``docker`` that remove it."""
+        return f"rm -f {self.name}" if self.kind == "container" else f"volume rm {self.name}"
 
 
 def leftovers(daemon: Daemon) -> list[Leftover]:
     """Everything on the daemon that bears our label; nothing else is ever looked at."""
-    now = time.time()
     mine = f"{LABEL}=1"
-    found = [
-        _leftover("container", one["Id"], one["Names"][0].lstrip("/"), one["Labels"], now) for one in daemon.containers(mine)
-    ]
-    found += [_leftover("volume", one["Name"], one["Name"], one["Labels"], now) for one in daemon.volumes(mine)]
+    found = [_leftover("container", one["Id"], one["Names"][0].lstrip("/"), one["Labels"]) for one in daemon.containers(mine)]
+    found += [_leftover("volume", one["Name"], one["Name"], one["Labels"]) for one in daemon.volumes(mine)]
     return found
 
 
@@ -55,17 +55,17 @@ def sweep(daemon: Daemon) -> list[Leftover]:
     return abandoned
 
 
-def _leftover(
-    kind: Literal["container", "volume"], identity: str, name: str, labels: Mapping[str, Any], now: float
-) -> Leftover:
-    pid, deadline = str(labels.get(OWNER_PID, "")), str(labels.get(DEADLINE, ""))
-    abandoned = is_abandoned(labels, now)
+def _leftover(kind: Literal["container", "volume"], identity: str, name: str, labels: Mapping[str, Any]) -> Leftover:
+    pid = str(labels.get(OWNER_PID, ""))
+    life = life_of({key: str(value) for key, value in labels.items()})
+    states: dict[Life, Literal["abandoned", "in-use", "unknown"]] = {
+        "gone": "abandoned", "alive": "in-use", "unknown": "unknown",
+    }  # fmt: skip
     return Leftover(
         kind=kind,
         id=identity,
         name=name,
-        state="kept" if labels.get(KIND) == "models" else "abandoned" if abandoned else "in-use",
+        state="kept" if labels.get(KIND) == "models" else states[life],
         run=labels.get(RUN),
         owner_pid=int(pid) if pid.isdigit() else None,
-        deadline=int(deadline) if deadline.isdigit() else None,
     )

@@ -1,8 +1,8 @@
-"""Whose container is it? Labels that say who started one, and the rule by which an abandoned one is told.
+"""Who started it, and does that process still live? Labels of containers and marks of run folders, and what they prove.
 
-A PID alone is not enough: it is given out again, differs between PID namespaces, and means nothing after a reboot. So
-the labels hold the PID, its start time in clock ticks since boot (proc_pid_stat(5), field 22), the PID namespace and
-the boot id, and a deadline for everything that these cannot tell.
+A PID alone is not enough: it is given out again, differs between PID namespaces, and means nothing after a reboot. So an owner
+is the PID, its start time in clock ticks since boot (proc_pid_stat(5), field 22), the PID namespace, the boot id and the
+machine id. Age proves nothing, and no clock is asked: an owner that cannot be seen from here may live.
 """
 
 from __future__ import annotations
@@ -10,52 +10,81 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
+
+import msgspec
 
 #: Every container and volume of harness bears this label with the value ``1``.
 LABEL: Final = "harness"
 RUN: Final = "harness.run"
-#: ``engine`` (a container or a volume of one run) or ``models`` (a volume that is meant to stay).
+#: ``engine`` (a container, volume or network of one run) or ``models`` (a volume that is meant to stay).
 KIND: Final = "harness.kind"
 OWNER_PID: Final = "harness.owner.pid"
 OWNER_START: Final = "harness.owner.start"
 OWNER_NAMESPACE: Final = "harness.owner.pidns"
 OWNER_BOOT: Final = "harness.owner.boot"
-#: Unix time after which nobody needs it any more.
-DEADLINE: Final = "harness.deadline"
+
+#: ``unknown``: on another machine, in a PID namespace that cannot be seen from here, or not said.
+Life = Literal["alive", "gone", "unknown"]
 
 
-def owner_labels(run: str, deadline: float) -> dict[str, str]:
-    """Labels of what this process starts for ``run``; ``deadline`` is Unix time in seconds."""
+class Owner(msgspec.Struct, frozen=True, kw_only=True):
+    """A process, so that it can be told from every other one; empty strings where that could not be read."""
+
+    pid: int
+    start: str
+    namespace: str
+    boot: str
+    machine: str = ""
+
+    def life(self) -> Life:
+        """Whether it runs, as far as that can be proved from here."""
+        if self.pid <= 0 or not self.boot:
+            return "unknown"
+        if self.boot != _boot_id():
+            # Another boot: of this machine (it is gone), or of another one.
+            return "gone" if self.machine in ("", machine_id()) else "unknown"
+        if self.namespace == _pid_namespace():
+            return "alive" if start_time(self.pid) == self.start else "gone"
+        return _life_in(self.namespace, self.pid, self.start)
+
+
+def this_process() -> Owner:
+    """The owner of what is started here."""
+    pid = os.getpid()
+    return Owner(
+        pid=pid, start=start_time(pid) or "", namespace=_pid_namespace(), boot=_boot_id(), machine=machine_id()
+    )  # fmt: skip
+
+
+def owner_labels(run: str) -> dict[str, str]:
+    """Labels of what this process starts for ``run``."""
+    owner = this_process()
     return {
         LABEL: "1",
         RUN: run,
         KIND: "engine",
-        OWNER_PID: str(os.getpid()),
-        OWNER_START: start_time(os.getpid()) or "",
-        OWNER_NAMESPACE: _pid_namespace(),
-        OWNER_BOOT: _boot_id(),
-        DEADLINE: str(int(deadline)),
+        OWNER_PID: str(owner.pid),
+        OWNER_START: owner.start,
+        OWNER_NAMESPACE: owner.namespace,
+        OWNER_BOOT: owner.boot,
     }
 
 
-def is_abandoned(labels: Mapping[str, str], now: float) -> bool:
-    """Whether something of harness's has no owner any more: dead, rebooted away, or past its deadline.
+def life_of(labels: Mapping[str, str]) -> Life:
+    """Whether the owner that labels name lives. A daemon's containers do not outlive its machine's boot."""
+    pid = labels.get(OWNER_PID, "")
+    return Owner(
+        pid=int(pid) if pid.isascii() and pid.isdigit() and len(pid) < 12 else 0,
+        start=labels.get(OWNER_START, ""),
+        namespace=labels.get(OWNER_NAMESPACE, ""),
+        boot=labels.get(OWNER_BOOT, ""),
+    ).life()
 
-    What does not bear our label, and what a live owner or one that we cannot see holds, is not abandoned.
-    """
-    if labels.get(LABEL) != "1":
-        return False
-    deadline = labels.get(DEADLINE, "")
-    if deadline.isdigit() and int(deadline) < now:
-        return True
-    if not labels.get(OWNER_BOOT) or not labels.get(OWNER_PID, "").isdigit():
-        return False
-    if labels[OWNER_BOOT] != _boot_id():
-        return True
-    if labels.get(OWNER_NAMESPACE) != _pid_namespace():
-        return False
-    return start_time(int(labels[OWNER_PID])) != labels.get(OWNER_START)
+
+def is_abandoned(labels: Mapping[str, str]) -> bool:
+    """Whether something of harness's has provably no owner any more. What does not bear our label never is."""
+    return labels.get(LABEL) == "1" and life_of(labels) == "gone"
 
 
 def start_time(pid: int) -> str | None:
@@ -67,10 +96,37 @@ def start_time(pid: int) -> str | None:
     return None if fields[0] in (b"Z", b"X") else fields[19].decode()
 
 
+def machine_id() -> str:
+    """What tells this machine from others that share a disk with it (machine-id(5)); empty where it has none."""
+    return _read("/etc/machine-id")
+
+
+def _life_in(namespace: str, pid: int, start: str) -> Life:
+    """A process of another PID namespace, by the number that it has there (``NSpid`` of proc_pid_status(5))."""
+    seen = False
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            if str((folder / "ns" / "pid").readlink()) != namespace:
+                continue
+            seen = True
+            numbers = next((line for line in (folder / "status").read_text().splitlines() if line.startswith("NSpid:")), "")
+        except OSError:
+            continue  # it ended, or is another user's
+        if numbers.split()[-1:] == [str(pid)] and start_time(int(folder.name)) == start:
+            return "alive"
+    return "gone" if seen and os.geteuid() == 0 else "unknown"
+
+
 def _boot_id() -> str:
+    return _read("/proc/sys/kernel/random/boot_id")
+
+
+def _read(path: str) -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
+        return Path(path).read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
         return ""
 
 

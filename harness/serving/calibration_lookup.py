@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from harness.engines.settings import settings_alone
 from harness.errors import HarnessError, NotFoundError, UsageError
 from harness.inventory.machine import GpuNow, MachineNow
 from harness.model.calibration import Calibration
@@ -162,9 +163,9 @@ def _same(calibration: Calibration, machine: MachineNow, wanted: CalibrationFilt
 def _present(calibration: Calibration, machine: MachineNow) -> tuple[GpuNow, ...] | HarnessError:
     """GPUs of the kind that a calibration was made on."""
     if calibration.metadata.machine.meter == "log":
-        return machine.engine_gpus(calibration.metadata.settings.env)
+        return machine.engine_gpus(settings_alone(calibration.metadata.settings.env))
     if calibration.metadata.machine.meter == "drm":
-        return machine.drm(calibration.metadata.settings.env)
+        return machine.drm(settings_alone(calibration.metadata.settings.env))
     return machine.nvidia
 
 

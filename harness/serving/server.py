@@ -5,10 +5,9 @@ Nothing outlives the ``with`` block: the reaper ends the engine whatever happens
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
@@ -16,6 +15,7 @@ from typing import Final, Literal
 import msgspec
 
 from harness import __version__
+from harness.engines.settings import shown_env
 from harness.errors import (
     CannotWriteError,
     EngineError,
@@ -24,7 +24,7 @@ from harness.errors import (
     UnknownVerdictError,
 )
 from harness.inventory.machine import ALIAS, MachineNow
-from harness.measure.calibrate import model_stem, redacted
+from harness.measure.calibrate import model_stem
 from harness.measure.engine_log import check_alive, read_facts
 from harness.measure.events import Logged, Observer
 from harness.measure.load import LoadRunner
@@ -39,7 +39,9 @@ from harness.render.verdict import sentence, title
 from harness.serving.calibration_lookup import CalibrationFilter, FitQuery
 from harness.serving.check import Judged, check
 from harness.store.catalog import find_catalog, read_catalog
+from harness.store.run_folder import new_folder, remove
 from harness.store.store import Store
+from harness.store.trust import by_digest, handed, handed_env, refuse
 from harness.units import CELL_PADDING
 
 OnOffload = Literal["warn", "refuse", "shrink"]
@@ -153,7 +155,10 @@ def serve(
     (watch.say if judged.word == "fits" else watch.warn)(sentence(judged).removeprefix("WARNING: "))
     if context != question.context:
         watch.warn(f"context {context} instead of {question.context}")
-    session = prepare(completed(wishes, judged, store), store, Path.cwd())
+    wishes = completed(wishes, judged, store)
+    if judged.chosen is not None:
+        watch.say(f"handed to {judged.chosen.calibration.engine}: {handed(wishes.model, wishes.image, wishes.env)}")
+    session = prepare(wishes, store, Path.cwd())
     for reason in session.choice.reasons:
         watch.say(reason)
     with ExitStack() as stack:
@@ -170,17 +175,23 @@ def serve(
 
 
 def completed(wishes: RunOptions, judged: Judged, store: Store) -> RunOptions:
-    """Run options, with what the calibration knows: engine, sandbox, image, model, settings, GPUs."""
+    """Run options, with what the calibration knows: engine, sandbox, image, model, settings, GPUs.
+
+    Raises:
+        NotPermittedError: it asks for what a file may not set. UsageError: a value was redacted, and is not given.
+    """
     chosen = judged.chosen
     if chosen is None:
         return wishes
     calibration = chosen.calibration
     metadata = calibration.metadata
+    typed = [*(["image"] if wishes.image is not None else []), *(["weights"] if _is_path(wishes.model) else [])]
+    refuse(calibration, Path.cwd(), wishes.allowed, str(chosen.path), env=wishes.env, typed=typed)
     known: dict[str, object] = {"engine": calibration.engine, "model": _model_of(wishes, judged, store)}
     if wishes.sandbox == "auto" and metadata.machine.sandbox != "unknown":
         known["sandbox"] = metadata.machine.sandbox
     if wishes.image is None and metadata.machine.sandbox == "docker":
-        known["image"] = metadata.engine.image
+        known["image"] = by_digest(metadata.engine)
     if wishes.kv_cache_type is None and metadata.settings.asked_cache_type is not None:
         known["kv_cache_type"] = metadata.settings.kv_cache_type
     if wishes.flash_attention == "auto" and metadata.settings.flash_attention is not None:
@@ -189,14 +200,14 @@ def completed(wishes: RunOptions, judged: Judged, store: Store) -> RunOptions:
         known["gpus"] = "none"
     elif wishes.gpus == "all" and chosen.gpus and metadata.machine.meter == "nvml":
         known["gpus"] = ",".join(gpu.uuid or gpu.key for gpu in chosen.gpus)
-    clear = {key: value for key, value in metadata.settings.env.items() if value != "(redacted)"}
-    return msgspec.structs.replace(wishes, env={**clear, **wishes.env}, **known)
+    env = handed_env(metadata.settings, wishes.env, str(chosen.path))
+    return msgspec.structs.replace(wishes, env=env, **known)
 
 
 def _model_of(wishes: RunOptions, judged: Judged, store: Store) -> str:
     """What the engine is asked for: a path or name as given; of an id, what it was calibrated from."""
     name, chosen = wishes.model or "", judged.chosen
-    if chosen is None or Path(name).expanduser().is_file():
+    if chosen is None or _is_path(name):
         return name
     calibration = chosen.calibration
     vllm = calibration.metadata.settings.vllm
@@ -213,30 +224,34 @@ def _model_of(wishes: RunOptions, judged: Judged, store: Store) -> str:
     return str(path)
 
 
+def _is_path(name: str | None) -> bool:
+    """Whether the user named a file or folder of weights: a folder by its path, which a name of a model cannot be taken for."""
+    path = Path(name or "").expanduser()
+    return bool(name) and (path.is_file() or (str(name).startswith(("/", "./", "../", "~")) and path.is_dir()))
+
+
 @contextmanager
 def _folder(store: Store, session: Session) -> Iterator[Path]:
     """A folder for the engine's log; it stays if something went wrong, or holds a record."""
     stem = artifact_name(model_stem(session.request.name))
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-serve-{session.engine.name}-{stem}-{time.time_ns() % 1_000_000:06d}"
     folder = store.run_folder(name)
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise CannotWriteError(f"{folder} cannot be made: {error.strerror}") from error
-    try:
-        yield folder
-    except EngineError:
-        raise  # its log may be wanted
-    except BaseException:
-        _remove_empty_run(folder)
-        raise
-    else:
-        _remove_empty_run(folder)
+    with new_folder(folder):
+        try:
+            yield folder
+        except EngineError:
+            raise  # its log may be wanted
+        except BaseException:
+            _remove_empty_run(folder)
+            raise
+        else:
+            _remove_empty_run(folder)
 
 
 def _remove_empty_run(folder: Path) -> None:
     if not (folder / "record.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(CannotWriteError):  # what is left is marked, and clean finds it
+            remove(folder)
 
 
 @contextmanager
@@ -330,7 +345,7 @@ def _keep(session: Session, runner: LoadRunner, request: LoadRequest, server: Se
         model=session.request.source.model,
         engine=runner.identity or EngineVersion(version=server.facts.engine_version if server.facts else None),
         settings=Settings(
-            num_parallel=options.num_parallel, kv_cache_type=options.kv_cache_type or "f16", env=redacted(options.env)
+            num_parallel=options.num_parallel, kv_cache_type=options.kv_cache_type or "f16", env=shown_env(options.env)
         ),
         machine=session.choice.machine(),
         loads=(load,),

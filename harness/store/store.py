@@ -5,6 +5,7 @@ Layout: ``<store>/<engine>/<name>[@<variant>].yaml`` and ``<store>/runs/<run>/{r
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from collections.abc import Iterator
@@ -137,10 +138,12 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         CannotWriteError: the folder is read-only or the disk is full.
     """
-    partial = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
+    partial = path.with_name(f".{path.name}.harness-{os.urandom(4).hex()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("xb") as file:
+            with suppress(OSError):  # whoever clears up can tell that it is being written
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

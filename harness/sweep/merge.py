@@ -10,12 +10,13 @@ from typing import Final, Literal
 
 import msgspec
 
-from harness.errors import HarnessError, NotFoundError
+from harness.errors import HarnessError, NotFoundError, NotPermittedError
 from harness.model.calibration import Calibration
 from harness.prediction.drift import Drift, compare
 from harness.store.store import RUNS, Store, to_yaml, write_atomically
+from harness.store.trust import Allowed, refuse
 
-Action = Literal["added", "same", "replaced", "kept", "variant", "conflict", "unreadable"]
+Action = Literal["added", "same", "replaced", "kept", "variant", "conflict", "unreadable", "refused"]
 _NOT_IN_A_VARIANT: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -24,7 +25,7 @@ class Merged(msgspec.Struct, frozen=True, kw_only=True):
 
     ``replaced``: it was newer than the one here and agrees with it; ``kept``: older, and agrees; ``variant``: of another
     machine or settings, filed beside the one here; ``conflict``: of the same machine, model and settings, and moved beyond the
-    measurement error (``drift``), so the one here stays.
+    measurement error (``drift``), so the one here stays; ``refused``: it asks for what a file may not set.
     """
 
     source: str
@@ -34,8 +35,13 @@ class Merged(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
 
 
-def merge(store: Store, sources: Sequence[Path], *, newer: bool = False) -> Iterator[Merged]:
+def merge(
+    store: Store, sources: Sequence[Path], *, newer: bool = False, allowed: Allowed | None = None, here: Path | None = None
+) -> Iterator[Merged]:
     """Merge stores into one; with ``newer`` a conflict is settled by the date. Every run is copied.
+
+    A calibration that asks for what a file may not set (:mod:`harness.store.trust`) is not taken unless that is ``allowed``.
+    Pins and the catalog are those of ``here``.
 
     Raises:
         NotFoundError: a source is no folder, or holds neither calibrations nor runs. CannotWriteError: the store.
@@ -51,6 +57,11 @@ def merge(store: Store, sources: Sequence[Path], *, newer: bool = False) -> Iter
                 calibration = shelf.read(path)
             except HarnessError as error:
                 yield Merged(source=str(path), target="", action="unreadable", reason=error.message)
+                continue
+            try:
+                refuse(calibration, here or Path.cwd(), allowed or Allowed(), path.name)
+            except NotPermittedError as error:
+                yield Merged(source=str(path), target="", action="refused", reason=f"{error.message}; {error.hint}")
                 continue
             run = calibration.metadata.run
             if run in renamed:

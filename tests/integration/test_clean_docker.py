@@ -6,7 +6,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +44,7 @@ def run(store: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess
 
 
 def test_only_what_is_abandoned_goes_and_only_when_told(client: DockerClient, tmp_path: Path) -> None:
-    mine = owner_labels(f"test-{os.getpid()}", time.time() + 3600)
+    mine = owner_labels(f"test-{os.getpid()}")
     dead = mine | {OWNER_PID: "999999999", OWNER_START: "1"}
     foreign = {RUN: mine[RUN]}
     containers = {

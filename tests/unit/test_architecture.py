@@ -25,7 +25,7 @@ ALLOWED = {
     "sandboxes": _BASE,
     "meters": {"model", *_BASE},
     "engines": {"sandboxes.base", "logs", *_PURE, *_BASE},
-    "store": {"model", *_BASE},
+    "store": {"model", "engines.settings", "sandboxes.container_config", "sandboxes.ownership", *_BASE},
     "render": {*_PURE, *_BASE},
     "report": {"store", "render", *_PURE, *_BASE},
     "inventory": {"store", *_MIDDLE, *_PURE, *_BASE},

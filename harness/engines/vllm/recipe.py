@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.engines.base import NO_ANSWER, Options, Progress, Source, answers_ok
+from harness.engines.settings import ARGUMENTS, shown_words
 from harness.engines.vllm.safetensors import tensor_bytes
 from harness.errors import EngineError, HarnessError, NotFoundError, NotPermittedError, UsageError, WontFitError
 from harness.fit.load_plan import BatchLimits
@@ -25,8 +26,6 @@ from harness.sandboxes.base import Launch, Mount, Site
 if TYPE_CHECKING:
     import httpx
 
-#: Options of the user's own for ``vllm serve``, given as ``--env VLLM_ARGS='--dtype half'``: recorded, and never passed on.
-ARGUMENTS: Final = "VLLM_ARGS"
 #: Sequences at once when nobody asks for a number: enough to serve, few enough that their buffers stay small.
 MAX_NUM_SEQS: Final = 8
 #: Volumes that keep weights and compiled graphs: a warm compile cache changes what profiling finds.
@@ -90,7 +89,7 @@ class Vllm:
             max_num_seqs=max_num_seqs(options),
             max_num_batched_tokens=num_batch,
             enforce_eager="--enforce-eager" in given,
-            arguments=given,
+            arguments=shown_words(given),
         )
 
     def version(self, options: Options, client: httpx.Client | None) -> EngineVersion:
@@ -245,13 +244,19 @@ def arguments(options: Options) -> tuple[str, ...]:
         words = tuple(shlex.split(options.env.get(ARGUMENTS, "")))
     except ValueError as error:
         raise UsageError(f"{ARGUMENTS} is no command line: {error}") from error
-    taken = [word for word in words if word.partition("=")[0] in _OURS]
+    taken = [word for word in words if _is_ours(word)]
     if taken:
         raise UsageError(
             f"{ARGUMENTS} may not hold {taken[0].partition('=')[0]}",
             hint="lengths, memory and the server's address are set by harness; a token is given with --env HF_TOKEN=…",
         )
     return words
+
+
+def _is_ours(word: str) -> bool:
+    """Whether an option is one of ours: the parser takes ``_`` for ``-``, and any beginning of a name for the whole."""
+    name = word.partition("=")[0].replace("_", "-")
+    return len(name) > 2 and any(own.startswith(name) for own in _OURS)
 
 
 def max_num_seqs(options: Options) -> int:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from harness.maintain.clean import Item, clean
-
-OLD = 10_000.0
+from harness.sandboxes.ownership import start_time, this_process
+from harness.store.run_folder import MARK, RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -18,13 +21,25 @@ def no_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
 
 
-def write(path: Path, text: str = "", *, old: bool = True) -> Path:
+def write(path: Path, text: str = "") -> Path:
+    """A file that is two days old: age is to prove nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-    if old:
-        for one in (path, path.parent):
-            os.utime(one, (one.stat().st_atime, one.stat().st_mtime - OLD))
+    for one in (path, path.parent):
+        os.utime(one, (one.stat().st_atime, one.stat().st_mtime - 172_800))
     return path
+
+
+def killed_run(folder: Path) -> Path:
+    """The folder of a run whose process was killed."""
+    run = RunFolder(folder)
+    run.close()
+    process = subprocess.Popen(["sleep", "600"])
+    owner = msgspec.structs.replace(this_process(), pid=process.pid, start=start_time(process.pid) or "")
+    process.kill()
+    process.wait()
+    (folder / MARK).write_bytes(msgspec.json.encode(owner))
+    return write(folder / "engine-1.log")
 
 
 def states(store: Path, *, yes: bool = False) -> dict[str, tuple[str, bool]]:
@@ -34,10 +49,10 @@ def states(store: Path, *, yes: bool = False) -> dict[str, tuple[str, bool]]:
     return {name(item): (item.state, item.removed) for item in clean(store, remove_abandoned=yes).items}
 
 
-def test_half_written_files_and_empty_runs_are_abandoned_after_an_hour(tmp_path: Path) -> None:
-    partial = write(tmp_path / "ollama" / ".m.yaml.0123abcd.part")
-    log = write(tmp_path / "runs" / "a" / "engine-0.log")
-    expected = {"ollama/.m.yaml.0123abcd.part": ("abandoned", False), "runs/a": ("abandoned", False)}
+def test_what_a_killed_process_left_is_abandoned(tmp_path: Path) -> None:
+    partial = write(tmp_path / "ollama" / ".m.yaml.harness-0123abcd.part")
+    log = killed_run(tmp_path / "runs" / "a")
+    expected = {"ollama/.m.yaml.harness-0123abcd.part": ("abandoned", False), "runs/a": ("abandoned", False)}
     assert states(tmp_path) == expected
     assert partial.exists()
     assert log.exists()
@@ -47,11 +62,35 @@ def test_half_written_files_and_empty_runs_are_abandoned_after_an_hour(tmp_path:
     assert states(tmp_path) == {}
 
 
-def test_what_is_being_written_is_in_use(tmp_path: Path) -> None:
-    partial = write(tmp_path / "ollama" / ".m.yaml.0123abcd.part", old=False)
-    log = write(tmp_path / "runs" / "a" / "engine-0.log", old=False)
-    assert {state for state, _ in states(tmp_path, yes=True).values()} == {"in-use"}
-    assert partial.exists()
+def test_what_is_held_is_in_use_however_old_it_is(tmp_path: Path) -> None:
+    partial = write(tmp_path / "ollama" / ".m.yaml.harness-0123abcd.part")
+    run = RunFolder(tmp_path / "runs" / "a")
+    log = write(run.path / "engine-1.log")
+    with partial.open("rb") as writing:
+        fcntl.flock(writing, fcntl.LOCK_EX)
+        assert {state for state, _ in states(tmp_path, yes=True).values()} == {"in-use"}
+    run.close()  # a disk without locks: the process that is named in the mark still lives
+    assert states(tmp_path)["runs/a"] == ("in-use", False)
+    assert log.exists()
+
+
+def test_folders_of_the_user_are_never_removed(tmp_path: Path) -> None:
+    weights = write(tmp_path / "runs" / "detect" / "train1" / "best.pt")
+    notes = write(tmp_path / "runs" / "notes" / "read-me.txt")
+    within = write(killed_run(tmp_path / "runs" / "mixed").with_name("thesis.pdf"))
+    elsewhere = write(tmp_path / "elsewhere" / "file")
+    (killed_run(tmp_path / "runs" / "linked").with_name("engine-2.log")).symlink_to(elsewhere)
+    found = states(tmp_path, yes=True)
+    assert {state for state, _ in found.values()} == {"kept"}
+    assert set(found) == {"runs/detect", "runs/notes", "runs/mixed", "runs/linked"}
+    assert all(path.exists() for path in (weights, notes, within, elsewhere))
+
+
+def test_a_store_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    log = killed_run(tmp_path / "theirs" / "a")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "runs").symlink_to(tmp_path / "theirs")
+    assert states(tmp_path / "store", yes=True) == {}
     assert log.exists()
 
 

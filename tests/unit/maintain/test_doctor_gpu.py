@@ -14,7 +14,7 @@ from harness.maintain import doctor_gpu
 from harness.maintain.doctor_gpu import docker_findings, nvidia_findings
 from harness.sandboxes import docker_client
 from harness.sandboxes.daemon import read_daemon
-from harness.sandboxes.ownership import LABEL
+from harness.sandboxes.ownership import LABEL, OWNER_BOOT, OWNER_PID
 from tests.support.fake_nvml import GIB, FakeDriver, library
 
 ROOT = Path(__file__).parents[3]
@@ -88,7 +88,7 @@ class Answers:
         return ()
 
 
-ABANDONED = {"Id": "c", "Names": ["/harness-x"], "Labels": {LABEL: "1", "harness.deadline": "1"}}
+ABANDONED = {"Id": "c", "Names": ["/harness-x"], "Labels": {LABEL: "1", OWNER_PID: "1", OWNER_BOOT: "another"}}
 
 
 @pytest.mark.parametrize(

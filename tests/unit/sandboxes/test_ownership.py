@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 
+import msgspec
 import pytest
 
 from harness.sandboxes.ownership import (
-    DEADLINE,
     LABEL,
     OWNER_BOOT,
     OWNER_NAMESPACE,
@@ -18,30 +18,29 @@ from harness.sandboxes.ownership import (
     is_abandoned,
     owner_labels,
     start_time,
+    this_process,
 )
-
-NOW = 1_000_000.0
 
 
 def labels(**changes: str) -> dict[str, str]:
-    return owner_labels("run", NOW + 60) | changes
+    return owner_labels("run") | changes
 
 
 def test_a_live_owner_keeps_its_own() -> None:
-    assert not is_abandoned(labels(), NOW)
+    assert not is_abandoned(labels())
 
 
 def test_a_dead_owner_leaves_it() -> None:
     process = subprocess.Popen(["sleep", "600"])
     theirs = labels(**{OWNER_PID: str(process.pid), OWNER_START: start_time(process.pid) or ""})
-    assert not is_abandoned(theirs, NOW)
+    assert not is_abandoned(theirs)
 
     process.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie: its PID is still there
 
-    assert is_abandoned(theirs, NOW)
+    assert is_abandoned(theirs)
     process.wait()
-    assert is_abandoned(theirs, NOW)
+    assert is_abandoned(theirs)
 
 
 @pytest.mark.parametrize(
@@ -50,20 +49,34 @@ def test_a_dead_owner_leaves_it() -> None:
         ({OWNER_START: "1"}, True),  # the PID was given to another process
         ({OWNER_BOOT: "another"}, True),  # the machine was started anew
         ({OWNER_NAMESPACE: "pid:[1]", OWNER_PID: "999999999"}, False),  # an owner that cannot be seen from here
-        ({OWNER_NAMESPACE: "pid:[1]", DEADLINE: str(int(NOW) - 1)}, True),  # but everything ends some day
-        ({DEADLINE: str(int(NOW) - 1)}, True),
-        ({OWNER_PID: "", DEADLINE: "soon"}, False),  # damaged labels: hands off
+        ({"harness.deadline": "1"}, False),  # of an older harness: no clock counts against an owner that lives
+        ({OWNER_PID: "", "harness.deadline": "soon"}, False),  # damaged labels: hands off
         ({OWNER_PID: "-1"}, False),
+        ({OWNER_PID: "9" * 5000}, False),
     ],
 )
 def test_what_the_labels_say(changes: dict[str, str], abandoned: bool) -> None:
-    assert is_abandoned(labels(**changes), NOW) is abandoned
+    assert is_abandoned(labels(**changes)) is abandoned
+
+
+def test_a_clock_that_jumps_takes_nothing_from_an_owner_that_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = labels()
+    monkeypatch.setattr("time.time", lambda: 4e9)
+    assert not is_abandoned(mine)
 
 
 def test_what_is_not_ours_is_never_abandoned() -> None:
-    """Without our label nothing else counts, a deadline long past included."""
-    theirs = labels(**{OWNER_START: "1", DEADLINE: "1"})
+    """Without our label nothing else counts."""
+    theirs = labels(**{OWNER_START: "1"})
     del theirs[LABEL]
 
-    assert not is_abandoned(theirs, NOW)
-    assert not is_abandoned({}, NOW)
+    assert not is_abandoned(theirs)
+    assert not is_abandoned({})
+
+
+def test_an_owner_of_another_machine_that_shares_the_disk_is_left_alone() -> None:
+    here = this_process()
+    assert here.life() == "alive"
+    elsewhere = msgspec.structs.replace(here, boot="another", machine="another")
+    assert elsewhere.life() == "unknown"
+    assert msgspec.structs.replace(elsewhere, machine=here.machine).life() == "gone"

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from harness.errors import BadInputError, UsageError
+from harness.errors import BadInputError, UnavailableError, UsageError
 from harness.inventory.machine import MachineNow, ollama_version, parse_available, residents
 from harness.model.record import Gpu, Machine
 from harness.render.check import describe
@@ -285,3 +285,21 @@ def test_models_that_run_already_are_found(proc: Path) -> None:
     assert [(one.pid, one.engine) for one in residents(made_up(), proc)] == [
         (10, "ollama"), (11, "llama-server"), (12, "llama-server"),
     ]  # fmt: skip
+
+
+def test_devices_are_listed_with_settings_of_the_calibration_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verdict runs the engine's own list of devices, and a calibration may be of anybody."""
+    seen: list[dict[str, str]] = []
+
+    def listed(_: MachineNow, env: dict[str, str]) -> UnavailableError:
+        seen.append(env)
+        return UnavailableError("none")
+
+    monkeypatch.setattr(MachineNow, "engine_gpus", listed)
+    env = {"LD_PRELOAD": "/tmp/x.so", "LLAMA_ARG_RPC": "10.0.0.1:1", "LLAMA_ARG_FIT_TARGET": "512"}
+    logged = with_settings(made_up(), env=env)
+    machine = msgspec.structs.replace(logged.metadata.machine, meter="log")
+    logged = msgspec.structs.replace(logged, metadata=msgspec.structs.replace(logged.metadata, machine=machine))
+    ask(store_of(tmp_path, logged), "made-up", available=None)
+    assert seen
+    assert all(one == {"LLAMA_ARG_FIT_TARGET": "512"} for one in seen)

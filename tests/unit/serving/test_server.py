@@ -8,7 +8,7 @@ from typing import cast
 import msgspec
 import pytest
 
-from harness.errors import OffloadLikelyError, UnknownVerdictError
+from harness.errors import NotPermittedError, OffloadLikelyError, UnknownVerdictError, UsageError
 from harness.inventory.machine import MachineNow
 from harness.measure.prepare import RunOptions
 from harness.model.calibration import Calibration
@@ -19,6 +19,7 @@ from harness.serving.calibration_lookup import read_question
 from harness.serving.check import Judged, check
 from harness.serving.server import OnOffload, completed, decide, request_of
 from harness.store.store import Store
+from harness.store.trust import Allowed
 from harness.units import GIB, MIB
 from tests.support.calibrations import made_up, on_host, store_of
 from tests.support.records import facts
@@ -70,6 +71,49 @@ def test_what_others_measured_starts_in_whatever_sandbox_there_is(tmp_path: Path
     for calibration, sandbox in ((measured, "process"), (imported, "auto")):
         said = judged(tmp_path, f"{weights}@8192", 6, calibration)
         assert completed(RunOptions(model=str(weights)), said, Store(tmp_path)).sandbox == sandbox
+
+
+def of_others(calibration: Calibration, env: dict[str, str], **engine: str) -> Calibration:
+    metadata = calibration.metadata
+    settings = msgspec.structs.replace(metadata.settings, env=env)
+    machine = msgspec.structs.replace(metadata.machine, sandbox="docker" if engine else metadata.machine.sandbox)
+    version = msgspec.structs.replace(metadata.engine, **engine)
+    changed = msgspec.structs.replace(metadata, settings=settings, machine=machine, engine=version)
+    return msgspec.structs.replace(calibration, metadata=changed)
+
+
+def test_a_calibration_of_others_hands_the_engine_settings_alone(tmp_path: Path) -> None:
+    weights = tmp_path / "made-up.gguf"
+    weights.touch()
+    wishes = RunOptions(model=str(weights))
+
+    def env_of(env: dict[str, str], given: RunOptions = wishes) -> dict[str, str]:
+        return completed(given, judged(tmp_path, f"{weights}@8192", 6, of_others(made_up(), env)), Store(tmp_path)).env
+
+    assert env_of({"LLAMA_ARG_FIT_TARGET": "512"}) == {"LLAMA_ARG_FIT_TARGET": "512"}
+    for name, value in (("LD_PRELOAD", "/tmp/x.so"), ("LLAMA_ARG_LOG_FILE", "/home/u/.bashrc")):
+        with pytest.raises(NotPermittedError, match=f"{name}='{value}'"):
+            env_of({name: value})
+        allowed = msgspec.structs.replace(wishes, allowed=Allowed(env=frozenset({name})))
+        assert env_of({name: value}, allowed) == {name: value}
+    with pytest.raises(UsageError, match="GH_TOKEN"):
+        env_of({"GH_TOKEN": "(redacted)"})
+
+
+def test_an_image_is_started_by_the_digest_that_was_recorded(tmp_path: Path) -> None:
+    digest = f"sha256:{'0' * 64}"
+    weights = tmp_path / "made-up.gguf"
+    weights.touch()
+
+    def image_of(image: str, allowed: Allowed) -> str | None:
+        theirs = of_others(made_up(), {}, image=image, image_digest=digest)
+        wishes = RunOptions(model=str(weights), allowed=allowed)
+        return completed(wishes, judged(tmp_path, f"{weights}@8192", 6, theirs), Store(tmp_path)).image
+
+    assert image_of("harness-llama-server:b1", Allowed()) == f"harness-llama-server:b1@{digest}"
+    with pytest.raises(NotPermittedError, match="evil/server"):
+        image_of("evil/server:b1", Allowed())
+    assert image_of("evil/server:b1", Allowed(image=True)) == f"evil/server:b1@{digest}"
 
 
 def test_each_engine_is_asked_for_the_load_that_was_judged(tmp_path: Path) -> None:

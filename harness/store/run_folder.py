@@ -1,0 +1,118 @@
+"""The folder of a run while it runs: marked as ours, and locked for as long as we live.
+
+The mark is written before anything else, so that what is left of a run that was killed can be told from a folder of the user's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from harness.errors import CannotWriteError
+from harness.sandboxes.ownership import Life, Owner, this_process
+
+MARK: Final = ".harness-run"
+#: What a run writes into its folder. A folder that holds anything else is never removed.
+_OURS: Final = re.compile(
+    r"\.harness-run|record\.json|[a-z][a-z0-9-]*\.log|\.[A-Za-z0-9._-]+\.harness-[0-9a-f]{8}\.part", re.ASCII
+)
+
+
+class RunFolder:
+    """A new folder of a run, locked until :meth:`close` or our end.
+
+    Raises:
+        CannotWriteError: it cannot be made, or exists already.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True)
+            self._mark = os.open(path / MARK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            os.write(self._mark, msgspec.json.encode(this_process()))
+            with suppress(OSError):  # a disk without locks: the owner's name is what is left
+                fcntl.flock(self._mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CannotWriteError(f"{path} cannot be made: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Give the lock back; harmless when it was given back."""
+        if self._mark >= 0:
+            os.close(self._mark)
+            self._mark = -1
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[None]:
+    """A folder that is locked within the block."""
+    folder = RunFolder(path)
+    try:
+        yield
+    finally:
+        folder.close()
+
+
+def life_of(folder: Path) -> Life | None:
+    """Whether the run of a folder lives; ``None`` where the folder bears no mark of ours."""
+    try:
+        mark = os.open(folder / MARK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        owner = msgspec.json.decode(os.read(mark, 4096), type=Owner)
+        if is_locked(mark):
+            return "alive"
+    except (OSError, msgspec.DecodeError):
+        return "unknown"
+    finally:
+        os.close(mark)
+    return owner.life()
+
+
+def is_locked(descriptor: int) -> bool:
+    """Whether another process holds the lock of an open file."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return False
+
+
+def others(folder: Path) -> tuple[str, ...]:
+    """Names in a folder that no run writes: links, folders, files of the user's."""
+    with os.scandir(folder) as entries:
+        return tuple(
+            sorted(one.name for one in entries if not one.is_file(follow_symlinks=False) or not _OURS.fullmatch(one.name))
+        )
+
+
+def remove(folder: Path) -> None:
+    """Remove a run's files and then its folder, which stays if anything else is in it. Links are not followed.
+
+    Raises:
+        CannotWriteError: something cannot be removed.
+    """
+    try:
+        place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            names = [
+                name
+                for name in os.listdir(place)  # noqa: PTH208 - of the folder that was opened, whatever its path is now
+                if _OURS.fullmatch(name)
+            ]
+            for name in sorted(names, key=lambda name: name == MARK):  # the mark goes last
+                os.unlink(name, dir_fd=place)
+        finally:
+            os.close(place)
+        folder.rmdir()
+    except OSError as error:
+        raise CannotWriteError(f"{folder} cannot be removed: {error.strerror}") from error
