@@ -17,6 +17,7 @@ _FIT: Final = "test_fit_limits"
 _PREDICT: Final = "test_predict_limits"
 _VERDICT: Final = "test_verdict_limits"
 _DRIFT: Final = "test_drift_limits"
+_RUN: Final = "test_runner"
 _LOGS: Final = "test_log_states"
 
 MUTANTS: Final = (
@@ -37,7 +38,7 @@ MUTANTS: Final = (
     Mutant("<= max(MIB, 2 * point.uncertainty)", "<= max(4 * MIB, 2 * point.uncertainty)", _FIT),
     Mutant("> (1 if facts.dialect ==", "> (0 if facts.dialect ==", _FIT),
     Mutant("batch != wanted:", "batch < wanted:", _FIT),
-    Mutant("CLOSE: Final = 16 * MIB", "CLOSE: Final = 256 * MIB", _FIT),
+    Mutant("BASELINE_TOLERANCE: Final = 16 * MIB", "BASELINE_TOLERANCE: Final = 256 * MIB", _FIT),
     Mutant("SAME_DEPTH: Final = 1.25", "SAME_DEPTH: Final = 2.5", _FIT),
     Mutant("MAX_LOADS: Final = 5", "MAX_LOADS: Final = 50", _FIT),
     Mutant("SMALLEST_KNEE: Final = 2048", "SMALLEST_KNEE: Final = 256", _FIT),
@@ -108,4 +109,12 @@ MUTANTS: Final = (
     Mutant("    if load.complete:\n        return  # the table", "    if False:\n        return  # the table", _LOGS),
     Mutant("self.tokens = tokens if self.tokens is None else min(self.tokens, tokens)", "self.tokens = tokens", _LOGS),
     Mutant("if start is not None and start.up:\n            return", "if False:\n            return", _LOGS),
+    # the runner
+    Mutant("BATCHES_OF_PROMPT: Final = 2", "BATCHES_OF_PROMPT: Final = 1", _RUN),
+    Mutant("request.context - 8)", "request.context)", _RUN),
+    Mutant("EMBEDDING_BATCH: Final = 2048", "EMBEDDING_BATCH: Final = 512", _RUN),
+    Mutant("if limit is not None and request.context >= limit:", "if limit is not None and request.context > limit:", _RUN),
+    Mutant("PROMPT_BUDGET: Final = 60.0", "PROMPT_BUDGET: Final = 600.0", _RUN),
+    Mutant("DRY_RUNS: Final = 6", "DRY_RUNS: Final = 7", _RUN),
+    Mutant("HOST_SHARE: Final = 0.6", "HOST_SHARE: Final = 0.9", _RUN),
 )

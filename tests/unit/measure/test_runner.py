@@ -1,0 +1,491 @@
+"""The runner, driven through ``harness.calibrate`` with an engine, a sandbox and a meter in memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from harness.errors import (
+    BusyError,
+    CannotWriteError,
+    EngineError,
+    HarnessError,
+    UntrustedError,
+    UsageError,
+)
+from harness.measure.speed import no_host_speed
+from harness.measure.timing import prompts_to_time
+from harness.model.record import Speed
+from harness.prediction.memory import predict
+from harness.store.store import Store
+from harness.units import GIB, MIB
+from tests.support.fakes import HOLDER, FakeEngine, Heard, World, calibrate, only_record
+from tests.support.true_model import TrueModel
+
+MODEL = TrueModel(weights=400 * MIB, overhead=40 * MIB, kv_per_cell=12_288)
+
+
+@pytest.fixture
+def on_host() -> World:
+    """llama-server in a process: each load is a start; the target is host memory."""
+    return World(MODEL)
+
+
+@pytest.fixture
+def on_gpu() -> World:
+    """The same on a GPU that the driver's meter sees."""
+    return World(MODEL, target="gpu")
+
+
+@pytest.fixture
+def persistent() -> World:
+    """Ollama in a container on a GPU: one start for all loads, which it chooses the batch of."""
+    return World(
+        MODEL,
+        engine="ollama",
+        persistent=True,
+        sandbox="docker",
+        target="gpu",
+        version="0.33.0",
+        limits=((4096, 512), (32768, 1024), (1 << 30, 2048)),
+    )
+
+
+def refused(kind: type[HarnessError], world: World, patch: pytest.MonkeyPatch, folder: Path, **options: Any) -> HarnessError:
+    """What a calibration is refused with; nothing runs afterwards, and there is no artifact."""
+    with pytest.raises(kind) as caught:
+        calibrate(world, patch, folder, **options)
+    assert world.running is None or world.running.status is not None
+    assert list(Store(folder).paths()) == []
+    return caught.value
+
+
+# -- what a run does, in its order --------------------------------------------------------------------------------------
+
+
+def test_each_load_of_an_engine_that_serves_one_is_a_start_of_its_own(
+    on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = calibrate(on_host, monkeypatch, tmp_path)
+    one = ["start", "load {}", "poll", "stop"]
+    expected = [step.format(context) for context in (1024, 2048, 4096) for step in one]
+    assert on_host.events == [*expected, "close meter", "close sandbox"]
+    for context in (1024, 3000, 100_000):
+        assert predict(result.calibration, context).total_bytes == pytest.approx(MODEL.truth(context, 512), rel=0.002)
+    record = only_record(tmp_path)
+    assert (record.status, record.machine.target, record.engine.version) == ("complete", "host", "b10434")
+    assert [load.log for load in record.loads] == ["engine-0.log", "engine-1.log", "engine-2.log"]
+    assert all((result.record.parent / str(load.log)).stat().st_size == load.log_end for load in record.loads)
+    assert Store(tmp_path).read(result.artifact) == result.calibration
+
+
+def test_on_a_gpu_memory_counts_after_a_prompt_of_two_batches(
+    on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver's pools grow at the first real batch; a prompt leaves room in the context."""
+    result = calibrate(on_gpu, monkeypatch, tmp_path, contexts=(512, 2048, 4096))
+    assert on_gpu.events[0] == "baseline"
+    assert [event for event in on_gpu.events if event.startswith("read")] == ["read 504", "read 1024", "read 1024"]
+    for load in only_record(tmp_path).loads[:3]:
+        assert load.idle.total_bytes < load.busy.total_bytes == MODEL.truth(load.request.context, 512)
+        assert [mark.phase for mark in load.trace.marks] == ["load", "idle", "prompt", "busy"]
+        assert load.left_bytes == 0
+    breakdown = result.calibration.metadata.breakdown_gb
+    assert breakdown.overhead == pytest.approx(40 / 1024, abs=0.0002)
+
+
+def test_dry_runs_follow_the_loads_of_llama_server_and_fill_the_grid(
+    on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = calibrate(on_gpu, monkeypatch, tmp_path)
+    runs = [load for load in only_record(tmp_path).loads if load.request.purpose == "dry-run"]
+    assert 0 < len(runs) <= 6
+    assert {load.reason for load in runs} == {None}
+    assert len(result.calibration.metadata.placement.split_compute) == len(runs)
+    loads = [event for event in on_gpu.events if event.startswith("load")]
+    assert [event.endswith("dry-run") for event in loads] == [False] * 3 + [True] * len(runs)
+
+
+def test_the_kinds_of_layers_that_a_dry_run_names_cost_no_seventh_run(
+    on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan without them differs from the one with them, and its first run is made already."""
+    kinds = "rrfrrfrrfrfrfrfr"
+    on_gpu.layer_kinds = kinds
+    result = calibrate(on_gpu, monkeypatch, tmp_path)
+    assert result.calibration.metadata.placement.layer_kinds == kinds
+    assert len(result.calibration.metadata.placement.split_compute) == 6
+
+
+def test_an_engine_that_stays_is_started_once_and_unloads_each_model(
+    persistent: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = calibrate(persistent, monkeypatch, tmp_path, contexts=(8192, 16384, 32768))
+    assert [event for event in persistent.events if event != "poll"] == [
+        "baseline", "start", "prepare",
+        "load 4096", "read 1024", "unload",
+        "load 16384", "read 2048", "unload",
+        "load 8192", "read 4096", "unload",
+        "load 16384", "read 4096", "unload",
+        "load 32768", "read 4096", "unload",
+        "stop", "close meter", "close sandbox",
+    ]  # fmt: skip
+    record = only_record(tmp_path)
+    assert [(load.request.context, load.request.num_batch) for load in record.loads] == [
+        (4096, 512), (16384, 1024), (8192, 2048), (16384, 2048), (32768, 2048),
+    ]  # fmt: skip
+    spans = [(load.log_start, load.log_end) for load in record.loads]
+    assert all(end == start for (_, end), (start, _) in pairwise(spans))
+    bands = [(band.up_to, band.num_batch) for band in result.calibration.metadata.bands]
+    assert bands == [(4096, 512), (32768, 1024), (131_072, 2048)]
+
+
+def test_what_only_a_started_engine_knows_is_in_the_record(
+    persistent: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_of = calibrate(persistent, monkeypatch, tmp_path, num_batch=512).calibration.metadata.engine
+    assert (record_of.version, record_of.image, record_of.image_digest) == ("0.33.0", "fake:1", "sha256:f0")
+
+
+def test_speed_is_timed_under_the_engines_defaults_and_then_with_nothing_on_the_gpu(
+    on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.meters.host.available_memory", lambda: 16 * GIB)
+    heard = Heard()
+    result = calibrate(on_gpu, monkeypatch, tmp_path, heard, speed=True)
+    performance = result.calibration.metadata.performance
+    assert (performance.decode_tokens_per_s, performance.host_decode_tokens_per_s) == (60.0, 6.0)
+    assert [load.request.purpose for load in only_record(tmp_path).loads][-2:] == ["speed", "host-speed"]
+    assert heard.phases[-3:] == ["speed", "speed on the host alone", "fit"]
+    begin = on_gpu.events.index("load 4096 speed")
+    timed = [event for event in on_gpu.events[begin:] if event.startswith("read")]
+    assert timed == ["read 64"] * 3 + ["read 1536"] + ["read 16"] * 3
+
+
+def test_on_the_host_an_engine_that_stays_is_started_again_for_its_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What makes its memory repeatable makes it slow."""
+    world = World(MODEL, engine="ollama", persistent=True, sandbox="docker", target="host", version="0.33.0")
+    result = calibrate(world, monkeypatch, tmp_path, speed=True)
+    starts = [event for event in world.events if event in ("start", "stop", "load 4096 speed")]
+    assert starts == ["start", "stop", "start", "load 4096 speed", "stop"]
+    assert result.calibration.metadata.performance.host_decode_tokens_per_s == 60.0
+
+
+def test_a_bend_between_the_loads_is_measured_on_both_sides(
+    on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without flash attention compute buffers may bend: here they take half a mebibyte more at one of three contexts."""
+    on_host.model = msgspec.structs.replace(MODEL, flash_attention=False)
+    size = on_host.model.compute(16384, 512) / MIB
+    on_host.extra[16384] = MIB // 2
+    on_host.log_edits[16384] = lambda text: text.replace(f"{size:8.2f} MiB", f"{size + 0.5:8.2f} MiB")
+    calibrate(on_host, monkeypatch, tmp_path, contexts=(8192, 16384, 32768))
+    assert [load.request.context for load in only_record(tmp_path).loads] == [8192, 16384, 32768, 4096, 24576]
+
+
+@pytest.mark.parametrize(("context", "batch"), [(4096, 2048), (1024, 1024)])
+def test_an_embedding_model_reads_its_prompt_in_one_batch(
+    on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, context: int, batch: int
+) -> None:
+    on_host.embedding = True
+    calibrate(on_host, monkeypatch, tmp_path, contexts=(context, 2 * context))
+    assert {load.request.num_batch for load in only_record(tmp_path).loads} == {batch}
+
+
+def test_secrets_of_the_environment_are_not_in_the_record(
+    on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = {"HF_TOKEN": "hf_abc", "LLAMA_ARG_CACHE_REUSE": "1"}
+    result = calibrate(on_host, monkeypatch, tmp_path, env=env)
+    assert only_record(tmp_path).settings.env == {"HF_TOKEN": "(redacted)", "LLAMA_ARG_CACHE_REUSE": "1"}
+    assert "hf_abc" not in result.record.read_text() + result.artifact.read_text()
+
+
+# -- loads that do not fit ----------------------------------------------------------------------------------------------
+
+
+def test_where_a_context_does_not_fit_larger_ones_are_skipped_and_smaller_ones_tried(
+    on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_host.capacity = MODEL.truth(2048, 512)
+    result = calibrate(on_host, monkeypatch, tmp_path, contexts=(2048, 4096, 8192))
+    loads = [(load.request.context, load.outcome) for load in only_record(tmp_path).loads]
+    assert loads == [(2048, "ok"), (4096, "wont-fit"), (8192, "skipped"), (1024, "ok"), (1536, "ok")]
+    assert result.calibration.metadata.quality.max_error is not None
+    assert "load 8192" not in on_host.events
+
+
+def test_with_two_contexts_that_fit_the_one_between_is_tried(
+    on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_host.capacity = MODEL.truth(4096, 512)
+    calibrate(on_host, monkeypatch, tmp_path, contexts=(1024, 4096, 8192))
+    loads = [(load.request.context, load.outcome) for load in only_record(tmp_path).loads]
+    assert loads == [(1024, "ok"), (4096, "ok"), (8192, "wont-fit"), (2560, "ok")]
+
+
+def test_where_nothing_fits_there_is_nothing_to_fit(on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_host.capacity = 0
+    assert refused(UntrustedError, on_host, monkeypatch, tmp_path).code == "no-points"
+    assert {load.outcome for load in only_record(tmp_path).loads} == {"wont-fit", "skipped"}
+
+
+def test_a_persistent_engine_that_ended_at_a_load_is_started_again_for_the_next(
+    persistent: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    persistent.capacity = MODEL.truth(2048, 512)
+    calibrate(persistent, monkeypatch, tmp_path, contexts=(2048, 4096), num_batch=512)
+    assert persistent.events.count("start") == 2
+    assert persistent.events.count("prepare") == 2
+
+
+# -- what goes wrong ----------------------------------------------------------------------------------------------------
+
+
+def test_an_engine_that_dies_while_loading_ends_the_run_with_its_last_lines(
+    on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die() -> None:
+        on_host.write("ggml_cuda_init: \x1b[31mno kernel image\x1b[0m\nlast words\n")
+        on_host.end(134)
+
+    on_host.plots["load 2048"] = die
+    error = refused(EngineError, on_host, monkeypatch, tmp_path)
+    assert isinstance(error, EngineError)
+    assert (error.code, error.exit_code, error.tail[-1]) == ("engine-ended", 70, "last words")
+    assert not any("\x1b" in line for line in error.tail)
+    assert "134" in error.message
+    record = only_record(tmp_path)
+    assert (record.status, [load.request.context for load in record.loads]) == ("partial", [1024])
+    assert on_host.events[-2:] == ["close meter", "close sandbox"]
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(132, "illegal instruction"), (137, "(killed)"), (143, "(killed)"), (1, "ended with status 1")]
+)
+def test_how_an_engine_ended_is_said(
+    on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, words: str
+) -> None:
+    on_host.plots["load 1024"] = lambda: on_host.end(status)
+    assert words in refused(EngineError, on_host, monkeypatch, tmp_path).message
+
+
+def test_an_engine_that_never_answers_is_given_up(on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeEngine, "ready", lambda *_: False)
+    error = refused(BusyError, on_host, monkeypatch, tmp_path, timeout=0.01)
+    assert (error.code, error.exit_code) == ("engine-timeout", 75)
+    assert only_record(tmp_path).status == "partial"
+
+
+def test_a_request_without_an_answer_is_explained_by_the_engines_end(
+    persistent: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    persistent.plots["load 2048"] = lambda: persistent.end(139)
+    error = refused(EngineError, persistent, monkeypatch, tmp_path, num_batch=512)
+    assert (error.code, "139" in error.message) == ("engine-ended", True)
+
+
+def test_an_engine_that_ends_while_its_memory_settles_ends_the_run(
+    on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu.plots["read 1024"] = lambda: on_gpu.end(1)
+    assert refused(EngineError, on_gpu, monkeypatch, tmp_path).code == "engine-ended"
+
+
+def test_a_meter_that_reads_nothing_ends_the_run_after_its_first_load(
+    on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu.blind = "the driver does not permit it"
+    error = refused(UntrustedError, on_gpu, monkeypatch, tmp_path)
+    assert (error.code, error.exit_code) == ("no-reading", 5)
+    assert "does not permit it" in error.message
+    record = only_record(tmp_path)
+    assert (record.status, len(record.loads)) == ("partial", 1)
+
+
+def test_a_meter_that_breaks_voids_the_run(on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> int:
+        raise OSError("no such process")
+
+    monkeypatch.setattr(on_host, "memory", broken)
+    assert refused(UntrustedError, on_host, monkeypatch, tmp_path).code == "sampler-died"
+
+
+EDITS: dict[str, tuple[Callable[[str], str], str]] = {
+    "no ready line": (lambda text: text.replace("srv  llama_server: model loaded\n", ""), "no ready line"),
+    "another batch": (lambda text: re.sub(r"n_ubatch +=.*", "n_ubatch = 256", text), "batch 256, not 512"),
+    "no log": (lambda _: "", "no log was read"),
+    "layers missing": (lambda text: text.replace("17/17", "12/17"), "only 12 of 17 layers"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_load_whose_log_is_doubtful_is_no_point(
+    on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: str
+) -> None:
+    change, words = EDITS[edit]
+    on_gpu.log_edits[4096] = change
+    result = calibrate(on_gpu, monkeypatch, tmp_path, contexts=(1024, 2048, 4096))
+    quality = result.calibration.metadata.quality
+    assert 4096 not in [load.context for load in quality.loads]
+    assert words in " ".join(quality.notes)
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("moment", ["start", "load 2048", "read 1024", "poll"])
+def test_an_interrupted_run_ends_its_engine_and_keeps_a_partial_record(
+    on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, interrupt: type[BaseException]
+) -> None:
+    def stop_here() -> None:
+        raise interrupt
+
+    on_gpu.plots[moment] = stop_here
+    with pytest.raises(interrupt):
+        calibrate(on_gpu, monkeypatch, tmp_path)
+    assert only_record(tmp_path).status == "partial"
+    assert list(Store(tmp_path).paths()) == []
+    assert on_gpu.events[-2:] == ["close meter", "close sandbox"]
+    assert on_gpu.running is not None
+    assert on_gpu.running.status is not None
+
+
+def test_an_overhead_that_moves_is_not_trusted_and_the_record_is_complete(
+    on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu.extra[2048] = 9 * MIB
+    error = refused(UntrustedError, on_gpu, monkeypatch, tmp_path)
+    assert (error.code, error.exit_code) == ("overhead-moves", 5)
+    assert only_record(tmp_path).status == "complete"
+
+
+def test_another_user_of_the_gpu_who_moves_voids_the_run(
+    on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu.others = {1: 500 * MIB}
+    on_gpu.plots["read 1024"] = lambda: on_gpu.others.update({1: 600 * MIB})
+    heard = Heard()
+    with pytest.raises(UntrustedError) as caught:
+        calibrate(on_gpu, monkeypatch, tmp_path, heard, contexts=(1024, 2048, 4096))
+    assert caught.value.code == "stranger-moved"
+    record = only_record(tmp_path)
+    assert record.before.processes == {1: 500 * MIB}
+    assert record.after.processes == {1: 600 * MIB}
+    assert any("process 1" in text for text in heard.warnings)
+
+
+def test_a_user_of_the_gpu_who_stays_as_he_is_does_not(on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu.others = {1: 500 * MIB}
+    assert calibrate(on_gpu, monkeypatch, tmp_path).calibration.metadata.quality.max_error is not None
+
+
+def test_memory_that_does_not_come_back_is_noted(on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.measure.load.RETURN", 0.0)
+    on_gpu.plots["stop"] = lambda: setattr(on_gpu, "left", 64 * MIB)
+    result = calibrate(on_gpu, monkeypatch, tmp_path)
+    assert {load.left_bytes for load in only_record(tmp_path).loads[:3]} == {64 * MIB}
+    assert "still held 64.0 MiB" in " ".join(result.calibration.metadata.quality.notes)
+
+
+def test_a_model_whose_processes_stay_after_an_unload_ends_the_run(
+    persistent: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stays() -> None:
+        assert persistent.running is not None
+        monkeypatch.setattr(persistent.running, "pids", lambda: frozenset({HOLDER}))
+
+    persistent.plots["unload"] = stays
+    assert refused(EngineError, persistent, monkeypatch, tmp_path, num_batch=512).code == "still-loaded"
+
+
+# -- speed is optional --------------------------------------------------------------------------------------------------
+
+
+def test_a_speed_that_fails_costs_nothing_that_was_measured(
+    on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise EngineError("the prompt was refused")
+
+    on_host.plots["read 64"] = fail
+    result = calibrate(on_host, monkeypatch, tmp_path, speed=True)
+    assert result.calibration.metadata.performance.decode_tokens_per_s is None
+    assert "the prompt was refused" in " ".join(result.calibration.metadata.quality.notes)
+
+
+def test_a_speed_load_that_does_not_fit_costs_nothing_either(
+    on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room() -> None:
+        on_host.write("failed to allocate buffer\n")
+        on_host.end(1)
+
+    on_host.plots["load 4096 speed"] = no_room
+    result = calibrate(on_host, monkeypatch, tmp_path, speed=True)
+    assert "could not allocate" in " ".join(result.calibration.metadata.quality.notes)
+
+
+def test_an_engine_that_dies_while_it_is_timed_ends_the_run(
+    on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die() -> None:
+        on_host.end(139)
+        raise EngineError("no answer", code="no-answer")
+
+    on_host.plots["read 64"] = die
+    assert refused(EngineError, on_host, monkeypatch, tmp_path, speed=True).code == "engine-ended"
+
+
+@pytest.mark.parametrize(("available", "measured"), [(1000 * MIB, True), (999 * MIB, False), (None, False)])
+def test_weights_are_put_on_the_host_if_they_take_60_percent_of_what_is_available_at_most(
+    monkeypatch: pytest.MonkeyPatch, available: int | None, measured: bool
+) -> None:
+    monkeypatch.setattr("harness.meters.host.available_memory", lambda: available)
+    source = FakeEngine(World(msgspec.structs.replace(MODEL, weights=17 * 600 * MIB // 16))).resolve("made-up", None)  # type: ignore[arg-type]
+    assert (no_host_speed("llama-server", source) is None) == measured
+
+
+def test_a_prompt_that_would_take_more_than_a_minute_is_not_timed() -> None:
+    """2 tokens a second read 120 in a minute."""
+
+    def answered(rate: float, prompts: tuple[int, ...]) -> list[int]:
+        speeds: list[Speed] = []
+        made = []
+        for prompt in prompts_to_time(prompts, speeds):
+            made.append(prompt)
+            speeds.append(Speed(prompt_tokens=prompt, prompt_tokens_per_s=rate, decode_tokens=1, decode_tokens_per_s=1.0))
+        return made
+
+    assert answered(2.0, (16, 120)) == [16, 120]
+    assert answered(2.0, (16, 121, 16)) == [16]
+
+
+# -- before anything starts ---------------------------------------------------------------------------------------------
+
+
+def test_a_context_beyond_the_training_is_refused_before_anything_starts(
+    on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = refused(UsageError, on_host, monkeypatch, tmp_path, contexts=(1024, 131_073))
+    assert error.code == "beyond-training"
+    assert on_host.events == []
+
+
+def test_a_calibration_of_other_settings_is_not_overwritten(
+    on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrate(on_host, monkeypatch, tmp_path)
+    again = World(MODEL)
+    with pytest.raises(CannotWriteError) as caught:
+        calibrate(again, monkeypatch, tmp_path, num_parallel=2)
+    assert (caught.value.code, caught.value.exit_code) == ("would-overwrite", 73)
+    assert "start" not in again.events
+    assert calibrate(World(MODEL), monkeypatch, tmp_path, kv_cache_type="q8_0", force=True).artifact.exists()
+    assert len(list((tmp_path / "runs").iterdir())) == 2
