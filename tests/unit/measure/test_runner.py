@@ -116,7 +116,7 @@ def test_the_kinds_of_layers_that_a_dry_run_names_cost_no_seventh_run(
     on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The plan without them differs from the one with them, and its first run is made already."""
-    kinds = "rrfrrfrrfrfrfrfr"
+    kinds = "r" * 12 + "f" * 4
     on_gpu.layer_kinds = kinds
     result = calibrate(on_gpu, monkeypatch, tmp_path)
     assert result.calibration.metadata.placement.layer_kinds == kinds
@@ -230,6 +230,18 @@ def test_with_two_contexts_that_fit_the_one_between_is_tried(
     calibrate(on_host, monkeypatch, tmp_path, contexts=(1024, 4096, 8192))
     loads = [(load.request.context, load.outcome) for load in only_record(tmp_path).loads]
     assert loads == [(1024, "ok"), (4096, "ok"), (8192, "wont-fit"), (2560, "ok")]
+
+
+def test_a_context_that_does_not_fit_is_not_tried_with_a_larger_batch(
+    persistent: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    persistent.capacity = MODEL.truth(16384, 1024) - 1
+    calibrate(persistent, monkeypatch, tmp_path, contexts=(4096, 8192, 16384))
+    assert persistent.events.count("load 16384") == 1
+    loads = [
+        (load.request.context, load.request.num_batch) for load in only_record(tmp_path).loads if load.outcome == "skipped"
+    ]
+    assert loads == [(16384, 2048)]
 
 
 def test_where_nothing_fits_there_is_nothing_to_fit(on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
