@@ -6,7 +6,6 @@ that says nothing is an observation like any other and never fails a calibration
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -15,6 +14,7 @@ from harness.errors import EngineError, WontFitError
 from harness.measure.engine_log import read_facts
 from harness.measure.load import LoadRunner
 from harness.model.record import Load, LoadRequest, Record
+from harness.polling import poll
 from harness.prediction.placement import DRY_RUNS, plan_dry_runs
 from harness.sandboxes.base import Running
 from harness.sandboxes.tail import last_lines
@@ -72,13 +72,17 @@ def dry_run(runner: LoadRunner, source: Source, request: LoadRequest) -> Load:
 
 def _await_breakdown(running: Running) -> str | None:
     """Why there is none; ``None`` when the engine is through with fitting."""
-    deadline = time.monotonic() + TIMEOUT
-    while True:
-        ended = running.exit_status() is not None
-        if running.log.exists() and _DONE in running.log.read_bytes():
-            return None
-        if ended:
-            return (last_lines(running.log, 1) or ("the engine ended",))[0]
-        if time.monotonic() > deadline:
-            return f"no memory breakdown within {TIMEOUT:.0f} s"
-        time.sleep(0.01)
+    ended = printed = False
+
+    def over() -> bool:
+        nonlocal ended, printed
+        ended = running.exit_status() is not None  # first: the log of an engine that has ended is complete
+        printed = running.log.exists() and _DONE in running.log.read_bytes()
+        return printed or ended
+
+    poll(over, limit=TIMEOUT, every=0.01)
+    if printed:
+        return None
+    if ended:
+        return (last_lines(running.log, 1) or ("the engine ended",))[0]
+    return f"no memory breakdown within {TIMEOUT:.0f} s"

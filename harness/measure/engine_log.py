@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +10,7 @@ from harness.engines.vllm.recipe import failed_start
 from harness.errors import EngineError, WontFitError
 from harness.logs import parse_log
 from harness.model.facts import LoadFacts
+from harness.polling import poll
 from harness.sandboxes.base import Running
 from harness.sandboxes.tail import last_lines
 
@@ -29,16 +29,19 @@ def read_facts(log: Path, start: int, end: int | None) -> LoadFacts | None:
 
 def await_facts(log: Path, start: int, limit: float) -> tuple[int, LoadFacts | None]:
     """Where a growing log ends once it tells of a whole load, and what it tells; after ``limit`` seconds as it is."""
-    deadline = time.monotonic() + limit
-    while True:
-        end = log.stat().st_size
-        facts = read_facts(log, start, end)
-        if limit <= 0:
-            return end, facts
-        time.sleep(0.05)
-        whole = facts is not None and facts.complete and bool(facts.devices)
-        if (whole and log.stat().st_size == end) or time.monotonic() > deadline:
-            return end, facts
+    end = -1
+    facts: LoadFacts | None = None
+
+    def settled() -> bool:
+        nonlocal end, facts
+        size = log.stat().st_size
+        if size == end and facts is not None and facts.complete and facts.devices:
+            return True  # a whole load, and nothing was written since the last look
+        end, facts = size, read_facts(log, start, size)
+        return False
+
+    poll(settled, limit=limit)
+    return end, facts
 
 
 def check_alive(running: Running) -> None:

@@ -20,6 +20,7 @@ from harness.meters.base import DeviceMeter, Meter
 from harness.meters.sampler import Sampler
 from harness.model.record import EngineVersion, Load, LoadOutcome, LoadRequest, Reported, Speed
 from harness.model.trace import BASELINE_TOLERANCE, MemoryTrace, Occupancy, Plateau
+from harness.polling import poll
 from harness.sandboxes.base import Running, Sandbox
 
 if TYPE_CHECKING:
@@ -84,11 +85,18 @@ class LoadRunner:
 
     def _await_return(self, state: _State) -> None:
         """After an unload: wait until the devices are back at their baseline, and note what they still hold."""
-        if not isinstance(self.meter, DeviceMeter):
+        meter = self.meter
+        if not isinstance(meter, DeviceMeter):
             return
         begin = time.monotonic()
-        while (risen := self.meter.risen()) and max(risen.values()) > BASELINE_TOLERANCE and time.monotonic() < begin + RETURN:
-            time.sleep(0.1)
+        risen: dict[str, int] = {}
+
+        def returned() -> bool:
+            nonlocal risen
+            risen = meter.risen()
+            return max(risen.values(), default=0) <= BASELINE_TOLERANCE
+
+        poll(returned, limit=RETURN, every=0.1)
         if risen:
             state.left = sum(size for size in risen.values() if size > BASELINE_TOLERANCE)
         state.settled += time.monotonic() - begin
@@ -147,9 +155,8 @@ class LoadRunner:
         try:
             yield
         except (EngineError, UnavailableError) as error:
-            deadline = time.monotonic() + HUNG_UP
-            while error.code == NO_ANSWER and time.monotonic() < deadline and running.exit_status() is None:
-                time.sleep(0.02)
+            if error.code == NO_ANSWER:
+                poll(lambda: running.exit_status() is not None, limit=HUNG_UP, every=0.02)
             check_alive(running)
             raise
 
@@ -159,17 +166,14 @@ class LoadRunner:
         Raises:
             WontFitError: it ended because it could not allocate. EngineError: it ended. BusyError: it did not answer in time.
         """
-        deadline = time.monotonic() + self.options.timeout
+        limit = self.options.timeout
         with self.client(running) as client:
-            while not self.engine.ready(client):
-                check_alive(running)
-                if time.monotonic() > deadline:
-                    raise BusyError(
-                        f"the engine did not answer within {self.options.timeout:.0f} s",
-                        hint="raise --timeout, or look at its log: " + str(running.log),
-                        code="engine-timeout",
-                    )
-                time.sleep(0.05)
+            if not poll(lambda: self.engine.ready(client), limit=limit, alive=lambda: check_alive(running)):
+                raise BusyError(
+                    f"the engine did not answer within {limit:.0f} s",
+                    hint="raise --timeout, or look at its log: " + str(running.log),
+                    code="engine-timeout",
+                )
 
     def client(self, running: Running) -> httpx.Client:
         """An HTTP client of a running engine, which ignores proxies: the engine is on this machine."""
@@ -220,11 +224,8 @@ class LoadRunner:
             return
         with self.client(running) as client, self._watching(running):
             self.engine.unload(client, source, self.options)
-        deadline = time.monotonic() + UNLOAD
-        while running.pids() - self._others:
-            if time.monotonic() > deadline:
-                raise EngineError("the engine said that it unloaded the model, but its processes stay", code="still-loaded")
-            time.sleep(0.02)
+        if not poll(lambda: not running.pids() - self._others, limit=UNLOAD, every=0.02):
+            raise EngineError("the engine said that it unloaded the model, but its processes stay", code="still-loaded")
 
     def _measure(self, source: Source, request: LoadRequest, state: _State) -> None:
         sampler = Sampler(self.meter, self._measured, on_reading=self.observer.memory)

@@ -12,19 +12,20 @@ ROOT = Path(__file__).parents[2] / "harness"
 _BASE = {"units", "errors", "text"}
 _PURE = {"model", "fit", "prediction"}
 _MIDDLE = {"engines", "sandboxes", "meters", "logs"}
-_UPPER = {"inventory", "store", "render", "report", *_MIDDLE, *_PURE, *_BASE, "__version__"}
+_UPPER = {"inventory", "store", "render", "report", "polling", *_MIDDLE, *_PURE, *_BASE, "__version__"}
 #: What each room may import of ours, beside itself.
 ALLOWED = {
     "units": set(),
     "errors": set(),
     "text": {"errors", "units"},
+    "polling": set(),
     "model": _BASE,
     "fit": {"model", *_BASE},
     "prediction": {"fit", "model", *_BASE},
     "logs": {"model", *_BASE},
     "sandboxes": _BASE,
     "meters": {"model", *_BASE},
-    "engines": {"sandboxes.base", "logs", *_PURE, *_BASE},
+    "engines": {"sandboxes.base", "logs", "polling", *_PURE, *_BASE},
     "store": {"model", "engines.settings", "sandboxes.container_config", "sandboxes.ownership", *_BASE},
     "render": {*_PURE, *_BASE},
     "report": {"store", "render", *_PURE, *_BASE},

@@ -7,7 +7,6 @@ llama.cpp's server for every GGUF; before, a runner of its own.
 from __future__ import annotations
 
 import itertools
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +19,7 @@ from harness.engines.ollama.models import check_digest, described, manifest, mod
 from harness.errors import EngineError, NotFoundError
 from harness.fit.load_plan import DEFAULT_BATCH, BatchLimits
 from harness.model.record import EngineVersion, LoadRequest, Model, Reported, Speed
+from harness.polling import poll
 from harness.sandboxes.base import Launch, Mount, Site
 from harness.text import release
 from harness.units import MIB
@@ -215,11 +215,8 @@ class Ollama:
         """``keep_alive`` 0 without a prompt; Ollama answers at once and unloads in the background."""
         with connected(client, f"unload {source.own_name}") as sdk:
             sdk.generate(source.own_name, keep_alive=0)
-            deadline = time.monotonic() + _UNLOAD
-            while sdk.ps().models:
-                if time.monotonic() > deadline:
-                    raise EngineError(f"Ollama did not unload {source.own_name} in {_UNLOAD:.0f} s", code="still-loaded")
-                time.sleep(0.05)
+            if not poll(lambda: not sdk.ps().models, limit=_UNLOAD):
+                raise EngineError(f"Ollama did not unload {source.own_name} in {_UNLOAD:.0f} s", code="still-loaded")
 
     def batch_limits(self, version: str | None) -> BatchLimits:
         """Since 0.30 the batch follows the context where nobody sets it (and shrinks where memory is tight); before, 512."""
