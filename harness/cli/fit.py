@@ -21,7 +21,8 @@ from harness.text import clean
 def cli(run: str, target: str | None, allow_env: tuple[str, ...], store: str | None, output: Output) -> None:
     """Build the artifact again from RUN: a run's name, folder or record.json."""
     from harness.maintain.refit import refit
-    from harness.store.store import to_yaml, write_atomically
+    from harness.store.store import write_atomically
+    from harness.store.yaml import to_yaml
 
     folder = Path(run)
     if not folder.exists():

@@ -10,7 +10,8 @@ import msgspec
 from harness.errors import NotFoundError, UnavailableError, UsageError
 from harness.model.calibration import Calibration
 from harness.prediction.drift import Drift, compare
-from harness.store.store import ENGINES, Store, parse_calibration, read_calibration
+from harness.store.store import ENGINES, Store
+from harness.store.yaml import parse_calibration, read_calibration
 
 
 class Side(msgspec.Struct, frozen=True, kw_only=True):

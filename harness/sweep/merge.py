@@ -13,8 +13,9 @@ import msgspec
 from harness.errors import HarnessError, NotFoundError, NotPermittedError
 from harness.model.calibration import Calibration
 from harness.prediction.drift import Drift, compare
-from harness.store.store import RUNS, Store, to_yaml, write_atomically
+from harness.store.store import RUNS, Store, write_atomically
 from harness.store.trust import Allowed, refuse
+from harness.store.yaml import to_yaml
 
 Action = Literal["added", "same", "replaced", "kept", "variant", "conflict", "unreadable", "refused"]
 _NOT_IN_A_VARIANT: Final = re.compile(r"[^A-Za-z0-9._-]+")

@@ -16,7 +16,8 @@ import pytest
 from harness.cli.output import Output
 from harness.errors import EngineError
 from harness.fit.constants import fit_record
-from harness.store.store import Store, to_yaml
+from harness.store.store import Store
+from harness.store.yaml import to_yaml
 from tests.support.background import environment
 from tests.support.command import Command
 from tests.support.records import load, record

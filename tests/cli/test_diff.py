@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 from harness.cli.main import cli
 from harness.fit.constants import fit_record
 from harness.model.calibration import Calibration
-from harness.store.store import Store, to_yaml
+from harness.store.store import Store
+from harness.store.yaml import to_yaml
 from tests.support import records
 from tests.support.records import load, record
 

@@ -25,7 +25,8 @@ from harness.prediction.allocation import Deployment
 from harness.serving.allocate import answer
 from harness.serving.calibration_lookup import FitQuery
 from harness.serving.server import serve
-from harness.store.store import Store, to_yaml
+from harness.store.store import Store
+from harness.store.yaml import to_yaml
 from tests.support.places import marked_processes
 from tests.support.vllm_program import GIB, MIB
 

@@ -9,7 +9,7 @@ import pytest
 
 from harness.fit.constants import fit_record
 from harness.maintain.refit import refit
-from harness.store.store import read_calibration
+from harness.store.yaml import read_calibration
 from harness.units import GIB, gib
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "ollama"

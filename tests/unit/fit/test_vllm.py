@@ -18,7 +18,7 @@ from harness.model.trace import Plateau
 from harness.prediction.allocation import allocate
 from harness.prediction.memory import predict
 from harness.prediction.verdict import judge, largest_context
-from harness.store.store import read_calibration
+from harness.store.yaml import read_calibration
 from harness.units import GIB, MIB, gib
 from tests.support.vllm_artifacts import vllm_calibration
 

@@ -19,7 +19,8 @@ from harness.fit.constants import fit_record
 from harness.measure.overwrite import refuse_overwrite
 from harness.model.calibration import Calibration, artifact_name, from_document, json_schema, to_document
 from harness.model.record import Machine, Settings
-from harness.store.store import Store, parse_calibration, read_calibration, read_record, schema_text, to_yaml
+from harness.store.store import Store, read_record, schema_text
+from harness.store.yaml import parse_calibration, read_calibration, to_yaml
 from tests.support.records import load, record
 
 
