@@ -140,6 +140,13 @@ def test_a_module_imports_only_what_its_room_may(path: Path) -> None:
             assert str(path.relative_to(ROOT)).startswith(ALONE[top]), f"{path} imports {name}"
 
 
+def test_no_room_has_the_name_of_a_public_function() -> None:
+    """Importing such a package would put it in the function's place."""
+    import harness
+
+    assert not {room(path) for path in modules()} & set(harness.__all__)
+
+
 def test_every_exception_is_still_needed() -> None:
     needed = [found for path in modules() for found in offences(path)]
     for one, other in EXCEPTIONS:
