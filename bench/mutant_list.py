@@ -17,6 +17,7 @@ _FIT: Final = "test_fit_limits"
 _PREDICT: Final = "test_predict_limits"
 _VERDICT: Final = "test_verdict_limits"
 _DRIFT: Final = "test_drift_limits"
+_PAGE: Final = "test_planner_parity"
 _RUN: Final = "test_runner"
 _LOGS: Final = "test_log_states"
 
@@ -61,7 +62,7 @@ MUTANTS: Final = (
     ),
     Mutant("_SURCHARGE: Final = {2048: 2 * GIB, 1024: 768 * MIB}", "_SURCHARGE: Final = {2048: 2 * GIB, 1024: 0}", _PREDICT),
     Mutant("estimates=version < (0, 12, 11)", "estimates=version < (0, 13, 0)", _PREDICT),
-    Mutant("version >= (0, 30, 0):", "version >= (0, 31, 0):", _PREDICT),
+    Mutant("_SERVER_SINCE: Final = (0, 30, 0)", "_SERVER_SINCE: Final = (0, 31, 0)", _PREDICT),
     Mutant("GO_MINIMUM: Final = 457 * MIB", "GO_MINIMUM: Final = 400 * MIB", _PREDICT),
     Mutant("OLLAMA_BATCHES: Final = ((4096, 512),", "OLLAMA_BATCHES: Final = ((8192, 512),", _PREDICT),
     Mutant("MAX_LOADED: Final = 3", "MAX_LOADED: Final = 4", _PREDICT),
@@ -117,4 +118,14 @@ MUTANTS: Final = (
     Mutant("PROMPT_BUDGET: Final = 60.0", "PROMPT_BUDGET: Final = 600.0", _RUN),
     Mutant("DRY_RUNS: Final = 6", "DRY_RUNS: Final = 7", _RUN),
     Mutant("HOST_SHARE: Final = 0.6", "HOST_SHARE: Final = 0.9", _RUN),
+    # the report's planner
+    Mutant("return size <= Math.min(limit", "return size < Math.min(limit", _PAGE),
+    Mutant("SURCHARGE[batch] <= limit - size", "SURCHARGE[batch] < limit - size", _PAGE),
+    Mutant("if (loaded >= MAX_LOADED", "if (loaded > MAX_LOADED", _PAGE),
+    Mutant("return 2 * third < room ? 2 * third : third < room ? third : 0", "return third < room ? third : 0", _PAGE),
+    Mutant("there === null || there.hostWork === 0", "there === null || there.hostWork < 0.3", _PAGE),
+    Mutant("alike.find(band => context <= band.up_to)", "alike.find(band => context < band.up_to)", _PAGE),
+    Mutant("withinRange: context <= metadata", "withinRange: context < metadata", _PAGE),
+    Mutant("(outputLast && experts.length)", "(experts.length > 999)", _PAGE),
+    Mutant("before(version, SERVER_SINCE)", "before(version, [0, 1, 0])", _PAGE),
 )

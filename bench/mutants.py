@@ -34,7 +34,8 @@ class Outcome(NamedTuple):
 
 def find(root: Path, piece: str) -> list[Path]:
     """The files of ``harness/`` that hold a piece of code; the same file twice where it stands there twice."""
-    return [path for path in sorted((root / "harness").rglob("*.py")) for _ in range(path.read_text().count(piece))]
+    files = [path for path in sorted((root / "harness").rglob("*")) if path.suffix in (".py", ".js")]
+    return [path for path in files for _ in range(path.read_text(encoding="utf-8").count(piece))]
 
 
 def tests_of(root: Path, names: str) -> list[str]:

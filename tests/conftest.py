@@ -106,6 +106,7 @@ _PROBES: dict[str, Callable[[], str | None]] = {
     "gpu": _gpu,
     "ray": _package("ray"),
     "playwright": _package("playwright"),
+    "quickjs": _package("quickjs"),
     "docs": _package("mkdocs"),
     "actionlint": _program("actionlint"),
     "vllm": _package("vllm"),

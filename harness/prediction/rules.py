@@ -13,7 +13,7 @@ import msgspec
 from harness.model.calibration import Calibration
 from harness.prediction.memory import predict
 from harness.text import release
-from harness.units import GIB, MIB, TOKENS_PER_UNIT, from_gib
+from harness.units import CELL_PADDING, GIB, MIB, TOKENS_PER_UNIT, from_gib
 
 #: What llama.cpp's fit keeps free on a device (common/common.h, ``fit_params_target``).
 FIT_TARGET: Final = 1024 * MIB
@@ -28,6 +28,24 @@ _SURCHARGE: Final = {2048: 2 * GIB, 1024: 768 * MIB}
 _FULL: Final = 80
 #: Models that Ollama keeps loaded on a device at most (``OLLAMA_MAX_LOADED_MODELS`` not set).
 MAX_LOADED: Final = 3
+#: The release from which Ollama starts llama.cpp's server, and its own Go runner no more.
+_SERVER_SINCE: Final = (0, 30, 0)
+
+
+def constants() -> dict[str, object]:
+    """The figures of these rules as data, for the page of ``harness report``; bytes, tokens, percent, a release."""
+    return {
+        "fit_target": FIT_TARGET,
+        "go_minimum": GO_MINIMUM,
+        "batches": OLLAMA_BATCHES,
+        "headroom": _HEADROOM,
+        "surcharge": _SURCHARGE,
+        "full": _FULL,
+        "max_loaded": MAX_LOADED,
+        "server_since": _SERVER_SINCE,
+        "tokens_per_unit": TOKENS_PER_UNIT,
+        "cell_padding": CELL_PADDING,
+    }
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +72,7 @@ def rule_of(calibration: Calibration) -> Rule:
     recorded = metadata.placement.reserve_gb
     reserve = FIT_TARGET if recorded is None else from_gib(recorded)
     version = release(metadata.engine.version)
-    if calibration.engine != "ollama" or version is None or version >= (0, 30, 0):
+    if calibration.engine != "ollama" or version is None or version >= _SERVER_SINCE:
         return Rule(reserve_bytes=reserve)
     overhead = from_gib(metadata.breakdown_gb.overhead or 0.0)
     return Rule(reserve_bytes=max(GO_MINIMUM - overhead, 0), go_runner=True, estimates=version < (0, 12, 11))

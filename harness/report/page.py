@@ -16,6 +16,7 @@ import msgspec
 
 from harness.model.calibration import Calibration, to_document
 from harness.model.record import Record
+from harness.prediction.rules import constants
 
 
 class ReportEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +54,7 @@ def page(
     """The page's text."""
     data = {
         "calibrations": [_entry(entry) for entry in entries],
+        "rules": constants(),
         "drift": msgspec.to_builtins(drift),
         "against": against,
     }

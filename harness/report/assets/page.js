@@ -1,5 +1,6 @@
 "use strict";
 /* Draws the page from the data in #data. Text of others (names, notes) only ever becomes text nodes. */
+const verdicts = verdictsBy(JSON.parse(document.getElementById("data").textContent).rules);
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const GIB = 2 ** 30, MIB = 2 ** 20;

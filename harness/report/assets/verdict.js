@@ -1,11 +1,12 @@
 "use strict";
 /* What `harness check` answers, on the page: prediction/memory.py, rules.py, placement.py and verdict.py, function for function,
-   without vLLM's. A test compares both in hundreds of cases. Bytes and tokens per slot, as there. */
-const verdicts = (() => {
-  const MIB = 2 ** 20, GIB = 2 ** 30, UNIT = 10_000, PADDING = 256;
-  const FIT_TARGET = 1024 * MIB, GO_MINIMUM = 457 * MIB;
-  const BATCHES = [[4096, 512], [32768, 1024], [Infinity, 2048]];
-  const HEADROOM = {2048: 60, 1024: 75}, SURCHARGE = {2048: 2 * GIB, 1024: 768 * MIB}, FULL = 80, MAX_LOADED = 3;
+   without vLLM's. `rules` are the constants of rules.py. A test compares both in hundreds of cases. Bytes and tokens per slot,
+   as there. */
+const verdictsBy = rules => {
+  const GIB = 2 ** 30, UNIT = rules.tokens_per_unit, PADDING = rules.cell_padding;
+  const FIT_TARGET = rules.fit_target, GO_MINIMUM = rules.go_minimum, SERVER_SINCE = rules.server_since;
+  const BATCHES = rules.batches.map(([limit, batch]) => [limit ?? Infinity, batch]);
+  const HEADROOM = rules.headroom, SURCHARGE = rules.surcharge, FULL = rules.full, MAX_LOADED = rules.max_loaded;
 
   // Python rounds halves to even.
   const round = value => {
@@ -57,7 +58,7 @@ const verdicts = (() => {
 
   function goRunner(calibration) {
     const {machine, engine} = calibration.metadata, version = versionOf(engine.version);
-    return machine.target !== "host" && calibration.engine === "ollama" && version !== null && before(version, [0, 30, 0]);
+    return machine.target !== "host" && calibration.engine === "ollama" && version !== null && before(version, SERVER_SINCE);
   }
 
   function reserveOf(calibration) {
@@ -97,7 +98,8 @@ const verdicts = (() => {
     if (calibration.engine !== "ollama") return false;
     if (loaded >= MAX_LOADED * Math.max(calibration.metadata.machine.gpus.length, 1)) return true;
     const batch = batchOf(calibration, context, parallel, available) ?? 0;
-    const surcharge = batch >= 2048 ? SURCHARGE[2048] : batch >= 1024 ? SURCHARGE[1024] : 0;
+    const least = Object.keys(SURCHARGE).map(Number).sort((a, b) => b - a).find(size => batch >= size);
+    const surcharge = known(least) ? SURCHARGE[least] : 0;
     return estimate(calibration, context, parallel) + surcharge > Math.floor(available * FULL / 100);
   }
 
@@ -325,4 +327,4 @@ const verdicts = (() => {
   }
 
   return {predict, judge, judgeTogether, largestContext, place, batchOf};
-})();
+};
