@@ -7,13 +7,14 @@ layer, then, if all of those fit, its experts, from the front.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 
 from harness.model.calibration import Calibration, Placement, SplitCompute
 from harness.model.record import LoadRequest
+from harness.prediction.layout import Fraction, Layout, Part, refit
 from harness.prediction.memory import Prediction, predict
 from harness.prediction.rules import rule_of
 from harness.units import from_gib
@@ -166,62 +167,55 @@ def interpolate(rows: Sequence[SplitCompute], context: int) -> float:
 
 
 def _fill(layers: Layers, compute: Compute, budget: float) -> Placed:
-    """Both halves of ``common_params_fit_impl`` after it found that not everything fits."""
-    count, total = len(layers.dense), layers.total
-    moe = any(layers.experts)
+    """What is on one GPU after the engine found that not everything fits."""
+    total, moe = layers.total, any(layers.experts)
 
-    def start(offloaded: int) -> int:
-        """The first layer on the GPU."""
-        return total - offloaded - (1 if layers.output_last and offloaded < total else 0)
+    def held(layout: Layout) -> list[float]:
+        part = layout[0]
+        work = compute.without_experts() if part.layers == total and part.partial else compute.split(part.layers)
+        return [sum(of_devices(layers, layout)[0]) + work]
 
-    def weights(offloaded: int, overflowing: int) -> tuple[float, float]:
-        """Bytes on the GPU without and of experts.
-
-        The last ``overflowing`` of the offloaded layers have none there, and the output layer counts as one of them, so that
-        the first keeps its own (fit.cpp, ``set_ngl_tensor_split_tbo``).
-        """
-        first, output = start(offloaded), offloaded == total or (offloaded and not layers.output_last)
-        return sum(layers.dense[first:]) + (layers.output if output else 0.0), sum(layers.experts[first : total - overflowing])
-
-    def memory(offloaded: int, overflowing: int) -> float:
-        caches = sum(layers.cache[start(offloaded) :])
-        work = compute.split(offloaded) if offloaded < total or not overflowing else compute.without_experts()
-        return sum(weights(offloaded, overflowing)) + caches + work
-
-    offloaded = _false_position(lambda n: memory(n, n - 1 if moe and n else 0), 0, total, budget)
-    overflowing = offloaded - 1 if moe and offloaded else 0
-    extra = 0.0
-    if moe and sum(layers.dense) + layers.output + sum(layers.cache) + compute.without_experts() < budget:
-        offloaded = total
-        full = _false_position(lambda n: memory(total, total - n), 1, total, budget)
-        overflowing = total - full
-        extra = _part_of_one_more(layers, overflowing, budget - memory(total, overflowing))
-    dense, experts = weights(offloaded, overflowing)
-    experts += extra
-    return _placed(layers, offloaded, min(overflowing, count), dense, experts)
+    # All experts on the host is a state that the engine tries too: only what it tried last is asked to be above the budget.
+    layout = refit((Part(total),), (budget,), held, experts=moe)
+    on_gpu = of_devices(layers, layout)[0]
+    return _placed(layers, layout[0].layers, min(layout[0].partial, len(layers.dense)), on_gpu.dense, on_gpu.experts)
 
 
-def _part_of_one_more(layers: Layers, overflowing: int, room: float) -> float:
-    """Experts of the first overflowing layer that still fit: its up, then its gate projection, a third each."""
-    first = layers.total - overflowing
-    third = layers.experts[first] / 3 if overflowing and first < len(layers.experts) else 0.0
-    return 2 * third if 2 * third < room else third if third < room else 0.0
+class OnDevice(NamedTuple):
+    """Bytes of a model on one device: weights without experts, experts, caches."""
+
+    dense: float
+    experts: float
+    cache: float
 
 
-def _false_position(memory: Callable[[int], float], low: int, high: int, budget: float) -> int:
-    """How many fit, found as the engine finds it: where memory does not grow evenly, the first guesses decide."""
-    least, most = memory(low), memory(high)
-    if most <= budget:
-        return high
-    while high - low > 1:
-        room = most - least
-        step = int((high - low) * (budget - least) / room) if room > 0 and budget >= least else high - low - 1
-        guess = low + min(max(step, 1), high - low - 1)
-        if (taken := memory(guess)) <= budget:
-            low, least = guess, taken
-        else:
-            high, most = guess, taken
-    return low
+#: What of a layer's experts stays with it: gate, up and down are a third each.
+_KEPT: Final[dict[Fraction, float]] = {"dense": 0.0, "attention": 0.0, "up": 1 / 3, "gate": 2 / 3}
+
+
+def of_devices(layers: Layers, layout: Layout) -> list[OnDevice]:
+    """Weights and caches of each device under a layout.
+
+    A partial layer's experts lie on the host, but what the first partial layer of a device gives away lies on the next device.
+    """
+    total = layers.total
+    offloaded = sum(part.layers for part in layout)
+    dense, experts, cache = [*layers.dense, layers.output], [*layers.experts, 0.0], [*layers.cache, 0.0]
+    first = total - offloaded
+    if layers.output_last and 0 < offloaded < total:
+        first -= 1  # the output part, which would be the last of them, stays on the host
+        dense[-1] = 0.0
+    found, passed_on = [], 0.0
+    for part in layout:
+        whole, end = first + part.full, first + part.layers
+        kept = passed_on
+        passed_on = 0.0
+        if part.partial and part.fraction != "dense":
+            kept += _KEPT[part.fraction] * experts[whole]
+            passed_on = (1 - _KEPT[part.fraction]) * experts[whole]
+        found.append(OnDevice(sum(dense[first:end]), sum(experts[first:whole]) + kept, sum(cache[first:end])))
+        first = end
+    return found
 
 
 def _placed(layers: Layers, offloaded: int, overflowing: int, dense: float, experts: float) -> Placed:

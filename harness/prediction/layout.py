@@ -1,0 +1,181 @@
+"""Which layer lies on which device: llama.cpp's default split and its fit, over any number of devices.
+
+Sources (llama.cpp b9222 to b11434): ``src/llama-model.cpp``, ``load_tensors`` (default split); ``common/fit.cpp``,
+``common_params_fit_impl`` (steps 1, 3 and 4); ``src/llama-context.cpp`` (pipeline parallelism). Ollama from 0.30 on starts the
+same program. What a device then holds is asked of a function (:data:`Memory`), so that this module knows
+neither weights nor compute buffers.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Literal, NamedTuple
+
+#: How much of a partial layer stays on its device: no experts; attention; and its up; and its gate projection.
+Fraction = Literal["dense", "attention", "up", "gate"]
+
+
+class Part(NamedTuple):
+    """Consecutive layers on one device; the output layer counts as one.
+
+    The last ``partial`` of them keep no experts there (``common/fit.cpp``, ``ngl_t``), the first of these keeps ``fraction``
+    of its feed-forward weights; the rest of that one layer lies on the next device, on the last device's host.
+    """
+
+    layers: int = 0
+    partial: int = 0
+    fraction: Fraction = "dense"
+
+    @property
+    def full(self) -> int:
+        """Layers with everything on the device."""
+        return self.layers - self.partial
+
+
+#: Parts of the devices in the engine's order; what is left of the model, its first layers, lies on the host.
+Layout = tuple[Part, ...]
+#: Bytes that each device holds under a layout: weights, caches, compute buffers (the driver's own memory is not counted).
+Memory = Callable[[Layout], Sequence[float]]
+
+
+def pipelined(layout: Layout, total: int) -> bool:
+    """Whether the scheduler keeps copies of its inputs (``GGML_SCHED_MAX_COPIES``) so that devices work at the same time.
+
+    Only with more than one device in the list (also if no layer is on one), every layer and the output on devices, and no
+    tensor placed by name (``src/llama-context.cpp``).
+    """
+    return len(layout) > 1 and sum(part.layers for part in layout) == total and not any(part.partial for part in layout)
+
+
+def default_split(total: int, shares: Sequence[float], gpu_layers: int | None = None) -> Layout:
+    """Layers by device before any fit: in proportion to free memory (or ``--tensor-split``), the output on the last.
+
+    ``gpu_layers`` counts from the back (``-ngl``), all by default. Layers count alike, whatever their bytes. In 32-bit floats,
+    as the engine compares them.
+
+    Raises:
+        ValueError: no device, or no share above zero.
+    """
+    if not shares or sum(shares) <= 0:
+        raise ValueError("layers are split over at least one device with memory")
+    running = [_float32(value) for value in accumulate(map(_float32, shares), lambda one, other: _float32(one + other))]
+    bounds = [_float32(value / running[-1]) for value in running]
+    count = total if gpu_layers is None else min(max(gpu_layers, 0), total)
+    layers = [0] * len(shares)
+    for index in range(count):
+        layers[min(bisect_right(bounds, _float32(_float32(index) / count)), len(shares) - 1)] += 1
+    return tuple(Part(one) for one in layers)
+
+
+def _float32(value: float) -> float:
+    result: float = struct.unpack("f", struct.pack("f", value))[0]
+    return result
+
+
+def fit(layout: Layout, targets: Sequence[float], memory: Memory, *, experts: bool) -> Layout:
+    """The layout that llama.cpp's fit ends with, when neither layers nor split were given.
+
+    Args:
+        layout: the split tried first (:func:`default_split`), kept where every device meets its target.
+        targets: bytes that each device may hold: free memory less its margin and the driver's own memory.
+        memory: what each device holds under a layout.
+        experts: whether the model has experts.
+
+    Step 2 (a smaller context) is not played: the engine keeps a context that was asked for.
+    """
+    if all(held <= target for held, target in zip(memory(layout), targets, strict=True)):
+        return layout
+    return refit(layout, targets, memory, experts=experts)
+
+
+def refit(layout: Layout, targets: Sequence[float], memory: Memory, *, experts: bool) -> Layout:
+    """The same, once it is known that the first split misses a target."""
+    filled = _back_to_front(sum(part.layers for part in layout), targets, memory, experts=experts)
+    dense_only = tuple(part._replace(partial=part.layers) for part in layout)
+    if experts and sum(targets) - sum(memory(dense_only)) > 0:
+        return _front_to_back(filled, targets, memory)
+    return filled
+
+
+def _back_to_front(total: int, targets: Sequence[float], memory: Memory, *, experts: bool) -> Layout:
+    """Step 3: the last device takes what it can, then the one before it; of models with experts the other weights alone."""
+    last = len(targets) - 1
+    layout: Layout = tuple(Part() for _ in targets)
+    for device in range(last, -1, -1):
+        full = 1 if device == last else 0  # the output layer, which is never partial
+        counts = range(total - sum(part.layers for part in layout) + 1)
+        parts = [Part(count, max(count - full, 0) if experts else 0) for count in counts]
+        layout = _most([(*layout[:device], part, *layout[device + 1 :]) for part in parts], device, targets, memory)
+    return layout
+
+
+def _front_to_back(layout: Layout, targets: Sequence[float], memory: Memory) -> Layout:
+    """Step 4: experts come back, to the first device first, then a part of one more layer where it fits."""
+    start = len(targets)  # the first device of those, to the last, that hold layers without experts
+    while start and layout[start - 1].layers:
+        start -= 1
+    for device in range(len(targets)):
+        if device > start or start == len(targets):
+            break
+        convertible = sum(part.partial for part in layout[start:])
+        candidates = [_converted(layout, device, start, count) for count in range(convertible + 1)]
+        layout = _most(candidates, device, targets, memory)
+        layout = _part_of_one_more(layout, device, start, targets, memory)
+        start = next((one for one in range(max(start, device), len(targets)) if layout[one].partial), len(targets))
+    return layout
+
+
+def _converted(layout: Layout, device: int, start: int, count: int) -> Layout:
+    """``count`` layers without experts, of the devices from ``start`` on, become whole layers of ``device``."""
+    parts = list(layout)
+    for donor in range(start, len(parts)):
+        moved = min(count, parts[donor].partial)
+        parts[donor] = Part(parts[donor].layers - moved, parts[donor].partial - moved)
+        parts[device] = parts[device]._replace(layers=parts[device].layers + moved)
+        count -= moved
+    return tuple(parts)
+
+
+def _part_of_one_more(layout: Layout, device: int, start: int, targets: Sequence[float], memory: Memory) -> Layout:
+    """The largest fraction of one more layer for which the device and the next one stay strictly below their targets."""
+    donor = next((one for one in range(start, len(layout)) if layout[one].partial), None)
+    if donor is None:
+        return layout
+
+    def extended(fraction: Fraction) -> Layout | None:
+        parts = list(layout)
+        parts[donor] = Part(parts[donor].layers - 1, parts[donor].partial - 1)
+        parts[device] = Part(parts[device].layers + 1, parts[device].partial + 1, fraction)
+        held = memory(tuple(parts))
+        reached = range(device, min(device + 2, len(parts)))
+        return tuple(parts) if all(held[one] < targets[one] for one in reached) else None
+
+    with_up = extended("up")
+    if with_up is not None:
+        return extended("gate") or with_up
+    return extended("attention") or layout
+
+
+def _most(candidates: Sequence[Layout], device: int, targets: Sequence[float], memory: Memory) -> Layout:
+    """The last candidate that fits on ``device``, found as the engine finds it: by false position.
+
+    Where memory does not grow evenly, the first guesses decide.
+    """
+    low, high, target = 0, len(candidates) - 1, targets[device]
+    most = memory(candidates[high])[device]
+    if most <= target:
+        return candidates[high]
+    least = memory(candidates[low])[device]
+    while high - low > 1:
+        room = most - least
+        step = int((high - low) * (target - least) / room) if room > 0 and target >= least else high - low - 1
+        guess = low + min(max(step, 1), high - low - 1)
+        held = memory(candidates[guess])[device]
+        if held <= target:
+            low, least = guess, held
+        else:
+            high, most = guess, held
+    return candidates[low]
