@@ -71,6 +71,7 @@ class World:
         self.extra: dict[int, int] = {}
         self.left = 0
         self.embedding = False
+        self.digest = "sha256:aa"
         self.layer_kinds: str | None = None
 
     def happen(self, event: str) -> None:
@@ -246,7 +247,7 @@ class FakeEngine:
     def resolve(self, name: str, options: Options) -> Source:
         weights = self.world.model.weights
         return Source(
-            model=Model(name=name, digest="sha256:aa", train_context=self.world.model.train_context, layers=LAYERS),
+            model=Model(name=name, digest=self.world.digest, train_context=self.world.model.train_context, layers=LAYERS),
             tensors=Tensors(layer_bytes=(weights // (LAYERS + 1),) * LAYERS, output_bytes=0, embedding_bytes=0),
             own_name=name,
             embedding=self.world.embedding,

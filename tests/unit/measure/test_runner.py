@@ -123,6 +123,26 @@ def test_the_kinds_of_layers_that_a_dry_run_names_cost_no_seventh_run(
     assert len(result.calibration.metadata.placement.split_compute) == 6
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("", "the engine ended"), ("error: no such device\n", "no such device")],
+    ids=["silent", "with a reason"],
+)
+def test_a_dry_run_that_says_nothing_costs_nothing(
+    on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, reason: str
+) -> None:
+    def end() -> None:
+        on_gpu.write(text)
+        on_gpu.end(1)
+
+    on_gpu.plots["load 131072 dry-run"] = end
+    result = calibrate(on_gpu, monkeypatch, tmp_path)
+    failed = [load for load in only_record(tmp_path).loads if load.outcome == "failed"]
+    assert failed
+    assert all(load.request.purpose == "dry-run" and reason in load.reason for load in failed)
+    assert result.calibration.metadata.quality.max_error == 0.0
+
+
 def test_an_engine_that_stays_is_started_once_and_unloads_each_model(
     persistent: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -490,14 +510,44 @@ def test_a_context_beyond_the_training_is_refused_before_anything_starts(
     assert on_host.events == []
 
 
-def test_a_calibration_of_other_settings_is_not_overwritten(
-    on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("changes", "options", "differs"),
+    [
+        ({}, {"num_parallel": 2}, "settings"),
+        ({}, {"env": {"LLAMA_ARG_CACHE_REUSE": "1"}}, "settings"),
+        ({}, {"kv_cache_type": "q8_0"}, "KV cache type"),
+        ({}, {"flash_attention": "off"}, "flash attention"),
+        ({}, {"num_batch": 256}, "physical batch"),
+        ({"digest": "sha256:bb"}, {}, "model digest"),
+        ({"target": "gpu"}, {}, "GPU, target"),
+    ],
+)
+def test_a_calibration_of_something_else_is_not_overwritten(
+    on_host: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    options: dict[str, Any],
+    differs: str,
 ) -> None:
-    calibrate(on_host, monkeypatch, tmp_path)
-    again = World(MODEL)
-    with pytest.raises(CannotWriteError) as caught:
-        calibrate(again, monkeypatch, tmp_path, num_parallel=2)
+    before = calibrate(on_host, monkeypatch, tmp_path).artifact.read_bytes()
+    other = World(MODEL)
+    for name, value in changes.items():
+        setattr(other, name, value)
+
+    with pytest.raises(CannotWriteError, match=f"of another {differs}") as caught:
+        calibrate(other, monkeypatch, tmp_path, **options)
+
     assert (caught.value.code, caught.value.exit_code) == ("would-overwrite", 73)
-    assert "start" not in again.events
-    assert calibrate(World(MODEL), monkeypatch, tmp_path, kv_cache_type="q8_0", force=True).artifact.exists()
+    assert "start" not in other.events
+    assert (tmp_path / "llama-server" / "made-up.yaml").read_bytes() == before
+    variant = calibrate(other, monkeypatch, tmp_path, variant="other", **options)
+    assert variant.artifact.name == "made-up@other.yaml"
+    assert calibrate(other, monkeypatch, tmp_path, force=True, **options).artifact.read_bytes() != before
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
+def test_the_same_again_takes_its_place(on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = calibrate(on_host, monkeypatch, tmp_path)
+    assert calibrate(World(MODEL), monkeypatch, tmp_path).artifact == first.artifact
     assert len(list((tmp_path / "runs").iterdir())) == 2
