@@ -8,6 +8,8 @@ from typing import Final
 
 #: Escape sequences: ECMA-48 CSI and OSC.
 _ESCAPES: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
+#: The part of a URL that names a user, with or without a password (RFC 3986, userinfo).
+_LOGIN: Final = re.compile(rb"(?<=://)[^\s/@\"'<>]{1,512}(?=@)")
 _VERSION: Final = re.compile(r"v?(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?")
 
 
@@ -31,6 +33,13 @@ def _printed(character: str, instead: str) -> str:
 def one_line(text: str, width: int = 400) -> str:
     """``text`` on one line of at most ``width`` characters, without what cannot be printed."""
     return " ".join(clean(text, "").split())[:width]
+
+
+def mask(data: bytes, hidden: tuple[bytes, ...] = ()) -> bytes:
+    """A log without secrets: ``hidden`` values, and user and password in any URL, become as many stars; nothing moves."""
+    for value in hidden:
+        data = data.replace(value, b"*" * len(value))
+    return _LOGIN.sub(lambda found: b"*" * len(found[0]), data) if b"@" in data else data
 
 
 def release(version: str | None) -> tuple[int, int, int] | None:

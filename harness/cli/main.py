@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import os
-import signal
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -17,6 +16,7 @@ from click.core import ParameterSource
 from harness import __version__
 from harness.cli.context import load_settings, wants_json
 from harness.cli.output import Output, colour
+from harness.cli.signals import Terminated, hear, lose_streams
 from harness.errors import CannotWriteError, ConfigError, HarnessError, NotFoundError, NotPermittedError, UsageError
 
 #: Verb -> (module, one line of help). Help is here so that `harness --help` imports nothing.
@@ -71,21 +71,20 @@ def cli(context: click.Context) -> None:
     load_settings(context)
 
 
-class Terminated(BaseException):
-    """SIGTERM, as an exception, so that everything is torn down in order."""
-
-
-def _terminate(_number: int, _frame: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Terminated
-
-
 def main() -> None:
     """Run the command line and end with the contract's exit codes."""
-    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        _main()
+    except OSError:  # not even the failure can be said
+        lose_streams()
+        sys.exit(CannotWriteError.exit_code)
+
+
+def _main() -> None:
     _open_streams()
     verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "harness")
     output = Output(verb, wants_json())
+    hear(output)
     try:
         cli.main(standalone_mode=False, color=colour())
     except HarnessError as error:

@@ -63,7 +63,7 @@ def _dry_run(sweep: Sweep, cells: tuple, output: Output) -> None:  # type: ignor
         click.echo(f"{len(cells)} of {len(sweep.cells)} cells, at least {loads} loads: {spent}")
     output.done(
         {
-            "cells": msgspec.to_builtins(cells),
+            "cells": msgspec.to_builtins([cell.public() for cell in cells]),
             "total": len(sweep.cells),
             "loads": loads,
             "estimated_seconds": seconds,
@@ -88,4 +88,12 @@ def _summary(sweep: Sweep, outcomes: tuple[CellOutcome, ...], output: Output) ->
         for cell, problem in failed
     )
     status = failed[0][1].exit_code if failed else 0
-    output.done({"cells": msgspec.to_builtins(outcomes), "total": len(sweep.cells), "failed": len(failed)}, status, errors)
+    output.done(
+        {
+            "cells": msgspec.to_builtins([msgspec.structs.replace(one, cell=one.cell.public()) for one in outcomes]),
+            "total": len(sweep.cells),
+            "failed": len(failed),
+        },
+        status,
+        errors,
+    )

@@ -156,6 +156,22 @@ def shown_env(env: dict[str, str]) -> dict[str, str]:
     return {name: shown(name, value) for name, value in env.items()}
 
 
+def hidden(env: dict[str, str]) -> tuple[str, ...]:
+    """The values that are not written in clear: they must not stand in a log either. Paths are none."""
+    values = [value for name, value in env.items() if name != ARGUMENTS and shown(name, value) != value]
+    for word, written in zip(_words(env.get(ARGUMENTS, "")), _words(shown_arguments(env.get(ARGUMENTS, ""))), strict=False):
+        if word != written:
+            values.append(word.partition("=")[2] if word.startswith("-") else word)
+    return tuple(value for value in values if value and not value.startswith(("/", "./", "../", "~")))
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return []
+
+
 def shown_arguments(text: str) -> str:
     """Options of ``vllm serve`` as they may be written: what is not known to be a setting is ``(redacted)``."""
     try:

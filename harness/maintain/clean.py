@@ -13,6 +13,7 @@ import msgspec
 from harness.errors import CannotWriteError, UnavailableError
 from harness.sandboxes.docker_client import Daemon
 from harness.sandboxes.leftovers import Leftover, leftovers, remove
+from harness.sandboxes.reaper_main import SECRET_PLACES, SECRETS_PREFIX, remove_secrets
 from harness.store.run_folder import is_locked, life_of, others
 from harness.store.run_folder import remove as remove_run
 from harness.store.store import ENGINES, RUNS
@@ -26,7 +27,7 @@ State = Literal["abandoned", "in-use", "kept"]
 class Item(msgspec.Struct, frozen=True, kw_only=True):
     """Something of harness's. Only what is ``abandoned`` is ever removed; ``why`` is for the user."""
 
-    kind: Literal["container", "volume", "file", "run"]
+    kind: Literal["container", "volume", "file", "run", "secrets"]
     name: str
     state: State
     why: str
@@ -90,6 +91,8 @@ def _of_store(store: Path) -> Iterator[tuple[Path, Item]]:
         yield from _partials(place)
     for folder in _folders(store / RUNS):
         yield from _of_run(folder)
+    for folder in (folder for place in SECRET_PLACES for folder in _folders(Path(place))):
+        yield from _of_secrets(folder)
 
 
 def _partials(place: Path) -> Iterator[tuple[Path, Item]]:
@@ -134,6 +137,16 @@ def _of_run(folder: Path) -> Iterator[tuple[Path, Item]]:
         yield item("abandoned", "a run that ended before it had measured anything")
 
 
+def _of_secrets(folder: Path) -> Iterator[tuple[Path, Item]]:
+    """A folder of tokens, which the reaper removes with its engine unless it was killed itself."""
+    life = life_of(folder) if folder.name.startswith(SECRETS_PREFIX) else None
+    if life == "gone" and folder.stat().st_uid == os.geteuid():
+        yield folder, Item(kind="secrets", name=str(folder), state="abandoned", why="tokens of an engine that has ended")
+    elif life is not None:
+        why = "its harness still runs" if life == "alive" else "its harness cannot be seen from here"
+        yield folder, Item(kind="secrets", name=str(folder), state="in-use", why=why)
+
+
 def _folders(place: Path) -> list[Path]:
     return [path for path in _entries(place) if path.is_dir() and not path.is_symlink()]
 
@@ -158,6 +171,9 @@ def _status(record: Path) -> str | None:
 
 
 def _remove(path: Path) -> None:
+    if path.name.startswith(SECRETS_PREFIX):
+        remove_secrets(str(path))
+        return
     if path.is_dir():
         remove_run(path)
         return

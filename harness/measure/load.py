@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from harness.engines.base import NO_ANSWER, Engine, Options, Source
+from harness.engines.settings import hidden
 from harness.errors import BusyError, EngineError, UnavailableError, WontFitError
 from harness.fit.load_plan import DEFAULT_BATCH
 from harness.measure.engine_log import await_facts, check_alive
@@ -120,6 +121,7 @@ class LoadRunner:
         """Start the engine, and do not wait for it."""
         site = self.sandbox.site(self.port)
         launch = self.engine.launch(source, request, self.options, site)
+        launch = msgspec.structs.replace(launch, hidden=hidden(self.options.env))
         log = self.folder / f"engine-{self._starts}.log"
         self._starts += 1
         self.hook("start")

@@ -65,6 +65,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     ``/run/secrets`` (containers) or in a private folder (processes), which ``HARNESS_SECRETS`` names; values of ``env`` that
     hold ``/run/secrets`` then hold that folder.
 
+    ``hidden`` are values that must not stand in its log.
+
     ``memory_limit`` is the most anonymous memory, in bytes, that it may take: a load that cannot fit then fails instead of
     exhausting the machine.
     """
@@ -79,6 +81,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     writable: tuple[str, ...] = ()
     network: bool = False
     secrets: dict[str, str] = {}
+    hidden: tuple[str, ...] = ()
 
 
 class ImageFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,9 +21,9 @@ from harness.sandboxes.container_config import SECRETS, check_reference, contain
 from harness.sandboxes.daemon import DaemonFacts, refusal
 from harness.sandboxes.docker_client import Daemon, Progress
 from harness.sandboxes.leftovers import sweep
-from harness.sandboxes.log_pump import LogPump
+from harness.sandboxes.log_pump import LogPump, hidden_values
 from harness.sandboxes.ownership import RUN, owner_labels, start_time
-from harness.sandboxes.process import free_port
+from harness.sandboxes.process import check_secret_name, free_port
 from harness.sandboxes.reaper import Reaper
 from harness.sandboxes.tail import last_lines
 
@@ -115,10 +115,10 @@ class DockerSandbox:
             self._hook("created")
             if launch.secrets:
                 daemon.put_archive(container, SECRETS, _archive(launch.secrets, (image["Config"] or {}).get("User", "")))
-            pump = LogPump(daemon.attach(container), log)
+            pump = LogPump(daemon.attach(container), log, hidden_values(launch, os.environ))
             daemon.start(container)
             self._hook("started")
-            engine = DockerEngine(daemon, container, site, log, pump, _image_facts(image, reference))
+            engine = DockerEngine(daemon, self._reaper, container, site, log, pump, _image_facts(image, reference))
         except BaseException:
             if container is not None:
                 with contextlib.suppress(HarnessError):
@@ -173,8 +173,11 @@ class DockerEngine:
         UnavailableError: its processes cannot be seen from here (code ``docker-not-local``).
     """
 
-    def __init__(self, daemon: Daemon, container: str, site: Site, log: Path, pump: LogPump, image: ImageFacts) -> None:
+    def __init__(
+        self, daemon: Daemon, reaper: Reaper, container: str, site: Site, log: Path, pump: LogPump, image: ImageFacts
+    ) -> None:
         self._daemon = daemon
+        self._reaper = reaper
         self._pump = pump
         self._lock = threading.RLock()
         self._status: int | None = None
@@ -199,10 +202,12 @@ class DockerEngine:
         """The exit status (128 + signal for a killed one); ``None`` while it runs.
 
         Raises:
-            EngineError: it was killed for want of memory (code ``out-of-memory``), or somebody removed it.
-            UnavailableError: the daemon is gone.
+            EngineError: it was killed for want of memory (code ``out-of-memory``), somebody removed it, or the reaper died
+                (``supervision-lost``): the container has been ended. UnavailableError: the daemon is gone.
         """
         with self._lock:
+            if self._status is None:
+                self._check_guard()
             if self._status is None and not self._first_lives():
                 self._learn_end(self._inspect()["State"])
             if self._out_of_memory:
@@ -230,6 +235,7 @@ class DockerEngine:
                     self._learn_end(attributes["State"])
                     if not (self._pump.finish(LOG_LIMIT) and self._ends_like_the_stored_log()):
                         self._daemon.save_log(self.container, self.log, self._pump.start)
+                        self._pump.scrub()
                     self._daemon.remove(self.container)
             finally:
                 self._pump.close()
@@ -244,6 +250,15 @@ class DockerEngine:
             hint="run harness on the daemon's machine; in a container it needs pid: host",
             code="docker-not-local",
         )
+
+    def _check_guard(self) -> None:
+        """Without its guard an engine might outlive us: it is ended."""
+        try:
+            self._reaper.check()
+        except EngineError:
+            with contextlib.suppress(HarnessError):
+                self.stop(0)
+            raise
 
     def _first_lives(self) -> bool:
         """Whether the container's first process runs: cheaper than asking the daemon."""
@@ -301,8 +316,7 @@ def _archive(contents: Mapping[str, str], user: str) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, content in contents.items():
-            if name in ("", ".", "..") or "/" in name or "\0" in name:
-                raise UsageError(f"not a name for a secret: {name!r}")
+            check_secret_name(name)
             data = content.encode()
             member = tarfile.TarInfo(name)
             member.mode, member.size = 0o400, len(data)

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import re
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from harness.errors import CannotWriteError
+from harness.sandboxes.base import Launch
+from harness.text import mask
 
 #: Frame header of an attached stream without a terminal: stream, three zero bytes, length (Engine API, "Attach").
 _HEADER: Final = struct.Struct(">BxxxL")
@@ -23,7 +27,16 @@ _HEADER: Final = struct.Struct(">BxxxL")
 #: A line is held back until it is whole, unless it is longer than this, bytes.
 _LONG_LINE: Final = 1 << 20
 
+#: Values shorter than this are in every log, and are no secrets, characters.
+_SHORT: Final = 8
+#: Two pieces of a file that is searched share so much, bytes.
+_OVERLAP: Final = 4096
+_PIECE: Final = 1 << 20
+
 Receive = Callable[[int], bytes]
+
+
+_PASSWORD: Final = re.compile(r"://[^\s/@:]*:([^\s/@]+)@")
 
 
 class CutError(Exception):
@@ -81,13 +94,49 @@ def _exactly(receive: Receive, size: int, *, at_boundary: bool = False) -> bytes
     return data
 
 
+def open_log(log: Path) -> io.FileIO:
+    """A log, opened to append: readable by its owner alone, for an engine may write anything into it."""
+    return io.FileIO(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab")
+
+
+def hidden_values(launch: Launch, proxies: Mapping[str, str] | None = None) -> tuple[bytes, ...]:
+    """What must not stand in an engine's log: its secrets, hidden values, and passwords of the proxies that it is given."""
+    values = [*launch.secrets.values(), *launch.hidden]
+    if proxies is not None and launch.network:
+        values += [
+            found[1] for name, url in proxies.items() if name.lower().endswith("_proxy") for found in _PASSWORD.finditer(url)
+        ]
+    words = {word for value in values for word in (value, *value.split()) if len(word) >= _SHORT}
+    return tuple(sorted((word.encode() for word in words), key=len, reverse=True))
+
+
+def scrub_file(log: Path, start: int, hidden: tuple[bytes, ...]) -> None:
+    """Mask secrets in a log from byte ``start`` on. Nothing moves: a record names its lines by their places."""
+    try:
+        with log.open("r+b") as file:
+            at = start
+            while True:
+                file.seek(at)
+                piece = file.read(_PIECE + _OVERLAP)
+                masked = mask(piece, hidden)
+                if masked != piece:
+                    file.seek(at)
+                    file.write(masked)
+                if len(piece) <= _PIECE:
+                    return
+                at += _PIECE
+    except OSError:
+        return  # no log, or one that cannot be written any more
+
+
 class LogPump:
     """A thread that appends what arrives on an attached connection to a file until the stream ends."""
 
-    def __init__(self, link: socket.socket, log: Path) -> None:
+    def __init__(self, link: socket.socket, log: Path, hidden: tuple[bytes, ...] = ()) -> None:
         self._link = link
+        self._log, self._hidden = log, hidden
         try:
-            self._file = log.open("ab", buffering=0)
+            self._file = open_log(log)
         except OSError as error:
             link.close()
             raise CannotWriteError(f"cannot write the engine's log {log}: {error.strerror}") from error
@@ -112,11 +161,15 @@ class LogPump:
             self._link.shutdown(socket.SHUT_RDWR)  # a close() alone would not wake a thread that waits in recv()
         self._thread.join(5)
 
+    def scrub(self) -> None:
+        """Mask what must not stand in the file, where somebody else wrote it."""
+        scrub_file(self._log, self.start, self._hidden)
+
     def _run(self) -> None:
         try:
             with self._link, io.BufferedReader(socket.SocketIO(self._link, "r"), 1 << 20) as reader:
                 for lines in whole_lines(read_frames(reader.read1)):
-                    self._file.write(lines)
+                    self._file.write(mask(lines, self._hidden))
         except (CutError, OSError, ValueError) as error:
             self.cut = str(error)
         finally:

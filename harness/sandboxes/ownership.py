@@ -24,6 +24,9 @@ OWNER_START: Final = "harness.owner.start"
 OWNER_NAMESPACE: Final = "harness.owner.pidns"
 OWNER_BOOT: Final = "harness.owner.boot"
 
+#: The file that says whose a folder is.
+MARK: Final = ".harness-run"
+
 #: ``unknown``: on another machine, in a PID namespace that cannot be seen from here, or not said.
 Life = Literal["alive", "gone", "unknown"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +12,8 @@ from typing import Final, Literal
 
 from harness.errors import BusyError, NotFoundError, NotPermittedError, UsageError
 from harness.sandboxes.base import ImageFacts, Launch, Site
-from harness.sandboxes.container_config import SECRETS
+from harness.sandboxes.log_pump import hidden_values, scrub_file
+from harness.sandboxes.ownership import MARK
 from harness.sandboxes.reaper import Reaper
 
 #: What any program needs to run.
@@ -37,8 +37,6 @@ _PASSED_GPU: Final = frozenset(
 #: The Vulkan loader's (VK_DRIVER_FILES, VK_ICD_FILENAMES, …).
 _PASSED_PREFIX: Final = "VK_"
 _PROXIES: Final = frozenset({"http_proxy", "https_proxy", "no_proxy", "all_proxy"})
-#: Where an engine finds the folder that holds its secrets.
-SECRETS_VARIABLE: Final = "HARNESS_SECRETS"
 
 
 class ProcessSandbox:
@@ -72,19 +70,16 @@ class ProcessSandbox:
         program = find_program(launch.argv[0], self._environ.get("PATH"))
         self._reaper.start()
         env = clean_environment(self._environ, network=launch.network) | launch.env
-        secrets = _write_secrets(launch.secrets) if launch.secrets else None
-        if secrets is not None:
-            env = {name: value.replace(SECRETS, secrets.name) for name, value in env.items()}
-            env[SECRETS_VARIABLE] = secrets.name
-        try:
-            pid = self._reaper.spawn(
-                (program, *launch.argv[1:]), env=env, cwd=Path("/"), log=log, memory_limit=launch.memory_limit
-            )
-        except BaseException:
-            if secrets is not None:
-                secrets.cleanup()
-            raise
-        self._running = ProcessEngine(self._reaper, pid, f"http://{site.host}:{site.port}", log, secrets)
+        for name in launch.secrets:
+            check_secret_name(name)
+        start = log.stat().st_size if log.exists() else 0
+        pid = self._reaper.spawn(
+            (program, *launch.argv[1:]), env=env, cwd=Path("/"), log=log, memory_limit=launch.memory_limit,
+            secrets=launch.secrets,
+        )  # fmt: skip
+        self._running = ProcessEngine(
+            self._reaper, pid, f"http://{site.host}:{site.port}", log, start=start, hidden=hidden_values(launch, self._environ)
+        )
         return self._running
 
     def close(self) -> None:
@@ -100,11 +95,10 @@ class ProcessSandbox:
 class ProcessEngine:
     """A running engine process."""
 
-    def __init__(
-        self, reaper: Reaper, pid: int, endpoint: str, log: Path, secrets: tempfile.TemporaryDirectory[str] | None
-    ) -> None:
+    def __init__(self, reaper: Reaper, pid: int, endpoint: str, log: Path, *, start: int, hidden: tuple[bytes, ...]) -> None:
         self._reaper = reaper
-        self._secrets = secrets
+        self._start: int | None = start
+        self._hidden = hidden
         self.pid = pid
         self.endpoint = endpoint
         self.log = log
@@ -123,12 +117,16 @@ class ProcessEngine:
         return self._reaper.exit_status(self.pid)
 
     def stop(self, timeout: float = 10.0) -> None:
-        """End it and everything it started; harmless when it has ended already. The log is complete afterwards."""
+        """End it and everything it started; harmless when it has ended already. The log is complete afterwards.
+
+        Secrets that the engine has written into it are masked then.
+        """
         try:
             self._reaper.end(self.pid, timeout)
         finally:
-            if self._secrets is not None:
-                self._secrets.cleanup()
+            if self._start is not None:
+                scrub_file(self.log, self._start, self._hidden)
+                self._start = None
 
 
 def free_port(port: int | None = None) -> int:
@@ -149,6 +147,16 @@ def free_port(port: int | None = None) -> int:
         except OSError as error:
             raise BusyError(f"port {port} of 127.0.0.1 is taken", hint="choose another port, or none") from error
         return int(probe.getsockname()[1])
+
+
+def check_secret_name(name: str) -> None:
+    """Refuse what is no plain file name.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if name in ("", ".", "..", MARK) or "/" in name or "\0" in name:
+        raise UsageError(f"not a name for a secret: {name!r}")
 
 
 def find_program(name: str, search: str | None) -> str:
@@ -188,17 +196,3 @@ def clean_environment(environ: Mapping[str, str], *, network: bool = False) -> d
     clean = {name: value for name, value in environ.items() if passed(name)}
     clean.setdefault("PATH", os.defpath)
     return clean
-
-
-def _write_secrets(secrets: Mapping[str, str]) -> tempfile.TemporaryDirectory[str]:
-    """A private folder with one file of mode 0400 per secret; it is removed when the engine is stopped."""
-    folder: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="harness-")
-    for name, content in secrets.items():
-        if name in ("", ".", "..") or "/" in name or "\0" in name:
-            folder.cleanup()
-            raise UsageError(f"not a name for a secret: {name!r}")
-        path = Path(folder.name, name)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(content)
-    return folder

@@ -16,9 +16,12 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from harness.errors import (
     BadInputError,
@@ -29,6 +32,9 @@ from harness.errors import (
     NotFoundError,
     NotPermittedError,
 )
+from harness.sandboxes.container_config import SECRETS
+from harness.sandboxes.ownership import MARK, this_process
+from harness.sandboxes.reaper_main import remove_secrets
 
 if TYPE_CHECKING:
     import psutil
@@ -39,6 +45,8 @@ ANSWER_LIMIT: Final = 30.0
 CONTAINERS_LIMIT: Final = 5.0
 #: Reapers that go on; kept so that their end is collected.
 _lingering: list[subprocess.Popen[bytes]] = []
+#: Where an engine finds the folder that holds its secrets.
+SECRETS_VARIABLE: Final = "HARNESS_SECRETS"
 _PROGRAM: Final = Path(__file__).with_name("reaper_main.py")
 
 
@@ -60,6 +68,7 @@ class Reaper:
         self._left: dict[int, list[int]] = {}
         self._engine: int | None = None
         self._seen: dict[int, psutil.Process] = {}
+        self._secrets: str | None = None
         self._watching = False
         self._closing = False
         self._lost = False
@@ -100,12 +109,21 @@ class Reaper:
         self._await_answer(0)
 
     def spawn(
-        self, argv: tuple[str, ...], *, env: dict[str, str], cwd: Path, log: Path, memory_limit: int | None = None
+        self,
+        argv: tuple[str, ...],
+        *,
+        env: dict[str, str],
+        cwd: Path,
+        log: Path,
+        memory_limit: int | None = None,
+        secrets: Mapping[str, str] | None = None,
     ) -> int:
         """Start an engine as the reaper's child, in its own session, its output appended to ``log``; its PID.
 
         ``argv[0]`` is a path; ``env`` is the whole environment, and
-        ``memory_limit`` the most private memory that each of its processes may map (RLIMIT_DATA, bytes).
+        ``memory_limit`` the most private memory that each of its processes may map (RLIMIT_DATA, bytes). ``secrets`` are
+        files in a private folder that the reaper removes, whatever happens to us; its path replaces
+        ``/run/secrets`` in values of ``env``.
 
         Raises:
             NotFoundError: there is no such program. NotPermittedError: it may not be run. CannotWriteError: the log
@@ -121,11 +139,17 @@ class Reaper:
                 "cwd": _utf8(str(cwd)),
                 "log": _utf8(str(log.absolute())),
                 "memory_limit": memory_limit,
+                "secrets": dict(secrets or {}),
+                "secrets_at": SECRETS,
+                "secrets_variable": SECRETS_VARIABLE,
+                "mark": MARK,
+                "owner": msgspec.json.encode(this_process()).decode(),
             }
         )
         if answer["event"] != "spawned":
             raise _spawn_error(answer["stage"], answer["errno"], argv[0], cwd, log)
         pid: int = answer["pid"]
+        self._secrets = answer["secrets"]
         self.pids()  # whom to end, should the reaper be lost
         return pid
 
@@ -152,7 +176,7 @@ class Reaper:
         with self._changed:
             status = self._exits.get(pid)
         if status is None:
-            self._check()
+            self.check()
         return status
 
     def wait(self, pid: int, timeout: float) -> int | None:
@@ -213,7 +237,7 @@ class Reaper:
             link.close()
 
     def _send(self, order: dict[str, Any]) -> None:
-        self._check()
+        self.check()
         if self._link is None:
             raise RuntimeError("the reaper has not been started")
         with contextlib.suppress(OSError):  # the listener notices an end of the link
@@ -236,7 +260,12 @@ class Reaper:
             if answer["number"] == number:  # an order that was interrupted (Ctrl-C) leaves its answer behind
                 return answer
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise if the reaper was killed: nothing guards the engine then.
+
+        Raises:
+            EngineError: it was (code ``supervision-lost``).
+        """
         if self._lost:
             raise _lost()
 
@@ -268,8 +297,11 @@ class Reaper:
             self._changed.notify_all()
 
     def _kill_seen(self) -> None:
-        """Without the reaper: kill what it last had, and whatever shares the engine's session."""
+        """Without the reaper: kill what it last had, and whatever shares the engine's session; remove its secrets."""
         import psutil
+
+        if self._secrets is not None:
+            remove_secrets(self._secrets)
 
         targets = dict(self._seen)
         for one in psutil.process_iter():
@@ -298,6 +330,8 @@ def _spawn_error(stage: str, number: int, program: str, cwd: Path, log: Path) ->
     why = os.strerror(number) if number else ""
     if stage == "busy":
         return BusyError("an engine runs already; one sandbox starts one at a time")
+    if stage == "secrets":
+        return CannotWriteError(f"cannot write the engine's secrets: {why}")
     if stage == "log":
         return CannotWriteError(f"cannot write the engine's log {log}: {why}")
     if stage == "folder":

@@ -36,6 +36,10 @@ REMOVE_LIMIT: Final = 60.0
 #: Added to the engine's OOM score, so that the kernel takes the engine before harness.
 OOM_SCORE: Final = "500"
 
+#: Where folders of secrets are made (mode 0700): in memory, else where a reboot empties; and their names.
+SECRET_PLACES: Final = ("/dev/shm", "/tmp")  # noqa: S108
+SECRETS_PREFIX: Final = "harness-secrets-"
+
 Order = dict[str, Any]
 
 
@@ -50,6 +54,7 @@ class Reaper:
         self.kill_at: float | None = None
         self.closing = False
         self.containers: tuple[str, str] | None = None
+        self.secrets: str | None = None
         self._buffer = b""
 
     def run(self) -> None:
@@ -83,6 +88,7 @@ class Reaper:
                 else:
                     self.close()
             self._advance()
+        self._forget_secrets()
         if self.containers is not None:
             remove_containers(*self.containers)
 
@@ -140,6 +146,7 @@ class Reaper:
         if self.status is None and (self.kill_at is None or time.monotonic() < self.kill_at):
             return
         left = self._kill_all()
+        self._forget_secrets()
         self.answer({"event": "exited", "pid": self.root, "status": self.status, "left": left})
         self.root = self.status = self.kill_at = None
 
@@ -166,6 +173,11 @@ class Reaper:
     def _spawn(self, order: Order) -> Order:
         if self.root is not None:
             return {"event": "failed", "stage": "busy", "errno": 0}
+        if order.get("secrets"):
+            try:
+                self.secrets = write_secrets(order)
+            except OSError as error:
+                return {"event": "failed", "stage": "secrets", "errno": error.errno}
         report, failures = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -175,17 +187,53 @@ class Reaper:
             failure = stream.read()  # ends when the program has taken over, or with the reason why it has not
         if failure:
             os.waitpid(pid, 0)
+            self._forget_secrets()
             stage, errno = json.loads(failure)
             return {"event": "failed", "stage": stage, "errno": errno}
         self.root = pid
-        return {"event": "spawned", "pid": pid}
+        return {"event": "spawned", "pid": pid, "secrets": self.secrets}
+
+    def _forget_secrets(self) -> None:
+        if self.secrets is not None:
+            remove_secrets(self.secrets)
+            self.secrets = None
+
+
+def write_secrets(order: Order) -> str:
+    """A private folder with a file of mode 0400 for each secret, in memory where there is such a place; its path.
+
+    It bears the mark of harness, so that whoever clears up can tell whose it is. In the order's environment the path takes the
+    place of ``secrets_at``.
+    """
+    place = next((path for path in SECRET_PLACES if os.access(path, os.W_OK | os.X_OK)), "/")
+    folder = f"{place}/{SECRETS_PREFIX}{os.urandom(8).hex()}"
+    os.mkdir(folder, 0o700)  # noqa: PTH102 - pathlib costs start-up time
+    try:
+        for name, content in {order["mark"]: order["owner"], **order["secrets"]}.items():
+            file = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o400)
+            os.write(file, content.encode())
+            os.close(file)
+    except OSError:
+        remove_secrets(folder)
+        raise
+    order["env"] = {name: value.replace(order["secrets_at"], folder) for name, value in order["env"].items()}
+    order["env"][order["secrets_variable"]] = folder
+    return folder
+
+
+def remove_secrets(folder: str) -> None:
+    """Remove a folder of secrets."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):  # noqa: PTH208 - as above
+            os.unlink(f"{folder}/{name}")  # noqa: PTH108 - as above
+        os.rmdir(folder)  # noqa: PTH106 - as above
 
 
 def become(order: Order, failures: int, reaper: int) -> NoReturn:
     """In the forked child: turn into the engine, or write ``[stage, errno]`` to ``failures``."""
     stage = "log"
     try:
-        log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.setsid()
         # Should the reaper itself be killed, the kernel ends the engine.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -8,17 +8,18 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 
-from harness.errors import CannotWriteError
-from harness.sandboxes.ownership import Life, Owner, this_process
+from harness.errors import CannotWriteError, NotFoundError
+from harness.sandboxes.ownership import MARK, Life, Owner, this_process
 
-MARK: Final = ".harness-run"
 #: What a run writes into its folder. A folder that holds anything else is never removed.
 _OURS: Final = re.compile(
     r"\.harness-run|record\.json|[a-z][a-z0-9-]*\.log|\.[A-Za-z0-9._-]+\.harness-[0-9a-f]{8}\.part", re.ASCII
@@ -116,3 +117,52 @@ def remove(folder: Path) -> None:
         folder.rmdir()
     except OSError as error:
         raise CannotWriteError(f"{folder} cannot be removed: {error.strerror}") from error
+
+
+def read_plain(path: Path) -> bytes:
+    """A file's content.
+
+    Raises:
+        NotFoundError: there is none, or it is a link, a pipe or a folder.
+    """
+    with _opened(path) as file:
+        return file.read()
+
+
+def copy_run(source: Path, target: Path) -> None:
+    """Copy the files that a run writes; links, folders and anything else that lies there stay where they are.
+
+    Raises:
+        CannotWriteError: the target.
+    """
+    names = sorted(one.name for one in source.iterdir() if _OURS.fullmatch(one.name) and not one.name.startswith("."))
+    for name in sorted(names, key=lambda name: name == "record.json"):  # it comes last: without one it is not yet a run
+        with suppress(NotFoundError), _opened(source / name) as file:
+            _copy(file, target / name, 0o644 if name == "record.json" else 0o600)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotFoundError(f"{path} is no plain file: {error.strerror}") from error
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise NotFoundError(f"{path} is no plain file")
+        yield file
+
+
+def _copy(source: BinaryIO, target: Path, mode: int) -> None:
+    partial = target.with_name(f".{target.name}.harness-{os.urandom(4).hex()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.copyfileobj(source, file, 1 << 20)
+        partial.replace(target)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise CannotWriteError(f"{target} cannot be written: {error.strerror}", code="cannot-write") from error

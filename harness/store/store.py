@@ -189,8 +189,8 @@ class Store:
         return path
 
     def runs(self) -> Iterator[Path]:
-        """Folders of all runs, oldest first."""
-        yield from sorted(path.parent for path in (self.root / RUNS).glob("*/record.json"))
+        """Folders of all runs, oldest first; links to folders elsewhere are none."""
+        yield from sorted(path.parent for path in (self.root / RUNS).glob("*/record.json") if not path.parent.is_symlink())
 
 
 def read_record(path: Path) -> Record:

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from harness.engines.settings import shown_env
 from harness.errors import BadInputError
 from harness.fit.load_plan import DEFAULT_CONTEXTS
 
@@ -65,10 +66,14 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     @property
     def title(self) -> str:
         """What tells it apart, for people."""
-        shown = self.asked()
+        shown = self.public().asked()
         model = str(shown.pop("model"))
         words = [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in shown.items()]
         return " ".join([model, *words])
+
+    def public(self) -> Cell:
+        """As it may be written: values of variables that are not known to be settings are left out."""
+        return msgspec.structs.replace(self, env=shown_env(self.env))
 
     def asked(self) -> Values:
         """The options that are not at their defaults, as plain values."""
@@ -174,7 +179,7 @@ def _variant(cell: Cell, axes: Mapping[str, Sequence[Any]]) -> str | None:
     for name, choices in axes.items():
         if name in ("model", "engine", "machine") or len(choices) < 2 or asked.get(name) in (None, choices[0]):
             continue
-        value = getattr(cell, name)
+        value = getattr(cell.public(), name)
         text = value if isinstance(value, str) else json.dumps(msgspec.to_builtins(value))
         parts.append(_NOT_IN_A_VARIANT.sub("-", f"{'' if isinstance(value, str) else name}{text}").strip("-"))
     if cell.machine is not None:

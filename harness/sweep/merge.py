@@ -10,10 +10,11 @@ from typing import Final, Literal
 
 import msgspec
 
-from harness.errors import HarnessError, NotFoundError, NotPermittedError
+from harness.errors import BadInputError, ConfigError, HarnessError, NotFoundError, NotPermittedError
 from harness.model.calibration import Calibration
 from harness.prediction.drift import Drift, compare
-from harness.store.store import RUNS, Store, write_atomically
+from harness.store.run_folder import copy_run, read_plain
+from harness.store.store import RUNS, Store, read_record
 from harness.store.trust import Allowed, refuse
 from harness.store.yaml import to_yaml
 
@@ -52,7 +53,15 @@ def merge(
         if next(shelf.paths(), None) is None and next(shelf.runs(), None) is None:
             raise NotFoundError(f"no calibrations in {shelf.root}", code="no-such-store")
     for shelf in shelves:
-        renamed = {run.name: name for run in shelf.runs() if (name := _copy_run(run, store)) != run.name}
+        renamed = {}
+        for folder in shelf.runs():
+            try:
+                name = _copy_run(folder, store)
+            except (BadInputError, NotFoundError, ConfigError) as error:
+                yield Merged(source=str(folder), target="", action="unreadable", reason=error.message)
+                continue
+            if name != folder.name:
+                renamed[folder.name] = name
         for path in shelf.paths():
             try:
                 calibration = shelf.read(path)
@@ -116,15 +125,17 @@ def _variant(source: Path, calibration: Calibration) -> str:
 
 
 def _copy_run(run: Path, store: Store) -> str:
-    """Copy a run's files; its name in the store, which differs where another run has that name already."""
-    record = (run / "record.json").read_bytes()
+    """Copy a run's files; its name in the store, which differs where another run has that name already.
+
+    Raises:
+        BadInputError, NotFoundError: it is no run. CannotWriteError: the store.
+    """
+    read_record(run)
+    record = read_plain(run / "record.json")
     target = store.root / RUNS / run.name
     known = target / "record.json"
     if known.exists() and known.read_bytes() != record:
         target = target.with_name(f"{run.name}-{hashlib.sha256(record).hexdigest()[:8]}")
     if not (target / "record.json").exists():
-        # The record comes last: a run without one is not yet a run.
-        for file in sorted(run.iterdir(), key=lambda path: path.name == "record.json"):
-            if file.is_file() and not file.name.startswith("."):
-                write_atomically(target / file.name, file.read_bytes())
+        copy_run(run, target)
     return target.name

@@ -68,7 +68,8 @@ class Sweep:
 
     def keep(self, outcome: CellOutcome) -> None:
         """Write how a cell ended."""
-        data = msgspec.json.format(msgspec.json.encode(outcome), indent=1) + b"\n"
+        public = msgspec.structs.replace(outcome, cell=outcome.cell.public())
+        data = msgspec.json.format(msgspec.json.encode(public), indent=1) + b"\n"
         write_atomically(self._folder / f"{outcome.cell.key}.json", data)
 
     def estimate(self, cells: Sequence[Cell]) -> float | None:

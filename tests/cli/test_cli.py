@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from harness.errors import EngineError
 from harness.fit.constants import fit_record
 from harness.store.store import Store
 from harness.store.yaml import to_yaml
-from tests.support.background import environment
+from tests.support.background import background, environment
 from tests.support.command import Command
 from tests.support.records import load, record
 
@@ -292,3 +294,32 @@ def test_a_record_of_others_reads_no_files_but_its_own(run: Run, store: Store, t
     made["loads"][0] |= {"log": "engine-0.log", "log_start": -5}
     path.write_text(json.dumps(made))
     assert document(run("fit", str(path), "--json"))["exit_code"] == 65
+
+
+@pytest.fixture
+def frozen(tmp_path: Path) -> Iterator[socket.socket]:
+    """A Docker daemon that accepts connections and says nothing."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "d.sock"))
+        listener.listen()
+        yield listener
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
+def test_a_signal_ends_it_whatever_hangs(tmp_path: Path, frozen: socket.socket, number: int, status: int) -> None:
+    with background(tmp_path) as start:
+        process = start("clean", "--json", DOCKER_HOST=f"unix://{tmp_path}/d.sock")
+        link, _ = frozen.accept()
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
+        link.close()
+    assert process.returncode == status
+    assert json.loads(out)["exit_code"] == status
+
+
+@pytest.mark.parametrize("words", [("list",), ("nonsense",), ("show", "nothing", "--json")])
+def test_where_no_stream_can_be_written_the_status_says_so(tmp_path: Path, words: tuple[str, ...]) -> None:
+    call = shlex.join([sys.executable, "-m", "harness", *words])
+    script = f"{call} >/dev/full 2>/dev/full"
+    env = {**os.environ, "HARNESS_STORE": str(tmp_path)}
+    assert subprocess.run(["bash", "-c", script], env=env, timeout=60, check=False).returncode == 73

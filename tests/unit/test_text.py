@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.text import at_least, clean, one_line, release
+from harness.text import at_least, clean, mask, one_line, release
 
 HOSTILE = "\x1b]0;title\x07\x1b[31mred\x1b[0m\a\x9b2J and\x00 \r\x08\x7fmore\ttext\u202e\n"
 
@@ -41,3 +41,17 @@ def test_an_unknown_version_is_not_new_enough() -> None:
     assert at_least("0.20.0", (0, 20, 0))
     assert not at_least("0.19.9", (0, 20, 0))
     assert not at_least("main", (0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("line", "masked"),
+    [
+        (b"HTTPS_PROXY:http://u:p%40ss@proxy:3128 X:http://h/a@b", b"HTTPS_PROXY:http://********@proxy:3128 X:http://h/a@b"),
+        (b"cloning https://ghp_0123@github.com/x", b"cloning https://********@github.com/x"),
+        (b"token=hf_abcdefgh, hf_abcdefgh!", b"token=***********, ***********!"),
+        (b"mail a@b at http://c \xff", b"mail a@b at http://c \xff"),
+    ],
+)
+def test_secrets_in_a_log_become_as_many_stars(line: bytes, masked: bytes) -> None:
+    assert mask(line, (b"hf_abcdefgh",)) == masked
+    assert len(masked) == len(line)

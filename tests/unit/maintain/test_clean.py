@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from harness.maintain.clean import Item, clean
-from harness.sandboxes.ownership import start_time, this_process
-from harness.store.run_folder import MARK, RunFolder
+from harness.sandboxes.ownership import MARK, start_time, this_process
+from harness.store.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -112,3 +112,18 @@ def test_without_a_daemon_the_store_is_still_looked_at_and_that_is_said(tmp_path
     survey = clean(tmp_path / "none", remove_abandoned=True)
     assert survey.items == ()
     assert "no Docker daemon answers" in str(survey.docker)
+
+
+def test_tokens_of_an_engine_whose_guard_was_killed_too_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.maintain.clean.SECRET_PLACES", (str(tmp_path / "shm"),))
+    gone = killed_run(tmp_path / "shm" / "harness-secrets-0").parent
+    (gone / "hf_token").write_text("t0ken")
+    theirs = killed_run(tmp_path / "shm" / "somebody-else").parent
+    alive = RunFolder(tmp_path / "shm" / "harness-secrets-1")
+    assert {name: state for name, (state, _) in states(tmp_path, yes=True).items()} == {
+        "shm/harness-secrets-0": "abandoned",
+        "shm/harness-secrets-1": "in-use",
+    }
+    assert not gone.exists()
+    assert theirs.exists()
+    alive.close()

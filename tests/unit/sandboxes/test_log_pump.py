@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import CannotWriteError
-from harness.sandboxes.log_pump import CutError, LogPump, read_frames, whole_lines
+from harness.sandboxes.base import Launch
+from harness.sandboxes.log_pump import CutError, LogPump, hidden_values, read_frames, scrub_file, whole_lines
 
 
 def frame(stream: int, payload: bytes) -> bytes:
@@ -94,3 +95,24 @@ def test_a_log_that_cannot_be_written_closes_the_connection(tmp_path: Path) -> N
         LogPump(ours, tmp_path)
 
     assert ours.fileno() == -1
+
+
+def test_what_is_secret_does_not_reach_the_file_and_others_cannot_read_it(tmp_path: Path) -> None:
+    launch = Launch(argv=(), secrets={"hf_token": "hf_abcdefgh"}, hidden=("Bearer s3cr3t-s3cr3t", "short"), network=True)
+    hidden = hidden_values(launch, {"HTTPS_PROXY": "http://user:passw0rd@proxy"})
+    theirs, ours = socket.socketpair()
+    with theirs:
+        pump = LogPump(ours, tmp_path / "log", hidden)
+        theirs.sendall(frame(1, b"hf_abc") + frame(1, b"defgh s3cr3t-s3cr3t\n") + frame(2, b"short http://a:b@c passw0rd\n"))
+    assert pump.finish(60)
+    assert (tmp_path / "log").read_bytes() == b"*********** *************\nshort http://***@c ********\n"
+    assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_that_an_engine_wrote_itself_is_masked_where_it_stands(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    across = b"x" * ((1 << 20) - 4) + b"s3cr3t-s3cr3t"
+    log.write_bytes(b"s3cr3t-s3cr3t" + across + across)
+    scrub_file(log, 13, (b"s3cr3t-s3cr3t",))
+    stars = b"*" * 13
+    assert log.read_bytes() == b"s3cr3t-s3cr3t" + 2 * (across[:-13] + stars)

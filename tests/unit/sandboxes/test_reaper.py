@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ from harness.errors import (
 )
 from harness.sandboxes.reaper import Reaper
 from harness.sandboxes.reaper_main import descendants
+from harness.store.run_folder import life_of
 from tests.support.places import PROGRAM, ProcessPlace
 from tests.support.victim import Victim
 from tests.support.waiting import alive, until
@@ -194,3 +196,50 @@ def test_a_kill_of_harness_s_whole_process_group_does_not_reach_the_reaper(tmp_p
 
         until(lambda: not any(alive(pid) for pid in pids), "the end of the family")
         until(lambda: not place.leftovers(), "nothing left")
+
+
+def secrets_folder(reaper: Reaper, folder: Path) -> Path:
+    """The folder of a token that a sleeping engine has."""
+    env = {"TOKEN": "/run/secrets/token"}
+    reaper.spawn(
+        (sys.executable, str(PROGRAM), "secret", "token"), env=env, cwd=folder, log=folder / "log", secrets={"token": "t0ken"}
+    )
+    until(lambda: "content" in (folder / "log").read_text(), "the secret")
+    return Path(json.loads((folder / "log").read_text())["path"]).parent
+
+
+def test_a_token_goes_with_its_engine_and_bears_our_mark(reaper: Reaper, tmp_path: Path) -> None:
+    folder = secrets_folder(reaper, tmp_path)
+    assert life_of(folder) == "alive"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    reaper.close()
+    assert not folder.exists()
+
+
+def test_a_token_does_not_outlive_a_killed_reaper(reaper: Reaper, tmp_path: Path) -> None:
+    folder = secrets_folder(reaper, tmp_path)
+    assert reaper.pid is not None
+    os.kill(reaper.pid, signal.SIGKILL)
+    until(lambda: not folder.exists(), "the end of the token")
+
+
+def test_a_token_does_not_outlive_a_killed_harness(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    child = os.fork()
+    if child == 0:
+        owner = Reaper()
+        owner.start()
+        secrets_folder(owner, tmp_path)
+        (tmp_path / "up").touch()
+        signal.pause()
+    until((tmp_path / "up").exists, "the engine")
+    folder = Path(json.loads(log.read_text())["path"]).parent
+    assert folder.exists()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    until(lambda: not folder.exists(), "the end of the token")
+
+
+def test_an_engine_log_is_for_its_owner_alone(reaper: Reaper, tmp_path: Path) -> None:
+    spawn(reaper, tmp_path, "sleep")
+    assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600

@@ -109,3 +109,10 @@ def test_each_cell_has_a_file_and_a_key_of_its_own(models: list[str], types: lis
     assert len({(cell.engine, cell.model, cell.variant) for cell in found}) == len(found)
     assert len({cell.key for cell in found}) == len(found)
     assert all(character.isascii() and (character.isalnum() or character in "._-") for cell in found for character in cell.key)
+
+
+def test_values_that_may_be_secret_are_in_no_title_and_no_file_name() -> None:
+    plan = {"matrix": {"model": ["m"], "env": [{"LLAMA_ARG_FIT": "off"}, {"GH_PAT": "s3cr3t"}]}}
+    for cell in read_plan(plan, "plan"):
+        assert "s3cr3t" not in f"{cell.title} {cell.variant} {cell.public()}"
+    assert "LLAMA_ARG_FIT" in read_plan(plan, "plan")[0].title

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,22 @@ def test_a_damaged_file_is_named_and_stops_nothing(tmp_path: Path) -> None:
 def test_a_folder_without_calibrations_is_not_a_store(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no calibrations"):
         merged(Store(tmp_path / "here"), Store(tmp_path / "nothing"))
+
+
+def test_a_run_brings_its_own_files_and_nothing_that_a_link_leads_to(tmp_path: Path) -> None:
+    secret = tmp_path / "shadow"
+    secret.write_text("root:x")
+    there = shelf(tmp_path / "there", measured(run="one"), measured(run="two"))
+    (there.run_folder("one") / "engine-1.log").symlink_to(secret)
+    (there.run_folder("one") / "engine-2.log").write_text("a line")
+    (there.run_folder("one") / "evil.sh").write_text("rm -rf")
+    os.mkfifo(there.run_folder("one") / "engine-3.log")
+    (there.run_folder("two") / "record.json").unlink()
+    (there.run_folder("two") / "record.json").symlink_to(secret)
+    (there.root / "runs" / "three").symlink_to(tmp_path)
+    here = Store(tmp_path / "here")
+
+    assert sorted(merged(here, there)) == ["added", "unreadable"]
+    assert sorted(path.name for path in here.run_folder("one").iterdir()) == ["engine-2.log", "record.json"]
+    assert (here.run_folder("one") / "engine-2.log").stat().st_mode & 0o777 == 0o600
+    assert runs(here) == {"one"}

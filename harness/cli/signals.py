@@ -1,0 +1,83 @@
+"""Ctrl-C, SIGTERM and a terminal that goes away: everything is torn down in order, and within five seconds whatever hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Final
+
+from harness.cli.output import Output, envelope
+
+#: How long an orderly end may take, seconds. The reaper ends the engine of a process that does not wait for it.
+LIMIT: Final = 4.0
+_ENDINGS: Final = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated"), signal.SIGHUP: (143, "terminated")}
+_terminals: list[int] = []
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP, as an exception, so that everything is torn down in order."""
+
+
+def hear(output: Output) -> None:
+    """Listen to the three signals, those that were ignored before (``nohup``, a shell's background job) aside."""
+    handlers = {signal.SIGINT: _interrupt, signal.SIGTERM: _terminate, signal.SIGHUP: _hang_up}
+    _terminals[:] = [descriptor for descriptor in (0, 1, 2) if os.isatty(descriptor)]
+    for number, handler in handlers.items():
+        if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+    heard, wakeup = socket.socketpair()
+    wakeup.setblocking(False)
+    # The interpreter writes each signal's number there at once, even while the main thread hangs in a call.
+    signal.set_wakeup_fd(wakeup.detach(), warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(heard, output, handlers), name="harness-signals", daemon=True).start()
+
+
+def _watch(heard: socket.socket, output: Output, handlers: dict[signal.Signals, object]) -> None:
+    """In a thread: end the process some seconds after a signal that is ours to obey."""
+    while True:
+        for byte in heard.recv(64):
+            number = signal.Signals(byte)
+            if number in _ENDINGS and signal.getsignal(number) in (handlers[number], signal.SIG_IGN):
+                time.sleep(LIMIT)
+                _end(*_ENDINGS[number], output)
+
+
+def _end(status: int, word: str, output: Output) -> None:
+    message = f"{word}; what did not answer within {LIMIT:.0f} s is ended by the process that guards it\n"
+    try:
+        os.write(2, message.encode())
+        if output.as_json:
+            error = {"code": word, "message": word, "hint": None}
+            os.write(1, envelope(output.command, {}, status, (error,)).encode() + b"\n")
+    finally:
+        os._exit(status)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    for one in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(one, signal.SIG_IGN)
+    raise Terminated
+
+
+def _hang_up(number: int, frame: FrameType | None) -> None:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in _terminals:  # the terminal is gone, and writing to it would be an error
+        os.dup2(nowhere, descriptor)
+    _terminate(number, frame)
+
+
+def lose_streams() -> None:
+    """Send standard output and error nowhere: neither can be written."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    sys.stdout = sys.stderr = os.fdopen(os.dup(nowhere), "w")  # what they still hold is lost with them
