@@ -118,6 +118,7 @@ MUTANTS: Final = (
     Mutant("PROMPT_BUDGET: Final = 60.0", "PROMPT_BUDGET: Final = 600.0", _RUN),
     Mutant("DRY_RUNS: Final = 6", "DRY_RUNS: Final = 7", _RUN),
     Mutant("HOST_SHARE: Final = 0.6", "HOST_SHARE: Final = 0.9", _RUN),
+    Mutant("STRANGER_MOVE: Final = 16 * MIB", "STRANGER_MOVE: Final = 32 * MIB", _RUN),
     # the report's planner
     Mutant("return size <= Math.min(limit", "return size < Math.min(limit", _PAGE),
     Mutant("SURCHARGE[batch] <= limit - size", "SURCHARGE[batch] < limit - size", _PAGE),

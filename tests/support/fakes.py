@@ -354,7 +354,7 @@ class Heard(Silent):
         self.warnings.append(text)
 
 
-def open_doors(world: World, patch: pytest.MonkeyPatch, folder: Path) -> None:
+def open_doors(world: World, patch: pytest.MonkeyPatch) -> None:
     """Let harness find the world's engine, sandbox and meter where it looks for real ones; waits end at once."""
     gpus = (Gpu(name="Test A", uuid=DEVICE, memory_gb=24.0),) if world.target == "gpu" else ()
     meter = FakeGpuMeter(world) if world.target == "gpu" else FakeMeter(world)
@@ -389,7 +389,7 @@ def open_doors(world: World, patch: pytest.MonkeyPatch, folder: Path) -> None:
 
 def calibrate(world: World, patch: pytest.MonkeyPatch, folder: Path, heard: Heard | None = None, **options: Any) -> Result:
     """``harness.calibrate`` in a world, into a store below ``folder``; three loads of 1 024 to 4 096 tokens."""
-    open_doors(world, patch, folder)
+    open_doors(world, patch)
     options = {"contexts": (1024, 2048, 4096), "speed": False, "engine": world.engine_name, **options}
     return harness.calibrate("made-up", store=folder, observer=heard or Heard(), **options)
 

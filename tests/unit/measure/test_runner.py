@@ -413,9 +413,16 @@ def test_another_user_of_the_gpu_who_moves_voids_the_run(
     assert any("process 1" in text for text in heard.warnings)
 
 
-def test_a_user_of_the_gpu_who_stays_as_he_is_does_not(on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("moved", "trusted"), [(0, True), (16 * MIB, True), (16 * MIB + 1, False)])
+def test_another_process_on_the_gpu_may_move_by_16_mebibytes(
+    on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int, trusted: bool
+) -> None:
     on_gpu.others = {1: 500 * MIB}
-    assert calibrate(on_gpu, monkeypatch, tmp_path).calibration.metadata.quality.max_error is not None
+    on_gpu.plots["read 1024"] = lambda: on_gpu.others.update({1: 500 * MIB + moved})
+    if trusted:
+        assert calibrate(on_gpu, monkeypatch, tmp_path).calibration.metadata.quality.max_error is not None
+    else:
+        assert refused(UntrustedError, on_gpu, monkeypatch, tmp_path).code == "stranger-moved"
 
 
 def test_memory_that_does_not_come_back_is_noted(on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
