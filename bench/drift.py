@@ -22,9 +22,9 @@ from click.testing import CliRunner
 
 from harness.cli.main import cli
 from harness.measure.timing import CpuWatch
-from harness.prediction.drift import compare
 from harness.store.yaml import read_calibration
 from tests.support.gguf_file import write_gguf
+from tests.support.rules import compare
 from tests.support.stand_in import FIGURES, write_stand_in
 
 RUNS: Final = 5

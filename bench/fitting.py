@@ -20,10 +20,11 @@ from harness.engines.gguf import read_header, server_estimate
 from harness.measure.events import Silent
 from harness.measure.prepare import RunOptions, prepare
 from harness.model.calibration import Calibration
-from harness.prediction.placement import Placed, place
-from harness.prediction.verdict import Verdict, judge
+from harness.prediction.placement import Placed
+from harness.prediction.verdict import Verdict
 from harness.store.store import Store
 from harness.units import MIB
+from tests.support.rules import judge, place
 from tests.support.truth import PROGRAMS, Device, free_port
 
 RESERVE: Final = 1024 * MIB

@@ -31,10 +31,9 @@ from harness.engines.llama_server.embedded import usable_weights
 from harness.errors import EngineError, UntrustedError
 from harness.logs import parse_log
 from harness.model.calibration import Calibration
-from harness.prediction.placement import place
-from harness.prediction.verdict import judge
 from harness.store.catalog import gguf_path, read_catalog
 from harness.units import MIB
+from tests.support.rules import judge, place
 from tests.support.truth import Device, SoftwareGpu, free_port
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "explanation" / "verdicts.md"

@@ -31,7 +31,7 @@ Available = str | int | Sequence[int] | None
 class StartOptions(TypedDict, total=False):
     """How an engine is started: the options of the command line, by their names."""
 
-    engine: Literal["auto", "ollama", "llama-server", "vllm"]
+    engine: str
     sandbox: Literal["auto", "docker", "process"]
     kv_cache_type: str | None
     flash_attention: str

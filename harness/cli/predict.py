@@ -64,10 +64,12 @@ def _speeds(prediction: Prediction) -> list[str]:
 
 def _with_memory(calibration: Calibration, prediction: Prediction, available: str) -> dict[str, object]:
     """The verdict with so much memory free: layers on the GPU and the speed that is left."""
+    from harness.engines.registry import policy_of
     from harness.inventory.machine import parse_available
     from harness.prediction.verdict import judge
 
-    verdict = judge(calibration, prediction.context, prediction.num_parallel, parse_available(available), extrapolate=True)
+    free, rules = parse_available(available), policy_of(calibration.engine)
+    verdict = judge(calibration, prediction.context, prediction.num_parallel, free, rules, extrapolate=True)
     fields = ("verdict", "available_bytes", "layers_total", "layers_offloaded", "layers_overflowing", "decode_tokens_per_s")
     return {field: getattr(verdict, field) for field in fields}
 

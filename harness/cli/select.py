@@ -14,4 +14,4 @@ def select(store: Store, model: str, engine: str | None, variant: str | None) ->
     """
     from harness.api import load_calibration
 
-    return load_calibration(model, engine=engine, variant=variant, store=store.root)  # type: ignore[arg-type]
+    return load_calibration(model, engine=engine, variant=variant, store=store.root)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from harness.fit.load_plan import BatchLimits
 from harness.model.facts import EngineName
 from harness.model.record import EngineVersion, Estimate, LoadRequest, Model, Reported, Speed, Target, Tensors
 from harness.sandboxes.base import GpuRequest, Launch, SandboxName, Site
 
 if TYPE_CHECKING:
     import httpx
+
+    from harness.engines.policy import Policy
 
 #: Reports progress of a long step: what, done, total (``None``: not known).
 Progress = Callable[[str, float, float | None], None]
@@ -95,6 +96,10 @@ class Engine(Protocol):
         """The engine's name in ids and options."""
 
     @property
+    def policy(self) -> Policy:
+        """What the engine decides."""
+
+    @property
     def persistent(self) -> bool:
         """Whether one start serves many loads (Ollama), or every load is a start (llama-server, vLLM)."""
 
@@ -136,9 +141,3 @@ class Engine(Protocol):
 
     def unload(self, client: httpx.Client, source: Source, options: Options) -> None:
         """Ask a persistent engine to drop the model; returns when it has."""
-
-    def batch_limits(self, version: str | None) -> BatchLimits:
-        """The engine's batch rule: (largest context, batch), ascending; empty where the batch is fixed."""
-
-    def reserve_bytes(self, version: str | None, env: dict[str, str], projector_bytes: int = 0) -> int | None:
-        """Device memory that the engine's placement keeps free; ``None`` where it is not known."""

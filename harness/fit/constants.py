@@ -103,10 +103,6 @@ def fit_record(record: Record) -> Calibration:
     Raises:
         UntrustedError: too few points, settings that differ, an overhead that moves, or an error above 1 %.
     """
-    if record.engine_name == "vllm":
-        from harness.fit.vllm import fit_vllm
-
-        return fit_vllm(record)
     points, notes = points_of(record)
     if not points:
         raise UntrustedError(

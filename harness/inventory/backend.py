@@ -20,7 +20,8 @@ from harness.sandboxes.base import GpuRequest, SandboxName
 from harness.store.catalog import Catalog, gguf_path
 from harness.units import gib
 
-EngineChoice = Literal["auto", "ollama", "llama-server", "vllm"]
+#: ``auto``, or the name of an engine.
+EngineChoice = str
 SandboxChoice = Literal["auto", "docker", "process"]
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import msgspec
 
-from harness.engines import engine_named, gguf
+from harness.engines import gguf
 from harness.engines.base import Options
 from harness.engines.ollama.models import models_folder, stored_digest
+from harness.engines.registry import recipe_of
 from harness.errors import HarnessError
 from harness.inventory.backend import resolve_name
 from harness.model.calibration import Calibration
@@ -90,7 +91,7 @@ class Installed:
         Raises:
             NotFoundError: the catalog knows the model, and not for this engine.
         """
-        engine = engine_named(calibration.engine)
+        engine = recipe_of(calibration.engine)
         return resolve_name(calibration.metadata.model.name, engine, self.catalog, Options(binary=self.given.binary))[0]
 
     def model_digest(self, calibration: Calibration) -> str | None:
@@ -108,13 +109,13 @@ class Installed:
 
     def _ollama_folder(self) -> Path | None:
         """Where Ollama's models lie: the user's folder, or the folder behind a volume where it may be read."""
-        from harness.engines.ollama import recipe as ollama
+        from harness.engines.ollama.recipe import VOLUME
         from harness.sandboxes.docker_client import Daemon
 
         if self.given.models is not None and (folder := models_folder(self.given.models)) is not None:
             return folder
         with Daemon() as daemon:
-            mounted = daemon.volume_folder(self.given.models or ollama.VOLUME)
+            mounted = daemon.volume_folder(self.given.models or VOLUME)
         return None if mounted is None else Path(mounted) / "models"
 
     def gpus_of(self, meter: MeterName) -> tuple[Gpu, ...] | None:
@@ -153,7 +154,7 @@ class Installed:
 
     def _engine_version(self, name: EngineName) -> str | None:
         try:
-            return engine_named(name).version(Options(binary=self.given.binary), None).version
+            return recipe_of(name).version(Options(binary=self.given.binary), None).version
         except HarnessError:
             return None
 

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
+from harness.engines.registry import policy_of
 from harness.errors import NotFoundError, UnavailableError, UsageError
 from harness.model.calibration import Calibration
 from harness.prediction.drift import Drift, compare
@@ -39,7 +40,7 @@ def pairs(old: Side, new: Side) -> list[Pair]:
     """
     if old.single and new.single:
         ((key, first),), ((_, second),) = old.calibrations.items(), new.calibrations.items()
-        return [Pair(key=key, old=first, new=second, drift=compare(first, second))]
+        return [Pair(key=key, old=first, new=second, drift=_drift(first, second))]
     keys = sorted({*old.calibrations, *new.calibrations})
     for one, other in ((old, new), (new, old)):
         if one.single:
@@ -50,7 +51,11 @@ def pairs(old: Side, new: Side) -> list[Pair]:
 
 
 def _pair(key: str, old: Calibration | None, new: Calibration | None) -> Pair:
-    return Pair(key=key, old=old, new=new, drift=compare(old, new) if old is not None and new is not None else None)
+    return Pair(key=key, old=old, new=new, drift=_drift(old, new) if old is not None and new is not None else None)
+
+
+def _drift(old: Calibration, new: Calibration) -> Drift:
+    return compare(old, new, (policy_of(old.engine), policy_of(new.engine)))
 
 
 def read_side(text: str) -> Side:

@@ -16,8 +16,8 @@ import msgspec
 
 from harness import __version__
 from harness.engines.base import Source
+from harness.engines.registry import policy_of
 from harness.errors import BadInputError, CannotWriteError, UntrustedError, UsageError
-from harness.fit.constants import fit_record
 from harness.fit.observations import spill_reason
 from harness.measure.calibrate import Result, model_stem
 from harness.measure.overwrite import refuse_overwrite
@@ -55,7 +55,7 @@ def import_log(found: Sequence[LoadFacts], told: ImportOptions, store: Store) ->
     target: Target = "gpu" if any(_on_gpu(facts) for facts in loads) else "host"
     name = _name(loads, told)
     record = _record(loads, told, target, name)
-    calibration = fit_record(record)
+    calibration = policy_of(record.engine_name).fit(record)
     path = store.path_of(record.engine_name, model_stem(name), told.variant)
     store.check_writable(path)
     with store.lock(path):

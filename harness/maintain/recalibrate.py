@@ -256,7 +256,7 @@ def _again(target: Candidate, store: Store, finder: Installed, observer: Observe
         status="done",
         record=result.record,
         new=result.calibration,
-        drift=compare(target.calibration, result.calibration),
+        drift=compare(target.calibration, result.calibration, (session.engine.policy,) * 2),
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from harness.fit.constants import fit_record
+from harness.engines.registry import policy_of
 from harness.measure.engine_log import read_facts
 from harness.model.calibration import Calibration
 from harness.model.record import Record
@@ -16,7 +16,7 @@ from harness.store.store import read_record
 def refit(path: Path) -> tuple[Record, Calibration]:
     """The calibration of a run on disk, from its logs and readings alone."""
     record = reread(path)
-    return record, fit_record(record)
+    return record, policy_of(record.engine_name).fit(record)
 
 
 def reread(path: Path) -> Record:

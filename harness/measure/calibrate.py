@@ -16,7 +16,6 @@ from harness.engines.base import Engine, Options, Source
 from harness.engines.settings import shown_env
 from harness.engines.vllm.recipe import Vllm
 from harness.errors import UsageError
-from harness.fit.constants import fit_record
 from harness.fit.load_plan import DEFAULT_BATCH, DEFAULT_CONTEXTS, BatchLimits, further_loads, plan_loads, usable_contexts
 from harness.fit.observations import spill_reason
 from harness.inventory.backend import Choice
@@ -98,14 +97,8 @@ def plan(engine: Engine, request: Request, store: Store, options: Options, versi
 
 
 def batch_rule(engine: Engine, options: Options, version: str | None) -> BatchLimits:
-    """The engine's rule for the physical batch, where nobody sets one.
-
-    On NVIDIA GPUs, which are what Ollama's ``gpu`` target is here, it stays at 512 without flash attention (server/sched.go,
-    ``automaticGenerationBatch``, 0.30 and later), and goes to 256 on cards of up to 8 GiB, which takes less.
-    """
-    if engine.name == "ollama" and options.target == "gpu" and options.flash_attention == "off":
-        return ()
-    return engine.batch_limits(version)
+    """The engine's rule for the physical batch, where nobody sets one."""
+    return engine.policy.batch_limits(version, target=options.target, flash_attention=options.flash_attention)
 
 
 def model_stem(name: str) -> str:
@@ -149,7 +142,7 @@ def calibrate(
         run = Run(engine, sandbox, meter, choice, options, request, store, observer, settings, hook)
         record = run.go()
         observer.phase("fit", run.steps, run.steps)
-        calibration = fit_record(record)
+        calibration = engine.policy.fit(record)
         store.write(planned.artifact, calibration)
     return Result(
         artifact=planned.artifact,
@@ -191,7 +184,7 @@ class Run:
             engine=EngineVersion() if choice.sandbox == "docker" else engine.version(options, None),
             settings=settings,
             machine=choice.machine(),
-            reserve_bytes=engine.reserve_bytes(None, options.env),
+            reserve_bytes=engine.policy.reserve_bytes(None, options.env),
             tensors=request.source.tensors,
             estimate=request.source.estimate,
             batch_limits=batch_rule(engine, options, None),
@@ -265,7 +258,9 @@ class Run:
             self.record,
             engine=found,
             batch_limits=batch_rule(self.engine, self.options, found.version),
-            reserve_bytes=self.engine.reserve_bytes(found.version, self.options.env, self.request.source.projector_bytes),
+            reserve_bytes=self.engine.policy.reserve_bytes(
+                found.version, self.options.env, self.request.source.projector_bytes
+            ),
         )
 
     def _measure(self, loads: Sequence[LoadRequest]) -> None:

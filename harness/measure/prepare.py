@@ -7,8 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from harness.engines import engine_named, gguf
+from harness.engines import gguf
 from harness.engines.base import Engine, Options, Source
+from harness.engines.registry import recipe_of
 from harness.errors import UsageError
 from harness.inventory.backend import Choice, EngineChoice, SandboxChoice, choose, choose_engine, resolve_name
 from harness.measure import calibrate as workflow
@@ -107,7 +108,7 @@ def prepare(wishes: RunOptions, store: Store, here: Path) -> Session:
         timeout=wishes.timeout,
     )
     engine_name, reasons = choose_engine(wishes.engine, wishes.sandbox, options)
-    engine = engine_named(engine_name)
+    engine = recipe_of(engine_name)
     own_name, notes = resolve_name(name, engine, read_catalog(find_catalog(here)), options)
     source = engine.resolve(own_name, options)
     if not name.endswith(".gguf"):

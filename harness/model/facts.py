@@ -6,11 +6,12 @@ say; it is never 0 for "unknown".
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
-EngineName = Literal["ollama", "llama-server", "vllm"]
+#: The name of an engine of :mod:`harness.engines.registry`.
+EngineName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9-]{0,31}$")]
 Dialect = Literal["llama.cpp", "ollama-go", "ollama-llama.cpp", "vllm"]
 DeviceKind = Literal["gpu", "host"]
 

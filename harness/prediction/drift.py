@@ -16,14 +16,10 @@ from harness.fit.observations import allowed_spread
 from harness.fit.speed import SAME_DEPTH
 from harness.model.calibration import Band, Calibration
 from harness.prediction.memory import predict
+from harness.prediction.rules import Rules
 from harness.prediction.verdict import largest_context
-from harness.text import release
 from harness.units import GIB, MIB, TOKENS_PER_UNIT, format_size
 
-#: Rounding of one part, bytes: llama.cpp prints MiB with two decimals; a part is the sum of a few such figures.
-LOG_ROUNDING: Final = 0.02 * MIB
-#: Rounding of one part by Ollama's Go engine (format.HumanBytes2: one decimal of GiB); llama-server replaced it in 0.30.
-GO_ROUNDING: Final = 0.05 * GIB
 #: What a meter itself may move from run to run, bytes: NVML counts the driver's pages of 2 MiB; a heap's break lies at random.
 METER_STEP: Final = {"nvml": 2 * MIB, "drm": 2 * MIB, "host": MIB, "log": 0, "import": 2 * MIB}
 #: Least run-to-run spread of a speed, relative: with and without repeated timings in the run, and on the host, where
@@ -115,7 +111,7 @@ class Errors(msgspec.Struct, frozen=True, kw_only=True):
         return self.rounding / GIB + self.slope * self.middle / TOKENS_PER_UNIT
 
 
-def errors_of(calibration: Calibration) -> Errors:
+def errors_of(calibration: Calibration, rules: Rules) -> Errors:
     """The measurement error of a calibration, from its own quality section.
 
     Where the spread of the overhead is not known, it is the largest that a run may have and still be trusted.
@@ -136,15 +132,15 @@ def errors_of(calibration: Calibration) -> Errors:
     return Errors(
         relative=quality.max_error or 0.0,
         overhead=overhead,
-        rounding=GO_ROUNDING if _go_engine(calibration) else LOG_ROUNDING,
+        rounding=rules.log_rounding(calibration),
         span=max(contexts, default=0) - min(contexts, default=0),
         middle=sum(contexts) / len(contexts) if contexts else 0.0,
     )
 
 
-def compare(old: Calibration, new: Calibration) -> Drift:
-    """What both calibrations say of each figure, and what else differs between them."""
-    errors = errors_of(old), errors_of(new)
+def compare(old: Calibration, new: Calibration, rules: tuple[Rules, Rules]) -> Drift:
+    """What both calibrations say of each figure, and what else differs between them; ``rules`` are their engines'."""
+    errors = errors_of(old, rules[0]), errors_of(new, rules[1])
     figures = [
         *_constants(old, new, errors),
         *_parts(old, new, errors),
@@ -154,11 +150,11 @@ def compare(old: Calibration, new: Calibration) -> Drift:
         *_speeds(old, new),
     ]
     moved = {figure.name for figure in figures if figure.moved and figure.kind != "setting"}
-    effects = tuple(_effects(old, new, moved))
+    effects = tuple(_effects(old, new, moved, rules))
     return Drift(figures=tuple(figures), changes=tuple(_changes(old, new)), effects=effects)
 
 
-def _effects(old: Calibration, new: Calibration, moved: set[str]) -> Iterator[Effect]:
+def _effects(old: Calibration, new: Calibration, moved: set[str], rules: tuple[Rules, Rules]) -> Iterator[Effect]:
     before, after = (one.metadata.performance.decode_tokens_per_s for one in (old, new))
     if "decode_tokens_per_s" in moved and before and after:
         yield Effect(kind="decode", old=before, new=after)
@@ -171,7 +167,9 @@ def _effects(old: Calibration, new: Calibration, moved: set[str]) -> Iterator[Ef
         yield Effect(kind="memory", context=context, old=first, new=second)
     for card in CARDS:
         devices = max(len(new.metadata.machine.gpus), 1)
-        context_then, context_now = (largest_context(one, slots, (card * GIB,) * devices) for one in (old, new))
+        context_then, context_now = (
+            largest_context(one, slots, (card * GIB,) * devices, rule) for one, rule in zip((old, new), rules, strict=True)
+        )
         if context_then is not None and context_now is not None and context_then != context_now:
             yield Effect(kind="largest-context", card_gb=card, old=context_then, new=context_now)
 
@@ -342,9 +340,3 @@ def _gpus(calibration: Calibration) -> str | None:
 
 def _drivers(calibration: Calibration) -> str | None:
     return ", ".join(sorted({gpu.driver for gpu in calibration.metadata.machine.gpus if gpu.driver})) or None
-
-
-def _go_engine(calibration: Calibration) -> bool:
-    """Whether the log may be the Go engine's, which rounds to 0.1 GiB."""
-    version = release(calibration.metadata.engine.version)
-    return calibration.engine == "ollama" and version is not None and version < (0, 30, 0)

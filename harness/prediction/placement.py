@@ -16,7 +16,7 @@ from harness.model.calibration import Calibration, Placement, SplitCompute
 from harness.model.record import LoadRequest
 from harness.prediction.layout import Fraction, Layout, Part, refit
 from harness.prediction.memory import Prediction, predict
-from harness.prediction.rules import rule_of
+from harness.prediction.rules import Rules
 from harness.units import from_gib
 
 #: Dry runs of one calibration, at most.
@@ -56,7 +56,7 @@ class Layers(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.dense) + 1
 
 
-def layers_of(calibration: Calibration, needed: Prediction) -> Layers | None:
+def layers_of(calibration: Calibration, needed: Prediction, rules: Rules) -> Layers | None:
     """The layers of a calibrated model at a context; ``None`` where their number is not known.
 
     Unknown per-layer figures are spread evenly.
@@ -71,7 +71,7 @@ def layers_of(calibration: Calibration, needed: Prediction) -> Layers | None:
     experts = [float(from_gib(size)) for size in placement.experts_gb]
     if len(dense) != count:
         dense, experts = [whole / count] * count, []
-    go_runner = rule_of(calibration).go_runner
+    go_runner = rules.placement(calibration).go_runner
     if go_runner and experts:
         dense, experts = [one + other for one, other in zip(dense, experts, strict=True)], []
     return Layers(
@@ -98,13 +98,15 @@ def _caches(kinds: str | None, count: int, needed: Prediction) -> tuple[float, .
     return tuple(one + other for one, other in parts)
 
 
-def place(calibration: Calibration, context: int, num_parallel: int, budget: int, num_batch: int | None) -> Placed | None:
+def place(
+    calibration: Calibration, context: int, num_parallel: int, budget: int, num_batch: int | None, rules: Rules
+) -> Placed | None:
     """Which layers stay when the model may take ``budget`` bytes of its GPU (overhead included).
 
     ``None`` where the number of layers is not known.
     """
     needed = predict(calibration, context, num_parallel, num_batch=num_batch)
-    layers = layers_of(calibration, needed)
+    layers = layers_of(calibration, needed, rules)
     if layers is None:
         return None
     compute = Compute(calibration.metadata.placement, layers, context, needed.compute_bytes)

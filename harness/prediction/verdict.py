@@ -10,10 +10,9 @@ import msgspec
 
 from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration
-from harness.prediction.allocation import size
 from harness.prediction.memory import Prediction, predict
 from harness.prediction.placement import Placed, place
-from harness.prediction.rules import batch_of, evicts_others, rule_of
+from harness.prediction.rules import Rules, Sized
 from harness.units import CELL_PADDING
 
 Fate = Literal["resident", "offload", "evicted"]
@@ -49,6 +48,7 @@ def judge(
     context: int,
     num_parallel: int,
     available: tuple[int, ...] | None,
+    rules: Rules,
     *,
     extrapolate: bool = False,
 ) -> Verdict:
@@ -60,6 +60,7 @@ def judge(
         num_parallel: slots, above zero.
         available: free bytes of each device of the target as read now, before the engine starts (host: one figure, the smaller
             of ``MemAvailable`` and what the cgroup leaves); ``None`` where nothing could be read.
+        rules: the engine's.
         extrapolate: also answer beyond the calibrated range, with a warning.
 
     Raises:
@@ -69,33 +70,37 @@ def judge(
     needed = predict(calibration, context, num_parallel)
     if not needed.within_range and not extrapolate:
         reason = f"a context of {context} is beyond {metadata.quality.valid_to}, the range of this calibration"
-        return _unknown(calibration, needed, available, reason)
+        return _unknown(calibration, needed, available, reason, rules)
     if not available:
-        return _unknown(calibration, needed, None, "the memory that is free is not known")
-    if calibration.engine == "vllm":
-        return _judge_vllm(calibration, needed, available)
+        return _unknown(calibration, needed, None, "the memory that is free is not known", rules)
+    try:
+        sized = rules.sized(calibration, needed.context, needed.num_parallel, available)
+    except UnknownVerdictError as error:
+        return _unknown(calibration, needed, available, error.message, rules)
+    if sized is not None:
+        return _judge_sized(calibration, needed, sized, rules)
     devices = max(len(metadata.machine.gpus), 1) if metadata.machine.target == "gpu" else 1
     if len(available) != devices:
         reason = f"calibrated on {_devices(devices)}, to be judged on {_devices(len(available))}"
-        return _unknown(calibration, needed, None, reason)
-    return _judge(calibration, context, num_parallel, sum(available), devices)
+        return _unknown(calibration, needed, None, reason, rules)
+    return _judge(calibration, context, num_parallel, sum(available), devices, rules)
 
 
-def _judge(calibration: Calibration, context: int, num_parallel: int, free: int, devices: int) -> Verdict:
-    rule = rule_of(calibration)
+def _judge(calibration: Calibration, context: int, num_parallel: int, free: int, devices: int, rules: Rules) -> Verdict:
+    rule = rules.placement(calibration)
     reserve = rule.reserve_bytes * devices
-    batch = batch_of(calibration, context, num_parallel, free)
+    batch = rules.batch(calibration, context, num_parallel, free)
     needed = predict(calibration, context, num_parallel, num_batch=batch)
     short = max(needed.total_bytes + reserve - free, 0)
     warnings = list(needed.warnings)
     if rule.estimates:
         version = calibration.metadata.engine.version
-        warnings.append(f"Ollama {version} places layers by its own estimate, which is often above what it then takes")
+        warnings.append(f"{rules.title} {version} places layers by its own estimate, which is often above what it then takes")
     if devices > 1:
         warnings.append("judged by the sum over the devices")
     placed: Placed | None = None
     if short and calibration.metadata.machine.target == "gpu" and devices == 1:
-        placed = place(calibration, context, num_parallel, free - reserve, batch)
+        placed = place(calibration, context, num_parallel, free - reserve, batch, rules)
     layers = calibration.metadata.model.layers
     total = placed.total if placed else None if layers is None else layers + 1
     on_host = calibration.metadata.machine.target == "host"
@@ -107,7 +112,7 @@ def _judge(calibration: Calibration, context: int, num_parallel: int, free: int,
         reserve_bytes=reserve,
         available_bytes=free,
         short_bytes=short,
-        max_context=_largest(calibration, num_parallel, free, devices),
+        max_context=_largest(calibration, num_parallel, free, devices, rules),
         layers_total=total,
         layers_offloaded=0 if on_host else placed.offloaded if placed else None if short else total,
         layers_overflowing=placed.overflowing if placed else None if short and not on_host else 0,
@@ -119,30 +124,26 @@ def _judge(calibration: Calibration, context: int, num_parallel: int, free: int,
     )
 
 
-def _judge_vllm(calibration: Calibration, needed: Prediction, available: tuple[int, ...]) -> Verdict:
-    """An instance of vLLM spills nothing, it does not start. Each GPU of an instance takes the same, so the fullest decides."""
-    try:
-        sizing = size(calibration, needed.context, needed.num_parallel, available)
-    except UnknownVerdictError as error:
-        return _unknown(calibration, needed, available, error.message)
+def _judge_sized(calibration: Calibration, needed: Prediction, sized: Sized, rules: Rules) -> Verdict:
+    """An engine that spills nothing starts with what it is given, or not at all."""
     layers = calibration.metadata.model.layers
     total = None if layers is None else layers + 1
     return Verdict(
         model=calibration.metadata.model.name,
-        verdict="offload" if sizing.short_bytes else "fits",
+        verdict="offload" if sized.short_bytes else "fits",
         basis=calibration.metadata.machine.target,
-        required_bytes=sizing.required_bytes,
-        reserve_bytes=sizing.margin_bytes,
-        available_bytes=sizing.card.free,
-        short_bytes=sizing.short_bytes,
-        max_context=sizing.max_context,
+        required_bytes=sized.required_bytes,
+        reserve_bytes=sized.reserve_bytes,
+        available_bytes=sized.available_bytes,
+        short_bytes=sized.short_bytes,
+        max_context=sized.max_context,
         layers_total=total,
-        layers_offloaded=None if sizing.short_bytes else total,
-        layers_overflowing=None if sizing.short_bytes else 0,
-        decode_tokens_per_s=None if sizing.short_bytes else _decode(calibration, None),
+        layers_offloaded=None if sized.short_bytes else total,
+        layers_overflowing=None if sized.short_bytes else 0,
+        decode_tokens_per_s=None if sized.short_bytes else _decode(calibration, None),
         context=needed.context,
         num_parallel=needed.num_parallel,
-        reason="vLLM does not start with this: it moves nothing to the CPU" if sizing.short_bytes else None,
+        reason=f"{rules.title} does not start with this: it moves nothing to the CPU" if sized.short_bytes else None,
         warnings=needed.warnings,
     )
 
@@ -161,10 +162,11 @@ def _decode(calibration: Calibration, placed: Placed | None) -> float | None:
     return round(1.0 / seconds, 2)
 
 
-def largest_context(calibration: Calibration, num_parallel: int, available: tuple[int, ...] | None) -> int | None:
+def largest_context(calibration: Calibration, num_parallel: int, available: tuple[int, ...] | None, rules: Rules) -> int | None:
     """The largest context per slot (whole steps of 256 cells, within the calibrated range) that fits; 0 where none does.
 
-    ``None`` where it cannot be said: nothing was read, or other devices than calibrated. vLLM's steps are its blocks.
+    ``None`` where it cannot be said: nothing was read, or other devices than calibrated. An engine that pages its KV cache has
+    steps of its own.
 
     Raises:
         ValueError: slots below one.
@@ -173,27 +175,28 @@ def largest_context(calibration: Calibration, num_parallel: int, available: tupl
         raise ValueError("slots must be at least 1")
     metadata = calibration.metadata
     devices = max(len(metadata.machine.gpus), 1) if metadata.machine.target == "gpu" else 1
-    if available and calibration.engine == "vllm":
-        try:
-            return size(calibration, 1, num_parallel, available).max_context
-        except UnknownVerdictError:
-            return None
-    if not available or len(available) != devices:
+    if not available:
         return None
-    return _largest(calibration, num_parallel, sum(available), devices)
+    try:
+        sized = rules.sized(calibration, 1, num_parallel, available)
+    except UnknownVerdictError:
+        return None
+    if sized is not None:
+        return sized.max_context
+    return _largest(calibration, num_parallel, sum(available), devices, rules) if len(available) == devices else None
 
 
-def _largest(calibration: Calibration, num_parallel: int, free: int, devices: int) -> int:
-    reserve = rule_of(calibration).reserve_bytes * devices
+def _largest(calibration: Calibration, num_parallel: int, free: int, devices: int, rules: Rules) -> int:
+    reserve = rules.placement(calibration).reserve_bytes * devices
 
     def fits(context: int) -> bool:
-        batch = batch_of(calibration, context, num_parallel, free)
+        batch = rules.batch(calibration, context, num_parallel, free)
         return predict(calibration, context, num_parallel, num_batch=batch).total_bytes + reserve <= free
 
     top = calibration.metadata.quality.valid_to
     if fits(top):
         return top
-    # Memory grows with the context but for steps down where Ollama takes a smaller batch: search between the steps.
+    # Memory grows with the context but for steps down where the engine takes a smaller batch: search between the steps.
     steps = sorted({0, top, *(band.up_to for band in calibration.metadata.bands)})
     for start, end in reversed(list(pairwise(steps))):
         low, high = start // CELL_PADDING, end // CELL_PADDING
@@ -207,12 +210,14 @@ def _largest(calibration: Calibration, num_parallel: int, free: int, devices: in
 
 
 def judge_together(
-    requests: Sequence[tuple[Calibration, int, int]],
+    requests: Sequence[tuple[Calibration, int, int, Rules]],
     available: tuple[int, ...] | None,
     *,
     extrapolate: bool = False,
 ) -> tuple[list[Verdict], list[Fate | None]]:
-    """Several models, started in this order, as (calibration, context, slots): does each find room beside those before it?
+    """Several models, started in this order: does each find room beside those before it?
+
+    A request is (calibration, context, slots, rules of its engine).
 
     Ollama >= 0.30 ends models that were started earlier when its own estimate of the next one is above 80 % of what is free;
     llama-server takes no notice of others, so a later model spills. A fate is ``None`` where it is not known.
@@ -223,12 +228,12 @@ def judge_together(
     verdicts: list[Verdict] = []
     fates: list[Fate | None] = []
     resident: list[int] = []
-    for index, (calibration, context, num_parallel) in enumerate(requests):
+    for index, (calibration, context, num_parallel, rules) in enumerate(requests):
         while True:
             taken = sum(_taken(verdicts[one]) for one in resident)
             rest = None if not available else (max(available[0] - taken, 0), *available[1:])
-            verdict = judge(calibration, context, num_parallel, rest, extrapolate=extrapolate)
-            if not resident or rest is None or not evicts_others(calibration, context, num_parallel, sum(rest), len(resident)):
+            verdict = judge(calibration, context, num_parallel, rest, rules, extrapolate=extrapolate)
+            if not resident or rest is None or not rules.evicts(calibration, context, num_parallel, sum(rest), len(resident)):
                 break
             fates[resident.pop(0)] = "evicted"
         verdicts.append(verdict)
@@ -245,17 +250,19 @@ def _taken(verdict: Verdict) -> int:
     return max((verdict.available_bytes or 0) - (verdict.reserve_bytes or 0), 0)
 
 
-def _unknown(calibration: Calibration, needed: Prediction, available: tuple[int, ...] | None, reason: str) -> Verdict:
+def _unknown(
+    calibration: Calibration, needed: Prediction, available: tuple[int, ...] | None, reason: str, rules: Rules
+) -> Verdict:
     layers = calibration.metadata.model.layers
     return Verdict(
         model=calibration.metadata.model.name,
         verdict="unknown",
         basis=calibration.metadata.machine.target,
         required_bytes=needed.total_bytes if needed.within_range else None,
-        reserve_bytes=rule_of(calibration).reserve_bytes,
+        reserve_bytes=rules.placement(calibration).reserve_bytes,
         available_bytes=sum(available) if available else None,
         short_bytes=None,
-        max_context=largest_context(calibration, needed.num_parallel, available),
+        max_context=largest_context(calibration, needed.num_parallel, available, rules),
         layers_total=None if layers is None else layers + 1,
         layers_offloaded=None,
         layers_overflowing=None,

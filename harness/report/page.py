@@ -14,9 +14,11 @@ from typing import Any
 
 import msgspec
 
+from harness.engines.registry import BUILT_IN, policy_of
 from harness.model.calibration import Calibration, to_document
 from harness.model.record import Record
-from harness.prediction.rules import constants
+from harness.prediction.rules import FIT_TARGET
+from harness.units import CELL_PADDING, TOKENS_PER_UNIT
 
 
 class ReportEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +45,14 @@ class Assets(msgspec.Struct, frozen=True, kw_only=True):
     plotly: str
 
 
+def planner_figures() -> dict[str, object]:
+    """The figures of the engines' rules as data, for the page's planner; bytes, tokens, percent, a release."""
+    found: dict[str, object] = {"fit_target": FIT_TARGET}
+    for name in BUILT_IN:
+        found |= policy_of(name).figures()
+    return {**found, "tokens_per_unit": TOKENS_PER_UNIT, "cell_padding": CELL_PADDING}
+
+
 def page(
     entries: Sequence[ReportEntry],
     assets: Assets,
@@ -54,7 +64,7 @@ def page(
     """The page's text."""
     data = {
         "calibrations": [_entry(entry) for entry in entries],
-        "rules": constants(),
+        "rules": planner_figures(),
         "drift": msgspec.to_builtins(drift),
         "against": against,
     }

@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from harness.engines.registry import policy_of
 from harness.errors import HarnessError, NotFoundError
 from harness.inventory.machine import MachineNow
 from harness.prediction.memory import decode_at_depth, predict
@@ -157,10 +158,10 @@ def _questions(specs: Sequence[str], store: Store, num_parallel: int, context: i
 
 def _row(question: FitQuery, chosen: CalibrationMatch) -> Row:
     calibration, slots = chosen.calibration, question.num_parallel
-    top = calibration.metadata.quality.valid_to
-    first = judge(calibration, min(question.context, top), slots, chosen.available)
+    top, rules = calibration.metadata.quality.valid_to, policy_of(calibration.engine)
+    first = judge(calibration, min(question.context, top), slots, chosen.available, rules)
     largest = first.max_context
-    verdict = judge(calibration, largest, slots, chosen.available) if largest else first
+    verdict = judge(calibration, largest, slots, chosen.available, rules) if largest else first
     reason = (chosen.obstacle or verdict.reason) if verdict.verdict == "unknown" else None
     return Row(
         question=question, chosen=chosen, largest_context=largest, verdict=verdict, reason=reason,
@@ -214,7 +215,8 @@ def _groups(rows: list[Row], available: tuple[int, ...] | None) -> list[Group]:
     groups = []
     for found in fitting[:SHOWN]:
         members = sorted(found)
-        requests = [(usable[one].chosen.calibration, contexts[one], usable[one].question.num_parallel) for one in members]
+        chosen = [(usable[one].chosen.calibration, contexts[one], usable[one].question.num_parallel) for one in members]
+        requests = [(calibration, context, slots, policy_of(calibration.engine)) for calibration, context, slots in chosen]
         _, fates = judge_together(requests, available)
         groups.append(
             Group(

@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from harness.engines.registry import policy_of
 from harness.inventory.machine import ADVICE, MachineNow, residents
 from harness.prediction.verdict import Fate, Verdict, judge, judge_together
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, FitQuery, choose
@@ -97,10 +98,14 @@ def check(
     verdicts: dict[int, tuple[Verdict, Fate | None]] = {}
     for places in _sharing(chosen):
         given = [(index, one) for index in places if isinstance(one := chosen[index], CalibrationMatch)]
-        requests = [(one.calibration, questions[index].context, questions[index].num_parallel) for index, one in given]
+        requests = [
+            (one.calibration, questions[index].context, questions[index].num_parallel, policy_of(one.calibration.engine))
+            for index, one in given
+        ]
         free = given[0][1].available
         if len(questions) == 1:
-            verdicts[places[0]] = (judge(*requests[0], free, extrapolate=extrapolate), None)
+            ((calibration, context, slots, rules),) = requests
+            verdicts[places[0]] = (judge(calibration, context, slots, free, rules, extrapolate=extrapolate), None)
         else:
             judged, fates = judge_together(requests, free, extrapolate=extrapolate)
             verdicts |= {index: pair for (index, _), pair in zip(given, zip(judged, fates, strict=True), strict=True)}

@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from harness.engines.registry import policy_of
 from harness.errors import BadInputError, ConfigError, HarnessError, NotFoundError, NotPermittedError
 from harness.model.calibration import Calibration
 from harness.prediction.drift import Drift, compare
@@ -93,7 +94,8 @@ def _take(store: Store, source: Path, theirs: Calibration, *, newer: bool) -> Me
     if to_yaml(ours) == to_yaml(theirs):
         return Merged(source=str(source), target=str(target), action="same")
     later = theirs.metadata.calibrated_at > ours.metadata.calibrated_at
-    drift = compare(*((ours, theirs) if later else (theirs, ours)))
+    old, new = (ours, theirs) if later else (theirs, ours)
+    drift = compare(old, new, (policy_of(old.engine), policy_of(new.engine)))
     if drift.moved and not newer:
         return Merged(source=str(source), target=str(target), action="conflict", drift=drift)
     if later:

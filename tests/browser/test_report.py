@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from harness.prediction.verdict import judge, judge_together
 from harness.report.build import assets
 from harness.report.page import DriftLine, ReportEntry, page
 from harness.units import GIB, gib
 from tests.support.planner_cases import base, expected, with_metadata, zoo
+from tests.support.rules import judge, judge_together
 
 pytestmark = pytest.mark.requires("playwright", "chromium")
 

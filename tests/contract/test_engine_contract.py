@@ -10,8 +10,9 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from harness.engines import engine_named, gguf
+from harness.engines import gguf
 from harness.engines.base import NO_ANSWER, Engine, Options, Source
+from harness.engines.registry import policy_of, recipe_of
 from harness.errors import EngineError, HarnessError
 from harness.logs import parse_log
 from harness.model.record import LoadRequest
@@ -40,7 +41,7 @@ def quiet(what: str, done: float, total: float | None) -> None:
 
 @contextlib.contextmanager
 def llama_server(folder: Path) -> Iterator[Loaded]:
-    engine = engine_named("llama-server")
+    engine = recipe_of("llama-server")
     source = engine.resolve(str(registry() / "tiny.gguf"), OPTIONS)
     with Reaper() as reaper, contextlib.closing(ProcessSandbox(reaper)) as sandbox:
         site = sandbox.site()
@@ -53,7 +54,7 @@ def llama_server(folder: Path) -> Iterator[Loaded]:
 
 @contextlib.contextmanager
 def ollama(folder: Path, binary: Path) -> Iterator[Loaded]:
-    engine = engine_named("ollama")
+    engine = recipe_of("ollama")
     with standin(folder, STANDIN_ENGINE=str(binary)) as client:
         source = engine.prepare(client, engine.resolve("tiny", OPTIONS), OPTIONS, quiet)
         yield Loaded(engine, source, client, folder / "log")
@@ -93,7 +94,7 @@ def test_a_running_engine_says_its_version(loaded: Loaded) -> None:
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_an_engine_that_is_not_there_is_not_ready_and_gives_no_answer(name: str, tmp_path: Path) -> None:
-    engine = engine_named(name)  # type: ignore[arg-type]
+    engine = recipe_of(name)
     model = write_tiny_llama(tmp_path / "m.gguf") if name == "llama-server" else None
     source = Source(model=gguf.describe(gguf.Header(metadata={}, tensors=()), "m", None), path=model, own_name="m")
     with httpx.Client(base_url="http://127.0.0.1:1", trust_env=False, timeout=5.0) as client:
@@ -108,7 +109,7 @@ def test_an_engine_that_is_not_there_is_not_ready_and_gives_no_answer(name: str,
 @pytest.mark.parametrize("model", ["../../etc/passwd", "$(touch x)", "a b;c", "--help", "x\x00y"])
 def test_a_hostile_name_is_refused_or_stays_one_argument(name: str, model: str, tmp_path: Path) -> None:
     """Nothing is evaluated, and no path leads out of where models lie: refused at once, or passed on as it is."""
-    engine = engine_named(name)  # type: ignore[arg-type]
+    engine = recipe_of(name)
     site = Site(sandbox="docker", host="0.0.0.0", port=8080)
     refused = None
     try:
@@ -120,6 +121,6 @@ def test_a_hostile_name_is_refused_or_stays_one_argument(name: str, model: str, 
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_batch_rule_ascends(name: str) -> None:
-    limits = engine_named(name).batch_limits(None)  # type: ignore[arg-type]
+    limits = policy_of(name).batch_limits(None)
     assert sorted(limits) == list(limits)
     assert sorted(batch for _, batch in limits) == [batch for _, batch in limits]

@@ -17,6 +17,8 @@ import pytest
 
 import harness
 from harness.engines.base import Options, Progress, Source
+from harness.engines.policy import Policy
+from harness.engines.registry import policy_of
 from harness.errors import EngineError
 from harness.fit.load_plan import BatchLimits
 from harness.inventory.backend import Choice
@@ -228,6 +230,23 @@ class FakeSandbox:
             self.world.end(143)
 
 
+class FakePolicy(Policy):
+    """The decisions of the engine whose name it has, but for its batches, which are a test's."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.real = world, policy_of(world.engine_name)
+
+    def __getattribute__(self, name: str) -> Any:
+        own = ("world", "real", "batch_limits", "reserve_bytes")
+        return object.__getattribute__(self, name) if name in own else getattr(self.real, name)
+
+    def batch_limits(self, version: str | None, *, target: str = "gpu", flash_attention: str = "auto") -> BatchLimits:
+        return self.world.limits
+
+    def reserve_bytes(self, version: str | None, env: dict[str, str], projector_bytes: int = 0) -> int | None:
+        return 1024 * MIB
+
+
 class FakeEngine:
     """A recipe: with each load a start, or with one start for all of them."""
 
@@ -239,6 +258,10 @@ class FakeEngine:
     @property
     def name(self) -> EngineName:
         return self.world.engine_name
+
+    @property
+    def policy(self) -> Policy:
+        return FakePolicy(self.world)
 
     @property
     def persistent(self) -> bool:
@@ -288,12 +311,6 @@ class FakeEngine:
     def unload(self, client: httpx.Client, source: Source, options: Options) -> None:
         self.world.loaded = None
         self.world.happen("unload")
-
-    def batch_limits(self, version: str | None) -> BatchLimits:
-        return self.world.limits
-
-    def reserve_bytes(self, version: str | None, env: dict[str, str], projector_bytes: int = 0) -> int | None:
-        return 1024 * MIB
 
 
 class FakeMeter:
@@ -368,7 +385,7 @@ def open_doors(world: World, patch: pytest.MonkeyPatch) -> None:
         stack.callback(sandbox.close)
         return sandbox
 
-    patch.setattr(f"{session}.engine_named", lambda *_: FakeEngine(world))
+    patch.setattr(f"{session}.recipe_of", lambda *_: FakeEngine(world))
     patch.setattr(f"{session}.resolve_name", lambda name, *_: (name, ()))
     patch.setattr(f"{session}.choose", lambda *_: choice)
     patch.setattr(f"{session}.open_sandbox", open_sandbox)

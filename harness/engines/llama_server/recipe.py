@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Final
 
 from harness.engines import gguf
 from harness.engines.base import NO_ANSWER, Options, Progress, Source, answers_ok
+from harness.engines.llama_server.policy import LlamaServerPolicy
 from harness.errors import EngineError, NotFoundError, NotPermittedError, UnavailableError
-from harness.fit.load_plan import DEFAULT_BATCH, BatchLimits
+from harness.fit.load_plan import DEFAULT_BATCH
 from harness.model.record import EngineVersion, LoadRequest, Speed
 from harness.sandboxes.base import GpuRequest, Launch, Site
 from harness.units import MIB
@@ -24,8 +25,6 @@ from harness.units import MIB
 if TYPE_CHECKING:
     import httpx
 
-#: ``--fit-target`` when nobody sets it (common/common.h, ``fit_params_target``).
-FIT_TARGET: Final = 1024 * MIB
 #: Named like llama.cpp's own variables; ``--override-kv`` has none there, so it is passed on as the flag.
 OVERRIDE_KV: Final = "LLAMA_ARG_OVERRIDE_KV"
 _DEVICE: Final = re.compile(r"^\s+(?P<name>[A-Za-z]+\d+): (?P<title>.*) \((?P<total>\d+) MiB, (?P<free>\d+) MiB free\)")
@@ -80,7 +79,8 @@ def find_binary(binary: str | None) -> Path:
 class LlamaServer:
     """Recipe of llama-server."""
 
-    name: Final = "llama-server"
+    policy: Final = LlamaServerPolicy()
+    name: Final = policy.name
     persistent: Final = False
     sandboxes: Final = ("process", "docker")
 
@@ -235,17 +235,6 @@ class LlamaServer:
 
     def unload(self, client: httpx.Client, source: Source, options: Options) -> None:
         """Nothing: it ends with the process."""
-
-    def batch_limits(self, version: str | None) -> BatchLimits:
-        """One band: the physical batch is 512 at every context."""
-        return ()
-
-    def reserve_bytes(self, version: str | None, env: dict[str, str], projector_bytes: int = 0) -> int | None:
-        """``--fit-target`` (``LLAMA_ARG_FIT_TARGET``, MiB); nothing is kept free with ``LLAMA_ARG_FIT=off``."""
-        if env.get("LLAMA_ARG_FIT") == "off":
-            return 0
-        target = env.get("LLAMA_ARG_FIT_TARGET", "")
-        return int(target) * MIB if target.isdigit() else FIT_TARGET
 
 
 def _build(client: httpx.Client) -> str | None:

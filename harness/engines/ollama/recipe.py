@@ -16,13 +16,12 @@ from harness.engines import gguf
 from harness.engines.base import Options, Progress, Source, answers_ok
 from harness.engines.ollama.api import connected
 from harness.engines.ollama.models import check_digest, described, manifest, models_folder, present, split_name
+from harness.engines.ollama.policy import OllamaPolicy
 from harness.errors import EngineError, NotFoundError
-from harness.fit.load_plan import DEFAULT_BATCH, BatchLimits
+from harness.fit.load_plan import DEFAULT_BATCH
 from harness.model.record import EngineVersion, LoadRequest, Model, Reported, Speed
 from harness.polling import poll
 from harness.sandboxes.base import Launch, Mount, Site
-from harness.text import release
-from harness.units import MIB
 
 if TYPE_CHECKING:
     import httpx
@@ -33,14 +32,6 @@ VOLUME: Final = "harness-ollama"
 _HOME: Final = "/root/.ollama"
 #: Where models of the user's are mounted.
 _MODELS: Final = "/ollama"
-#: The first version that runs llama.cpp's own server.
-_LLAMA_SERVER: Final = (0, 30)
-#: server/sched.go, ``generationBatchForContext``: (largest context, batch).
-_BATCHES: Final = ((4096, 512), (32768, 1024), (1 << 30, 2048))
-#: llama.cpp's ``fit_params_target``; with a projector, its weights and 1 GiB (``mmprojFitTargetMiB``).
-_FIT_TARGET: Final = 1024 * MIB
-#: What a runner before 0.30 leaves free on each GPU (ml/device.go, ``MinimumMemory``).
-_MINIMUM_MEMORY: Final = 457 * MIB
 #: How long an unload may take, seconds.
 _UNLOAD: Final = 60.0
 #: Fewer tokens written than this tell no speed: the model ended its answer.
@@ -67,7 +58,8 @@ _WORDS: Final = (
 class Ollama:
     """Recipe of Ollama."""
 
-    name: Final = "ollama"
+    policy: Final = OllamaPolicy()
+    name: Final = policy.name
     persistent: Final = True
     sandboxes: Final = ("docker",)
 
@@ -218,22 +210,6 @@ class Ollama:
             if not poll(lambda: not sdk.ps().models, limit=_UNLOAD):
                 raise EngineError(f"Ollama did not unload {source.own_name} in {_UNLOAD:.0f} s", code="still-loaded")
 
-    def batch_limits(self, version: str | None) -> BatchLimits:
-        """Since 0.30 the batch follows the context where nobody sets it (and shrinks where memory is tight); before, 512."""
-        return _BATCHES if _since_llama_server(version) else ()
-
-    def reserve_bytes(self, version: str | None, env: dict[str, str], projector_bytes: int = 0) -> int | None:
-        """Since 0.30 llama.cpp's fit decides (``LLAMA_ARG_FIT_TARGET``, MiB); before, Ollama's own minimum and overhead."""
-        if not _since_llama_server(version):
-            overhead = env.get("OLLAMA_GPU_OVERHEAD", "")
-            return _MINIMUM_MEMORY + (int(overhead) if overhead.isdecimal() else 0)
-        if env.get("LLAMA_ARG_FIT") in ("off", "0", "false"):
-            return 0
-        target = env.get("LLAMA_ARG_FIT_TARGET", "")
-        if target.isdecimal():
-            return int(target) * MIB
-        return -(-(projector_bytes + _FIT_TARGET) // MIB) * MIB
-
 
 def _places(source: Source, options: Options) -> tuple[tuple[Mount, ...], tuple[str, ...], str | None]:
     """Mounts, folders that may be written, and ``OLLAMA_MODELS`` where it is not Ollama's own.
@@ -276,12 +252,6 @@ def _reported(sdk: Client) -> Reported | None:
         gpu_bytes=None if one.size_vram is None else int(one.size_vram),
         context=one.context_length,
     )
-
-
-def _since_llama_server(version: str | None) -> bool:
-    """Whether a version, like ``0.33.0-rc2``, is 0.30 or newer; an unknown one (a build of one's own) is taken as new."""
-    found = release(version)
-    return found is None or found[:2] >= _LLAMA_SERVER or found[:2] == (0, 0)
 
 
 def _rate(count: int, nanoseconds: int | None) -> float | None:

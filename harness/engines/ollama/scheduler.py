@@ -13,15 +13,18 @@ from typing import Final, Literal
 
 import msgspec
 
+from harness.prediction.rules import FIT_TARGET
 from harness.units import GIB, MIB
 
 #: Percent of a card's available memory that Ollama's own estimate may take (``load``, ``bestSingleGPUFit``).
 FULL_PERCENT: Final = 80
 #: Models per card that stay loaded (``defaultModelsPerGPU``) where ``OLLAMA_MAX_LOADED_MODELS`` is not set.
 MODELS_PER_CARD: Final = 3
+#: ``num_batch`` not set: context of all slots up to which a batch holds (``generationBatchForContext``).
+BATCHES: Final = ((4096, 512), (32768, 1024), (1 << 30, 2048))
 #: Percent of the available memory up to which the estimate lets a batch be, and what that batch adds to the estimate.
-_HEADROOM_PERCENT: Final = {2048: 60, 1024: 75}
-_SURCHARGE: Final = {2048: 2 * GIB, 1024: 768 * MIB}
+HEADROOM_PERCENT: Final = {2048: 60, 1024: 75}
+SURCHARGE: Final = {2048: 2 * GIB, 1024: 768 * MIB}
 _SMALL_CARD: Final = 8 * GIB
 #: Automatic ``num_ctx`` by the memory of all cards together (``server/routes.go``).
 _CONTEXT_TIERS: Final = ((47 * GIB, 262144), (23 * GIB, 32768), (0, 4096))
@@ -30,8 +33,6 @@ ONE_SLOT_FAMILIES: Final = frozenset(
     {"mllama", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next", "lfm2", "lfm2moe"}
     | {"nemotron_h", "nemotron_h_moe", "nemotron_h_omni"}
 )
-#: What llama.cpp's fit keeps free on each device (``common/common.h``); with a projector Ollama asks for more.
-FIT_TARGET: Final = 1024 * MIB
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +117,11 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     fit_target_bytes: int
     evicted: tuple[str, ...]
     reasons: tuple[Reason, ...]
+
+
+def automatic_batch(cells: int) -> int:
+    """``num_batch`` where nobody sets one, by the context of all slots; less where memory is tight."""
+    return next((batch for limit, batch in BATCHES if cells <= limit), BATCHES[-1][1])
 
 
 def automatic_context(cards: Sequence[Card]) -> int:
@@ -260,7 +266,7 @@ def _batch(request: SchedulerRequest, cards: Sequence[Card], available: int) -> 
         )
         batch = 256 if small else 512
         return batch, [Reason(step="batch-no-flash-attention", figures={"batch": batch})]
-    wanted = batch = 512 if request.cells <= 4096 else 1024 if request.cells <= 32768 else 2048
+    wanted = batch = automatic_batch(request.cells)
     while batch > 512 and not _batch_fits(batch, request.estimate_bytes, available):
         batch //= 2
     figures = {"batch": batch, "cells": request.cells}
@@ -274,8 +280,8 @@ def _batch_fits(batch: int, estimate: int, available: int) -> bool:
     if not estimate or not available:
         return True
     limit = available * FULL_PERCENT // 100
-    return estimate <= min(limit, available * _HEADROOM_PERCENT[batch] // 100) and _SURCHARGE[batch] <= limit - estimate
+    return estimate <= min(limit, available * HEADROOM_PERCENT[batch] // 100) and SURCHARGE[batch] <= limit - estimate
 
 
 def _surcharge(batch: int) -> int:
-    return next((size for least, size in _SURCHARGE.items() if batch >= least), 0)
+    return next((size for least, size in SURCHARGE.items() if batch >= least), 0)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.engines.base import NO_ANSWER, Options, Progress, Source, answers_ok
 from harness.engines.settings import ARGUMENTS, shown_words
+from harness.engines.vllm.policy import VllmPolicy
 from harness.engines.vllm.safetensors import tensor_bytes
 from harness.errors import EngineError, HarnessError, NotFoundError, NotPermittedError, UsageError, WontFitError
-from harness.fit.load_plan import BatchLimits
 from harness.model.facts import LoadFacts
 from harness.model.record import EngineVersion, LoadRequest, Model, Reported, Speed, VllmSettings
 from harness.sandboxes.base import Launch, Mount, Site
@@ -58,7 +58,8 @@ _LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 class Vllm:
     """Recipe of vLLM."""
 
-    name: Final = "vllm"
+    policy: Final = VllmPolicy()
+    name: Final = policy.name
     persistent: Final = False
     sandboxes: Final = ("docker", "process")
 
@@ -213,14 +214,6 @@ class Vllm:
 
     def unload(self, client: httpx.Client, source: Source, options: Options) -> None:
         """Nothing: it ends with the process."""
-
-    def batch_limits(self, version: str | None) -> BatchLimits:
-        """One band: the batch of tokens is the same at every length."""
-        return ()
-
-    def reserve_bytes(self, version: str | None, env: dict[str, str], projector_bytes: int = 0) -> int | None:
-        """Nothing is kept free by vLLM itself."""
-        return None
 
 
 #: Everything that is written lies in the two volumes or below /tmp: the image's own files stay as they are.

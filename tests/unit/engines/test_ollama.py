@@ -81,7 +81,7 @@ def test_a_model_in_the_cloud_is_refused_with_the_reason(text: str) -> None:
     ],
 )
 def test_the_batch_rule_follows_the_version(version: str, limits: tuple[tuple[int, int], ...]) -> None:
-    assert Ollama().batch_limits(version) == limits
+    assert Ollama.policy.batch_limits(version) == limits
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_the_batch_rule_follows_the_version(version: str, limits: tuple[tuple[in
     ],
 )
 def test_what_placement_keeps_free(version: str, env: dict[str, str], projector: int, reserve: int) -> None:
-    assert Ollama().reserve_bytes(version, env, projector) == reserve
+    assert Ollama.policy.reserve_bytes(version, env, projector) == reserve
 
 
 def test_the_server_is_alone_and_offline_but_for_the_pull() -> None:

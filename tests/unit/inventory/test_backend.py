@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.engines import engine_named
 from harness.engines.base import Options
+from harness.engines.registry import recipe_of
 from harness.errors import ConfigError, UnavailableError, UsageError
 from harness.inventory.backend import EngineChoice, SandboxChoice, choose, choose_engine
 from harness.sandboxes.base import GpuRequest
@@ -49,13 +49,13 @@ def test_auto_says_why_it_is_not_ollama(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_ollama_without_a_gpu_is_measured_on_host_memory() -> None:
-    choice = choose(engine_named("ollama"), "auto", Options(gpus=NONE))
+    choice = choose(recipe_of("ollama"), "auto", Options(gpus=NONE))
     assert (choice.sandbox, choice.target, choice.meter, choice.gpus) == ("docker", "host", "host", ())
 
 
 def test_ollama_runs_in_no_process() -> None:
     with pytest.raises(UsageError):
-        choose(engine_named("ollama"), "process", Options(gpus=NONE))
+        choose(recipe_of("ollama"), "process", Options(gpus=NONE))
 
 
 def test_a_missing_gpu_says_what_works_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,14 +64,14 @@ def test_a_missing_gpu_says_what_works_without_one(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("harness.inventory.backend.nvidia_gpus", nothing)
     with pytest.raises(UnavailableError) as caught:
-        choose(engine_named("ollama"), "auto", Options())
+        choose(recipe_of("ollama"), "auto", Options())
     assert "--gpus none" in str(caught.value.hint)
 
 
 def test_a_gpu_that_was_asked_for_is_never_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.engines.llama_server.recipe.LlamaServer.devices", lambda *_: {})
     with pytest.raises(UnavailableError, match="no such GPU: 0"):
-        choose(engine_named("llama-server"), "process", Options(gpus=GpuRequest(mode="ids", ids=("0",))))
+        choose(recipe_of("llama-server"), "process", Options(gpus=GpuRequest(mode="ids", ids=("0",))))
 
 
 def test_images_are_pinned_where_the_catalog_is(tmp_path: Path) -> None:

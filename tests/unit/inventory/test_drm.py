@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.engines import engine_named
 from harness.engines.base import Options
+from harness.engines.registry import recipe_of
 from harness.errors import UnavailableError
 from harness.inventory.backend import Choice, choose
 from harness.inventory.machine import MachineNow
@@ -37,7 +37,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
 
 def chosen(monkeypatch: pytest.MonkeyPatch, **devices: tuple[str, int, int]) -> Choice:
     monkeypatch.setattr("harness.engines.llama_server.recipe.LlamaServer.devices", lambda *_: devices)
-    return choose(engine_named("llama-server"), "process", Options())
+    return choose(recipe_of("llama-server"), "process", Options())
 
 
 def test_a_radeon_is_measured_and_named_by_its_address(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:

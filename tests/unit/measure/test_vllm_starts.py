@@ -79,6 +79,7 @@ class FakeVllm(FakeEngine, Vllm):
     name = "vllm"  # type: ignore[misc]
     persistent = False  # type: ignore[misc]
     sandboxes = ("process",)  # type: ignore[misc, assignment]
+    policy = FakeEngine.policy  # type: ignore[misc, assignment]
     launch = FakeEngine.launch
     world: VllmWorld
 

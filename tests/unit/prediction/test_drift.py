@@ -11,10 +11,11 @@ from harness.fit.constants import fit_record
 from harness.fit.speed import fit_performance
 from harness.model.calibration import Calibration, Performance
 from harness.model.record import Load, LoadRequest, Record, Speed
-from harness.prediction.drift import compare, errors_of, sentences
+from harness.prediction.drift import sentences
 from harness.units import GIB, MIB
 from tests.support import records
 from tests.support.records import load, record
+from tests.support.rules import compare, errors_of
 from tests.support.vllm_artifacts import vllm_calibration
 
 CONTEXTS = (8192, 16384, 32768)

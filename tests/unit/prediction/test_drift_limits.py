@@ -9,9 +9,9 @@ import pytest
 
 from harness.model.calibration import Calibration, Performance
 from harness.model.record import EngineVersion
-from harness.prediction.drift import compare
 from harness.units import MIB, gib
 from tests.support.calibrations import made_up, on_host
+from tests.support.rules import compare
 
 
 def exact(calibration: Calibration, **performance: float | None) -> Calibration:

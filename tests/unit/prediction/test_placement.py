@@ -7,8 +7,9 @@ import pytest
 
 from harness.model.calibration import Calibration, Placement, SplitCompute
 from harness.prediction.memory import predict
-from harness.prediction.placement import DRY_RUNS, place, plan_dry_runs
+from harness.prediction.placement import DRY_RUNS, plan_dry_runs
 from harness.units import GIB, MIB
+from tests.support.rules import place
 from tests.unit.prediction.test_verdict import calibrated
 
 #: qwen3moe, 12 layers of 8 experts, measured at 2 048 to 8 192 tokens; the grid is its six dry runs.

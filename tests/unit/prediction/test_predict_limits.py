@@ -8,9 +8,9 @@ import pytest
 from harness.model.calibration import Calibration, DepthSpeed
 from harness.model.record import EngineVersion, Gpu
 from harness.prediction.memory import decode_at_depth, predict, predict_speed
-from harness.prediction.rules import batch_of, evicts_others, ollama_estimate, rule_of
 from harness.units import GIB, MIB, gib
 from tests.support.calibrations import made_up
+from tests.support.rules import batch_of, evicts_others, ollama_estimate, rule_of
 
 
 def of_ollama(version: str = "0.33.0", base_gb: float = 4.0, gpus: int = 1) -> Calibration:

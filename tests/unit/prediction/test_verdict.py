@@ -9,10 +9,9 @@ from harness.fit.constants import fit_record
 from harness.model.calibration import Calibration, Performance, Placement
 from harness.model.record import Gpu, Machine
 from harness.prediction.memory import predict
-from harness.prediction.rules import batch_of
-from harness.prediction.verdict import judge, judge_together, largest_context
 from harness.units import GIB, MIB, gib
 from tests.support.records import WEIGHTS, load, record
+from tests.support.rules import batch_of, judge, judge_together, largest_context
 
 RESERVE = 1024 * MIB
 

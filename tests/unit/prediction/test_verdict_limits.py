@@ -8,12 +8,11 @@ import pytest
 from harness.model.calibration import Calibration, KvBlocks, Placement
 from harness.prediction.allocation import allocate
 from harness.prediction.memory import predict
-from harness.prediction.placement import Compute, layers_of, place
-from harness.prediction.rules import rule_of
-from harness.prediction.verdict import judge, judge_together, largest_context
+from harness.prediction.placement import Compute
 from harness.units import GIB, MIB, from_gib, gib
 from tests.support.calibrations import made_up
 from tests.support.records import WEIGHTS
+from tests.support.rules import judge, judge_together, largest_context, layers_of, place, rule_of
 from tests.support.vllm_artifacts import vllm_calibration
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from harness.model.calibration import to_document
-from harness.prediction.rules import constants, ollama_estimate
-from harness.prediction.verdict import judge, judge_together
+from harness.report.page import planner_figures
 from harness.units import GIB, MIB
 from tests.support.planner_cases import expected, zoo
+from tests.support.rules import judge, judge_together, ollama_estimate
 
 pytestmark = pytest.mark.requires("quickjs")
 CASES = 600
@@ -32,7 +32,7 @@ def script() -> Any:
     context.eval(NEWER)
     context.eval((files("harness.report") / "assets" / "verdict.js").read_text(encoding="utf-8"))
     calibrations = {name: to_document(one) for name, one in zoo(random.Random(1)).items()}
-    context.eval(f"const verdicts = verdictsBy({json.dumps(constants())}), all = {json.dumps(calibrations)};")
+    context.eval(f"const verdicts = verdictsBy({json.dumps(planner_figures())}), all = {json.dumps(calibrations)};")
     return context
 
 

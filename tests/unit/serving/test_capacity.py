@@ -10,11 +10,11 @@ import pytest
 from harness.errors import NotFoundError
 from harness.inventory.machine import MachineNow
 from harness.prediction.memory import predict
-from harness.prediction.verdict import judge
 from harness.serving.capacity import CapacityPlan, plan
 from harness.units import GIB
 from tests.support.calibrations import made_up, on_host, store_of
 from tests.support.command import Command
+from tests.support.rules import judge
 
 
 @pytest.fixture(autouse=True)

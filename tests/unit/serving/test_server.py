@@ -13,7 +13,6 @@ from harness.inventory.machine import MachineNow
 from harness.measure.prepare import RunOptions
 from harness.model.calibration import Calibration
 from harness.model.facts import DeviceFacts
-from harness.prediction.verdict import judge
 from harness.prediction.verification import describe_placement, disagreement
 from harness.serving.calibration_lookup import read_question
 from harness.serving.check import Judged, check
@@ -23,6 +22,7 @@ from harness.store.trust import Allowed
 from harness.units import GIB, MIB
 from tests.support.calibrations import made_up, on_host, store_of
 from tests.support.records import facts
+from tests.support.rules import judge
 from tests.support.vllm_artifacts import vllm_calibration
 
 

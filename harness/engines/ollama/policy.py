@@ -1,0 +1,143 @@
+"""What Ollama decides: its batch, what it keeps free and what it ends.
+
+Sources: ``server/sched.go`` and ``llm/llama_server.go`` (0.30 and later, which start llama.cpp's server with a batch of
+Ollama's choice), ``ml/device.go`` and ``llm/memory.go`` (before).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from harness.engines.ollama.scheduler import (
+    BATCHES,
+    FULL_PERCENT,
+    HEADROOM_PERCENT,
+    MODELS_PER_CARD,
+    SURCHARGE,
+    automatic_batch,
+)
+from harness.engines.policy import Policy
+from harness.model.calibration import Calibration
+from harness.prediction.memory import predict
+from harness.prediction.rules import FIT_TARGET, Rule
+from harness.text import release
+from harness.units import GIB, MIB, TOKENS_PER_UNIT, from_gib
+
+if TYPE_CHECKING:
+    from harness.fit.load_plan import BatchLimits
+
+#: The first version that runs llama.cpp's own server.
+LLAMA_SERVER: Final = (0, 30, 0)
+#: What the Go runner sets aside for the driver's own memory (CUDA), in place of measuring it (ml/device.go, ``MinimumMemory``).
+GO_MINIMUM: Final = 457 * MIB
+#: Rounding of one part by the Go runner (format.HumanBytes2: one decimal of GiB).
+GO_ROUNDING: Final = 0.05 * GIB
+
+
+class OllamaPolicy(Policy):
+    """Ollama's decisions."""
+
+    name = "ollama"
+    title = "Ollama"
+
+    def placement(self, calibration: Calibration) -> Rule:
+        """From 0.30 on llama.cpp's fit decides.
+
+        The Go runner (0.12.11 to 0.24) reads free memory before the driver's context is there and sets a fixed amount aside for
+        it; earlier ones decide by closed formulas.
+        """
+        metadata = calibration.metadata
+        version = release(metadata.engine.version)
+        if metadata.machine.target == "host" or version is None or version >= LLAMA_SERVER:
+            return super().placement(calibration)
+        overhead = from_gib(metadata.breakdown_gb.overhead or 0.0)
+        return Rule(reserve_bytes=max(GO_MINIMUM - overhead, 0), go_runner=True, estimates=version < (0, 12, 11))
+
+    def batch(self, calibration: Calibration, context: int, num_parallel: int, available: int | None) -> int | None:
+        """By the context of all slots, then less while its own estimate is above a share of the free memory.
+
+        On CUDA without flash attention it is 512 (``automaticGenerationBatch``).
+        """
+        measured = sorted({band.num_batch for band in calibration.metadata.bands if band.num_batch is not None})
+        if len(measured) < 2:
+            return None
+        cells = context * num_parallel
+        wanted = automatic_batch(cells)
+        metadata = calibration.metadata
+        if metadata.settings.flash_attention == "disabled" and metadata.machine.meter == "nvml":
+            wanted = 512
+        if available is not None:
+            estimate = estimated(calibration, context, num_parallel)
+            while wanted > measured[0] and wanted in HEADROOM_PERCENT and not _batch_fits(wanted, estimate, available):
+                wanted //= 2
+        return max((batch for batch in measured if batch <= wanted), default=measured[0])
+
+    def evicts(self, calibration: Calibration, context: int, num_parallel: int, available: int, loaded: int) -> bool:
+        """From 0.30 on: where its own estimate is above 80 % of what is free, or too many are loaded (sched.go, ``load``)."""
+        if loaded >= MODELS_PER_CARD * max(len(calibration.metadata.machine.gpus), 1):
+            return True
+        batch = self.batch(calibration, context, num_parallel, available) or 0
+        surcharge = next((size for least, size in SURCHARGE.items() if batch >= least), 0)
+        return estimated(calibration, context, num_parallel) + surcharge > available * FULL_PERCENT // 100
+
+    def log_rounding(self, calibration: Calibration) -> float:
+        """The Go runner's log has one decimal of GiB; it ended with 0.30."""
+        version = release(calibration.metadata.engine.version)
+        return GO_ROUNDING if version is not None and version < LLAMA_SERVER else super().log_rounding(calibration)
+
+    def figures(self) -> dict[str, object]:
+        """Bytes, tokens, percent, a release; a batch without a limit holds at every context."""
+        return {
+            "go_minimum": GO_MINIMUM,
+            "batches": [(None if one == BATCHES[-1] else one[0], one[1]) for one in BATCHES],
+            "headroom": HEADROOM_PERCENT,
+            "surcharge": SURCHARGE,
+            "full": FULL_PERCENT,
+            "max_loaded": MODELS_PER_CARD,
+            "server_since": LLAMA_SERVER,
+        }
+
+    def batch_limits(self, version: str | None, *, target: str = "gpu", flash_attention: str = "auto") -> BatchLimits:
+        """Since 0.30 the batch follows the context where nobody sets it (and shrinks where memory is tight); before, 512.
+
+        On NVIDIA GPUs, which are what Ollama's ``gpu`` target is here, it stays at 512 without flash attention
+        (``automaticGenerationBatch``), and goes to 256 on cards of up to 8 GiB, which takes less.
+        """
+        if target == "gpu" and flash_attention == "off":
+            return ()
+        return BATCHES if since_llama_server(version) else ()
+
+    def reserve_bytes(self, version: str | None, env: dict[str, str], projector_bytes: int = 0) -> int | None:
+        """Since 0.30 llama.cpp's fit decides (``LLAMA_ARG_FIT_TARGET``, MiB); before, Ollama's own minimum and overhead.
+
+        With a projector, fit keeps its weights and 1 GiB free (``mmprojFitTargetMiB``).
+        """
+        if not since_llama_server(version):
+            overhead = env.get("OLLAMA_GPU_OVERHEAD", "")
+            return GO_MINIMUM + (int(overhead) if overhead.isdecimal() else 0)
+        if env.get("LLAMA_ARG_FIT") in ("off", "0", "false"):
+            return 0
+        target = env.get("LLAMA_ARG_FIT_TARGET", "")
+        if target.isdecimal():
+            return int(target) * MIB
+        return -(-(projector_bytes + FIT_TARGET) // MIB) * MIB
+
+
+def since_llama_server(version: str | None) -> bool:
+    """Whether a version, like ``0.33.0-rc2``, is 0.30 or newer; an unknown one (a build of one's own) is taken as new."""
+    found = release(version)
+    return found is None or found >= LLAMA_SERVER or found[:2] == (0, 0)
+
+
+def _batch_fits(batch: int, estimate: int, available: int) -> bool:
+    limit = available * FULL_PERCENT // 100
+    return estimate <= min(limit, available * HEADROOM_PERCENT[batch] // 100) and SURCHARGE[batch] <= limit - estimate
+
+
+def estimated(calibration: Calibration, context: int, num_parallel: int = 1) -> int:
+    """What Ollama >= 0.30 reckons a model to take (``PredictServerVRAM``), bytes; our own figure without its shape."""
+    placement = calibration.metadata.placement
+    if placement.estimate_base_gb is None or placement.estimate_gb_per_10k is None:
+        return predict(calibration, context, num_parallel).total_bytes
+    cells = context * num_parallel
+    return from_gib(placement.estimate_base_gb + placement.estimate_gb_per_10k * cells / TOKENS_PER_UNIT)

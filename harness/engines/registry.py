@@ -1,0 +1,98 @@
+"""The engines that there are: harness's own, and those that other packages declare.
+
+An engine is a package (or module) with two functions: ``get_policy()`` returns its :class:`~harness.engines.policy.Policy`,
+``get_recipe()`` its :class:`~harness.engines.base.Engine`. It is declared as an entry point of the group ``harness.engines``:
+the engine's name, and the package.
+
+``harness check`` runs before every start of a model, and reading the metadata of every installed package takes longer than its
+answer. So harness's own engines stand here as well as in ``pyproject.toml`` (a test compares the two), and metadata is read
+only for a name that is not among them, or to list all.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import TYPE_CHECKING, Final, Protocol, cast
+
+from harness.errors import UnavailableError
+from harness.model.facts import EngineName
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from harness.engines.base import Engine
+    from harness.engines.policy import Policy
+
+#: Where packages declare engines.
+GROUP: Final = "harness.engines"
+#: harness's own, in the order in which they are shown.
+BUILT_IN: Final[dict[EngineName, str]] = {
+    "ollama": "harness.engines.ollama",
+    "llama-server": "harness.engines.llama_server",
+    "vllm": "harness.engines.vllm",
+}
+#: The engine of ``--engine auto`` where a container can be given an NVIDIA GPU, and the one that comes with harness (the extra
+#: ``embedded``), which measures anywhere and lists the GPUs that it sees.
+CONTAINED: Final[EngineName] = "ollama"
+EMBEDDED: Final[EngineName] = "llama-server"
+
+
+class EnginePackage(Protocol):
+    """What an entry point names."""
+
+    def get_policy(self) -> Policy:
+        """What the engine decides; imports nothing that starts anything."""
+
+    def get_recipe(self) -> Engine:
+        """How it is started and asked."""
+
+
+@functools.cache
+def policy_of(name: EngineName) -> Policy:
+    """What an engine decides.
+
+    Raises:
+        UnavailableError: there is no such engine here.
+    """
+    return _package(name).get_policy()
+
+
+def recipe_of(name: EngineName) -> Engine:
+    """How an engine is started and asked; a new one each time.
+
+    Raises:
+        UnavailableError: there is no such engine here.
+    """
+    return _package(name).get_recipe()
+
+
+@functools.cache
+def engine_names() -> tuple[EngineName, ...]:
+    """All engines: harness's own first, then others by name."""
+    return (*BUILT_IN, *sorted(set(_declared()) - set(BUILT_IN)))
+
+
+def is_engine(name: str) -> bool:
+    """Whether there is such an engine here."""
+    return name in BUILT_IN or name in engine_names()
+
+
+@functools.cache
+def _declared() -> dict[EngineName, EntryPoint]:
+    from importlib.metadata import entry_points
+
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _package(name: EngineName) -> EnginePackage:
+    if (module := BUILT_IN.get(name)) is not None:
+        return cast("EnginePackage", importlib.import_module(module))
+    point = _declared().get(name)
+    if point is None:
+        raise UnavailableError(
+            f"there is no engine {name} here; there are: {', '.join(engine_names())}",
+            hint="install the package that declares it",
+            code="no-engine",
+        )
+    return cast("EnginePackage", point.load())
