@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.prediction.rules import Rules
 
 if TYPE_CHECKING:
-    from harness.fit.load_plan import BatchLimits
+    from collections.abc import Callable, Sequence
+
+    from harness.engines.base import Options, Source
+    from harness.errors import HarnessError
+    from harness.fit.load_plan import BatchLimits, LoadOrder
     from harness.model.calibration import Calibration
-    from harness.model.record import Record
+    from harness.model.facts import LoadFacts
+    from harness.model.record import Load, LoadRequest, Record, Target, VllmSettings
 
 
 class Policy(Rules):
@@ -17,6 +22,96 @@ class Policy(Rules):
 
     The defaults are those of a server that loads one GGUF at each start and leaves placement to llama.cpp's fit.
     """
+
+    #: The type of its KV cache where nobody sets one.
+    default_cache_type: ClassVar[str] = "f16"
+    #: Whether it can print the memory of a layout without loading weights (llama.cpp's ``--fit``).
+    has_dry_runs: ClassVar[bool] = False
+    #: Whether it loads GGUF files by their path; else it has names of its own for models.
+    loads_files: ClassVar[bool] = False
+    #: Whether it spreads a model over all GPUs unless told otherwise.
+    spreads: ClassVar[bool] = False
+    #: Whether its loads depend on each other, so that they are planned anew when a model is measured again.
+    plans_anew: ClassVar[bool] = False
+    #: What to do where no GPU can be had.
+    without_gpu: ClassVar[str | None] = None
+    #: Variables that name the model which a process of it has.
+    name_variables: ClassVar[tuple[str, ...]] = ()
+    #: Whether it can run with nothing on a GPU.
+    runs_on_host: ClassVar[bool] = True
+
+    def settings(self, source: Source, options: Options, num_batch: int | None) -> VllmSettings | None:
+        """What its memory depends on beside the common settings, as asked; the log says later what was in force."""
+        return None
+
+    def plan(
+        self,
+        contexts: Sequence[int],
+        train_context: int | None,
+        *,
+        num_batch: int | None,
+        batch_limits: BatchLimits,
+        num_parallel: int,
+    ) -> tuple[LoadRequest, ...]:
+        """The loads that measure memory."""
+        from harness.fit.load_plan import plan_loads
+
+        return plan_loads(contexts, train_context, num_batch=num_batch, batch_limits=batch_limits, num_parallel=num_parallel)
+
+    def order(
+        self, planned: Sequence[LoadRequest], record: Callable[[], Record], free_bytes: Callable[[str], int | None]
+    ) -> LoadOrder:
+        """In which order they are made, and what follows from each.
+
+        ``record`` is the record so far; ``free_bytes`` what is free on a GPU, by its UUID.
+        """
+        from harness.fit.load_plan import smaller_first
+
+        return smaller_first(planned, record)
+
+    def outcome(self, load: Load, target: Target) -> str | None:
+        """What to say of a load that became ready beside its memory; ``None``: nothing."""
+        from harness.fit.observations import spill_reason
+
+        return None if load.facts is None else spill_reason(load.facts, target)
+
+    def speed_request(self, record: Record) -> LoadRequest | None:
+        """The load under which speeds are timed, with the engine's own defaults; ``None`` where no load became ready."""
+        from harness.fit.load_plan import is_point
+        from harness.model.record import LoadRequest
+
+        contexts = [load.request.context for load in record.loads if is_point(load, record.machine.target)]
+        return LoadRequest(context=min(max(contexts), 8192), purpose="speed") if contexts else None
+
+    def parse_log(self, data: bytes) -> list[LoadFacts]:
+        """The loads that a log tells of, in its order."""
+        from harness.logs import parse_log
+
+        return parse_log(data)
+
+    def explain_exit(self, facts: LoadFacts, status: int, tail: tuple[str, ...]) -> HarnessError | None:
+        """Why it ended, where its log says that in words of its own; ``tail`` is its last lines."""
+        return None
+
+    def runs(self, words: Sequence[str]) -> bool:
+        """Whether a process with this command line is one of it that has a model."""
+        return False
+
+    def client_environment(self, endpoint: str) -> dict[str, str]:
+        """Variables by which the engine's own clients find a served model; ``endpoint`` is its base URL."""
+        return {}
+
+    def serve_environment(self, model: str, context: int) -> dict[str, str]:
+        """Variables of a served engine beside those that were asked for: its name for the model, its context."""
+        return {}
+
+    def serve_request(
+        self, calibration: Calibration, context: int, num_parallel: int, available: tuple[int, ...] | None
+    ) -> LoadRequest:
+        """The load as it was judged; ``available`` is what is free on each device."""
+        from harness.model.record import LoadRequest
+
+        return LoadRequest(context=context, purpose="serve", num_batch=calibration.band_for(context).num_batch)
 
     def batch_limits(self, version: str | None, *, target: str = "gpu", flash_attention: str = "auto") -> BatchLimits:
         """The batch that it takes where nobody sets one: (largest context, batch), ascending; empty where it is fixed."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Generator, Sequence
+from typing import Final, NamedTuple
 
 from harness.errors import UntrustedError
 from harness.fit.batch_fit import bends, fit_batches
-from harness.fit.observations import points_of
-from harness.model.record import LoadRequest, Record
+from harness.fit.observations import points_of, spill_reason
+from harness.model.record import Load, LoadRequest, Record, Target
 from harness.units import CELL_PADDING
 
 #: Contexts when nobody asks for others.
@@ -21,6 +21,22 @@ SMALLEST_KNEE: Final = 2048
 DEFAULT_BATCH: Final = 512
 
 BatchLimits = tuple[tuple[int, int], ...]
+
+
+class NextLoad(NamedTuple):
+    """The load that comes next, and its number among those planned; ``added`` comes on top of the plan.
+
+    ``skipped`` says why it is noted and not made.
+    """
+
+    request: LoadRequest
+    number: int
+    added: bool = False
+    skipped: str | None = None
+
+
+#: Yields what comes next and is sent each load as it was made.
+LoadOrder = Generator[NextLoad, Load, None]
 
 
 def usable_contexts(contexts: Sequence[int], train_context: int | None, floor: int = CELL_PADDING) -> tuple[int, ...]:
@@ -107,3 +123,37 @@ def further_loads(record: Record) -> tuple[LoadRequest, ...]:
         for context in usable[: max(room, 0)]
         if context >= floor and context not in contexts
     )
+
+
+def is_point(load: Load, target: Target) -> bool:
+    """Whether a load lay completely on the target."""
+    return load.outcome == "ok" and load.facts is not None and spill_reason(load.facts, target) is None
+
+
+def smaller_first(planned: Sequence[LoadRequest], record: Callable[[], Record]) -> LoadOrder:
+    """Loads by batch and context; what is above a context that did not fit is skipped, and what the loads ask for is added."""
+    number, limit = 0, None
+    for request in sorted(planned, key=lambda load: (load.num_batch or 0, load.context)):
+        number += 1
+        if limit is not None and request.context >= limit:
+            yield NextLoad(request, number, skipped=f"context {limit} did not fit already")
+            continue
+        load = yield NextLoad(request, number)
+        if not is_point(load, record().machine.target):
+            limit = min(limit or request.context, request.context)
+    for request in smaller_contexts(record(), limit) or further_loads(record()):
+        number += 1
+        yield NextLoad(request, number, added=True)
+
+
+def smaller_contexts(record: Record, limit: int | None) -> tuple[LoadRequest, ...]:
+    """Loads between the contexts that fitted, when larger ones did not and fewer than three are left."""
+    if limit is None:
+        return ()
+    fitted = sorted({load.request.context for load in record.loads if is_point(load, record.machine.target)})
+    batch = record.loads[-1].request.num_batch
+    low = fitted[0] if fitted else limit
+    candidates = [low // 2, low * 3 // 4] if len(fitted) < 2 else [(fitted[0] + fitted[-1]) // 2]
+    floor = batch or DEFAULT_BATCH
+    usable = [context // 256 * 256 for context in candidates if context // 256 * 256 >= floor]
+    return tuple(LoadRequest(context=context, num_batch=batch) for context in usable[: max(3 - len(fitted), 0)])

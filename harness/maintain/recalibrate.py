@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from harness.engines.registry import policy_of
 from harness.errors import CannotWriteError, HarnessError, NotFoundError, UnavailableError, UsageError
 from harness.inventory.installed import Installed, Overrides
 from harness.measure.events import Observer
@@ -136,22 +137,22 @@ def wishes_of(target: Candidate, finder: Installed) -> RunOptions:
     by_pin = image is not None and image in (given.image, pinned_image(target.calibration.engine, finder.folder))
     typed = ("image",) if by_pin else ()
     refuse(target.calibration, finder.folder, given.allowed, target.key, env=given.env, typed=typed)
-    by_file = target.calibration.engine == "llama-server" or model.endswith(".gguf")
+    policy = policy_of(target.calibration.engine)
+    by_file = policy.loads_files or model.endswith(".gguf")
     if by_file and model not in finder.catalog.models:
         path = finder.model_path(target.calibration)
         if path is None:
             raise NotFoundError(f"the weights of {target.key} are not here: {model}", hint="--models DIR", code="no-such-model")
         model = str(path)
-    if settings.vllm is not None and settings.vllm.model.startswith("/"):
-        model = settings.vllm.model  # a folder, filed under its name
-    vllm = target.calibration.engine == "vllm"  # its loads depend on each other: they are planned anew over the same contexts
+    if (own := settings.own_model) is not None and own.startswith("/"):
+        model = own  # a folder, filed under its name
     return RunOptions(
         model=model,
         engine=target.calibration.engine,
         sandbox=metadata.machine.sandbox,
-        contexts=tuple(load.context for load in plan_of(target.calibration)) if vllm else (),
-        loads=() if vllm else plan_of(target.calibration),
-        num_batch=settings.num_batch if vllm else None,
+        contexts=tuple(load.context for load in plan_of(target.calibration)) if policy.plans_anew else (),
+        loads=() if policy.plans_anew else plan_of(target.calibration),
+        num_batch=settings.num_batch if policy.plans_anew else None,
         kv_cache_type=settings.asked_cache_type,
         flash_attention={"enabled": "on", "disabled": "off"}.get(settings.flash_attention or "", "auto"),
         num_parallel=settings.num_parallel,

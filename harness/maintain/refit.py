@@ -23,10 +23,10 @@ def reread(path: Path) -> Record:
     """A record whose facts are read again from its logs, so that a corrected parser needs no new run."""
     record = read_record(path)
     folder = path if path.is_dir() else path.parent
-    loads = []
+    policy, loads = policy_of(record.engine_name), []
     for load in record.loads:
         log = folder / Path(load.log).name if load.log else None  # of this run, whatever a record of others names
         if log is not None and log.is_file():
-            load = msgspec.structs.replace(load, facts=read_facts(log, load.log_start, load.log_end))
+            load = msgspec.structs.replace(load, facts=read_facts(log, load.log_start, load.log_end, policy))
         loads.append(load)
     return msgspec.structs.replace(record, loads=tuple(loads))

@@ -14,12 +14,9 @@ import msgspec
 from harness import __version__
 from harness.engines.base import Engine, Options, Source
 from harness.engines.settings import shown_env
-from harness.engines.vllm.recipe import Vllm
 from harness.errors import UsageError
-from harness.fit.load_plan import DEFAULT_BATCH, DEFAULT_CONTEXTS, BatchLimits, further_loads, plan_loads, usable_contexts
-from harness.fit.observations import spill_reason
+from harness.fit.load_plan import DEFAULT_CONTEXTS, BatchLimits, usable_contexts
 from harness.inventory.backend import Choice
-from harness.measure import vllm
 from harness.measure.dry_runs import measure_splits
 from harness.measure.events import Observer
 from harness.measure.interference import interference_notes, refuse_blind
@@ -28,7 +25,7 @@ from harness.measure.overwrite import refuse_overwrite
 from harness.measure.speed import HOST_SPEED_PROMPTS, SPEED_PROMPTS, no_host_speed
 from harness.meters.base import Meter
 from harness.model.calibration import Calibration, artifact_name
-from harness.model.record import EngineVersion, Load, LoadRequest, Machine, Record, Settings
+from harness.model.record import EngineVersion, Load, LoadRequest, Record, Settings
 from harness.sandboxes.base import Sandbox
 from harness.store.run_folder import RunFolder
 from harness.store.store import Store
@@ -88,11 +85,8 @@ def plan(engine: Engine, request: Request, store: Store, options: Options, versi
     batch = request.num_batch
     if request.source.embedding and batch is None:
         batch = min(EMBEDDING_BATCH, *usable_contexts(contexts, train))
-    if engine.name == "vllm":
-        loads = request.loads or vllm.plan(contexts, train, batch)
-    else:
-        limits, slots = batch_rule(engine, options, version), options.num_parallel
-        loads = request.loads or plan_loads(contexts, train, num_batch=batch, batch_limits=limits, num_parallel=slots)
+    limits, slots = batch_rule(engine, options, version), options.num_parallel
+    loads = request.loads or engine.policy.plan(contexts, train, num_batch=batch, batch_limits=limits, num_parallel=slots)
     return CalibrationPlan(artifact=store.path_of(engine.name, model_stem(request.name), request.variant), loads=loads)
 
 
@@ -129,10 +123,10 @@ def calibrate(
     settings = Settings(
         num_parallel=options.num_parallel,
         num_batch=request.num_batch,
-        kv_cache_type=options.kv_cache_type or ("auto" if isinstance(engine, Vllm) else "f16"),
+        kv_cache_type=options.kv_cache_type or engine.policy.default_cache_type,
         flash_attention=None if options.flash_attention == "auto" else _flash(options.flash_attention),
         env=shown_env(options.env),
-        vllm=engine.settings(request.source, options, request.num_batch) if isinstance(engine, Vllm) else None,
+        vllm=engine.policy.settings(request.source, options, request.num_batch),
     )
     store.check_writable(planned.artifact)
     with ExitStack() as stack:
@@ -210,7 +204,7 @@ class Run:
             loads = plan(self.engine, self.request, self.store, self.options, self.record.engine.version).loads
             self.steps = len(loads) + (2 if self.request.speed else 0) + 1
             self._measure(loads)
-            if self.record.machine.target == "gpu" and self.engine.name == "llama-server":
+            if self.record.machine.target == "gpu" and self.engine.policy.has_dry_runs:
                 self.observer.phase("dry runs", len(loads), self.steps)
             measure_splits(self.runner, self.request.source, self.record, self._add)
             if self.request.speed:
@@ -264,23 +258,20 @@ class Run:
         )
 
     def _measure(self, loads: Sequence[LoadRequest]) -> None:
-        if self.engine.name == "vllm":
-            vllm.measure(self._point, loads, self.record.machine)
-            return
-        pending = sorted(loads, key=lambda load: (load.num_batch or 0, load.context))
-        step, limit = 0, None
-        for request in pending:
-            step += 1
-            if limit is not None and request.context >= limit:
-                self._add(Load(request=request, outcome="skipped", reason=f"context {limit} did not fit already"))
-                continue
-            load = self._point(request, step)
-            if not _is_point(load, self.record.machine):
-                limit = min(limit or request.context, request.context)
-        for request in smaller_contexts(self.record, limit) or further_loads(self.record):
-            self.steps += 1
-            step += 1
-            self._point(request, step)
+        """Make the loads that the engine's policy asks for, each knowing those before it."""
+        order = self.engine.policy.order(loads, lambda: self.record, _free_bytes)
+        following = next(order, None)
+        while following is not None:
+            self.steps += following.added
+            if following.skipped is not None:
+                load = Load(request=following.request, outcome="skipped", reason=following.skipped)
+                self._add(load)
+            else:
+                load = self._point(following.request, following.number)
+            try:
+                following = order.send(load)
+            except StopIteration:
+                return
 
     def _point(self, request: LoadRequest, step: int) -> Load:
         batch = "" if self.record.batch_limits == () else f" at batch {request.num_batch}"
@@ -289,15 +280,14 @@ class Run:
         self._add(load)
         reason = load.reason
         if load.facts is not None and load.outcome == "ok":
-            spilled = spill_reason(load.facts, self.record.machine.target)
-            reason = spilled if load.facts.vllm is None else vllm.said(load)
+            reason = self.engine.policy.outcome(load, self.record.machine.target)
         plateau = load.busy or load.idle
         self.observer.point(request.context, request.num_batch, plateau.total_bytes if plateau else None, reason)
         refuse_blind(load, self.record.machine.target)
         return load
 
     def _speed(self) -> None:
-        request = self._speed_request()
+        request = self.engine.policy.speed_request(self.record)
         if request is None:
             return
         context = request.context
@@ -308,17 +298,10 @@ class Run:
             return
         self.observer.phase("speed on the host alone", self.steps - 1, self.steps)
         request = LoadRequest(context=min(context, 2048), purpose="host-speed")
-        if (reason := no_host_speed(self.engine.name, self.request.source)) is not None:
+        if (reason := no_host_speed(self.engine.policy, self.request.source)) is not None:
             self._add(Load(request=request, outcome="skipped", reason=reason))
             return
         self._add(self.runner.time_speed(self.request.source, request, HOST_SPEED_PROMPTS))
-
-    def _speed_request(self) -> LoadRequest | None:
-        if self.engine.name == "vllm":
-            return vllm.speed_request(self.record)
-        points = [load for load in self.record.loads if _is_point(load, self.record.machine)]
-        context = min(max((load.request.context for load in points), default=0), 8192)
-        return LoadRequest(context=context, purpose="speed") if points else None
 
     def _add(self, load: Load) -> None:
         self._identify()
@@ -334,21 +317,10 @@ class Run:
         self.store.write_record(self.record)
 
 
-def _is_point(load: Load, machine: Machine) -> bool:
-    return load.outcome == "ok" and load.facts is not None and spill_reason(load.facts, machine.target) is None
+def _free_bytes(uuid: str) -> int | None:
+    from harness.meters.nvml import free_bytes
 
-
-def smaller_contexts(record: Record, limit: int | None) -> tuple[LoadRequest, ...]:
-    """Loads between the contexts that fitted, when larger ones did not and fewer than three are left."""
-    if limit is None:
-        return ()
-    fitted = sorted({load.request.context for load in record.loads if _is_point(load, record.machine)})
-    batch = record.loads[-1].request.num_batch
-    low = fitted[0] if fitted else limit
-    candidates = [low // 2, low * 3 // 4] if len(fitted) < 2 else [(fitted[0] + fitted[-1]) // 2]
-    floor = batch or DEFAULT_BATCH
-    usable = [context // 256 * 256 for context in candidates if context // 256 * 256 >= floor]
-    return tuple(LoadRequest(context=context, num_batch=batch) for context in usable[: max(3 - len(fitted), 0)])
+    return free_bytes(uuid)
 
 
 def _flash(choice: str) -> str:

@@ -29,7 +29,7 @@ _DONE: Final = b"common_fit_params: "
 def measure_splits(runner: LoadRunner, source: Source, record: Record, add: Callable[[Load], None]) -> None:
     """Make the dry runs of a calibration; the first tells what kinds of layers there are, the others follow from it."""
     layers, top = record.model.layers, record.model.train_context
-    if record.machine.target != "gpu" or record.engine_name != "llama-server" or not layers:
+    if record.machine.target != "gpu" or not runner.engine.policy.has_dry_runs or not layers:
         return
     top = min(top or max(load.request.context for load in record.loads), LARGEST)
     contexts = [max(top // part // 256 * 256, 256) for part in (16, 4, 1)]
@@ -55,7 +55,7 @@ def dry_run(runner: LoadRunner, source: Source, request: LoadRequest) -> Load:
         reason = error.message
     finally:
         runner.stop()
-    facts = None if log is None else read_facts(log, 0, None)
+    facts = None if log is None else read_facts(log, 0, None, runner.engine.policy)
     if facts is None or facts.fit is None or not facts.fit.rows:
         reason = reason or "the engine printed no memory breakdown"
     return Load(

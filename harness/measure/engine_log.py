@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from harness.engines.base import could_not_allocate
-from harness.engines.vllm.recipe import failed_start
+from harness.engines.policy import Policy
 from harness.errors import EngineError, WontFitError
-from harness.logs import parse_log
 from harness.model.facts import LoadFacts
 from harness.polling import poll
 from harness.sandboxes.base import Running
@@ -18,16 +17,16 @@ from harness.sandboxes.tail import last_lines
 ILLEGAL_INSTRUCTION: Final = 132
 
 
-def read_facts(log: Path, start: int, end: int | None) -> LoadFacts | None:
+def read_facts(log: Path, start: int, end: int | None, policy: Policy) -> LoadFacts | None:
     """The last load that a stretch of a log tells of, a complete one if there is any."""
     with log.open("rb") as file:
         file.seek(start)
         data = file.read() if end is None else file.read(max(end - start, 0))
-    loads = parse_log(data)
+    loads = policy.parse_log(data)
     return next((facts for facts in reversed(loads) if facts.complete), loads[-1] if loads else None)
 
 
-def await_facts(log: Path, start: int, limit: float) -> tuple[int, LoadFacts | None]:
+def await_facts(log: Path, start: int, limit: float, policy: Policy) -> tuple[int, LoadFacts | None]:
     """Where a growing log ends once it tells of a whole load, and what it tells; after ``limit`` seconds as it is."""
     end = -1
     facts: LoadFacts | None = None
@@ -37,27 +36,27 @@ def await_facts(log: Path, start: int, limit: float) -> tuple[int, LoadFacts | N
         size = log.stat().st_size
         if size == end and facts is not None and facts.complete and facts.devices:
             return True  # a whole load, and nothing was written since the last look
-        end, facts = size, read_facts(log, start, size)
+        end, facts = size, read_facts(log, start, size, policy)
         return False
 
     poll(settled, limit=limit)
     return end, facts
 
 
-def check_alive(running: Running) -> None:
+def check_alive(running: Running, policy: Policy) -> None:
     """Raise if the engine has ended.
 
     Raises:
-        WontFitError: its last lines say that it could not allocate. EngineError: otherwise. NotFoundError, NotPermittedError:
-            vLLM could not have the model.
+        WontFitError: its last lines say that it could not allocate. EngineError: otherwise, or as the engine's own policy
+            explains it.
     """
     status = running.exit_status()
     if status is None:
         return
     tail = last_lines(running.log, 12)
-    facts = read_facts(running.log, 0, None)
-    if facts is not None and facts.vllm is not None and facts.failed:
-        raise failed_start(facts, status, tail)
+    facts = read_facts(running.log, 0, None, policy)
+    if facts is not None and (error := policy.explain_exit(facts, status, tail)) is not None:
+        raise error
     if could_not_allocate("\n".join(tail)):
         raise WontFitError("the engine could not allocate this load", tail=tail)
     if status == ILLEGAL_INSTRUCTION:

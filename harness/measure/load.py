@@ -159,7 +159,7 @@ class LoadRunner:
         except (EngineError, UnavailableError) as error:
             if error.code == NO_ANSWER:
                 poll(lambda: running.exit_status() is not None, limit=HUNG_UP, every=0.02)
-            check_alive(running)
+            check_alive(running, self.engine.policy)
             raise
 
     def await_ready(self, running: Running) -> None:
@@ -170,7 +170,7 @@ class LoadRunner:
         """
         limit = self.options.timeout
         with self.client(running) as client:
-            if not poll(lambda: self.engine.ready(client), limit=limit, alive=lambda: check_alive(running)):
+            if not poll(lambda: self.engine.ready(client), limit=limit, alive=lambda: check_alive(running, self.engine.policy)):
                 raise BusyError(
                     f"the engine did not answer within {limit:.0f} s",
                     hint="raise --timeout, or look at its log: " + str(running.log),
@@ -278,7 +278,7 @@ class LoadRunner:
         if self.meter.name == "log":
             return None
         plateau = sampler.settle(SETTLE, alive=lambda: running.exit_status() is None)
-        check_alive(running)
+        check_alive(running, self.engine.policy)
         return plateau
 
     def time_speed(self, source: Source, request: LoadRequest, prompts: Sequence[int]) -> Load:
@@ -342,7 +342,7 @@ class LoadRunner:
         if log is not None and log.exists():
             # The last lines of an engine that runs on may still be on their way.
             wait = LAST_LINES if self.engine.persistent and outcome == "ok" else 0.0
-            log_end, facts = await_facts(log, log_start, wait)
+            log_end, facts = await_facts(log, log_start, wait, self.engine.policy)
         return Load(
             request=request,
             outcome=outcome,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from harness.engines.base import Source
-from harness.model.facts import EngineName
+from harness.engines.policy import Policy
 
 #: Prompts of the speed load, tokens: two depths, the first one repeated to know how far speeds repeat.
 SPEED_PROMPTS: Final = (64, 64, 64, 1536)
@@ -15,11 +15,11 @@ HOST_SPEED_PROMPTS: Final = (16, 16, 16)
 HOST_SHARE: Final = 0.6
 
 
-def no_host_speed(engine: EngineName, source: Source) -> str | None:
+def no_host_speed(policy: Policy, source: Source) -> str | None:
     """Why speed with nothing on the GPU is not measured; ``None`` if it is."""
     from harness.meters.host import available_memory
 
-    if engine == "vllm":
+    if not policy.runs_on_host:
         return "this engine does not run on the host"
     if source.embedding:
         return "an embedding model writes nothing"

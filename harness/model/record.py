@@ -67,6 +67,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     vllm: VllmSettings | None = None
 
     @property
+    def own_model(self) -> str | None:
+        """The engine's own name or path of the model, of an engine that records it."""
+        return None if self.vllm is None else self.vllm.model
+
+    @property
     def asked_cache_type(self) -> str | None:
         """The KV cache type to ask for so that it is this one; ``None``: the engine's own, or two that differ."""
         own = ("f16", "auto", self.vllm.dtype if self.vllm else None)

@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from harness.engines.registry import policy_of
 from harness.engines.settings import settings_alone
 from harness.errors import HarnessError, NotFoundError, UsageError
 from harness.inventory.machine import GpuNow, MachineNow
@@ -228,9 +229,10 @@ def _here(
             available = None if None in free else free  # type: ignore[assignment]
             if available is None:
                 obstacle = next((one.why for one in gpus if one.why), "the driver does not say how much is free")
-            if len(present) > len(gpus) and calibration.engine == "llama-server" and machine.gpu is None:
+            policy = policy_of(calibration.engine)
+            if len(present) > len(gpus) and policy.spreads and machine.gpu is None:
                 notes.append(
-                    f"judged for {gpus[0].name} alone; llama-server uses all {len(present)} GPUs unless told otherwise"
+                    f"judged for {gpus[0].name} alone; {policy.title} uses all {len(present)} GPUs unless told otherwise"
                 )
     name = shlex.quote(calibration.id)
     if other:

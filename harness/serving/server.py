@@ -15,6 +15,7 @@ from typing import Final, Literal
 import msgspec
 
 from harness import __version__
+from harness.engines.registry import policy_of
 from harness.engines.settings import shown_env
 from harness.errors import (
     CannotWriteError,
@@ -23,13 +24,12 @@ from harness.errors import (
     OffloadLikelyError,
     UnknownVerdictError,
 )
-from harness.inventory.machine import ALIAS, MachineNow
+from harness.inventory.machine import MachineNow
 from harness.measure.calibrate import model_stem
 from harness.measure.engine_log import check_alive, read_facts
 from harness.measure.events import Logged, Observer
 from harness.measure.load import LoadRunner
 from harness.measure.prepare import RunOptions, Session, open_meter, open_sandbox, prepare
-from harness.measure.vllm import allocated
 from harness.model.calibration import artifact_name
 from harness.model.facts import EngineName, LoadFacts
 from harness.model.record import EngineVersion, Load, LoadRequest, Record, Settings
@@ -85,7 +85,7 @@ class Server(msgspec.Struct, kw_only=True):
             ENDPOINT: self.endpoint, CONTEXT: str(self.context), MODEL: self.model,
             "OPENAI_BASE_URL": f"{self.endpoint}/v1", "OPENAI_API_KEY": "harness",
         }  # fmt: skip
-        return {**found, "OLLAMA_HOST": self.endpoint} if self.engine == "ollama" else found
+        return {**found, **policy_of(self.engine).client_environment(self.endpoint)}
 
     def check_alive(self) -> None:
         """Raise if the engine has ended.
@@ -94,7 +94,7 @@ class Server(msgspec.Struct, kw_only=True):
             EngineError: it has; its last lines are with it.
         """
         if self._runner.running is not None:
-            check_alive(self._runner.running)
+            check_alive(self._runner.running, self._runner.engine.policy)
 
 
 def require_fit(judged: Judged) -> None:
@@ -210,9 +210,8 @@ def _model_of(wishes: RunOptions, judged: Judged, store: Store) -> str:
     if chosen is None or _is_path(name):
         return name
     calibration = chosen.calibration
-    vllm = calibration.metadata.settings.vllm
-    own = vllm.model if vllm else calibration.metadata.model.name
-    if calibration.engine != "llama-server" or own in read_catalog(find_catalog(Path.cwd())).models:
+    own = calibration.metadata.settings.own_model or calibration.metadata.model.name
+    if not policy_of(calibration.engine).loads_files or own in read_catalog(find_catalog(Path.cwd())).models:
         return own
     from harness.inventory.installed import Installed, Overrides
 
@@ -259,9 +258,8 @@ def _started(
     session: Session, judged: Judged, context: int, port: int | None, folder: Path, watch: Observer
 ) -> Iterator[Server]:
     options, engine = session.options, session.engine
-    alias = {ALIAS: session.request.name, **options.env} if engine.name == "llama-server" else options.env
-    extra = {"OLLAMA_CONTEXT_LENGTH": str(context)} if engine.name == "ollama" else {}
-    options = msgspec.structs.replace(options, env={**extra, **alias})
+    env = {**engine.policy.serve_environment(session.request.name, context), **options.env}
+    options = msgspec.structs.replace(options, env=env)
     request = request_of(judged, context, options.num_parallel)
     with ExitStack() as stack:
         sandbox = open_sandbox(session.choice, stack, watch)
@@ -286,7 +284,7 @@ def _started(
         with runner.client(running) as client:
             engine.load(client, source, request, options)
         ready = runner.now()
-        facts = read_facts(running.log, 0, None)
+        facts = read_facts(running.log, 0, None, engine.policy)
         server = Server(
             endpoint=running.endpoint, engine=engine.name, model=source.own_name or session.request.name, context=context,
             num_parallel=options.num_parallel, judged=judged, facts=facts,
@@ -301,18 +299,12 @@ def _started(
 
 
 def request_of(judged: Judged, context: int, num_parallel: int) -> LoadRequest:
-    """The load as it was judged.
-
-    Ollama chooses its batch itself: a request of another client would not name one either.
-    """
+    """The load as it was judged."""
     chosen = judged.chosen
-    request = LoadRequest(context=context, purpose="serve")
-    if chosen is None or chosen.calibration.engine == "ollama":
-        return request
-    request = msgspec.structs.replace(request, num_batch=chosen.calibration.band_for(context).num_batch)
-    if chosen.calibration.engine == "vllm":
-        return allocated(chosen.calibration, request, num_parallel, chosen.available)
-    return request
+    if chosen is None:
+        return LoadRequest(context=context, purpose="serve")
+    policy = policy_of(chosen.calibration.engine)
+    return policy.serve_request(chosen.calibration, context, num_parallel, chosen.available)
 
 
 def _disagreement(judged: Judged, context: int, facts: LoadFacts | None) -> str | None:

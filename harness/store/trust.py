@@ -90,9 +90,9 @@ def is_known_image(engine: EngineVersion, pinned: str | None) -> bool:
 def place_of_weights(calibration: Calibration, named: str | None = None) -> str | None:
     """Where a calibration takes weights from that its name does not say: a folder, another model, a foreign registry."""
     metadata = calibration.metadata
-    name, vllm = metadata.model.name, metadata.settings.vllm
-    if vllm is not None and vllm.model not in (name, named):
-        return vllm.model
+    name, own = metadata.model.name, metadata.settings.own_model
+    if own is not None and own not in (name, named):
+        return own
     host, _, rest = name.partition("/")
     if rest.count("/") and ("." in host or ":" in host or host == "localhost") and host not in _HUBS:
         return name

@@ -65,8 +65,6 @@ EXCEPTIONS = {
         "maintain.doctor",
         "engines.llama_server",
     ): "engines.base: a method of the recipe or of its policy",
-    ("measure.calibrate", "engines.vllm"): "engines.base: a method of the recipe or of its policy",
-    ("measure.engine_log", "engines.vllm"): "engines.base: a method of the recipe or of its policy",
     ("render.capacity", "inventory.machine"): "model: the value that is shown, as data",
     ("render", "serving"): "model: the value that is shown, as data",
     ("render", "maintain.diff"): "model: the value that is shown, as data",
@@ -84,6 +82,8 @@ ALONE: dict[str, str | tuple[str, ...]] = {
     "click": ("cli/", "render/check.py"),  # the second until it says its colours without click
     "pytest": "pytest_plugin",
 }
+#: Files of an engine's package that are handed to the pure core.
+PURE_ENGINE_FILES = ("policy.py", "scheduler.py", "settings.py", "starts.py")
 #: Libraries that a pure room may use.
 PURE = {"msgspec"}
 
@@ -109,6 +109,8 @@ def room(path: Path) -> str:
 
 
 def pure(path: Path) -> bool:
+    if room(path) == "engines":
+        return path.name in PURE_ENGINE_FILES
     return room(path) in ("model", "fit", "prediction", "logs") or path == ROOT / "sweep" / "matrix.py"
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
 from harness.engines.policy import Policy
 from harness.prediction.rules import FIT_TARGET
 from harness.units import MIB
+
+#: The variable for the name under which it answers (common/arg.cpp).
+ALIAS: Final = "LLAMA_ARG_ALIAS"
 
 
 class LlamaServerPolicy(Policy):
@@ -12,6 +18,18 @@ class LlamaServerPolicy(Policy):
 
     name = "llama-server"
     title = "llama-server"
+    has_dry_runs = True
+    loads_files = True
+    spreads = True
+    name_variables = (ALIAS,)
+
+    def runs(self, words: Sequence[str]) -> bool:
+        """By its program; Ollama starts one too, from its own folder."""
+        return words[0].rpartition("/")[2] == "llama-server" and "/ollama/" not in words[0]
+
+    def serve_environment(self, model: str, context: int) -> dict[str, str]:
+        """The name under which it answers."""
+        return {ALIAS: model}
 
     def reserve_bytes(self, version: str | None, env: dict[str, str], projector_bytes: int = 0) -> int | None:
         """``--fit-target`` (``LLAMA_ARG_FIT_TARGET``, MiB); nothing is kept free with ``LLAMA_ARG_FIT=off``."""

@@ -6,6 +6,7 @@ Ollama's choice), ``ml/device.go`` and ``llm/memory.go`` (before).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from harness.engines.ollama.scheduler import (
@@ -18,6 +19,7 @@ from harness.engines.ollama.scheduler import (
 )
 from harness.engines.policy import Policy
 from harness.model.calibration import Calibration
+from harness.model.record import LoadRequest
 from harness.prediction.memory import predict
 from harness.prediction.rules import FIT_TARGET, Rule
 from harness.text import release
@@ -39,6 +41,12 @@ class OllamaPolicy(Policy):
 
     name = "ollama"
     title = "Ollama"
+    without_gpu = "without a GPU: --gpus none measures Ollama on host memory"
+
+    def runs(self, words: Sequence[str]) -> bool:
+        """Its server and its runners: ``--model …/blobs/sha256-DIGEST`` (llm/llama_server.go), in containers too."""
+        program = words[0].rpartition("/")[2]
+        return program in ("ollama", "ollama_llama_server") or (program == "llama-server" and "/ollama/" in words[0])
 
     def placement(self, calibration: Calibration) -> Rule:
         """From 0.30 on llama.cpp's fit decides.
@@ -84,6 +92,20 @@ class OllamaPolicy(Policy):
         """The Go runner's log has one decimal of GiB; it ended with 0.30."""
         version = release(calibration.metadata.engine.version)
         return GO_ROUNDING if version is not None and version < LLAMA_SERVER else super().log_rounding(calibration)
+
+    def client_environment(self, endpoint: str) -> dict[str, str]:
+        """``OLLAMA_HOST``, which every client of Ollama's reads."""
+        return {"OLLAMA_HOST": endpoint}
+
+    def serve_environment(self, model: str, context: int) -> dict[str, str]:
+        """The context of requests that name none."""
+        return {"OLLAMA_CONTEXT_LENGTH": str(context)}
+
+    def serve_request(
+        self, calibration: Calibration, context: int, num_parallel: int, available: tuple[int, ...] | None
+    ) -> LoadRequest:
+        """Ollama chooses its batch itself: a request of another client would not name one either."""
+        return LoadRequest(context=context, purpose="serve")
 
     def figures(self) -> dict[str, object]:
         """Bytes, tokens, percent, a release; a batch without a limit holds at every context."""

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import shlex
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
 from harness.engines.policy import Policy
+from harness.engines.settings import ARGUMENTS, shown_words
+from harness.errors import EngineError, HarnessError, NotFoundError, NotPermittedError, UsageError, WontFitError
 from harness.model.calibration import Calibration
+from harness.model.facts import LoadFacts
+from harness.model.record import Load, LoadRequest, Record, Target, VllmSettings
 from harness.prediction.rules import Sized
 
 if TYPE_CHECKING:
-    from harness.model.record import Record
+    from harness.engines.base import Options, Source
+    from harness.fit.load_plan import BatchLimits, LoadOrder
+
+#: Sequences at once when nobody asks for a number: enough to serve, few enough that their buffers stay small.
+MAX_NUM_SEQS: Final = 8
+_OURS: Final = frozenset(
+    {
+        *("--model", "--host", "--port", "--max-model-len", "--max-num-seqs", "--gpu-memory-utilization"),
+        *("--kv-cache-memory-bytes", "--kv-cache-memory", "--hf-token", "--api-key"),
+    }
+)
+#: Failures that another length, share or moment may not have.
+_OTHERWISE: Final = frozenset(
+    {
+        *("kv_too_small", "no_memory_for_cache", "free_below_utilization", "memory_moved", "out_of_memory"),
+        "context_too_long",
+    }
+)
 
 
 class VllmPolicy(Policy):
@@ -17,6 +40,13 @@ class VllmPolicy(Policy):
 
     name = "vllm"
     title = "vLLM"
+    default_cache_type = "auto"
+    runs_on_host = False
+    plans_anew = True
+
+    def runs(self, words: Sequence[str]) -> bool:
+        """``vllm serve``, by its program or by Python."""
+        return any(word.rpartition("/")[2] == "vllm" for word in words[:2])
 
     def sized(self, calibration: Calibration, context: int, num_parallel: int, available: tuple[int, ...]) -> Sized | None:
         """By the blocks of its KV cache. Each GPU of an instance takes the same, so the fullest decides."""
@@ -31,8 +61,108 @@ class VllmPolicy(Policy):
             max_context=sizing.max_context,
         )
 
+    def settings(self, source: Source, options: Options, num_batch: int | None) -> VllmSettings:
+        """What is asked of every start; the log says later what was in force."""
+        given = arguments(options)
+        return VllmSettings(
+            model=source.own_name,
+            max_num_seqs=max_num_seqs(options),
+            max_num_batched_tokens=num_batch,
+            enforce_eager="--enforce-eager" in given,
+            arguments=shown_words(given),
+        )
+
+    def plan(
+        self,
+        contexts: Sequence[int],
+        train_context: int | None,
+        *,
+        num_batch: int | None,
+        batch_limits: BatchLimits,
+        num_parallel: int,
+    ) -> tuple[LoadRequest, ...]:
+        """One start by share, one by bytes."""
+        from harness.engines.vllm.starts import plan
+
+        return plan(contexts, train_context, num_batch)
+
+    def order(
+        self, planned: Sequence[LoadRequest], record: Callable[[], Record], free_bytes: Callable[[str], int | None]
+    ) -> LoadOrder:
+        """The longest length first; each start again with what a failed one has said."""
+        from harness.engines.vllm.starts import order
+
+        return order(planned, record().machine, free_bytes)
+
+    def outcome(self, load: Load, target: Target) -> str | None:
+        """What it was given, and the blocks that it made of it: nothing of vLLM's is ever spilled."""
+        from harness.engines.vllm.starts import said
+
+        return said(load)
+
+    def speed_request(self, record: Record) -> LoadRequest | None:
+        """The last start that became ready."""
+        from harness.engines.vllm.starts import speed_request
+
+        return speed_request(record)
+
+    def explain_exit(self, facts: LoadFacts, status: int, tail: tuple[str, ...]) -> HarnessError | None:
+        """By the root cause in its log."""
+        if facts.vllm is None or not facts.failed:
+            return None
+        kind = facts.vllm.failure_class
+        text = facts.failure or f"vLLM ended with status {status}"
+        if kind in _OTHERWISE:
+            return WontFitError(text, tail=tail)
+        if kind == "gated":
+            hint = "ask for access on the model's page, then give a token: HF_TOKEN, or --env HF_TOKEN=…"
+            return NotPermittedError(text, hint=hint, code="gated-model")
+        if kind == "not_found":
+            return NotFoundError(
+                text, hint="look at the name; without a network the weights must be here already", code="no-such-model"
+            )
+        return EngineError(text, tail=tail, code="unsupported-model" if kind == "unsupported" else "engine-ended")
+
+    def serve_request(
+        self, calibration: Calibration, context: int, num_parallel: int, available: tuple[int, ...] | None
+    ) -> LoadRequest:
+        """Given exactly what its sequences need."""
+        from harness.engines.vllm.starts import allocated
+
+        return allocated(calibration, super().serve_request(calibration, context, num_parallel, None), num_parallel, available)
+
     def fit(self, record: Record) -> Calibration:
         """From starts by share and by bytes."""
         from harness.fit.vllm import fit_vllm
 
         return fit_vllm(record)
+
+
+def arguments(options: Options) -> tuple[str, ...]:
+    """The user's own options of ``vllm serve``.
+
+    Raises:
+        UsageError: quotes that do not end, or an option that is set here, or would show a secret.
+    """
+    try:
+        words = tuple(shlex.split(options.env.get(ARGUMENTS, "")))
+    except ValueError as error:
+        raise UsageError(f"{ARGUMENTS} is no command line: {error}") from error
+    taken = [word for word in words if _is_ours(word)]
+    if taken:
+        raise UsageError(
+            f"{ARGUMENTS} may not hold {taken[0].partition('=')[0]}",
+            hint="lengths, memory and the server's address are set by harness; a token is given with --env HF_TOKEN=…",
+        )
+    return words
+
+
+def _is_ours(word: str) -> bool:
+    """Whether an option is one of ours: the parser takes ``_`` for ``-``, and any beginning of a name for the whole."""
+    name = word.partition("=")[0].replace("_", "-")
+    return len(name) > 2 and any(own.startswith(name) for own in _OURS)
+
+
+def max_num_seqs(options: Options) -> int:
+    """Sequences at once: what was asked for with ``--num-parallel``, where that is more than one."""
+    return options.num_parallel if options.num_parallel > 1 else MAX_NUM_SEQS

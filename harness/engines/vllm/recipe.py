@@ -9,25 +9,21 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.engines.base import NO_ANSWER, Options, Progress, Source, answers_ok
-from harness.engines.settings import ARGUMENTS, shown_words
-from harness.engines.vllm.policy import VllmPolicy
+from harness.engines.settings import ARGUMENTS
+from harness.engines.vllm.policy import VllmPolicy, arguments, max_num_seqs
 from harness.engines.vllm.safetensors import tensor_bytes
-from harness.errors import EngineError, HarnessError, NotFoundError, NotPermittedError, UsageError, WontFitError
-from harness.model.facts import LoadFacts
-from harness.model.record import EngineVersion, LoadRequest, Model, Reported, Speed, VllmSettings
+from harness.errors import EngineError, NotFoundError
+from harness.model.record import EngineVersion, LoadRequest, Model, Reported, Speed
 from harness.sandboxes.base import Launch, Mount, Site
 
 if TYPE_CHECKING:
     import httpx
 
-#: Sequences at once when nobody asks for a number: enough to serve, few enough that their buffers stay small.
-MAX_NUM_SEQS: Final = 8
 #: Volumes that keep weights and compiled graphs: a warm compile cache changes what profiling finds.
 WEIGHTS_VOLUME: Final = "harness-huggingface"
 CACHE_VOLUME: Final = "harness-vllm"
@@ -37,19 +33,6 @@ _TOKEN: Final = "hf_token"  # noqa: S105 - the name of a file
 #: Where sandboxes offer secrets (a process sees another folder in its place).
 _SECRETS: Final = "/run/secrets"
 _TOKEN_NAMES: Final = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_OURS: Final = frozenset(
-    {
-        *("--model", "--host", "--port", "--max-model-len", "--max-num-seqs", "--gpu-memory-utilization"),
-        *("--kv-cache-memory-bytes", "--kv-cache-memory", "--hf-token", "--api-key"),
-    }
-)
-#: Failures that another length, share or moment may not have.
-_OTHERWISE: Final = frozenset(
-    {
-        *("kv_too_small", "no_memory_for_cache", "free_below_utilization", "memory_moved", "out_of_memory"),
-        "context_too_long",
-    }
-)
 _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _CACHE_CONFIG: Final = re.compile(r"^vllm:cache_config_info\{(?P<labels>.{0,16384}?)\} 1", re.MULTILINE)
 _LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -81,17 +64,6 @@ class Vllm:
         if config is None:
             return Source(model=Model(name=name), own_name=name)
         return Source(model=_described(config, name), own_name=name, tensors=tensor_bytes(config.parent))
-
-    def settings(self, source: Source, options: Options, num_batch: int | None) -> VllmSettings:
-        """What is asked of every start; the log says later what was in force."""
-        given = arguments(options)
-        return VllmSettings(
-            model=source.own_name,
-            max_num_seqs=max_num_seqs(options),
-            max_num_batched_tokens=num_batch,
-            enforce_eager="--enforce-eager" in given,
-            arguments=shown_words(given),
-        )
 
     def version(self, options: Options, client: httpx.Client | None) -> EngineVersion:
         """``GET /version``; not known before a server runs (its own ``--version`` takes half a minute)."""
@@ -227,56 +199,10 @@ _CACHES: Final = {
 }
 
 
-def arguments(options: Options) -> tuple[str, ...]:
-    """The user's own options of ``vllm serve``.
-
-    Raises:
-        UsageError: quotes that do not end, or an option that is set here, or would show a secret.
-    """
-    try:
-        words = tuple(shlex.split(options.env.get(ARGUMENTS, "")))
-    except ValueError as error:
-        raise UsageError(f"{ARGUMENTS} is no command line: {error}") from error
-    taken = [word for word in words if _is_ours(word)]
-    if taken:
-        raise UsageError(
-            f"{ARGUMENTS} may not hold {taken[0].partition('=')[0]}",
-            hint="lengths, memory and the server's address are set by harness; a token is given with --env HF_TOKEN=…",
-        )
-    return words
-
-
-def _is_ours(word: str) -> bool:
-    """Whether an option is one of ours: the parser takes ``_`` for ``-``, and any beginning of a name for the whole."""
-    name = word.partition("=")[0].replace("_", "-")
-    return len(name) > 2 and any(own.startswith(name) for own in _OURS)
-
-
-def max_num_seqs(options: Options) -> int:
-    """Sequences at once: what was asked for with ``--num-parallel``, where that is more than one."""
-    return options.num_parallel if options.num_parallel > 1 else MAX_NUM_SEQS
-
-
 def cache_labels(metrics: str | None) -> dict[str, str]:
     """The labels of ``vllm:cache_config_info``; empty where statistics are off."""
     found = _CACHE_CONFIG.search(metrics or "")
     return dict(_LABEL.findall(found["labels"])) if found else {}
-
-
-def failed_start(facts: LoadFacts, status: int, tail: tuple[str, ...]) -> HarnessError:
-    """Why a start ended, as an error of ours."""
-    kind = facts.vllm.failure_class if facts.vllm else None
-    text = facts.failure or f"vLLM ended with status {status}"
-    if kind in _OTHERWISE:
-        return WontFitError(text, tail=tail)
-    if kind == "gated":
-        hint = "ask for access on the model's page, then give a token: HF_TOKEN, or --env HF_TOKEN=…"
-        return NotPermittedError(text, hint=hint, code="gated-model")
-    if kind == "not_found":
-        return NotFoundError(
-            text, hint="look at the name; without a network the weights must be here already", code="no-such-model"
-        )
-    return EngineError(text, tail=tail, code="unsupported-model" if kind == "unsupported" else "engine-ended")
 
 
 def _described(config: Path, name: str) -> Model:

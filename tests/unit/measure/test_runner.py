@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from harness.engines.registry import policy_of
 from harness.errors import (
     BusyError,
     CannotWriteError,
@@ -488,7 +489,7 @@ def test_weights_are_put_on_the_host_if_they_take_60_percent_of_what_is_availabl
 ) -> None:
     monkeypatch.setattr("harness.meters.host.available_memory", lambda: available)
     source = FakeEngine(World(msgspec.structs.replace(MODEL, weights=17 * 600 * MIB // 16))).resolve("made-up", None)  # type: ignore[arg-type]
-    assert (no_host_speed("llama-server", source) is None) == measured
+    assert (no_host_speed(policy_of("llama-server"), source) is None) == measured
 
 
 def test_a_prompt_that_would_take_more_than_a_minute_is_not_timed() -> None:

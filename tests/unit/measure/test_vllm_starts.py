@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.engines.base import Options, Source
-from harness.engines.vllm.recipe import Vllm
 from harness.errors import EngineError, HarnessError, NotFoundError, NotPermittedError, UntrustedError
 from harness.model.record import LoadRequest, Model, Reported
 from harness.units import GIB, MIB
@@ -73,14 +72,10 @@ class VllmWorld(World):
         self.compiles = False
 
 
-class FakeVllm(FakeEngine, Vllm):
-    """The recipe with its own settings, whose server answers from the world."""
+class FakeVllm(FakeEngine):
+    """The recipe, whose server answers from the world."""
 
-    name = "vllm"  # type: ignore[misc]
-    persistent = False  # type: ignore[misc]
-    sandboxes = ("process",)  # type: ignore[misc, assignment]
-    policy = FakeEngine.policy  # type: ignore[misc, assignment]
-    launch = FakeEngine.launch
+    sandboxes = ("process",)
     world: VllmWorld
 
     def resolve(self, name: str, options: Options) -> Source:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Final
 
 import msgspec
 
 from harness.errors import OffloadLikelyError, UnknownVerdictError
+from harness.fit.load_plan import LoadOrder, NextLoad
 from harness.fit.vllm import VllmStart, block_interval
 from harness.fit.vllm_releases import KV_BYTES
 from harness.model.calibration import Calibration
 from harness.model.record import Load, LoadRequest, Machine, Record
 from harness.prediction.allocation import allocate
 from harness.text import at_least
-from harness.units import format_size
+from harness.units import format_size, from_gib
 
 #: What of a GPU is left alone, and the most that is asked for.
 SHARE_KEPT: Final = 0.02
@@ -23,9 +24,6 @@ MOST: Final = 0.9
 HOST_SHARE: Final = 0.25
 #: Starts of one length, with what the last one has said.
 TRIES: Final = 4
-
-#: Makes one load: its request and its number.
-MeasurePoint = Callable[[LoadRequest, int], Load]
 
 
 def plan(contexts: Sequence[int], train_context: int | None, num_batch: int | None) -> tuple[LoadRequest, ...]:
@@ -38,29 +36,29 @@ def plan(contexts: Sequence[int], train_context: int | None, num_batch: int | No
     return tuple(LoadRequest(context=context, num_batch=num_batch) for context in (wanted[-1], wanted[0]))
 
 
-def measure(point: MeasurePoint, loads: Sequence[LoadRequest], machine: Machine) -> None:
-    """The starts of a run, in order."""
+def order(loads: Sequence[LoadRequest], machine: Machine, free_bytes: Callable[[str], int | None]) -> LoadOrder:
+    """The starts of a run; ``free_bytes`` is what is free on a GPU, by its UUID."""
     if any(load.utilization is not None or load.kv_cache_bytes is not None for load in loads):
-        for step, request in enumerate(loads, 1):  # a plan that was made before, with everything in it
-            point(request, step)
+        for number, request in enumerate(loads, 1):  # a plan that was made before, with everything in it
+            yield NextLoad(request, number)
         return
-    share = first_share(machine)
+    share = first_share(machine, free_bytes)
     first = msgspec.structs.replace(loads[0], utilization=share)
-    load = _until_it_starts(point, first)
+    load = yield from _until_it_starts(first)
     if load is None:
         return
     if load.facts is not None and load.facts.vllm is not None and load.facts.vllm.compiled:
-        load = point(load.request, 1)  # compiling took memory that a start from the cache does not: that one counts
+        load = yield NextLoad(load.request, 1)  # compiling took memory that a start from the cache does not: that one counts
     short = min(loads[-1].context, load.request.context)
     version = (load.reported and load.reported.version) or (load.facts.engine_version if load.facts else None)
     size = exact_bytes(load, short) if at_least(version, KV_BYTES) else None
-    point(msgspec.structs.replace(load.request, context=short, kv_cache_bytes=size), len(loads))
+    yield NextLoad(msgspec.structs.replace(load.request, context=short, kv_cache_bytes=size), len(loads))
 
 
-def _until_it_starts(point: MeasurePoint, request: LoadRequest) -> Load | None:
+def _until_it_starts(request: LoadRequest) -> Generator[NextLoad, Load, Load | None]:
     """The load that became ready; ``None`` if none did."""
     for _ in range(TRIES):
-        load = point(request, 1)
+        load = yield NextLoad(request, 1)
         if load.outcome == "ok":
             return load
         again = corrected(load)
@@ -102,13 +100,10 @@ def exact_bytes(load: Load, context: int) -> int | None:
     return (max(need, dense) if hybrid else dense) * int(interval[1]) + 2 * int(interval[1])
 
 
-def first_share(machine: Machine) -> float:
+def first_share(machine: Machine, free_bytes: Callable[[str], int | None]) -> float:
     """The share of each GPU to ask for: what is free on the fullest, less a little."""
     if machine.target == "host":
         return HOST_SHARE
-    from harness.meters.nvml import free_bytes
-    from harness.units import from_gib
-
     shares = [
         free / from_gib(gpu.memory_gb)
         for gpu in machine.gpus
