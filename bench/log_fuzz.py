@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from harness.logs import parse_chunks, parse_log
-from harness.logs.lines import MAX_LINE
+from harness.logs.text import MAX_LINE
 
 GOLDEN: Final = Path(__file__).parents[1] / "tests" / "golden"
 JUNK: Final = (

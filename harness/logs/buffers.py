@@ -11,46 +11,45 @@ from typing import Final
 
 from harness.logs import oldest
 from harness.logs.building import MANY, MANY_LINES, Building, Cache, Model, Projector
+from harness.logs.numbers import COUNT, SIZE, count, mib
 from harness.logs.oldest import Part
-from harness.units import MIB
+from harness.model.facts import device_kind
 
-_NUMBER: Final = r"(\d{1,12}(?:\.\d{1,6})?)"
 BUFFER: Final = re.compile(
     r"(?<![\w~])(?P<where>[\w~]{1,80}):\s{1,80}(?P<device>\S{1,80})\s{1,80}"
-    r"(?P<what>model |KV |RS |compute |output |LoRA |)buffer size\s{0,8}=\s{0,16}"
-    r"(?P<size>\d{1,12}(?:\.\d{1,6})?) Mi?B"
+    r"(?P<what>model |KV |RS |compute |output |LoRA |)buffer size\s{0,8}=\s{0,16}" + SIZE + " Mi?B"
 )
-_SIZE: Final = re.compile(
-    r"size\s{0,8}=\s{0,16}"
-    + _NUMBER
-    + r" MiB \(\s{0,16}(?P<cells>\d{1,12}) cells,\s{0,16}(?P<layers>\d{1,6}) layers?,"
-    + r"\s{0,16}(?P<seqs>\d{1,6})(?:/(?P<streams>\d{1,6}))? seqs"
+TOTAL: Final = re.compile(
+    r"size\s{0,8}=\s{0,16}" + SIZE + r" MiB \(\s{0,16}" + COUNT + r" cells,\s{0,16}" + COUNT + r" layers?,"
+    r"\s{0,16}(?P<seqs>\d{1,6})(?:/\s{0,8}(?P<streams>\d{1,6}))? seqs"
 )
-_TYPES: Final = re.compile(r"K \((\w{1,16})\):.{1,40}V \((\w{1,16})\):")
+_SELF: Final = re.compile(r"KV self size\s{0,8}=\s{0,16}" + SIZE + " MiB")
+_HALF: Final = re.compile(r"\b(?P<half>K|V|c\^KV|kv\^T|kv) \((?P<type>\w{1,16})\):\s{0,16}" + SIZE + " MiB")
 _TYPES_ONLY: Final = re.compile(r"type_k = '(\w{1,16})', type_v = '(\w{1,16})'")
-_CREATING: Final = re.compile(r"creating\s{1,16}(?P<kind>[\w -]{0,40}?)\s?KV cache, size = (?P<cells>\d{1,12}) cells")
+_CREATING: Final = re.compile(r"creating\s{1,16}(?P<kind>[\w -]{0,40}?)\s?KV cache, size = " + COUNT + " cells")
 _VALUE: Final = re.compile(
-    r"(?:\bllama_\w{1,60}|\bllm_\w{1,60}|print_info|\binit):\s{1,16}"
-    r"(?P<key>n_ctx|n_seq_max|n_ubatch|flash_attn|n_ctx_train)\s{0,16}=\s{0,16}(?P<value>\w{1,40})"
+    r"(?<![\w.-])(?P<key>n_ctx|n_seq_max|n_ubatch|flash_attn|n_ctx_train|kv_size)\s{0,24}=\s{0,16}(?P<value>\w[\w,]{0,40})(?P<end>\s*$)?"
 )
 _FLASH: Final = re.compile(r"Flash Attention (?:was auto, set to )?(enabled|disabled)")
 _LAYER: Final = re.compile(r"llama_(?P<what>kv_cache|memory_recurrent)\w{0,20}[:,] layer\s{1,6}(?P<index>\d{1,4}): dev = ")
-_CLIP_SIZE: Final = re.compile(r"(?:load_hparams|clip_model_load\w{0,8}): model size:\s{0,16}" + _NUMBER + " Mi?B")
-_CLIP_COMPUTE: Final = re.compile(r"compute allocated memory: " + _NUMBER + " Mi?B")
+_CLIP_SIZE: Final = re.compile(r"(?:load_hparams|clip_model_load\w{0,8}): model size:\s{0,16}" + SIZE + " Mi?B")
+_CLIP_COMPUTE: Final = re.compile(r"compute allocated memory: " + SIZE + " Mi?B")
 _CLIP: Final = re.compile(r"CLIP using (\S{1,80}) backend")
+_OVERRIDDEN: Final = re.compile(r"[Tt]ensor (\S{1,200}) .{0,80}?buffer type overridd?en to (\S{1,80})")
+_COPIES: Final = re.compile(r"(?:sched copies = |n_copies=)(\d{1,6})")
 _PARTS: Final[dict[str, Part]] = {"RS ": "recurrent", "compute ": "compute", "output ": "output"}
 _FLAGS: Final = {"0": "disabled", "disabled": "disabled", "1": "enabled", "enabled": "enabled"}
 
 
 def buffer(load: Building, match: re.Match[str]) -> None:
     """A buffer of any kind but weights (``BUFFER``)."""
-    where, what, size = match["where"], match["what"], mib(match["size"])
+    where, what, size = match["where"], match["what"], mib(match[4])
     if where.startswith("~") or not what:
         return  # a destructor's report, or a buffer of something else
     load.lines += 1
     if load.lines > MANY_LINES:
         return
-    device, model = device_name(match["device"]), load.current
+    device, model = load.device(match["device"]), load.current
     load.seen = True
     if what == "KV ":
         caches = model.context.caches
@@ -71,37 +70,37 @@ def buffer(load: Building, match: re.Match[str]) -> None:
 
 
 def sizes(load: Building, line: str) -> bool:
-    """A line with a size that is no buffer's; whether it was one of ours."""
-    if "cells" in line and (size := _SIZE.search(line)):
-        _cache_size(load, size, line)
-    elif oldest.is_oldest(line):
-        load.oldest_device = oldest.read(load.oldest, line) or load.oldest_device
-        load.seen = load.seen or bool(load.oldest)
-        if types := _TYPES.search(line):
-            load.kv_types = (types[1], types[2])
+    """The size of a cache, or of a projector; whether the line was one of ours."""
+    if found := TOTAL.search(line):
+        if "K (" in line or "KV (" in line:
+            _cache_size(load, found, line)  # recurrent state has its own line per device
+    elif (found := _SELF.search(line)) and (halves := list(_HALF.finditer(line))):
+        load.current.context.kv_total, load.seen = mib(found[1]), True
+        load.kv_types = (halves[0]["type"], halves[-1]["type"])
     elif clip := _CLIP_SIZE.search(line):
         projector(load).weights = mib(clip[1])
     elif clip := _CLIP_COMPUTE.search(line):
         encoder = projector(load)
         encoder.compute[encoder.device] = mib(clip[1])
-    elif "[mtmd] estimated" in line:
-        load.projectors.clear()  # it was measured without being loaded
     else:
         return False
     return True
 
 
 def _cache_size(load: Building, match: re.Match[str], line: str) -> None:
-    if "K (" not in line:
-        return  # recurrent state
     caches = load.current.context.caches
-    if not caches:
+    if not caches or caches[-1].sized:
+        if len(caches) >= MANY:
+            return
         caches.append(Cache())
     cache = caches[-1]
-    cache.cells, cache.layers, cache.sized = int(match["cells"]), int(match["layers"]), True
+    load.seen = True
+    cache.total, cache.cells, cache.layers, cache.sized = mib(match[1]), count(match[2]), count(match[3]), True
     cache.slots, cache.streams = int(match["seqs"]), int(match["streams"] or 1) or 1
-    if types := _TYPES.search(line):
-        cache.types = (types[1], types[2])
+    if halves := list(_HALF.finditer(line)):
+        cache.types = (halves[0]["type"], halves[-1]["type"])
+        if len(halves) == 2:
+            cache.halves = (mib(halves[0][3]), mib(halves[1][3]))
 
 
 def creating(load: Building, line: str) -> bool:
@@ -109,8 +108,28 @@ def creating(load: Building, line: str) -> bool:
     found = _CREATING.search(line)
     load.lines += 1
     if found and len(load.current.context.caches) < MANY and load.lines <= MANY_LINES:
-        load.current.context.caches.append(Cache(int(found["cells"]), found["kind"] == "SWA"))
+        load.current.context.caches.append(Cache(count(found[2]), found["kind"] == "SWA"))
     return found is not None
+
+
+def overridden(load: Building, line: str) -> bool:
+    """A tensor is put elsewhere by choice; what counts is what goes to the host."""
+    found = _OVERRIDDEN.search(line)
+    tensors = load.current.overridden
+    if found and device_kind(found[2]) == "host" and len(tensors) < MANY_LINES:
+        tensors.add(found[1])
+    return found is not None
+
+
+def copies(load: Building, line: str) -> bool:
+    """How many copies of its inputs the scheduler keeps: four with pipeline parallelism."""
+    if (found := _COPIES.search(line)) and not _is_draft(load.current):
+        load.sched_copies = int(found[1])
+    elif "pipeline parallelism enabled" in line and load.sched_copies is None:
+        load.sched_copies = 4  # GGML_SCHED_MAX_COPIES, a constant of ggml-backend.cpp
+    elif "retrying without pipeline parallelism" in line:
+        load.sched_copies, load.failure = 1, None
+    return True
 
 
 def layer(load: Building, line: str) -> bool:
@@ -130,7 +149,7 @@ def clip(load: Building, line: str) -> bool:
     """An encoder is made; the lines that follow are its own."""
     found = _CLIP.search(line)
     if found and len(load.projectors) < MANY:
-        load.projectors.append(Projector(device_name(found[1])))
+        load.projectors.append(Projector(load.device(found[1])))
     return found is not None
 
 
@@ -141,34 +160,34 @@ def projector(load: Building) -> Projector:
     return load.projectors[-1]
 
 
-def setting(load: Building, line: str) -> bool:
-    """``key = value`` of a model or context; whether the line was one."""
-    if "type_k" in line and (types := _TYPES_ONLY.search(line)):
+def setting(load: Building, line: str, *, cut: bool = False) -> bool:
+    """``key = value`` of a model or context; whether the line was one. ``cut``: the line may lack its end, and so may its number."""
+    if types := _TYPES_ONLY.search(line):
         load.kv_types = (types[1], types[2])
-        return True
-    if "n_" not in line and "flash_attn" not in line:
-        return False
-    found = _VALUE.search(line)
-    if found is None:
-        return False
-    key, value = found["key"], found["value"]
+    taken = types is not None
+    for found in _VALUE.finditer(line):
+        taken = True
+        if not (cut and found["end"] is not None):
+            _set(load, found["key"], found["value"].rstrip(","))
+    return taken
+
+
+def _set(load: Building, key: str, value: str) -> None:
     model = load.current
     if key == "n_ctx_train":
         load.train_context = load.train_context or _count(value)
-        return True
-    if key in ("n_ctx", "n_seq_max") and model.contexts and model.contexts[-1].used:
-        model.new_context(model.draft)
-    if _is_draft(model):
-        return True
-    if key == "flash_attn":
+    elif _is_draft(model):
+        return
+    elif key == "flash_attn":
         load.flash, load.flash_said = _FLAGS.get(value), True  # type: ignore[assignment]
+    elif key == "kv_size":
+        load.context_cells = load.context_cells or _count(value)
     elif key == "n_ctx":
         load.context_cells = _count(value)
     elif key == "n_seq_max":
         load.parallel = _count(value)
     else:
         load.num_batch = _count(value)
-    return True
 
 
 def flash(load: Building, line: str) -> None:
@@ -185,30 +204,11 @@ def _is_draft(model: Model) -> bool:
     return model.draft or (bool(model.contexts) and model.contexts[-1].draft)
 
 
-def device_name(name: str) -> str:
-    """The device of a buffer type: ``RPC0`` without its address, a Metal buffer without its mapping.
-
-    Before 2025-10 an RPC device was named by its address alone (``RPC[host:port]``), which is kept.
-    """
-    short, bracket, _ = name.partition("[")
-    if bracket and (not short or not short[-1].isdigit()):
-        return name
-    for suffix in ("_Mapped", "_Private"):
-        if short.endswith(suffix) and short.startswith(("MTL", "Metal")):
-            return short.removesuffix(suffix)
-    return short
-
-
 def add(sizes: dict[str, int], device: str, size: int) -> None:
     """Add to what a device has."""
     if device in sizes or len(sizes) < MANY:
         sizes[device] = sizes.get(device, 0) + size
 
 
-def mib(text: str) -> int:
-    """Bytes of a figure in MiB."""
-    return round(float(text) * MIB)
-
-
 def _count(text: str) -> int | None:
-    return int(text) if text.isdecimal() and text.isascii() and len(text) <= 12 else None
+    return count(text) if re.fullmatch(COUNT, text, re.ASCII) else None

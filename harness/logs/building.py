@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from typing import Final, Literal
 
 from harness.logs import oldest
+from harness.logs.doubts import examine
 from harness.logs.oldest import Part
+from harness.units import MIB
 from harness.model.facts import (
     CacheFacts,
     DeviceFacts,
@@ -25,6 +27,8 @@ from harness.model.facts import (
 Flash = Literal["enabled", "disabled"]
 #: No load of a real engine has more devices, caches, contexts or models; a hostile log may, and memory stays flat.
 MANY: Final = 256
+#: The device of ``--split-mode tensor``: its buffers are the largest of the cards, only the sums of caches are whole.
+META: Final = "Meta()"
 #: The same for the lines of buffers of one load.
 MANY_LINES: Final = 100_000
 
@@ -34,17 +38,21 @@ class Cache:
 
     def __init__(self, cells: int | None = None, window: bool = False) -> None:
         self.cells, self.window = cells, window
+        self.announced = cells is not None
         self.streams = 1
         self.slots: int | None = None
         self.layers: int | None = None
         self.sized = False
         self.types: tuple[str, str] | None = None
+        #: Bytes of K and of V, and of both, where its ``size =`` line says them.
+        self.halves: tuple[int, int] | None = None
+        self.total: int | None = None
         self.devices: dict[str, int] = {}
 
     @property
     def size(self) -> int:
         """Bytes on all devices."""
-        return sum(self.devices.values())
+        return sum(self.devices.values()) or self.total or 0
 
 
 class Context:
@@ -53,12 +61,18 @@ class Context:
     def __init__(self, draft: bool = False) -> None:
         self.draft = draft
         self.caches: list[Cache] = []
+        self.kv_total: int | None = None
         self.parts: dict[tuple[str, Part], int] = {}
 
     @property
     def used(self) -> bool:
         """Whether anything was allocated in it."""
-        return bool(self.parts or self.caches)
+        return bool(self.parts or self.caches or self.kv_total is not None)
+
+    @property
+    def reserved(self) -> bool:
+        """Whether its compute buffers were reserved, which comes last."""
+        return any(part == "compute" for _, part in self.parts)
 
 
 class Model:
@@ -74,6 +88,7 @@ class Model:
         self.weights: dict[str, int] = {}
         self.lora: dict[str, int] = {}
         self.contexts: list[Context] = []
+        self.overridden: set[str] = set()
         self.signs: set[str] = set()
         self.slots_made = False
         self.again = False
@@ -82,6 +97,11 @@ class Model:
     def used(self) -> bool:
         """Whether weights or contexts were seen in this pass."""
         return bool(self.weights or any(context.used for context in self.contexts))
+
+    @property
+    def reserved(self) -> bool:
+        """Whether compute buffers were reserved: a pass that came so far holds what it will hold."""
+        return any(context.reserved for context in self.contexts)
 
     @property
     def context(self) -> Context:
@@ -113,7 +133,9 @@ class Projector:
 class Building:
     """Collects one load; :meth:`facts` freezes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 0, addresses: dict[str, str] | None = None) -> None:
+        self.number = number  # of the load in its log
+        self.addresses = dict(addresses or {})  # of remote devices, to their names
         self.engine: EngineName = "llama-server"
         self.dialect: Dialect = "llama.cpp"
         self.lines = 0
@@ -140,7 +162,12 @@ class Building:
         self.train_context: int | None = None
         self.graph_splits: int | None = None
         self.seconds: float | None = None
+        self.sched_copies: int | None = None
         self.fit_rows: list[FitRow] = []
+        self.fit_used: dict[str, int] = {}
+        self.fit_done = False
+        self.held: list[FitRow] = []  # the table of an engine that ends
+        self.reading: list[FitRow] = self.fit_rows
         self.layer_kinds: dict[int, str] = {}
         self.projected: int | None = None
         self.free: int | None = None
@@ -162,16 +189,30 @@ class Building:
         return self.models[-1]
 
     @property
+    def drafts(self) -> bool:
+        """Whether a draft was announced."""
+        return any(model.draft or any(context.draft for context in model.contexts) for model in self.models)
+
+    @property
     def progress(self) -> bool:
         """Whether anything of the load itself was seen."""
-        return self.seen or self.complete or self.failure is not None
+        return self.seen or self.complete or self.failure is not None or self.projects
+
+    @property
+    def projects(self) -> bool:
+        """Whether the engine said what it is going to need."""
+        return bool(self.fit_rows or self.fit_used or self.projected is not None)
 
     def restart(self, model: Model) -> None:
         """A new pass of ``model``: drop the one before, which was a fit probe or a try that failed."""
+        overridden = model.overridden if model.contexts == [] else set()
         model.clear()
+        model.overridden = overridden
         self.failure = None
         self.retrying = False
         if model is self.models[0]:
+            if self.held:  # it was the projection of a probe
+                self.fit_rows, self.held = self.held, []
             del self.models[1:]
             self.projectors.clear()
             self.oldest.clear()
@@ -187,6 +228,35 @@ class Building:
             return None
         return "".join(self.layer_kinds.get(index, "-") for index in range(max(self.layer_kinds) + 1))
 
+    def device(self, name: str, *, address: str = "") -> str:
+        """The device of a buffer type: a remote one by its address, a Metal buffer without its mapping, ``CUDA0_Split`` on ``CUDA0``.
+
+        llama.cpp calls the first device of every RPC server ``RPC0[host:port]`` in buffers. Before 2025-10 a device was named by
+        its address alone (``RPC[host:port]``), which is kept.
+        """
+        short, bracket, rest = name.partition("[")
+        address = address or rest.rstrip("]")
+        if address and short[-1:].isdigit():
+            taken, number = set(self.addresses.values()), 0
+            if bracket and address not in self.addresses and short in taken:
+                while f"RPC{number}" in taken:
+                    number += 1
+                short = f"RPC{number}"
+            if not bracket or address not in self.addresses:
+                if len(self.addresses) < MANY:
+                    self.addresses[address] = short
+                return short
+            return self.addresses[address]
+        if bracket:
+            self.addresses.setdefault(address, name)
+            return name
+        for suffix in ("_Mapped", "_Private"):
+            if short.endswith(suffix) and short.startswith(("MTL", "Metal")):
+                return short.removesuffix(suffix)
+        if short.endswith("_Split") and short[: -len("_Split")][-1:].isdigit():
+            return short.removesuffix("_Split")
+        return short.removesuffix("-REPACK")
+
     def devices(self) -> dict[str, DeviceFacts]:
         """All parts by device: caches, contexts, models and projectors add."""
         totals: dict[str, dict[str, int]] = {}
@@ -195,27 +265,52 @@ class Building:
             if device in totals or len(totals) < MANY:
                 parts = totals.setdefault(device, {})
                 parts[f"{part}_bytes"] = parts.get(f"{part}_bytes", 0) + size
-        return {name: DeviceFacts(kind=device_kind(name), **parts) for name, parts in totals.items()}
+        addresses = {name: address for address, name in self.addresses.items()}
+        rows = () if totals else self.held or self.fit_rows
+        if rows:
+            # Whole MiB, cut off: half of one is nearest. What a device does not hold is printed as 0.
+            kept = (("weights", "model"), ("kv_cache", "context"), ("compute", "compute"))
+            totals = {
+                row.device: {f"{part}_bytes": size + MIB // 2 for part, name in kept if (size := getattr(row, f"{name}_bytes"))}
+                for row in rows
+            }
+        return {
+            name: DeviceFacts(kind=device_kind(name), address=addresses.get(name), **parts) for name, parts in totals.items()
+        }
 
     def _figures(self) -> Iterator[tuple[str, Part, int]]:
         """Every figure of llama.cpp's: device, part, bytes."""
         for model in self.models:
-            yield from ((device, "weights", size) for device, size in model.weights.items())
+            yield from ((device, "weights", size) for device, size in model.weights.items() if device != META)
             yield from ((device, "lora", size) for device, size in model.lora.items())
         for projector in self.projectors:
             if projector.weights:
                 yield self._projector_device(projector.device), "projector", projector.weights
             yield from ((self._projector_device(place), "compute", size) for place, size in projector.compute.items())
-        for context in self._contexts():
+        for context in self.contexts():
             for cache in context.caches:
-                yield from ((device, "kv_cache", size) for device, size in cache.devices.items())
-            yield from ((device, part, size) for (device, part), size in context.parts.items())
+                if cache.total is not None and (not cache.devices or META in cache.devices):
+                    yield META if META in cache.devices else self._cache_device(), "kv_cache", cache.total
+                else:
+                    yield from ((device, "kv_cache", size) for device, size in cache.devices.items())
+            if context.kv_total is not None and not context.caches:
+                yield self._cache_device(), "kv_cache", context.kv_total
+            yield from ((device, part, size) for (device, part), size in context.parts.items() if device != META)
         if self.oldest.keys() - {"kv"}:
-            has_cache = any(context.caches for context in self._contexts())
+            has_cache = any(context.caches for context in self.contexts())
             found = oldest.spread(self.oldest, self.oldest_device, has_cache=has_cache)
             yield from ((device, part, size) for (device, part), size in found.items())
 
-    def _contexts(self) -> Iterator[Context]:
+    def _cache_device(self) -> str:
+        """Where a cache lies whose buffers the log does not name: on the only device that has all layers, or on the host."""
+        gpus = [device for device in self.models[0].weights if device_kind(device) == "gpu"]
+        if not gpus:
+            return "CPU"
+        whole = self.offloaded is not None and self.offloaded[0] == self.offloaded[1]
+        return gpus[0] if len(gpus) == 1 and whole else "unknown"
+
+    def contexts(self) -> Iterator[Context]:
+        """Every context of the load."""
         for model in self.models:
             yield from model.contexts
 
@@ -236,8 +331,10 @@ class Building:
 
     @property
     def uncertainty(self) -> int:
-        """How far the worst figure may be off, bytes (the Go engine prints a tenth of its unit)."""
-        return 0 if self.own else max((off for _, off in self._go_figures().values()), default=0)
+        """How far the worst figure may be off, bytes (the Go engine prints a tenth of its unit, a breakdown whole MiB)."""
+        if self.own:
+            return 0
+        return max((off for _, off in self._go_figures().values()), default=MIB // 2 if self.held or self.fit_rows else 0)
 
     def caches(self) -> tuple[CacheFacts, ...]:
         """Every cache that the log told apart."""
@@ -249,12 +346,12 @@ class Building:
                 role="draft" if context.draft else "window" if cache.window else "full",
                 devices=dict(cache.devices),
             )
-            for context in self._contexts()
+            for context in self.contexts()
             for cache in context.caches
         )
 
     def _all_caches(self) -> list[tuple[bool, Cache]]:
-        return [(context.draft, cache) for context in self._contexts() for cache in context.caches]
+        return [(context.draft, cache) for context in self.contexts() for cache in context.caches]
 
     def cells(self) -> int | None:
         """Cells of the largest cache over all streams, else the context as printed, else as asked for."""
@@ -296,14 +393,17 @@ class Building:
     def facts(self) -> LoadFacts:
         """The load as it stands."""
         fit = None
-        if self.fit_rows or self.projected is not None:
+        if self.projects:
             fit = FitFacts(
                 rows=tuple(self.fit_rows),
+                used=dict(self.fit_used),
                 projected_bytes=self.projected,
                 free_bytes=self.free,
                 target_bytes=self.target,
             )
         batch = self.asked.get("batch", "")
+        guessed = bool(self.go) if self.estimated else not self.go and not self.held and self.projects
+        doubts, checked = examine(self)
         return LoadFacts(
             engine=self.engine,
             dialect=self.dialect,
@@ -319,8 +419,12 @@ class Building:
             complete=self.complete,
             failed=self.failure is not None and not self.complete,
             failure=None if self.complete else self.failure,
-            estimated=self.estimated and bool(self.go) and not self.own,
+            estimated=guessed and not self.own,
             devices=self.devices(),
+            sched_copies=self.sched_copies,
+            overridden_tensors=len(self.models[0].overridden) or None,
+            doubts=doubts,
+            checked=checked,
             engine_version=self.version,
             caches=self.caches(),
             graph_splits=self.graph_splits,

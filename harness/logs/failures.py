@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_SIGNS: Final = (
+from harness.logs.slog import pairs
+
+SIGNS: Final = (
     "out of memory", "emory allocation of size", "OutOfDeviceMemory", "OutOfHostMemory", "Malloc failed",
     "failed to allocate", "unable to allocate", "error loading model", "failed to load model",
     "failed to open GGUF", "unable to load model", "unable to create llama context",
@@ -31,22 +33,26 @@ _NOT: Final = (
     "failed to fit",
     "GPU discovery",
     "refresh free memory",
+    "failed to measure",
+    "fmt.Errorf(",
+    "errors.New(",
 )
-_SIGN: Final = re.compile("|".join(map(re.escape, _SIGNS)))
-#: One of these stands in every sign: a line without them is not searched for all.
-_ROOTS: Final = (
-    "rror", "ailed", "emory", "nable to", "erminated", "timed out", "ASSERT", "SIG", "signal", "unknown model", "magic",
-    "exception", "quantiz", "DeviceLost", "requires", "longer", "aborting", "exit", "Segm", "Illegal", "crashed", "buffer",
-)  # fmt: skip
+_SIGN: Final = re.compile("|".join(map(re.escape, SIGNS)))
+#: Where the engine's own words begin: a function, or a file and a line.
+_OWN: Final = re.compile(r"(?<![\w/.])(?:[\w/.-]{1,200}\.(?:c|cc|cpp|cu|cuh|h|hpp|m|mm):\d{1,6}: |(?:ggml|gguf|llama|llm|common|clip|alloc|load|mtmd|srv|main)\w{0,60}: )")
+_TRACE: Final = re.compile(r"^\s*(?:/\S+|\w+)\.go:\d{1,6}(?: \+0x[\da-f]+)?$|^goroutine \d")
 
 
 def cause(line: str) -> str | None:
-    """The line, in one piece, if it says that a load failed."""
-    for root in _ROOTS:
-        if root in line:
-            break
-    else:
+    """Why a load failed, in the engine's words and in one piece, if the line says so."""
+    if _SIGN.search(line) is None or any(other in line for other in _NOT) or _TRACE.search(line):
         return None
-    if _SIGN.search(line) is None or any(other in line for other in _NOT):
-        return None
+    if "level=" in line and "msg=" in line:
+        fields = pairs(line)
+        text = ": ".join(fields[key] for key in ("msg", "error", "err") if fields.get(key))
+        if fields.get("level") in ("INFO", "DEBUG", "TRACE") and "error" not in fields and "err" not in fields and "failed" not in text.lower() and "aborting" not in text:
+            return None
+        line = text or line
+    elif own := _OWN.search(line):
+        line = line[own.start() :]
     return " ".join(line.split())[:400]

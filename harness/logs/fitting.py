@@ -6,57 +6,87 @@ Integer MiB, truncated. A projection is no allocation: its rows never become dev
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final
 
 from harness.logs.building import MANY, Building
 from harness.model.facts import FitRow
 from harness.units import MIB
 
+#: A row may have lost what stands before the device's name; ``RPC0 (host:port)`` says where it listens.
 _ROW: Final = re.compile(
-    r"\|\s{1,8}- (?P<device>\S{1,80})[^|]{0,200}\|\s*(?:(?P<total>-?\d{1,12}) =\s*(?P<free>-?\d{1,12}) \+ \(\s*)?"
-    r"(?P<self>\d{1,12}) =\s*(?P<model>\d{1,12}) \+\s*(?P<context>\d{1,12}) \+\s*(?P<compute>\d{1,12})"
+    r"(?<![\w.-])(?P<device>[A-Z][\w-]{1,80}(?:\(\))?)(?: \((?P<what>[^|]{0,200})\))?\s{0,200}\|\s{0,200}"
+    r"(?:(?P<total>-?\d{1,12}) = {0,8}(?P<free>-?\d{1,12}) \+ \( {0,8})?"
+    r"(?P<self>\d{1,12}) = {0,8}(?P<model>\d{1,12}) \+ {0,8}(?P<context>\d{1,12}) \+ {0,8}(?P<compute>\d{1,12})"
 )
 _PROJECTED: Final = re.compile(r"projected to use (\d{1,12}) MiB of (?:device|host) memory vs\. (\d{1,12}) MiB")
 _TARGET: Final = re.compile(r"(?:will leave -?\d{1,12} >= |free memory target of )(\d{1,12}) MiB")
-_LAYERS: Final = re.compile(r"- (?P<device>\S{1,80}) .{0,200}?:\s*\d{1,6} layers(?: \(\s*(?P<over>\d{1,6}) overflowing\))?,")
+_LAYERS: Final = re.compile(r"(?P<device>[A-Z]\w{1,80}) .{0,200}?:\s*\d{1,6} layers(?: \(\s*(?P<over>\d{1,6}) overflowing\))?,\s*(?:(?P<used>\d{1,12}) MiB used)?")
+_USED: Final = re.compile(r"(?P<device>[A-Z]\w{1,80}) .{0,200}?:\s*\d{1,12} total,\s*(?P<used>\d{1,12}) used,")
+_ADDRESS: Final = re.compile(r"\S{1,200}:\d{1,5}")
 
 
-def is_fit(line: str) -> bool:
-    """Whether a line belongs to a projection."""
-    return "_fit" in line or "breakdown" in line
-
-
-def read(load: Building, line: str) -> None:
-    """Take one such line."""
+def read(load: Building, line: str) -> bool:
+    """Take a line of the projection, or of the table that an engine prints when it ends; whether it was one."""
+    taken = False
+    if "memory breakdown [MiB]" in line:
+        _table(load)
+        taken = True
+    for row in _ROW.finditer(line):
+        taken = True
+        size = {name: int(row[name]) * MIB if row[name] else None for name in ("total", "free", "self", "model", "context", "compute")}
+        _take(load, row["device"], row["what"] or "", size)
     if load.complete:
-        return  # the table is printed again at exit
-    if "error while trying to fit" in line:
-        load.failure = None  # the projection failed; the load itself is tried all the same
-    elif "memory breakdown [MiB]" in line:
-        load.fit_rows = []
-    elif row := _ROW.search(line):
-        if len(load.fit_rows) < MANY:
-            load.fit_rows.append(_row(row))
-    elif projected := _PROJECTED.search(line):
+        return taken
+    if projected := _PROJECTED.search(line):
         load.projected, load.free = int(projected[1]) * MIB, int(projected[2]) * MIB
         load.overflow, load.nothing_overflows = {}, False
-    elif (layers := _LAYERS.search(line)) and len(load.overflow) < MANY:
-        load.overflow[layers["device"]] = int(layers["over"] or 0)
+    for layers in (*_LAYERS.finditer(line), *_USED.finditer(line)):
+        taken = True
+        if len(load.overflow) < MANY and len(load.fit_used) < MANY:
+            if "over" in layers.re.groupindex:
+                load.overflow[layers["device"]] = int(layers["over"] or 0)
+            if layers["used"]:
+                load.fit_used[layers["device"]] = int(layers["used"]) * MIB
     if target := _TARGET.search(line):
         load.target = int(target[1]) * MIB
+    if target or "no changes needed" in line:
         load.nothing_overflows = "no changes needed" in line
+        load.fit_done = True
+    return taken or projected is not None or target is not None
 
 
-def _row(row: re.Match[str]) -> FitRow:
-    def size(name: str) -> int | None:
-        return None if row[name] is None else int(row[name]) * MIB
+def record(load: Building, data: dict[str, Any]) -> bool:
+    """The same table of ``--log-jsonl`` (``fit_memory_breakdown``, common/fit.cpp, since b11300)."""
+    _table(load)
+    rows = data.get("rows")
+    for row in rows if isinstance(rows, list) else ():
+        if isinstance(row, dict) and isinstance(row.get("name"), str):
+            size = {name: value * MIB if isinstance(value := row.get(name), int) and abs(value) < 1 << 40 else None for name in ("total", "free", "self", "model", "context", "compute")}
+            _take(load, row["name"][:80], str(row.get("description", "")), size)
+    return True
 
-    return FitRow(
-        device=row["device"].split("[", 1)[0] or row["device"],
-        total_bytes=size("total"),
-        free_bytes=size("free"),
-        self_bytes=size("self") or 0,
-        model_bytes=size("model") or 0,
-        context_bytes=size("context") or 0,
-        compute_bytes=size("compute") or 0,
+
+def _table(load: Building) -> None:
+    """A table begins: what is held, once the engine has reserved everything; a projection before."""
+    ended = load.complete or load.current.reserved
+    if ended:
+        load.held = load.reading = []
+    else:
+        load.fit_rows = load.reading = []
+
+
+def _take(load: Building, device: str, what: str, size: dict[str, int | None]) -> None:
+    if len(load.reading) >= MANY:
+        return
+    remote = device.startswith("RPC") and _ADDRESS.fullmatch(what)
+    load.reading.append(
+        FitRow(
+            device=load.device(device, address=what) if remote else load.device(device),
+            total_bytes=size["total"],
+            free_bytes=size["free"],
+            self_bytes=size["self"] or 0,
+            model_bytes=size["model"] or 0,
+            context_bytes=size["context"] or 0,
+            compute_bytes=size["compute"] or 0,
+        )
     )

@@ -1,70 +1,66 @@
-"""llama.cpp's lines, on their own or between Ollama's, and Ollama's around them: where a load begins and ends.
+"""Steps 3 and 4 for llama.cpp and Ollama: which messages hold a fact, and where a load begins and ends.
 
-What the lines of a load say is read in ``buffers`` (llama.cpp), ``oldest`` (llama.cpp of 2023), ``fitting`` (its projection)
-and ``ollama_go`` (Ollama's own engine).
+``TABLE`` says by which words a message is known, who takes it, and which program printed it when. What the messages of a load say
+is read in ``buffers`` (llama.cpp), ``oldest`` (llama.cpp of 2023), ``fitting`` (its projection) and ``ollama_go`` (Ollama's own
+engine). Builds are llama.cpp's numbers (b1234), releases Ollama's (0.1.2).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Final
 
 from harness.logs import buffers, failures, fitting, markers, oldest, ollama_go
-from harness.logs.building import MANY, Building, Model
+from harness.logs.building import MANY, MANY_LINES, Building, Model
 from harness.logs.slog import pairs
+from harness.logs.table import Row, ignored
+from harness.logs.unwrap import Message
 from harness.model.facts import LoadFacts
 
 _OFFLOADED: Final = re.compile(r"offloaded (\d{1,6})/(\d{1,6}) layers to GPU")
-_SLOTS: Final = re.compile(r"n_slots\"?\s?[=:]\s?(\d{1,6})")
+_SLOTS: Final = re.compile(r"n_slots\"?\s?[=:]\s?(\d{1,6})(?!\d)")
 _SLOT_CELLS: Final = re.compile(r"n_ctx_slot = (\d{1,12}), kv_unified = '(true|false)'")
 _LOADING: Final = re.compile(r"loading model '(?P<path>[^']{1,4096})'")
-_SPLITS: Final = re.compile(r"graph splits = (\d{1,9})")
+_SPLITS: Final = re.compile(r"(?:graph splits = |graph: .{0,60}\bsplits = )(\d{1,9})(?!\d)")
 _STARTED: Final = re.compile(r"(?:llama-server|llama runner|runner) started in (\d{1,9}(?:\.\d{1,9})?) seconds")
 #: ``HTTP server is listening`` is none: it is printed before the model is loaded (tools/server, since 2024-01).
 _READY: Final = re.compile(
     r"\bmodel loaded\b|(?<!HTTP )server is listening|llama server listening at|: listening on|llama main loop"
 )
 _VERSION: Final = re.compile(r"Listening on .{1,100}\(version ([^)\s]{1,40})\)")
-_ANNOUNCED: Final = ("using llama-server for model", "loading model via llama-server", "new model will fit")
+_REMOTE: Final = re.compile(r"\b(RPC\d{1,4})\s{0,16}(?::\s|\()(\S{1,200}:\d{1,5})[ )]")
 #: Signs that Ollama wrote this log, in lines that are not slog's.
-_OLLAMA: Final = ("ollama[", "ollama  |", "llama.go:", "routes.go:", "ext_server", "/blobs/sha256", "\\blobs\\sha256")
+_OLLAMA: Final = ("llama.go:", "routes.go:", "ext_server", "/blobs/sha256", "\\blobs\\sha256")
 
 
 class LlamaReader:
-    """Takes cleaned lines; collects loads."""
+    """Takes messages; collects loads. ``numbers`` counts the loads of the whole log."""
 
-    def __init__(self) -> None:
-        self._done: list[LoadFacts] = []
+    def __init__(self, numbers: Iterator[int]) -> None:
+        self._numbers = numbers
+        self._done: list[tuple[int, LoadFacts]] = []
         self._load: Building | None = None
         self._ollama = False
         self._version: str | None = None
         self._announced: str | None = None
+        self._addresses: dict[str, str] = {}
 
-    def finish(self) -> list[LoadFacts]:
-        """The loads, in order."""
+    def finish(self) -> list[tuple[int, LoadFacts]]:
+        """The loads with their numbers."""
         self._close(last=True)
         return self._done
 
-    def feed_line(self, line: str) -> None:
-        """Look at one line."""
-        if "level=" in line and "msg=" in line:
+    def note(self, message: Message) -> None:
+        """Who wrote a message."""
+        if not self._ollama and ("ollama" in message.program or any(sign in message.text for sign in _OLLAMA)):
             self._ollama = True
-            begin = line.find("time=")
-            if begin > 0 and ": " in line[:begin]:
-                self._llama(line[:begin])  # text without a newline stood before
-                line = line[begin:]
-            self._slog(line)
-            return
-        if not self._ollama and any(sign in line for sign in _OLLAMA):
-            self._ollama = True
-        self._llama(line)
 
     # -- loads ------------------------------------------------------------------------------------------------------
 
     def _open(self) -> Building:
         if self._load is None:
-            self._load = Building()
+            self._load = Building(next(self._numbers), self._addresses)
             self._load.model, self._announced = self._announced, None
         return self._load
 
@@ -94,16 +90,24 @@ class LlamaReader:
             load.dialect = "ollama-go" if go else "ollama-llama.cpp"
         facts = load.facts()
         if facts.devices or facts.failed or facts.fit is not None or facts.complete or load.started:
-            self._done.append(facts)
+            self._done.append((load.number, facts))
 
-    def _begin(self, line: str) -> bool:
+    def _another(self) -> Building:
+        self._close()
+        return self._open()
+
+    # -- Ollama's own lines -----------------------------------------------------------------------------------------
+
+    def _begin(self, message: Message) -> bool:
         """A start marker of Ollama: a runner or server for a model."""
-        command = markers.command(line)
+        if "error starting" in message.text:
+            return False
+        self._ollama = True
+        command = markers.command(message.text)
         model = markers.model_of(command)
         if command and model is None:
             return True  # a discovery runner loads nothing
-        self._close()
-        load = self._open()
+        load = self._another()
         load.started = True
         load.model = model or load.model
         load.asked = markers.arguments(command)
@@ -111,78 +115,96 @@ class LlamaReader:
         load.llama_engine = bool(command) and not load.go_engine
         return True
 
-    # -- Ollama's own lines -----------------------------------------------------------------------------------------
+    def _go(self, message: Message) -> bool:
+        text = message.text
+        if "msg=" not in text:
+            return False
+        self._ollama = True
+        if self._load is not None and self._load.complete and ollama_go.opens_load(text):
+            self._close()
+        ollama_go.read(self._open(), text)
+        return True
 
-    def _slog(self, line: str) -> None:
-        if any(start in line for start in markers.STARTS) and "error starting" not in line:
-            self._begin(line)
-        elif ollama_go.is_figure(line):
-            if self._load is not None and self._load.complete and ollama_go.opens_load(line):
-                self._close()
-            ollama_go.read(self._open(), line)
-        elif any(sign in line for sign in _ANNOUNCED):
-            self._announce(line)
-        elif "Loading Dynamic llm server" in line:
-            self._library(line)
-        elif "retrying" in line and self._load is not None and not self._load.complete:
-            self._load.retrying = True
-        elif not self._said(line):
-            self._failure(line)
-
-    def _announce(self, line: str) -> None:
+    def _announce(self, message: Message) -> bool:
         """The model is named before its engine starts, or (``loading model via``) right after."""
-        model = pairs(line).get("model")
-        if self._load is not None and self._load.started and not self._load.complete:
-            self._load.model = self._load.model or model
-        elif self._load is None or self._load.complete or self._load.failure is not None:
+        self._ollama = True
+        model = pairs(message.text).get("model")
+        load = self._load
+        if load is None or ((load.complete or load.failure is not None) and not (load.started and not load.complete)):
             self._announced = model
         else:
-            self._load.model = self._load.model or model
+            load.model = load.model or model
+        return True
 
-    def _said(self, line: str) -> bool:
-        """Whether a line says that something is ready, or what runs."""
-        if "istening on" in line and (version := _VERSION.search(line)):
-            self._version = version[1]
+    def _library(self, _: Message) -> bool:
+        """Ollama 0.1.18 - 0.1.31 loads in a library of the server itself."""
+        self._ollama = True
+        self._another().started = True
+        return True
+
+    def _retry(self, message: Message) -> bool:
+        if "level=" not in message.text or self._load is None or self._load.complete:
+            return False
+        self._load.retrying = True
+        return True
+
+    def _listens(self, message: Message) -> bool:
+        if version := _VERSION.search(message.text):
+            self._version, self._ollama = version[1], True
             return True
+        return self._ready(message)
+
+    def _started(self, message: Message) -> bool:
+        started = _STARTED.search(message.text)
+        self._ollama = self._ollama or started is not None
+        if started and self._load is not None:
+            self._load.complete, self._load.seconds = True, float(started[1])
+        return started is not None
+
+    def _ready(self, message: Message) -> bool:
+        if _READY.search(message.text) is None:
+            return False
         load = self._load
-        if "started in" in line and (started := _STARTED.search(line)):
-            if load is not None:
-                load.complete, load.seconds = True, float(started[1])
-            return True
-        if ("oaded" in line or "isten" in line or "main loop" in line) and _READY.search(line):
-            if load is not None and (load.progress or load.started):
-                load.complete = True
-            return True
-        return False
+        if load is not None and (load.progress or load.started):
+            load.complete = True
+            if message.fields and isinstance(slots := message.fields.get("n_slots"), int):
+                load.slots = load.slots or slots
+        return True
 
-    def _failure(self, line: str) -> None:
+    def _failure(self, message: Message) -> bool:
         load = self._load
         if load is None or load.complete or load.failure is not None:
-            if load is not None and "retrying without" in line:
+            if load is not None and "retrying without" in message.text:
                 load.failure = None
-            return
-        load.failure = failures.cause(line)
+            return False
+        load.failure = failures.cause(message.text)
         if load.failure is not None:
             load.given_up = not (load.own or load.current.signs)
+        return load.failure is not None
 
     # -- llama.cpp's lines ------------------------------------------------------------------------------------------
 
-    def _llama(self, line: str) -> None:
-        if "buffer size" in line:
-            for match in buffers.BUFFER.finditer(line):
-                if "load_tensors" in match["where"] or match["what"] == "model ":
-                    self._weights(match)
-                else:
-                    buffers.buffer(self._open(), match)
-        elif fitting.is_fit(line):
-            fitting.read(self._open(), line)
-        elif "MiB" in line or " MB" in line:
-            if not buffers.sizes(self._open(), line):
-                self._failure(line)
-        elif "offload" in line and (offloaded := _OFFLOADED.search(line)):
-            self._layers(int(offloaded[1]), int(offloaded[2]))
-        elif "= " not in line or not buffers.setting(self._open(), line):
-            self._words(line)
+    def _buffers(self, message: Message) -> bool:
+        found = False
+        for match in buffers.BUFFER.finditer(message.text):
+            found = True
+            if "load_tensors" in match["where"] or match["what"] == "model ":
+                self._weights(match)
+            else:
+                self._buffer(match)
+        return found
+
+    def _buffer(self, match: re.Match[str]) -> None:
+        if match["what"] == "KV " and not match["where"].startswith("~"):
+            self._begins_again()
+        buffers.buffer(self._open(), match)
+
+    def _begins_again(self) -> None:
+        """A cache after everything was reserved, and no draft that it could belong to: another run follows in one paste."""
+        load = self._open()
+        contexts = load.current.contexts
+        if contexts and contexts[-1].reserved and contexts[-1].caches and not load.drafts and load.models[0].contexts:
+            self._another()
 
     def _weights(self, match: re.Match[str]) -> None:
         load = self._fresh(tensors=True)
@@ -190,14 +212,22 @@ class LlamaReader:
         model = load.current
         if model.again or any(context.used for context in model.contexts):
             load.restart(model)  # a new pass: what came before was a fit probe or a try that failed
-        # A model in several files has several lines for one device.
-        buffers.add(model.weights, buffers.device_name(match["device"]), buffers.mib(match["size"]))
+        if load.lines < MANY_LINES:
+            load.lines += 1
+            # A model in several files has several lines for one device.
+            buffers.add(model.weights, load.device(match["device"]), buffers.mib(match[4]))
 
-    def _layers(self, offloaded: int, total: int) -> None:
+    def _layers(self, message: Message) -> bool:
+        found = _OFFLOADED.search(message.text)
+        if found is None:
+            return False
+        if "msg=" in message.text:
+            return self._go(message)
         load = self._fresh(tensors=True)
         self._pass(load, "layers")
         if not load.current.draft:
-            load.offloaded = (offloaded, total)
+            load.offloaded = (int(found[1]), int(found[2]))
+        return True
 
     def _pass(self, load: Building, sign: str) -> None:
         """A line that stands once in a pass: seen again, or behind contexts, it begins a new one."""
@@ -206,121 +236,237 @@ class LlamaReader:
             load.restart(model)
         model.signs.add(sign)
 
-    def _words(self, line: str) -> None:
-        for sign, take in _WORDS:
-            if sign in line and take(self, line):
-                return
-        if not self._said(line):
-            self._failure(line)
+    def _sizes(self, message: Message) -> bool:
+        load = self._open()
+        caches = load.current.context.caches
+        if (found := buffers.TOTAL.search(message.text)) and caches and not load.drafts:
+            last = caches[-1]
+            twin = (buffers.count(found[2]), buffers.count(found[3]))
+            if not last.announced and any(one.sized and (one.cells, one.layers) == twin for one in caches):
+                load.current.context.caches = [one for one in caches if one.sized]
+                load = self._another()  # two runs in one paste: one context has no two caches alike
+                if not last.sized:
+                    load.current.context.caches.append(last)
+        return buffers.sizes(load, message.text)
 
-    def _library(self, _line: str) -> bool:
-        """Ollama 0.1.18 - 0.1.31 loads in a library of the server itself."""
-        self._close()
-        self._open().started = True
+    def _creating(self, message: Message) -> bool:
+        return buffers.creating(self._open(), message.text)
+
+    def _setting(self, message: Message) -> bool:
+        if "slot" in message.text:
+            return True  # of a request
+        model = self._open().current
+        if ("n_ctx " in message.text or "n_seq_max" in message.text) and model.contexts and model.contexts[-1].used:
+            self._context(message)
+        return buffers.setting(self._open(), message.text, cut=message.cut)
+
+    def _flash(self, message: Message) -> bool:
+        buffers.flash(self._open(), message.text)
         return True
 
-    def _creating(self, line: str) -> bool:
-        return buffers.creating(self._open(), line)
-
-    def _flash(self, line: str) -> bool:
-        buffers.flash(self._open(), line)
-        return True
-
-    def _context(self, line: str) -> bool:
+    def _context(self, message: Message) -> bool:
         model = self._open().current
         model.new_context(model.draft)
         return True
 
-    def _draft_context(self, line: str) -> bool:
-        if "creating" in line:
+    def _draft_context(self, message: Message) -> bool:
+        if "creating" in message.text:
             self._open().current.new_context(draft=True)
-        return "creating" in line
+        return "creating" in message.text
 
-    def _draft_model(self, line: str) -> bool:
+    def _draft_model(self, message: Message) -> bool:
         models = self._open().models
         if len(models) < MANY:
             models.append(Model(draft=True))
         return True
 
-    def _tokens(self, line: str) -> bool:
+    def _tokens(self, message: Message) -> bool:
         """A model that was read for its tokens only."""
         if self._load is not None and not self._load.started and not self._load.own:
             self._load = None
         return True
 
-    def _encoder(self, line: str) -> bool:
-        return buffers.clip(self._open(), line)
+    def _encoder(self, message: Message) -> bool:
+        return buffers.clip(self._open(), message.text)
 
-    def _splits(self, line: str) -> bool:
-        if self._load is not None and "compute_meta" not in line and (splits := _SPLITS.search(line)):
-            self._load.graph_splits = int(splits[1])
+    def _estimated(self, message: Message) -> bool:
+        if "[mtmd]" in message.text and self._load is not None:
+            self._load.projectors.clear()  # it was measured without being loaded
         return True
 
-    def _layer(self, line: str) -> bool:
-        return buffers.layer(self._open(), line)
+    def _splits(self, message: Message) -> bool:
+        splits = _SPLITS.search(message.text)
+        if splits and self._load is not None and "compute_meta" not in message.text:
+            self._load.graph_splits = int(splits[1])
+        return splits is not None
 
-    def _slots(self, line: str) -> bool:
-        if (slots := _SLOTS.search(line)) is None:
+    def _copies(self, message: Message) -> bool:
+        return buffers.copies(self._open(), message.text) if self._load is not None else True
+
+    def _layer(self, message: Message) -> bool:
+        return buffers.layer(self._open(), message.text)
+
+    def _overridden(self, message: Message) -> bool:
+        return buffers.overridden(self._fresh(tensors=True), message.text)
+
+    def _slots(self, message: Message) -> bool:
+        fields = message.fields or {}
+        slots = fields.get("n_slots")
+        if found := _SLOTS.search(message.text):
+            slots = int(found[1])
+        if not isinstance(slots, int) or slots > 10**6:
             return False
         load = self._open()
-        load.slots, load.current.slots_made = int(slots[1]), True
-        if each := _SLOT_CELLS.search(line):
+        load.slots, load.current.slots_made = slots, True
+        if each := _SLOT_CELLS.search(message.text):
             load.slot_cells = int(each[1]) * (1 if each[2] == "true" else load.slots)
         return True
 
-    def _oldest(self, line: str) -> bool:
+    def _oldest(self, message: Message) -> bool:
         load = self._open()
-        load.oldest_device = oldest.read(load.oldest, line) or load.oldest_device
-        return True
+        before = len(load.oldest)
+        load.oldest_device = oldest.read(load.oldest, message.text) or load.oldest_device
+        load.seen = load.seen or bool(load.oldest)
+        return len(load.oldest) > before or bool(load.oldest)
 
-    def _meta(self, line: str) -> bool:
-        path, version, _ = line.partition(" tensors from ")[2].rpartition(" (version GGUF")
-        if not version:
-            return False
+    def _remote(self, message: Message) -> bool:
+        remotes = {address: name for name, address in _REMOTE.findall(message.text)}
+        if len(self._addresses) < MANY:
+            self._addresses.update(remotes)
+            if self._load is not None:
+                self._load.addresses.update(remotes)
+        return bool(remotes)
+
+    def _fit(self, message: Message) -> bool:
+        text = message.text
+        if "initial parameters:" in text and self._load is not None and self._load.fit_done and not self._load.own:
+            self._close()  # another projection
+        if "error while trying to fit" in text and self._load is not None:
+            self._load.failure = None  # the projection failed; the load itself is tried all the same
+            return True
+        if self._load is not None and self._load.failure is not None and "initial parameters:" in text:
+            self._fresh()
+        return fitting.read(self._open(), text)
+
+    def _fit_record(self, message: Message) -> bool:
+        data = (message.fields or {}).get("data")
+        return isinstance(data, dict) and fitting.record(self._open(), data)
+
+    def _meta(self, message: Message) -> bool:
+        path, version, _ = message.text.partition(" tensors from ")[2].partition(" (version GGUF")
+        if not version or "clip" in message.text.partition("loaded meta")[0][-40:]:
+            return bool(path)
         load = self._fresh(tensors=True)
         main = load.models[0]
         if load.current.draft and load.current.used and path == main.path:
             load.restart(main)
         elif not load.current.draft and main.used and main.path not in (None, path):
-            self._close()  # the one before was cut off
-            load = self._open()
+            load = self._another()  # the one before was cut off
         # The file is read again: for another pass, whose tensors follow, or for its tokens only.
         load.current.path, load.current.again = path, load.current.used
         return True
 
-    def _loading(self, line: str) -> bool:
+    def _loading(self, message: Message) -> bool:
         """llama-server begins: in a load that a marker of Ollama opened, or in one of its own."""
-        if "loading model tensors" in line:
+        if "loading model tensors" in message.text:
             self._pass(self._fresh(tensors=True), "tensors")
             return True
-        found = _LOADING.search(line)
-        if found is None and "main: loading model" not in line:
+        found = _LOADING.search(message.text)
+        if found is None and "main: loading model" not in message.text:
             return False
         load = self._fresh()
         if load.seen or (found and not self._ollama and load.started and load.model not in (None, found["path"])):
-            self._close()
-            load = self._open()
+            load = self._another()
         load.started = True
         load.model = load.model or (found["path"] if found else None)
         return True
 
 
-#: Words of llama.cpp, and who takes a line with them; the first that takes it has it.
-_WORDS: Final[tuple[tuple[str, Callable[[LlamaReader, str], bool]], ...]] = (
-    ("KV cache, size", LlamaReader._creating),
-    ("Flash Attention", LlamaReader._flash),
-    ("constructing llama_context", LlamaReader._context),
-    ("draft context", LlamaReader._draft_context),
-    ("loading draft model", LlamaReader._draft_model),
-    ("loaded meta data", LlamaReader._meta),
-    ("loading model", LlamaReader._loading),
-    ("vocab only", LlamaReader._tokens),
-    ("CLIP using", LlamaReader._encoder),
-    ("graph splits = ", LlamaReader._splits),
-    (": dev = ", LlamaReader._layer),
-    ("n_slots", LlamaReader._slots),
-    ("starting llama runner", LlamaReader._begin),
-    ("Initializing internal llama server", LlamaReader._library),
-    ("cache to GPU", LlamaReader._oldest),
-    (" for GPU accel", LlamaReader._oldest),
-)
+_CPP, _SERVER, _OLLAMA_GO = "llama.cpp ", "llama.cpp tools/server/", "ollama "
+
+#: Every kind of message that is looked at. A sign holds no quote and no digit, so that no wrapping hides it.
+TABLE: Final = (
+    # what was allocated
+    Row("buffer size", LlamaReader._buffers, _CPP + "src/llama-model.cpp, llama-kv-cache.cpp, llama-context.cpp, since b1800; tools/mtmd/clip.cpp since b5200"),
+    Row(" cells,", LlamaReader._sizes, _CPP + "src/llama-kv-cache.cpp, since b5900"),
+    Row("KV self size", LlamaReader._sizes, _CPP + "src/llama.cpp, b1800 to b5900"),
+    Row("model size:", LlamaReader._sizes, _CPP + "tools/mtmd/clip.cpp, since b2000"),
+    Row("compute allocated memory", LlamaReader._sizes, _CPP + "examples/llava/clip.cpp, b1800 to b4900"),
+    Row("KV cache, size", LlamaReader._creating, _CPP + "src/llama-kv-cache-iswa.cpp, since b5500"),
+    Row("CLIP using", LlamaReader._encoder, _CPP + "tools/mtmd/clip.cpp, since b1800"),
+    Row("VRAM", LlamaReader._oldest, _CPP + "llama.cpp, b600 to b1800"),
+    Row("mem required", LlamaReader._oldest, _CPP + "llama.cpp, b100 to b1700"),
+    Row("system memory used", LlamaReader._oldest, _CPP + "llama.cpp, b1700 to b1800"),
+    Row("kv self size", LlamaReader._oldest, _CPP + "llama.cpp, b100 to b1700"),
+    Row("buffer total", LlamaReader._oldest, _CPP + "llama.cpp, b1200 to b1800"),
+    Row("metal_add_buffer", LlamaReader._oldest, _CPP + "ggml-metal.m, b600 to b1800"),
+    Row("GPU acceleration", LlamaReader._oldest, _CPP + "llama.cpp, b600 to b1800"),
+    Row("cache to GPU", LlamaReader._oldest, _CPP + "llama.cpp, b600 to b1500"),
+    Row("model weights", LlamaReader._go, _OLLAMA_GO + "ml/device.go, 0.6.0 to 0.24"),
+    Row("kv cache", LlamaReader._go, _OLLAMA_GO + "ml/device.go, 0.11.5 to 0.24"),
+    Row("compute graph", LlamaReader._go, _OLLAMA_GO + "ml/device.go, 0.6.0 to 0.24"),
+    Row("msg=memory", LlamaReader._go, _OLLAMA_GO + "ml/backend/ggml, 0.7.1 to 0.24, at DEBUG"),
+    # how
+    Row("Operation:", LlamaReader._go, _OLLAMA_GO + "runner/ollamarunner, 0.11.5 to 0.24"),
+    Row("layers to GPU", LlamaReader._layers, _CPP + "src/llama-model.cpp, since b600; ollama ml/backend/ggml, 0.9.6 to 0.24"),
+    Row("n_ctx ", LlamaReader._setting, _CPP + "src/llama-context.cpp, since b100"),
+    Row("n_ctx=", LlamaReader._setting, _CPP + "src/llama-context.cpp, retyped"),
+    Row("n_seq_max", LlamaReader._setting, _CPP + "src/llama-context.cpp, since b4800"),
+    Row("n_ubatch", LlamaReader._setting, _CPP + "src/llama-context.cpp, since b2500"),
+    Row("flash_attn", LlamaReader._setting, _CPP + "src/llama-context.cpp, since b2700"),
+    Row("n_ctx_train", LlamaReader._setting, _CPP + "src/llama-model.cpp, since b1000"),
+    Row("kv_size", LlamaReader._setting, _CPP + "src/llama-kv-cache.cpp, b4500 to b5600"),
+    Row("type_k", LlamaReader._setting, _CPP + "src/llama-kv-cache.cpp, b4500 to b5600"),
+    Row("Flash Attention", LlamaReader._flash, _CPP + "src/llama-context.cpp, since b6300"),
+    Row("overridden to", LlamaReader._overridden, _CPP + "src/llama-model-loader.cpp, since b5300"),
+    Row("overriden to", LlamaReader._overridden, _CPP + "src/llama-model.cpp, b5000 to b5300; ik_llama.cpp"),
+    Row("splits = ", LlamaReader._splits, _CPP + "src/llama-context.cpp, since b2000; one line with the nodes since b11400"),
+    Row("sched copies", LlamaReader._copies, _CPP + "src/llama-context.cpp, since b10400"),
+    Row("pipeline parallelism", LlamaReader._copies, _CPP + "src/llama-context.cpp, since b2400"),
+    Row(": dev = ", LlamaReader._layer, _CPP + "src/llama-kv-cache.cpp, since b5700, at -lv 5"),
+    Row("n_slots", LlamaReader._slots, _SERVER + "server-context.cpp, since b1800"),
+    Row("RPC", LlamaReader._remote, _CPP + "common/common.cpp (device_info), src/llama.cpp (using device), since b6900"),
+    # where a load begins and ends
+    Row("starting llama-server", LlamaReader._begin, _OLLAMA_GO + "llm/llama_server.go, since 0.30"),
+    Row("starting runner", LlamaReader._begin, _OLLAMA_GO + "llm/server.go, 0.11.5 to 0.24"),
+    Row("starting llama server", LlamaReader._begin, _OLLAMA_GO + "llm/server.go, 0.1.32 to 0.11.4"),
+    Row("starting llama runner", LlamaReader._begin, _OLLAMA_GO + "llm/llama.go, 0.1.0 to 0.1.17"),
+    Row("Loading Dynamic llm server", LlamaReader._library, _OLLAMA_GO + "llm/dyn_ext_server.go, 0.1.21 to 0.1.31"),
+    Row("Initializing internal llama server", LlamaReader._library, _OLLAMA_GO + "llm/ext_server_common.go, 0.1.18 to 0.1.20"),
+    Row("starting go runner", LlamaReader._go, _OLLAMA_GO + "runner/llamarunner, 0.4.0 to 0.24"),
+    Row("starting ollama engine", LlamaReader._go, _OLLAMA_GO + "runner/ollamarunner, 0.5.12 to 0.24"),
+    Row("using llama-server for model", LlamaReader._announce, _OLLAMA_GO + "server/sched.go, since 0.30"),
+    Row("loading model via llama-server", LlamaReader._announce, _OLLAMA_GO + "llm/llama_server.go, since 0.30"),
+    Row("new model will fit", LlamaReader._announce, _OLLAMA_GO + "server/sched.go, 0.1.33 to 0.12.10"),
+    Row("loaded meta data", LlamaReader._meta, _CPP + "src/llama-model-loader.cpp, since b1000"),
+    Row("loading model", LlamaReader._loading, _SERVER + "server-context.cpp, server.cpp, since b2000; src/llama-model.cpp (tensors) since b4700"),
+    Row("constructing llama_context", LlamaReader._context, _CPP + "src/llama-context.cpp, since b4800"),
+    Row("draft context", LlamaReader._draft_context, _CPP + "common/speculative.cpp, since b9800"),
+    Row("loading draft model", LlamaReader._draft_model, _SERVER + "server-context.cpp; common/speculative.cpp, since b4300"),
+    Row("vocab only", LlamaReader._tokens, _CPP + "src/llama-model.cpp, since b1000"),
+    Row("started in", LlamaReader._started, _OLLAMA_GO + "llm/server.go, llm/llama_server.go, since 0.1.0"),
+    Row("model loaded", LlamaReader._ready, _SERVER + "server.cpp, since b2000; from another function since b11300"),
+    Row("istening", LlamaReader._listens, _SERVER + "server.cpp, since b1200; ollama server/routes.go"),
+    Row("main loop", LlamaReader._ready, _OLLAMA_GO + "llm/dyn_ext_server.go, 0.1.18 to 0.1.31"),
+    Row("retrying", LlamaReader._retry, _OLLAMA_GO + "llm/llama_server.go, since 0.30"),
+    # the engine's projection
+    Row("fit_memory_breakdown", LlamaReader._fit_record, _CPP + "common/fit.cpp with --log-jsonl, since b11400"),
+    Row("breakdown", LlamaReader._fit, _CPP + "src/llama-context.cpp, common/fit.cpp, since b6700"),
+    Row(" + ", LlamaReader._fit, _CPP + "the rows of that table, quoted alone"),
+    Row("params_fit", LlamaReader._fit, _CPP + "common/fit.cpp (common_params_fit_impl; llama_params_fit_impl before b8600), since b7400"),
+    Row("fit_params", LlamaReader._fit, _CPP + "common/fit.cpp, since b8600"),
+    Row("projected to use", LlamaReader._fit, _CPP + "common/fit.cpp, since b7400"),
+    Row("MiB used", LlamaReader._fit, _CPP + "common/fit.cpp, since b7400"),
+    Row("no changes needed", LlamaReader._fit, _CPP + "common/fit.cpp, since b7400"),
+    Row("trying to fit", LlamaReader._fit, _CPP + "common/fit.cpp, since b7400"),
+    Row("estimated", LlamaReader._estimated, _SERVER + "server-context.cpp ([mtmd], [spec]), since b8600"),
+    # why it failed
+    *(Row(sign, LlamaReader._failure, "failures.py", role="failure") for sign in failures.SIGNS),
+    # what speaks of memory and of no load: devices, files, requests, Ollama's estimates before 0.12.11
+    *(Row(sign, ignored, "of no load", role="noise") for sign in (
+        "MiB free", "Total VRAM", "inference compute", "gpu memory", "system memory", "memory.available", "memory.required", "total memory",
+        "vram-based", "vram mode", "VRAM usage", "checkpoint", "cache state", "prompt cache", "cache size limit", "file size", "ctx size",
+        "piece cache", "print_meta", "mmapped", "host memory", "working set", "max_size", "context compression", "failed to measure",
+        "metadata size", "downloading", "pulling", "mlock", "disk space", "swap", "prompt save",
+    )),
+)  # fmt: skip

@@ -10,20 +10,16 @@ from __future__ import annotations
 import re
 from typing import Final, Literal
 
-from harness.units import MIB
+from harness.logs.numbers import SIZE, mib
 
 Part = Literal["weights", "kv_cache", "recurrent", "compute", "output", "projector", "lora"]
 
-_SIGNS: Final = (
-    "VRAM", "mem required", "system memory used", "v self", "V self", "buffer total", "metal_add_buffer", " for GPU accel",
-    "cache to GPU",
-)  # fmt: skip
-_SIZE: Final = r"\s*[:=]\s*(\d{1,12}(?:\.\d{1,6})?) Mi?B"
+_SIZE: Final = r"\s*[:=]\s*" + SIZE + " Mi?B"
 _PATTERNS: Final = {
     "all_vram": re.compile(r"load_internal: total VRAM used" + _SIZE),
     "vram": re.compile(r"load_(?:tensors|internal): VRAM used" + _SIZE),
     "host": re.compile(r"(?:mem required |system memory used)" + _SIZE),
-    "state": re.compile(r"\(\+\s*(\d{1,12}(?:\.\d{1,6})?) MB per state\)"),
+    "state": re.compile(r"\(\+\s*" + SIZE + r" MB per state\)"),
     "scratch": re.compile(r"= (\d{1,12}) MB VRAM for the scratch buffer"),
     "kv_vram": re.compile(r"VRAM kv self" + _SIZE),
     "kv": re.compile(r"(?:KV|kv) self size" + _SIZE),
@@ -35,16 +31,11 @@ _METAL_PARTS: Final = {"data": "metal_data", "kv": "kv_vram"}
 _BACKEND: Final = re.compile(r"using (CUDA|ROCm|OpenCL) for GPU acceleration")
 
 
-def is_oldest(line: str) -> bool:
-    """Whether a line is of this age."""
-    return any(sign in line for sign in _SIGNS)
-
-
 def read(found: dict[str, int], line: str) -> str | None:
     """Take the figures of a line into ``found``; returns the device's name where the line says it."""
     for key, pattern in _PATTERNS.items():
         if match := pattern.search(line):
-            found[key] = round(float(match[1]) * MIB)
+            found[key] = mib(match[1])
     if "load_tensors: offloading " in line or "load_internal: offloading " in line:
         for cache in ("k", "v"):
             if f"offloading {cache} cache to GPU" in line:
@@ -52,7 +43,7 @@ def read(found: dict[str, int], line: str) -> str | None:
         return None
     if metal := _METAL.search(line):
         key = _METAL_PARTS.get(metal[1], "compute_vram")
-        found[key] = (found.get(key, 0) if key != "kv_vram" else 0) + round(float(metal[2]) * MIB)
+        found[key] = (found.get(key, 0) if key != "kv_vram" else 0) + mib(metal[2])
         return "Metal"
     backend = _BACKEND.search(line)
     return f"{backend[1]}0" if backend else None

@@ -1,106 +1,220 @@
-"""A log in chunks: any bytes, any length, in memory that does not grow."""
+"""The four steps in a row: bytes, lines of text, messages, facts of loads. Any bytes, any length, in memory that does not grow.
+
+Most lines of a log that is served for days are alike but for their numbers. So the digits of a whole block are deleted at once, and
+only lines that are new without them are searched for signs of a fact; a line without any is not unwrapped.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from harness.logs.lines import CANDIDATE, CANDIDATE_WRAPPED, MAX_LINE, clean_lines, is_wrapped
-from harness.logs.llama import LlamaReader
-from harness.logs.vllm import VllmReader
-from harness.model.facts import LoadFacts
+import msgspec
 
-#: Bytes that are searched at once.
-_BLOCK: Final = 1 << 20
-#: vLLM names itself, its process, or the Python file that speaks, before it says anything else.
-_VLLM_SPEAKS: Final = (
-    b".py:", b"vLLM", b"VLLM", b"vllm", b"EngineCore", b"ngine core", b"(APIServer", b"(Worker", b"ValueError", b"RuntimeError",
-    b"torch.",
-)  # fmt: skip
-#: Cheap signs that a line of a vLLM log may hold a fact.
-_VLLM_SIGNS: Final = (
-    b"GiB", b" GB", b"vLLM", b"VLLM", b"blocks", b"KV cache", b"Maximum concurrency", b"max_model_len", b"model len", b"Error",
-    b"startup complete", b"version", b"block size", b"tensor_parallel", b"Gib", b"non-default args", b"startup", b"model_len",
-    b"load model", b"Uvicorn", b"init engine", b"repo", b"not supported", b"ttention", b"_ATTN", b"\xe2\x96\x88", b"failed",
-    b"max_num_batched", b"local folder", b"graph for", b"graph of", b"Value error",
-)  # fmt: skip
+from harness.logs import llama, vllm
+from harness.logs.table import Row
+from harness.logs.text import MAX_LINE, TextLines
+from harness.logs.unwrap import Joiner, Layout, Message
+from harness.model.facts import LoadFacts, Unread
+
+#: Bytes of a log that show how its lines are wrapped.
+_HEAD: Final = 1 << 18
+#: Kinds of lines that are remembered, writers that are told apart, samples that are kept.
+_PLANS, _WRITERS, _SAMPLES, _MOST_LOADS = 50_000, 64, 5, 10_000
+_DIGITS: Final = b"0123456789"
+#: A size: who prints one speaks of memory.
+_MEMORY: Final = re.compile(r"\d\s?(?:[KMGT]i?B\b|bytes\b)")
+_UNITS: Final = (b"iB", b" MB", b" GB", b"MB ", b"GB ")
+
+Plan = tuple[Row, ...]
+_TABLE: Final[Plan] = (*llama.TABLE, *vllm.TABLE)
+_ROLES: Final = ("noise", "fact", "failure")
+_SIGNS: Final = tuple((row.sign.encode(), row) for row in sorted(_TABLE, key=lambda row: _ROLES.index(row.role)))
+#: Stands for a line with a size that nobody knows.
+_UNKNOWN: Final = Row("B", lambda _reader, _message: False, "unknown")
+
+
+class LogReading(msgspec.Struct, frozen=True, kw_only=True):
+    """What a log says: its loads, and of what stands outside of them what was not understood and what was around it."""
+
+    loads: list[LoadFacts]
+    unread: Unread
+    wrapping: tuple[str, ...]
+
+
+class _Writer:
+    """The readers of one of the programs that wrote into a log."""
+
+    def __init__(self, numbers: Iterator[int]) -> None:
+        self.llama = llama.LlamaReader(numbers)
+        self.vllm = vllm.VllmReader(numbers)
 
 
 class LogReader:
     """Reads a log in chunks. ``feed`` never raises, whatever the bytes."""
 
-    def __init__(self) -> None:
-        self._rest = b""
-        self._skipping = False
-        self._llama = LlamaReader()
-        self._vllm = VllmReader()
-        self._vllm_speaks = False
-        self._candidate = CANDIDATE
+    def __init__(self, unread: Callable[[str], None] | None = None) -> None:
+        self._tell = unread
+        self._text = TextLines()
+        self._layout: Layout | None = None
+        self._joiner: Joiner | None = None
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self._plans: dict[bytes, Plan] = {}
+        self._last = 0  # the number of the load that was begun last; what comes before any belongs to the first
+        self._writers: dict[str, _Writer] = {}
+        self._unread: dict[int, tuple[int, tuple[str, ...]]] = {}
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes, of any number."""
-        for start in range(0, len(data), _BLOCK):
-            self._block(data[start : start + _BLOCK].replace(b"\r", b"\n"))
+        for block in self._text.feed(data):
+            self._block(block)
 
-    def _block(self, data: bytes) -> None:
-        if self._skipping:
-            _, newline, data = data.partition(b"\n")
-            if not newline:
-                return
-            self._skipping = False
-        end = data.rfind(b"\n")
-        if end < 0:
-            self._rest += data
-        else:
-            self._lines(b"\n" + self._rest + data[: end + 1])
-            self._rest = data[end + 1 :]
-        if len(self._rest) > MAX_LINE:
-            self._line(self._rest[:MAX_LINE])
-            self._rest, self._skipping = b"", True
+    def finish(self) -> LogReading:
+        """What the log says."""
+        for block in self._text.finish():
+            self._block(block)
+        if self._layout is None:
+            self._begin()
+        elif self._joiner is not None:
+            self._dispatch(self._joiner.finish())
+        found = [one for writer in self._writers.values() for one in (*writer.llama.finish(), *writer.vllm.finish())]
+        found.sort(key=lambda one: one[0])
+        wrapping = tuple(filter(None, (self._text.encoding, *(self._layout.seen if self._layout else ()))))
+        loads, numbers = [], [number for number, _ in found]
+        for at, (_, facts) in enumerate(found):
+            until = numbers[at + 1] if at + 1 < len(numbers) else None
+            mine = [kept for begun, kept in self._unread.items() if (at == 0 or begun >= numbers[at]) and (until is None or begun < until)]
+            loads.append(msgspec.structs.replace(facts, unread=_sum(mine), wrapping=wrapping))
+        return LogReading(loads=loads, unread=_sum(self._unread.values()), wrapping=wrapping)
 
-    def finish(self) -> list[LoadFacts]:
-        """The loads of the log, in its order."""
-        if self._rest:
-            self._lines(b"\n" + self._rest + b"\n")
-            self._rest = b""
-        return self._llama.finish() + self._vllm.finish()
+    # -- lines ------------------------------------------------------------------------------------------------------
+
+    def _block(self, block: bytes) -> None:
+        if self._layout is not None:
+            self._lines(block)
+            return
+        self._waiting.append(block)
+        self._waiting_bytes += len(block) + 1
+        if self._waiting_bytes > _HEAD:
+            self._begin()
+
+    def _begin(self) -> None:
+        """The beginning of the log is here: see how it is wrapped."""
+        text = b"\n".join(self._waiting)
+        head = text[:_HEAD]
+        if len(text) > _HEAD:
+            head = head[: head.rfind(b"\n") + 1]
+        self._waiting = []
+        lines = [line[:MAX_LINE].decode("utf-8", "replace") for line in head.split(b"\n") if line]
+        self._layout = Layout(lines)
+        if self._layout.joins:
+            self._joiner = Joiner(self._layout)
+        self._lines(text)
+        if self._joiner is not None and len(text) <= _HEAD and self._text.cut is not None:
+            self._dispatch(self._joiner.finish())
 
     def _lines(self, block: bytes) -> None:
-        """Look at the lines of a block that begins and ends with a newline."""
-        end = 0
-        while match := self._candidate.search(block, end):
-            start = match.end()
-            end = block.find(b"\n", start)
-            raw = block[start : min(end, start + MAX_LINE)]
-            if self._candidate is CANDIDATE and is_wrapped(raw):
-                self._candidate = CANDIDATE_WRAPPED  # slower, and right for both
-            self._line(raw)
+        plans = self._plans
+        lines = block.split(b"\n")
+        last = lines[-1] if self._text.cut else None
+        if self._joiner is not None:
+            for raw in lines:
+                self._dispatch(self._joiner.feed(raw[:MAX_LINE].decode("utf-8", "replace")))
+            return
+        bare = block.translate(None, _DIGITS).split(b"\n")
+        for line in set(bare).difference(plans):
+            plans[line] = _plan(line)
+        assert self._layout is not None
+        for raw, plan in [(raw, plan) for raw, line in zip(lines, bare, strict=True) if (plan := plans[line])]:
+            messages = self._layout.messages(raw[:MAX_LINE].decode("utf-8", "replace"))
+            if raw is last and messages:
+                messages[-1] = messages[-1]._replace(cut=True)
+            for message in messages:
+                self._take(message, plan)
+        if len(plans) > _PLANS:
+            plans.clear()
 
-    def _line(self, raw: bytes) -> None:
-        if not self._vllm_speaks and _has(raw, _VLLM_SPEAKS):
-            self._vllm_speaks = True
-        vllm = self._vllm_speaks and _has(raw, _VLLM_SIGNS)
-        for line in clean_lines(raw):
-            self._llama.feed_line(line)
-            if vllm:
-                self._vllm.feed_line(line)
+    # -- messages ---------------------------------------------------------------------------------------------------
+
+    def _dispatch(self, messages: Iterable[Message]) -> None:
+        for message in messages:
+            bare = message.text.encode("utf-8", "replace").translate(None, _DIGITS)
+            plan = self._plans.get(bare)
+            if plan is None:
+                plan = self._plans[bare] = _plan(bare)
+                if len(self._plans) > _PLANS:
+                    self._plans.clear()
+            if plan:
+                self._take(message, plan)
+
+    def _take(self, message: Message, plan: Plan) -> None:
+        writer = self._writers.get(message.origin)
+        if writer is None:
+            if len(self._writers) >= _WRITERS:
+                message = message._replace(origin=next(iter(self._writers)))
+                writer = self._writers[message.origin]
+            else:
+                writer = self._writers[message.origin] = _Writer(self._numbers())
+        text, taken, known = message.text, False, False
+        writer.llama.note(message)
+        if writer.vllm.continues(message):
+            return
+        asked: set[object] = set()
+        for row in plan:
+            if row.take not in asked and (row.sign in text or (message.fields and row.sign in message.fields)):
+                if row.role == "failure" and taken and row.reader == "llama":
+                    continue
+                asked.add(row.take)
+                if row.take(writer.llama if row.reader == "llama" else writer.vllm, message):
+                    known, taken = True, taken or row.role != "noise"
+        if not known and _MEMORY.search(text):
+            self._note_unread(text)
+
+    def _numbers(self) -> Iterator[int]:
+        while True:
+            self._last += 1
+            yield self._last
+
+    def _note_unread(self, text: str) -> None:
+        count, samples = self._unread.get(self._last, (0, ()))
+        if self._tell is not None:
+            self._tell(text)
+        if len(samples) < _SAMPLES:
+            samples = (*samples, text[:200])
+        if self._last in self._unread or len(self._unread) < _MOST_LOADS:
+            self._unread[self._last] = (count + 1, samples)
 
 
-def _has(raw: bytes, signs: tuple[bytes, ...]) -> bool:
-    for sign in signs:  # noqa: SIM110 - a loop takes half the time of any()
-        if sign in raw:
-            return True
-    return False
+def _plan(line: bytes) -> Plan:
+    """Who may take a line: everybody whose sign it holds. A line with a size is looked at, whether or not anybody knows it."""
+    rows = tuple(row for sign, row in _SIGNS if sign in line)
+    if not rows:
+        return (_UNKNOWN,) if any(unit in line for unit in _UNITS) else ()
+    return () if all(row.role == "noise" for row in rows) else rows
 
 
-def parse_chunks(chunks: Iterable[bytes]) -> list[LoadFacts]:
-    """The loads that a log tells of, in its order."""
-    reader = LogReader()
+def read_chunks(chunks: Iterable[bytes], unread: Callable[[str], None] | None = None) -> LogReading:
+    """What a log says; ``unread`` is called with each line that speaks of memory and was not understood."""
+    reader = LogReader(unread)
     for chunk in chunks:
         reader.feed(chunk)
     return reader.finish()
 
 
+def parse_chunks(chunks: Iterable[bytes]) -> list[LoadFacts]:
+    """The loads that a log tells of, in its order."""
+    return read_chunks(chunks).loads
+
+
 def parse_log(data: bytes | str) -> list[LoadFacts]:
     """The loads that a whole log tells of, in its order."""
     return parse_chunks([data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data])
+
+
+def _sum(parts: Iterable[tuple[int, tuple[str, ...]]]) -> Unread:
+    parts = list(parts)
+    samples = tuple(itertools.chain.from_iterable(samples for _, samples in parts))[:_SAMPLES]
+    return Unread(count=sum(count for count, _ in parts), samples=samples)

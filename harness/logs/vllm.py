@@ -7,16 +7,17 @@ and concurrency by engine. Nothing is anchored at a line's start: collectors and
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Final
 
 from harness.logs import vllm_lines as say
+from harness.logs.numbers import count, gib
+from harness.logs.table import Row, ignored
+from harness.logs.unwrap import Message
 from harness.logs.vllm_building import Speaker, Start, Worker
-from harness.logs.vllm_failures import HINTS, classify, is_exception, is_secondary, unfinished
+from harness.logs.vllm_failures import HINTS, UNMISTAKABLE, classify, is_exception, is_secondary, unfinished
 from harness.model.facts import LoadFacts
-from harness.units import GIB
 
 #: "(Worker_TP0 pid=228)", "(VllmWorker rank=1 pid=9)", "(EngineCore pid=7)"; they stack, and the last one is the speaker.
 _PREFIX: Final = re.compile(
@@ -33,129 +34,51 @@ _HEAD: Final = re.compile(
 _RANK: Final = re.compile(r"^\[rank\d{1,4}\]: ")
 _READY: Final = ("Application startup complete", "Starting vLLM API server", "Starting vLLM server on", "Uvicorn running on")
 
-#: Which reading a line needs, by the first of these that it holds; plain searches cost a tenth of one regex.
-_KEYS: Final = (
-    ("Model loading took", "weights"),
-    ("Loading model weights took", "weights"),
-    ("Available KV cache memory", "summary"),
-    ("Actual usage is", "summary"),
-    ("kv cache memory in use", "summary"),
-    ("reserved for KV Cache", "summary"),
-    ("GiB for KV cache", "summary"),
-    ("GiB memory for KV Cache", "summary"),
-    ("total_gpu_memory", "summary"),
-    ("KV cache size: ", "size"),
-    ("Maximum concurrency for", "size"),
-    (" blocks: ", "size"),
-    ("num_gpu_blocks is: ", "size"),
-    ("Graph capturing finished", "graphs"),
-    ("CUDA graph memory", "graphs"),
-    ("CUDA graph pool memory", "graphs"),
-    ("LLM engine (v", "engine"),
-    ("API server version ", "api"),
-    ("non-default args", "config"),
-    ("args: Namespace(", "config"),
-    ("Using max model len", "config"),
-    ("Auto-fit max_model_len", "config"),
-    ("Setting attention block size", "config"),
-    ("Chunked prefill is enabled", "config"),
-    ("Starting to load model", "config"),
-    ("Using Flash Attention backend", "config"),
-    ("Using FlashAttention version", "config"),
-    ("Using FLASH_ATTN", "config"),
-    ("Using AttentionBackendEnum.FLASH_ATTN ", "config"),
-    ("Compiling a graph for", "compiled"),
-    ("Cache the graph of shape", "compiled"),
-    ("init engine (", "ready"),
-    *((words, "ready") for words in _READY),
-    ("█ ", "api"),  # of the banner; progress bars hold it too, sometimes in front of another line
-)
-
-
 class VllmReader:
     """Takes lines of a vLLM log; :meth:`finish` gives its starts in their order."""
 
-    def __init__(self) -> None:
-        self._done: list[LoadFacts] = []
+    def __init__(self, numbers: Iterator[int]) -> None:
+        self._numbers = numbers
+        self._done: list[tuple[int, LoadFacts]] = []
         self._start: Start | None = None
         self._ours = False
         self._wrapped: tuple[str, int] | None = None
-        self._handlers: dict[str, Callable[[str, Speaker, Worker | None], None]] = {
-            "weights": self._weights,
-            "summary": self._summary,
-            "size": self._size,
-            "graphs": self._graphs,
-            "engine": self._engine,
-            "api": self._api,
-            "config": self._config,
-            "compiled": self._compiled,
-            "ready": self._ready,
-        }
 
-    def feed_line(self, line: str) -> None:
-        """Look at one line."""
-        name, pid = "", ""
-        if "(" in line or "{" in line:
-            if '"message"' in line and (start := line.find("{")) >= 0 and self._json(line[start:]):
-                return
-            for prefix in _PREFIX.finditer(line):
-                name, pid = prefix["name"] or prefix["bare"], prefix["pid"] or ""
-        self._message(line, name, pid)
-
-    def finish(self) -> list[LoadFacts]:
-        """The starts told of."""
+    def finish(self) -> list[tuple[int, LoadFacts]]:
+        """The starts with their numbers among the loads of the log."""
         self._close()
-        done, self._done = self._done, []
-        return done
+        return self._done
 
-    # -- lines ------------------------------------------------------------------------------------------------------
+    # -- messages ---------------------------------------------------------------------------------------------------
 
-    def _json(self, text: str) -> bool:
-        """A line of a JSON formatter: ``{"message": …, "vllm_process_name": …, "process": …}``."""
-        try:
-            record: Any = json.loads(text)
-            message = record["message"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return False
-        if not isinstance(message, str):
-            return False
-        name = record.get("vllm_process_name") or record.get("processName") or ""
-        speaker = "" if name == "MainProcess" else str(name)
-        for line in message.splitlines():
-            self._message(line, speaker, str(record.get("process", "")), str(record.get("levelname", "")))
-        return True
-
-    def _message(self, line: str, name: str, pid: str, level: str = "") -> None:
-        if not self._ours and (_OURS.search(name) or "vllm" in line or "vLLM" in line):
+    def continues(self, message: Message) -> bool:
+        """Whether a message is the rest of one that was folded."""
+        if not self._ours and ("vllm" in message.text or "vLLM" in message.text or _OURS.search(message.text)):
             self._ours = True
-        if self._wrapped is not None and self._unwrap(line):
-            return
-        for words, handler in _KEYS:
-            if words in line:
-                self._handle(handler, line, (name, pid) if name else ("", ""))
-                break
-        if any(word in line for word in HINTS):
-            self._failure(line, level)
+        return self._wrapped is not None and self._unwrap(message.text)
 
-    def _handle(self, handler: str, line: str, speaker: Speaker) -> None:
+    def take(self, handler: str, message: Message) -> bool:
+        """Have one handler look at a message."""
+        speaker, _ = _said_by(message)
         if handler == "weights":
             self._begin_if(self._weights_begin_another(speaker))
         worker = None
         if handler in ("weights", "summary", "graphs"):
             worker = self._open().worker(*speaker)
             self._open().cause = None if self._open().cause_is_guess else self._open().cause
-        self._handlers[handler](line, speaker, worker)
+        getattr(self, f"_{handler}")(message.text, speaker, worker)
+        return True
 
     # -- starts -----------------------------------------------------------------------------------------------------
 
     def _open(self) -> Start:
         if self._start is None:
-            self._start = Start()
+            self._start = Start(next(self._numbers))
         return self._start
 
     def _close(self) -> None:
         if self._start is not None and self._start.seen:
-            self._done.append(self._start.facts())
+            self._done.append((self._start.number, self._start.facts()))
         self._start = None
         self._wrapped = None
 
@@ -297,21 +220,24 @@ class VllmReader:
 
     # -- failures ---------------------------------------------------------------------------------------------------
 
-    def _failure(self, line: str, level: str) -> None:
-        text = line
-        for prefix in _PREFIX.finditer(line):
-            text = line[prefix.end() :]
+    def failed(self, message: Message) -> bool:
+        """Look for the cause of a failed start."""
+        _, level = _said_by(message)
+        text = message.text
+        for prefix in _PREFIX.finditer(text):
+            text = text[prefix.end() :]
         if head := _HEAD.match(text):
             level, text = head["level"], text[head.end() :]
         text = _RANK.sub("", text.strip())
-        if not self._ours or level in ("INFO", "WARNING", "DEBUG"):
-            return
         start = self._start
-        if start is not None and start.up:
-            return  # what happens to requests is no failed start
+        if level in ("INFO", "WARNING", "DEBUG") or (start is not None and start.up):
+            return False  # what happens to requests is no failed start
+        failure = classify(text)
+        if not self._ours and start is None and (failure is None or failure.kind not in UNMISTAKABLE):
+            return False
         if is_secondary(text):
             self._open().broken = True
-        elif (failure := classify(text)) is not None:
+        elif failure is not None:
             start = self._open()
             if start.cause is None or start.cause_is_guess:
                 start.cause, start.cause_is_guess = failure, False
@@ -320,6 +246,9 @@ class VllmReader:
             start.guess(text)
         elif start is not None and text.startswith("Value error, ") and start.cause_is_guess:
             start.guess(text.removeprefix("Value error, "))  # pydantic's line before it says only that something is wrong
+        else:
+            return False
+        return True
 
     def _unwrap(self, line: str) -> bool:
         """Whether a line is the rest of a message that a terminal has wrapped: it has no prefix of its own."""
@@ -336,9 +265,78 @@ class VllmReader:
         return True
 
 
-def _bytes(gib: str) -> int:
-    return round(float(gib) * GIB)
+def _said_by(message: Message) -> tuple[Speaker, str]:
+    """The process that wrote a message, and the level that its record has: vLLM's prefix, or the fields of its JSON formatter."""
+    name, pid = "", ""
+    for prefix in _PREFIX.finditer(message.text):
+        name, pid = prefix["name"] or prefix["bare"], prefix["pid"] or ""
+    level = ""
+    if message.fields and ("processName" in message.fields or "vllm_process_name" in message.fields):
+        said = message.fields.get("vllm_process_name") or message.fields.get("processName")
+        name, level = "" if said == "MainProcess" else str(said), str(message.fields.get("levelname", ""))
+        pid = str(message.fields.get("process", ""))
+    return ((name, pid) if name else ("", "")), level
+
+
+def _take(handler: str) -> Callable[[VllmReader, Message], bool]:
+    return lambda reader, message: reader.take(handler, message)
+
+
+_HANDLERS: Final = {name: _take(name) for name in ("weights", "summary", "size", "graphs", "engine", "api", "config", "compiled", "ready")}
+
+#: Every kind of message of vLLM that is looked at; releases of vLLM.
+TABLE: Final = (
+    *(
+        Row(sign, _HANDLERS[handler], source, "vllm")
+        for handler, sign, source in (
+            ("weights", "Model loading took", "vllm/v1/worker/gpu_model_runner.py, since 0.8.0"),
+            ("weights", "Loading model weights took", "vllm/worker/model_runner.py, until 0.7.3"),
+            ("summary", "Available KV cache memory", "vllm/v1/worker/gpu_worker.py, since 0.9.1"),
+            ("summary", "Actual usage is", "vllm/v1/worker/gpu_worker.py, 0.10.2, since 0.26"),
+            ("summary", "kv cache memory in use", "vllm/v1/worker/gpu_worker.py, since 0.10.2"),
+            ("summary", "reserved for KV Cache", "vllm/worker/worker.py, 0.6.5 to 0.8"),
+            ("summary", "GiB for KV cache", "vllm/v1/worker/cpu_worker.py, since 0.20"),
+            ("summary", "GiB memory for KV Cache", "vllm/v1/worker/gpu_worker.py, since 0.10.2"),
+            ("summary", "total_gpu_memory", "vllm/worker/worker.py, 0.6.4 to 0.8"),
+            ("summary", "total_hbm_avail_gb", "tpu_inference/worker/tpu_worker.py, since 0.11"),
+            ("size", "KV cache size: ", "vllm/v1/core/kv_cache_utils.py, since 0.8.0"),
+            ("size", "Maximum concurrency for", "vllm/v1/core/kv_cache_utils.py, since 0.6.5"),
+            ("size", " blocks: ", "vllm/executor/executor_base.py, until 0.8"),
+            ("size", "num_gpu_blocks is: ", "vllm/v1/engine/core.py, since 0.9"),
+            ("graphs", "Graph capturing finished", "vllm/v1/worker/gpu_model_runner.py, since 0.6"),
+            ("graphs", "CUDA graph memory", "vllm/v1/worker/gpu_worker.py, since 0.18"),
+            ("graphs", "CUDA graph pool memory", "vllm/v1/worker/gpu_worker.py, since 0.18"),
+            ("engine", "LLM engine (v", "vllm/engine/llm_engine.py, v1/engine/core.py, since 0.2"),
+            ("api", "API server version ", "vllm/entrypoints/openai/api_server.py, since 0.2"),
+            ("api", "█ ", "vllm/entrypoints/utils.py, since 0.14; progress bars hold it too"),
+            ("config", "non-default args", "vllm/entrypoints/openai/api_server.py, since 0.9"),
+            ("config", "args: Namespace(", "vllm/entrypoints/openai/api_server.py, until 0.10"),
+            ("config", "Using max model len", "vllm/config, since 0.8"),
+            ("config", "Auto-fit max_model_len", "vllm/v1/core/kv_cache_utils.py, since 0.14"),
+            ("config", "Setting attention block size", "vllm/model_executor/models/config.py, since 0.10"),
+            ("config", "Chunked prefill is enabled", "vllm/config, since 0.6"),
+            ("config", "Starting to load model", "vllm/v1/worker/gpu_model_runner.py, since 0.6"),
+            ("config", "Using Flash Attention backend", "vllm/platforms/cuda.py, 0.6 to 0.10"),
+            ("config", "Using FlashAttention version", "vllm/attention/backends, since 0.13"),
+            ("config", "Using FLASH_ATTN", "vllm/platforms/cuda.py, since 0.11"),
+            ("config", "Using AttentionBackendEnum.FLASH_ATTN ", "vllm/platforms/cuda.py, since 0.14"),
+            ("compiled", "Compiling a graph for", "vllm/compilation/backends.py, since 0.7"),
+            ("compiled", "Cache the graph of shape", "vllm/compilation/backends.py, since 0.8"),
+            ("ready", "init engine (", "vllm/v1/engine/core.py, since 0.6"),
+            *(("ready", sign, "uvicorn; vllm/entrypoints/openai/api_server.py, since 0.2") for sign in _READY),
+        )
+    ),
+    *(Row(sign, VllmReader.failed, "vllm_failures.py", "vllm", "failure") for sign in HINTS),
+    *(
+        Row(sign, ignored, "of no load", "vllm", "noise")
+        for sign in ("Loading weights took", "Time spent", "ngine throughput", "Prefix cache hit", "Sleep mode", "It took", "torch.compile", "CPU offload")
+    ),
+)  # fmt: skip
+
+
+def _bytes(text: str) -> int:
+    return gib(text)
 
 
 def _count(text: str) -> int:
-    return int(text.replace(",", ""))
+    return count(text)

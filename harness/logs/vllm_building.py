@@ -68,7 +68,8 @@ class Worker:
 class Start:
     """Collects one start; :meth:`facts` freezes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 0) -> None:
+        self.number = number  # among the loads of the log
         self.version: str | None = None
         self.settings: dict[str, str] = {}
         self.weak: set[str] = set()

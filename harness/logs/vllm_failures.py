@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from harness.units import GIB
+from harness.logs.numbers import SIZE, gib, number
 
 FailureClass = Literal[
     "kv_too_small",
@@ -28,7 +28,7 @@ FailureClass = Literal[
 
 #: Longest text of a failure that is kept.
 _LONGEST: Final = 600
-_NUMBER: Final = r"(-?\d{1,9}(?:\.\d{1,9})?)"
+_NUMBER: Final = SIZE
 _TEXTS: Final[tuple[tuple[FailureClass, str], ...]] = (
     ("kv_too_small", r"To serve at least one request with the model"),
     ("kv_too_small", r"is larger than the maximum number of tokens that can be stored in (?:the )?KV cache"),
@@ -66,6 +66,8 @@ HINTS: Final = (
     *("gated repo", "not a local folder", "snapshot folder", "not supported", "only supported", "does not recognize"),
     *("Failed core proc", "failed to start", "no vLLM implementation", "max_model_len ("),
 )
+#: Classes whose words no other program prints.
+UNMISTAKABLE: Final = frozenset({"kv_too_small", "no_memory_for_cache", "free_below_utilization"})
 _EXCEPTION: Final = re.compile(r"^(?:[A-Za-z_]\w{0,80}\.){0,8}[A-Za-z_]\w{0,80}(?:Error|Exception)\b(?::|$)")
 
 _SEQUENCE: Final = re.compile(r"max seq len \((\d{1,12})\)")
@@ -133,10 +135,10 @@ def _read(kind: FailureClass, text: str, message: str) -> Failure:
         estimated_max_model_len=int(longest[1] or longest[2] or longest[3]) if longest else None,
         free_bytes=_bytes(startup[1]) if startup else None,
         total_bytes=_bytes(startup[2]) if startup else None,
-        utilization=float(startup[3]) if startup else None,
+        utilization=number(startup[3]) if startup else None,
         requested_bytes=_bytes(startup[4]) if startup else None,
     )
 
 
-def _bytes(gib: str) -> int:
-    return round(float(gib) * GIB)
+def _bytes(text: str) -> int:
+    return gib(text)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_N: Final = r"(-?\d{1,9}(?:\.\d{1,9})?)"
-_COUNT: Final = r"(\d[\d,]{0,17})"
+from harness.logs.numbers import COUNT, SIZE
+
+_N: Final = SIZE
+_COUNT: Final = COUNT
 
 WEIGHTS: Final = re.compile(rf"(?:Loading model weights|Model loading) took (?:in total )?{_N} Gi?B")
 AVAILABLE: Final = re.compile(
     rf"Available KV cache memory: {_N} GiB|reserved for KV Cache is {_N}GiB|kv_cache_size={_N}GiB"
-    rf"|reserved {_N} ?GiB memory for KV Cache as specified|(?:Auto|Explicitly) set \({_N}/{_N}\) GiB for KV cache"
+    rf"|reserved {_N} ?GiB memory for KV Cache as specified|(?:Auto|Explicitly) set \({_N}/{_N}\) GiB for KV cache|total_hbm_avail_gb={_N}GiB"
 )
 IN_USE: Final = re.compile(rf"Current kv cache memory in use is (?:(\d{{1,18}}) bytes|{_N} GiB)")
 TOKENS: Final = re.compile(rf"KV cache size: {_COUNT} tokens")

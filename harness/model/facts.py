@@ -15,11 +15,11 @@ EngineName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9-]{0,31}$")]
 Dialect = Literal["llama.cpp", "ollama-go", "ollama-llama.cpp", "vllm"]
 DeviceKind = Literal["gpu", "host"]
 
-_HOST_NAMES: Final = frozenset({"CPU", "AMX", "BLAS"})
+_HOST_NAMES: Final = frozenset({"CPU", "AMX", "BLAS", "Host"})
 
 
 def device_kind(name: str) -> DeviceKind:
-    """Whether a ggml buffer type lies in host memory: ``CPU``, ``CPU_*``, ``AMX``, ``BLAS`` and ``*_Host`` do.
+    """Whether a ggml buffer type lies in host memory: ``CPU``, ``CPU_*``, ``AMX``, ``BLAS``, ``Host`` and ``*_Host`` do.
 
     ``CUDA_Host`` and its kin are pinned system memory (ggml-cuda.cu, ``ggml_backend_cuda_host_buffer_type``).
     """
@@ -28,9 +28,13 @@ def device_kind(name: str) -> DeviceKind:
 
 
 class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes of one load on one device, as logged; ``None`` where no line was seen for that part."""
+    """Bytes of one load on one device, as logged; ``None`` where no line was seen for that part.
+
+    ``address``: where the server of a remote device listens (``RPC0``).
+    """
 
     kind: DeviceKind
+    address: str | None = None
     weights_bytes: int | None = None
     kv_cache_bytes: int | None = None
     recurrent_bytes: int | None = None
@@ -71,12 +75,35 @@ class FitRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FitFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """llama.cpp's own projection for a load (``common_params_fit_impl``, common/fit.cpp)."""
+    """llama.cpp's own projection for a load (``common_params_fit_impl``, common/fit.cpp).
+
+    ``used``: bytes by device of the layout that it chose, where its lines name no parts.
+    """
 
     rows: tuple[FitRow, ...] = ()
+    used: dict[str, int] = {}
     projected_bytes: int | None = None
     free_bytes: int | None = None
     target_bytes: int | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """The object ``projection`` of ``parse --json``: a ``fit`` of the engine, never a measurement."""
+        parts = ("total", "free", "self", "model", "context", "compute")
+        devices = {name: dict.fromkeys((f"{part}_bytes" for part in parts)) | {"self_bytes": size} for name, size in self.used.items()}
+        rows = {row.device: {f"{part}_bytes": getattr(row, f"{part}_bytes") for part in parts} for row in self.rows}
+        return {
+            "devices": devices | rows,
+            "projected_bytes": self.projected_bytes,
+            "free_bytes": self.free_bytes,
+            "target_bytes": self.target_bytes,
+        }
+
+
+class Unread(msgspec.Struct, frozen=True, kw_only=True):
+    """Lines that speak of memory and were not understood: how many, and the first few."""
+
+    count: int = 0
+    samples: tuple[str, ...] = ()
 
 
 class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +152,9 @@ class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
     ``context_cells`` counts the cells of the largest cache over all streams; ``num_batch`` is the physical batch
     (``n_ubatch``). ``layer_kinds`` has a letter a layer (``f`` attends to everything, ``w`` to a window, ``r`` is recurrent,
     ``b`` both, ``-`` neither), where the log is verbose enough to say. ``uncertainty_bytes`` is how far a figure may be off
-    because the log rounds (Ollama's Go engine).
+    because the log rounds (Ollama's Go engine, whole MiB of a memory breakdown). ``overridden_tensors`` were put on the host by
+    choice (``-ot``, ``--n-cpu-moe``). ``doubts`` say where the log contradicts itself, ``checked`` which checks agreed.
+    ``wrapping`` names what stood around the lines.
     """
 
     engine: EngineName
@@ -144,6 +173,12 @@ class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
     failure: str | None = None
     estimated: bool = False
     devices: dict[str, DeviceFacts] = {}
+    sched_copies: int | None = None
+    overridden_tensors: int | None = None
+    doubts: tuple[str, ...] = ()
+    checked: tuple[str, ...] = ()
+    unread: Unread = Unread()
+    wrapping: tuple[str, ...] = ()
     # Beyond the public JSON: what the fit needs.
     engine_version: str | None = None
     caches: tuple[CacheFacts, ...] = ()
@@ -157,11 +192,12 @@ class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def fully_offloaded(self) -> bool | None:
-        """N of N layers on at least one GPU device, no KV or recurrent state on the host, nothing overflowing.
+        """N of N layers on at least one GPU device, no KV or recurrent state on the host, nothing overflowing or overridden.
 
+        Experts that lie on the host by choice show in the splits of the graph, two for each layer that has some.
         ``None`` where the log names no layer counts, or stops before it names devices, and nothing speaks against it.
         """
-        if self.layers_overflowing:
+        if self.layers_overflowing or self.overridden_tensors or self._experts_on_host():
             return False
         if any(d.kind == "host" and (d.kv_cache_bytes or d.recurrent_bytes) for d in self.devices.values()):
             return False
@@ -172,6 +208,11 @@ class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
             told = any(device.compute_bytes is not None for device in self.devices.values())
             return False if self.devices and (self.complete or told) else None
         return None if self.layers_offloaded is None else True
+
+    def _experts_on_host(self) -> bool:
+        gpus = sum(device.kind == "gpu" for device in self.devices.values())
+        host, weights = self.total("weights_bytes", "host") or 0, self.total("weights_bytes") or 0
+        return self.graph_splits is not None and self.graph_splits > 2 * gpus + 4 and host * 4 > weights
 
     def total(self, part: str, kind: DeviceKind | None = None) -> int | None:
         """Sum of ``part`` (a field of ``DeviceFacts``) over the devices of ``kind``; ``None`` if no line was seen."""
@@ -202,6 +243,12 @@ class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
             "failure": self.failure,
             "estimated": self.estimated,
             "devices": {name: msgspec.to_builtins(device) for name, device in self.devices.items()},
+            "projection": None if self.fit is None else self.fit.to_json(),
+            "sched_copies": self.sched_copies,
+            "overridden_tensors": self.overridden_tensors,
+            "doubts": list(self.doubts),
+            "unread": {"count": self.unread.count, "samples": list(self.unread.samples)},
+            "wrapping": list(self.wrapping),
         }
         if self.vllm is not None:
             fields["version"] = self.vllm.version

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.logs import parse_chunks, parse_log
-from harness.logs.lines import MAX_LINE
+from harness.logs.text import MAX_LINE
 from harness.units import MIB
 
 #: Pieces of llama.cpp's and Ollama's lines (figures of our own), to be glued in any order and broken anywhere.

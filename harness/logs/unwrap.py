@@ -1,0 +1,331 @@
+"""Step 2: lines of text to messages: what a program wrote, without what collectors, terminals, exports and pages put around it.
+
+Nothing here knows an engine. A record of JSON or CSV gives its message by the name of its field, else its longest text; what stands
+before a message goes by its shape (times, hosts, quotes, bullets, names of containers), or because nearly every line of the log
+begins with it. Lines that a terminal or a mailer folded are put together again.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
+
+
+class Message(NamedTuple):
+    """One message: its text, the record that it stood in, which of several writers in one log wrote it, and its program's name.
+
+    ``cut``: it stands at the end of a log that lacks its last newline, and may have lost its own end.
+    """
+
+    text: str
+    fields: dict[str, Any] | None = None
+    origin: str = ""
+    program: str = ""
+    cut: bool = False
+
+
+#: Names under which collectors keep a message, the surest first: docker, journald, Loki, Google Cloud, Splunk, Kibana,
+#: OpenTelemetry, Azure, Datadog.
+_KEYS: Final = (
+    *("log", "MESSAGE", "message", "@message", "Message", "msg", "line", "Line", "textPayload", "_raw", "LogMessage", "logMessage"),
+    *("stringValue", "body", "text", "content", "event"),
+)
+_SURE: Final = re.compile(
+    r'"(?:log|@?[Mm]essage|MESSAGE|msg|[Ll]ine|textPayload|_raw|[Ll]ogMessage|stringValue|body)"\s{0,8}:\s{0,8}"((?:[^"\\]|\\.)*+)"?'
+)
+#: Colours and cursor movements; the escape itself may be lost, or be spelled out.
+_COLOUR: Final = re.compile(
+    r"(?:\x1b|\^\[|\u241b|\ufffd|\\x1[bB]|\\u001[bB]|\\0?33|\\e|#033)\[[\d;?]{0,16}[A-Za-z]|\x1b\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)|\x1b[()][0-9A-B]"
+    r"|\[(?:\d{1,3}(?:;\d{1,3}){0,4})?m|[\x00-\x08\x0b\x0c\x0e-\x1b]"
+)
+_ENTITY: Final = re.compile(r"&(?:#\d{1,6}|#x[\da-fA-F]{1,5}|quot|amp|lt|gt|apos|nbsp|lsquo|rsquo|ldquo|rdquo);")
+_TAG: Final = re.compile(r"</?(?:span|br|code|pre|p|div|td|tr|th|li|ol|ul|b|i|em|strong|a|font|samp|mark)(?:\s[^<>]{0,300})?/?>")
+_PLAIN: Final = str.maketrans("\u00a0\u2002\u2003\u2009\u202f\u3000\u201c\u201d\u2018\u2019\u00ab\u00bb", "      \"\"''\"\"", "\ufeff\u200b\u200c\u200d\u2060\u00ad")
+_TIME: Final = r"""(?:
+    \d{4}[-/.]\d{1,2}[-/.]\d{1,2}(?:(?:[T_,]|,?[ ]|[ ]at[ ])\d{1,2}[:.]\d{2}(?:[:.]\d{2}(?:[.,:]\d{1,9})?)?)?(?:[ ]?(?:Z|UTC|GMT|CES?T|[+-]\d\d:?\d\d|[AaPp]\.?[Mm]\.?)\b)?
+  | \d{1,2}[-/.]\d{1,2}[-/.]\d{2,4},?[ ]{1,2}\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?:[ ][AaPp][Mm])?
+  | \d{1,2}[-/.][A-Za-z]{3}[-/.]\d{2,4}[ :]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:[ ][+-]\d{4})?
+  | (?:[^\W\d_]{2,4}[.,]?[ ]{1,2})?(?:[^\W\d_]{3,9}\.?|\d{1,2}[^\W\d_])[ ]{1,2}\d{1,2}[^\W\d_]?\.?(?:,?[ ]\d{4})?(?:,|[ ]at)?[ ]\d{1,2}:\d{2}:\d{2}(?:[.,]\d{1,9})?(?:[ ](?:\d{4}|[AaPp][Mm]|UTC))?
+  | [^\W\d_]{3}[ ]\d{4}-\d\d-\d\d[ ]\d\d:\d\d:\d\d(?:\.\d{1,9})?[ ][A-Z]{3,4}
+  | \d{1,2}:\d{2}(?::\d{2}(?:[.,:]\d{1,9})?)?(?:[ ]?[AaPp][Mm]\b)? | \d{1,4}\.\d\d\.\d{3}\.\d{3}(?:[ ][A-Z](?=[ ]))?
+  | \d{9,10}[.,]\d{1,9} | \d{10} | \d{13} | \d{16} | \d{19} | T?\+?\d{1,6}(?:\.\d{1,9})?m?s(?=[ :\]|])
+)"""
+#: What may stand before a message, by its shape; as often as it comes.
+_BEFORE: Final = re.compile(
+    rf"""\s+ | [>$%\#|*+\u2022\u00b7\u2502\u2503\u258e\u258f\u25cf\u25cb\u2192\u276f]{{1,3}}(?=\s) | [-\u2013\u2014](?=\s) | >(?=\S)
+  | <\d{{1,3}}>\d?\s? | [\[(]{_TIME}[\])](?:\s?[|,;:-](?=\s))? | {_TIME}(?=[\s|,;:\])]|$)(?:\s?[|,;:](?=\s)|,)?
+  | \[?std(?:err|out)\]?(?:\s[FP](?=\s))?\s?[|:,]?(?=\s)\s? | \[(?:pod|container|service)?/[^\]\s]{{1,200}}\]
+  | (?:[\w.@/-]{{1,80}}\s)?(?P<program>[\w./@:-]{{1,80}})\[\d{{1,9}}\]:(?=\s) | (?:L?\d{{1,7}}:|L?\d{{1,7}}\s?[|\u2502])(?=\s) | MESSAGE=
+  | [\w.@/-]{{1,80}}\s{{0,30}}\|(?=\s)(?!\s{{0,40}}-?\d{{1,9}}\s{{0,9}}=) | \[(?P<pid>\d{{2,8}})\](?=\s)""",
+    re.VERBOSE,
+)
+_COMPOSED: Final = re.compile(r"\s{0,8}([\w.@/-]{1,80}?)\s{0,30}\|\s")
+_LEVELS: Final = frozenset(("INFO", "WARN", "WARNING", "ERROR", "DEBUG", "CRITICAL", "FATAL", "TRACE", "info", "warn", "error", "debug"))
+_TOKEN: Final = re.compile(r"[\[<{]?[\w.@/+-]+[\]>}]?[|>,;:]?")
+_FUNCTION: Final = re.compile(r"[A-Za-z_~]\w*:")
+#: How a message of its own begins: a function's name, a pair, a process, a record, a level.
+_HEAD: Final = re.compile(r"[\w~]{2,60}:\s|[\w.]{1,40}=\S|\((?:[A-Z]\w{1,40})(?: \w+)? pid=|[{\[]|(?:INFO|WARNING|ERROR|DEBUG)\s|(?:srv|slot|que|cmn)\s|[A-Z]\w+Error: ")
+_CSV: Final = re.compile(r'(?:"(?:[^"]|"")*+"|[^",\n]*+)(?:[,;\t](?:"(?:[^"]|"")*+"|[^",\n]*+))++\s*')
+_NESTED: Final = re.compile(r'\b(?:msg|message|log|line|MESSAGE)="((?:[^"\\]|\\.)*+)"')
+_DEEPEST: Final = 5
+_MOST: Final = 10_000
+
+
+class Layout:
+    """How the lines of one log are wrapped, learned from its beginning."""
+
+    def __init__(self, lines: Sequence[str] = ()) -> None:
+        self.seen: dict[str, None] = {}
+        self._common: re.Pattern[str] | None = None
+        self.width = self.inner_width = 0
+        self.folded = False
+        if not lines:
+            return
+        texts = [message.text for line in lines for message in self.messages(line)]
+        self._common = _common(texts)
+        rows = [(line.rstrip(), [message.text for message in self.messages(line)]) for line in lines]
+        heads = {text.split(None, 1)[0] for _, inner in rows for text in inner if _HEAD.match(text)}
+        torn, width = _width([(line, (inner or [""])[0]) for line, inner in rows], heads)
+        inner_torn, inner_width = _width([(inner[0], inner[0]) for _, inner in rows if len(inner) == 1], heads)
+        self.width, self.inner_width = (0, inner_width) if inner_torn >= torn else (width, 0)
+        self.folded = any(
+            "level=" in text and (_open_quote(text) or (after[:1] == " " and not _HEAD.match(after) and "=" in after))
+            for text, after in zip((one for _, inner in rows for one in inner), [line for line, _ in rows][1:], strict=False)
+        )
+
+    @property
+    def joins(self) -> bool:
+        """Whether lines have to be put together."""
+        return bool(self.width or self.inner_width or self.folded)
+
+    def messages(self, line: str) -> list[Message]:
+        """What one line holds: mostly one message; none, or several, where it is a record."""
+        return [message for message in self._open(line, 0) if message.text]
+
+    def _note(self, what: str) -> None:
+        if what not in self.seen:
+            self.seen[what] = None
+
+    def _open(self, line: str, depth: int) -> Iterator[Message]:
+        text = self.clean(line)
+        if depth < _DEEPEST and ('"' in text or "'" in text) and (records := self._records(text)) is not None:
+            origin = self._origin(text) if "|" in text[:90] else ""
+            for inner, fields in records:
+                for part in inner.replace("\r", "\n").split("\n"):
+                    for message in self._open(part, depth + 1):
+                        yield message._replace(fields=message.fields or fields, origin=message.origin or origin)
+            return
+        yield self._bare(text)
+
+    def clean(self, text: str) -> str:
+        """A line without colours, entities and tags."""
+        if not text.isascii():
+            text = text.translate(_PLAIN)
+        if ("[" in text or "\x1b" in text or not text.isprintable()) and _COLOUR.search(text):
+            self._note("colours")
+            text = _COLOUR.sub("", text)
+        if "&" in text and _ENTITY.search(text):
+            self._note("html")
+            text = html.unescape(text)
+            if "&" in text and _ENTITY.search(text):
+                text = html.unescape(text)
+            text = text.replace("\u00a0", " ")
+        if "<" in text and _TAG.search(text):
+            self._note("html")
+            text = _TAG.sub("", text)
+        return text
+
+    def _records(self, text: str) -> list[tuple[str, dict[str, Any] | None]] | None:
+        """The messages of a line of JSON, CSV or key="value" pairs around another program's line; ``None`` if it is none."""
+        found: list[tuple[str, dict[str, Any] | None]] = []
+        brace = text.find("{")
+        square = text.find("[")
+        start = min((at for at in (brace, square) if at >= 0), default=-1)
+        if start >= 0 and text.rstrip(" ,;").endswith(("}", "]")) and text[start + 1 : start + 12].lstrip()[:1] in ('"', "{", "["):
+            with suppress(ValueError, RecursionError):
+                record = json.loads(text[start:].rstrip(" ,;"))
+                inner = list(_texts(record, 0))[:_MOST]
+                whole = not self._strip(text[:start])[0]
+                if inner and (whole or any(fields is record for _, fields in inner)):
+                    self._note("json")
+                    if isinstance(record, dict) and not any(fields is record for _, fields in inner):
+                        found.append(("", None))
+                        return [(text[start:].replace('{"', "{ ", 1), record), *inner]
+                    return inner
+                if whole and isinstance(record, dict):
+                    return [(text[start:].replace('{"', "{ ", 1), record)]
+        if '":' in text or '" :' in text:
+            if (cut := _SURE.search(text)) and len(cut[1]) > 1 and not self._strip(text[: cut.start()].replace("{", " "))[0].strip('"{[, :\\'):
+                self._note("json")
+                return [(_unescape(cut[1]), None)]
+            fragments = [_unescape(one[1]) for one in _SURE.finditer(text)] if text.lstrip()[:2] in ('{"', '["', '[{') else []
+            if fragments:
+                self._note("json")
+                return [(one, None) for one in fragments]
+        if '"' in text and ('",' in text or ',"' in text or '";' in text or ';"' in text or '\t"' in text) and _CSV.fullmatch(text):
+            cells = next(csv.reader([text], delimiter="," if '",' in text or ',"' in text else ";" if ';' in text else "\t"), [])
+            best = max(cells, key=lambda cell: (" " in cell, len(cell)), default="")
+            if len(cells) > 1 and best != text:
+                self._note("csv")
+                return [(best, None)]
+        if '\\"' in text:
+            if nested := _NESTED.search(text):
+                self._note("logfmt")
+                return [(_unescape(nested[1]), None)]
+            return [(text.replace('\\"', '"'), None)]
+        if (nested := _NESTED.search(text)) and _FUNCTION.match(nested[1]) and len(nested[1]) > 20:
+            self._note("logfmt")
+            return [(nested[1], None)]
+        return None
+
+    def _strip(self, text: str) -> tuple[str, str, str]:
+        """A text without what stands before it, and the writer and the program that this names."""
+        at, writer, program = 0, "", ""
+        for _ in range(12):
+            found = _BEFORE.match(text, at)
+            if found is None or found.end() == at:
+                if self._common is None or (found := self._common.match(text, at)) is None or found.end() == at:
+                    break
+            else:
+                writer, program = found["pid"] or writer, found["program"] or program
+            at = found.end()
+        return text[at:], writer, program
+
+    def _bare(self, text: str) -> Message:
+        bare, writer, program = self._strip(text)
+        if len(bare) < len(text.lstrip()):
+            self._note("prefix")
+        if not writer and "|" in text[:90]:
+            writer = self._origin(text)
+        if bare.endswith(("\\n", "\\r")):
+            bare = bare[:-2]
+        return Message(bare.rstrip(), None, writer, program or writer)
+
+    def _origin(self, text: str) -> str:
+        found = _COMPOSED.match(text)
+        return found[1] if found else ""
+
+
+class Joiner:
+    """Puts messages together whose lines were folded; one line behind."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._pending: list[Message] = []
+        self._full = False
+        self._before = ""
+
+    def feed(self, line: str) -> list[Message]:
+        """The messages that are complete now that this line came."""
+        line = self._layout.clean(line).rstrip()
+        messages = self._layout.messages(line)
+        if len(self._pending) == len(messages) == 1 and (joined := self._joined(line, messages[0].text)) is not None:
+            self._pending = [self._pending[0]._replace(text=joined)]
+            return []
+        done, self._pending = self._pending, messages
+        text = messages[-1].text if messages else ""
+        self._before = line[: len(line) - len(text)] if line.endswith(text) else ""
+        self._full = self._is_full(line, text)
+        return done
+
+    def finish(self) -> list[Message]:
+        """The last ones."""
+        done, self._pending = self._pending, []
+        return done
+
+    def _is_full(self, line: str, text: str) -> bool:
+        layout = self._layout
+        return bool(text) and len(line if layout.width else text) == (layout.width or layout.inner_width)
+
+    def _joined(self, line: str, text: str) -> str | None:
+        before, own = self._pending[0].text, bool(_HEAD.match(text))
+        if len(before) > 1 << 14:
+            return None
+        if self._full and not own:
+            if self._layout.width:
+                text = line
+            elif line.endswith(text) and _masked(line[: len(self._before)]) == _masked(self._before):
+                text = line[len(self._before) :]  # what looks like a bullet or a time may be the message's own
+            self._full = self._is_full(line, text)
+            return before + text
+        pair = self._layout.folded and "level=" in before and "time=" not in text and (line[:1] in " \t" or _open_quote(before))
+        return f"{before} {text}" if pair and (not own or "=" in text.split(" ", 1)[0]) else None
+
+
+def _masked(text: str) -> str:
+    return re.sub(r"\d", "0", text)
+
+
+def _texts(record: Any, depth: int) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """The messages in a record, with the innermost record around each."""
+    if depth > _DEEPEST:
+        return
+    if isinstance(record, dict):
+        for key in _KEYS:
+            value = record.get(key)
+            if isinstance(value, str):
+                yield value, record
+                return
+            if key == "MESSAGE" and isinstance(value, list) and all(isinstance(one, int) and 0 <= one < 256 for one in value):
+                yield bytes(value).decode("utf-8", "replace"), record  # journald's form of what is no text
+                return
+        nested = [one for value in record.values() if isinstance(value, dict | list) for one in _texts(value, depth + 1)]
+        texts = [value for value in record.values() if isinstance(value, str) and value.count(" ") > 1]
+        if nested or not texts:
+            yield from nested
+        else:
+            yield max(texts, key=len), record
+    elif isinstance(record, list):
+        if len(record) == 2 and all(isinstance(one, str) for one in record):  # Loki's pairs of a time and a line
+            yield record[1], None
+            return
+        for one in record:
+            if isinstance(one, str) and " " in one:
+                yield one, None
+            else:
+                yield from _texts(one, depth + 1)
+
+
+def _unescape(text: str) -> str:
+    try:
+        return str(json.loads(f'"{text}"', strict=False))
+    except ValueError:
+        return text.replace('\\"', '"').replace("\\n", "\n").replace("\\t", "\t").replace("\\\\", "\\")
+
+
+def _open_quote(text: str) -> bool:
+    return text.replace('\\"', "").count('"') % 2 == 1
+
+
+def _common(texts: Sequence[str]) -> re.Pattern[str] | None:
+    """What nearly every message begins with: names of hosts, pods, files, prompts."""
+    rows = [text[:200].split(None, 5) for text in texts[:4000]]
+    rows = [row for row in rows if len(row) > 1]
+    if len(rows) < 8:
+        return None
+    parts: list[str] = []
+    for place in range(4):
+        tokens = Counter(re.sub(r"\d+", "0", row[place]) for row in rows if len(row) > place + 1)
+        token, count = tokens.most_common(1)[0] if tokens else ("", 0)
+        plain = _TOKEN.fullmatch(token) and not _FUNCTION.fullmatch(token) and token.strip("[]<>:|,;") not in _LEVELS
+        if count < 0.9 * len(rows) or not plain:
+            break
+        parts.append(re.escape(token).replace("0", r"\d+"))
+    return re.compile(r"\s+".join(parts) + r"(?=\s)") if parts else None
+
+
+def _width(rows: Sequence[tuple[str, str]], heads: set[str]) -> tuple[int, int]:
+    """The width at which a terminal broke lines, and how often: none is longer, and what follows a full one is no message of its own."""
+    longest = max((len(line) for line, _ in rows), default=0)
+    if not 40 <= longest <= 400:
+        return 0, 0
+    after = [inner for (line, _), (_, inner) in pairwise(rows) if len(line) == longest and inner]
+    torn = sum(not (_HEAD.match(text) and text.split(None, 1)[0] in heads) for text in after)
+    return (torn, longest) if len(after) > 1 and torn * 4 >= len(after) * 3 else (0, 0)
