@@ -12,7 +12,7 @@ from typing import Final
 from harness.logs.slog import pairs
 
 SIGNS: Final = (
-    "out of memory", "emory allocation of size", "OutOfDeviceMemory", "OutOfHostMemory", "Malloc failed",
+    "out of memory", "allocation of size", "OutOfDeviceMemory", "OutOfHostMemory", "Malloc failed",
     "failed to allocate", "unable to allocate", "error loading model", "failed to load model",
     "failed to open GGUF", "unable to load model", "unable to create llama context",
     "failed to initialize the context", "failed to create context", "failed to create llama_context", "failed to create server",

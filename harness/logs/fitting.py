@@ -31,16 +31,18 @@ def read(load: Building, line: str) -> bool:
     if "memory breakdown [MiB]" in line:
         _table(load)
         taken = True
-    for row in _ROW.finditer(line):
+    for row in _ROW.finditer(line) if "|" in line else ():
         taken = True
         size = {name: int(row[name]) * MIB if row[name] else None for name in ("total", "free", "self", "model", "context", "compute")}
         _take(load, row["device"], row["what"] or "", size)
     if load.complete:
         return taken
+    if "MiB" not in line and " used," not in line and "no changes" not in line:
+        return taken
     if projected := _PROJECTED.search(line):
         load.projected, load.free = int(projected[1]) * MIB, int(projected[2]) * MIB
         load.overflow, load.nothing_overflows = {}, False
-    for layers in (*_LAYERS.finditer(line), *_USED.finditer(line)):
+    for layers in (*_LAYERS.finditer(line), *_USED.finditer(line)) if " used" in line or " layers" in line else ():
         taken = True
         if len(load.overflow) < MANY and len(load.fit_used) < MANY:
             if "over" in layers.re.groupindex:

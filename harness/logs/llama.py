@@ -31,7 +31,7 @@ _READY: Final = re.compile(
 _VERSION: Final = re.compile(r"Listening on .{1,100}\(version ([^)\s]{1,40})\)")
 _REMOTE: Final = re.compile(r"\b(RPC\d{1,4})\s{0,16}(?::\s|\()(\S{1,200}:\d{1,5})[ )]")
 #: Signs that Ollama wrote this log, in lines that are not slog's.
-_OLLAMA: Final = ("llama.go:", "routes.go:", "ext_server", "/blobs/sha256", "\\blobs\\sha256")
+_OLLAMA: Final = re.compile(r"llama\.go:|routes\.go:|ext_server|[/\\]blobs[/\\]sha256")
 
 
 class LlamaReader:
@@ -53,8 +53,8 @@ class LlamaReader:
 
     def note(self, message: Message) -> None:
         """Who wrote a message."""
-        if not self._ollama and ("ollama" in message.program or any(sign in message.text for sign in _OLLAMA)):
-            self._ollama = True
+        if not self._ollama and (message.program or ".go:" in message.text or "blobs" in message.text or "ext_server" in message.text):
+            self._ollama = "ollama" in message.program or _OLLAMA.search(message.text) is not None
 
     # -- loads ------------------------------------------------------------------------------------------------------
 
@@ -446,7 +446,8 @@ TABLE: Final = (
     Row("vocab only", LlamaReader._tokens, _CPP + "src/llama-model.cpp, since b1000"),
     Row("started in", LlamaReader._started, _OLLAMA_GO + "llm/server.go, llm/llama_server.go, since 0.1.0"),
     Row("model loaded", LlamaReader._ready, _SERVER + "server.cpp, since b2000; from another function since b11300"),
-    Row("istening", LlamaReader._listens, _SERVER + "server.cpp, since b1200; ollama server/routes.go"),
+    Row("listening", LlamaReader._listens, _SERVER + "server.cpp, since b1200; ollama server/routes.go"),
+    Row("Listening", LlamaReader._listens, _OLLAMA_GO + "server/routes.go, since 0.1.0"),
     Row("main loop", LlamaReader._ready, _OLLAMA_GO + "llm/dyn_ext_server.go, 0.1.18 to 0.1.31"),
     Row("retrying", LlamaReader._retry, _OLLAMA_GO + "llm/llama_server.go, since 0.30"),
     # the engine's projection
@@ -465,7 +466,7 @@ TABLE: Final = (
     # what speaks of memory and of no load: devices, files, requests, Ollama's estimates before 0.12.11
     *(Row(sign, ignored, "of no load", role="noise") for sign in (
         "MiB free", "Total VRAM", "inference compute", "gpu memory", "system memory", "memory.available", "memory.required", "total memory",
-        "vram-based", "vram mode", "VRAM usage", "checkpoint", "cache state", "prompt cache", "cache size limit", "file size", "ctx size",
+        "vram-based", "vram mode", "VRAM usage", "checkpoint", "checkpoints", "cache state", "prompt cache", "cache size limit", "file size", "ctx size",
         "piece cache", "print_meta", "mmapped", "host memory", "working set", "max_size", "context compression", "failed to measure",
         "metadata size", "downloading", "pulling", "mlock", "disk space", "swap", "prompt save",
     )),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
@@ -20,18 +21,28 @@ from harness.logs.unwrap import Joiner, Layout, Message
 from harness.model.facts import LoadFacts, Unread
 
 #: Bytes of a log that show how its lines are wrapped.
-_HEAD: Final = 1 << 18
+_HEAD: Final = 1 << 16
 #: Kinds of lines that are remembered, writers that are told apart, samples that are kept.
 _PLANS, _WRITERS, _SAMPLES, _MOST_LOADS = 50_000, 64, 5, 10_000
 _DIGITS: Final = b"0123456789"
 #: A size: who prints one speaks of memory.
 _MEMORY: Final = re.compile(r"\d\s?(?:[KMGT]i?B\b|bytes\b)")
-_UNITS: Final = (b"iB", b" MB", b" GB", b"MB ", b"GB ")
-
 Plan = tuple[Row, ...]
 _TABLE: Final[Plan] = (*llama.TABLE, *vllm.TABLE)
+#: Words of a line, without digits; ``ValueError`` has two, ``n_ctx`` too.
+_WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_UNITS: Final = ("iB", " MB", " GB")
 _ROLES: Final = ("noise", "fact", "failure")
-_SIGNS: Final = tuple((row.sign.encode(), row) for row in sorted(_TABLE, key=lambda row: _ROLES.index(row.role)))
+_RANKED: Final = [
+    (place, row.sign.encode().decode("latin-1"), row) for place, row in enumerate(sorted(_TABLE, key=lambda row: _ROLES.index(row.role)))
+]
+_SHARED: Final = Counter(word for _, sign, _ in _RANKED for word in set(_WORD.findall(sign)))
+#: Rows by the rarest word of their sign; few signs have none.
+_INDEX: Final[dict[str, list[tuple[int, str, Row]]]] = {}
+_WORDLESS: Final = [one for one in _RANKED if not _WORD.search(one[1])]
+for _one in _RANKED:
+    if _words := _WORD.findall(_one[1]):
+        _INDEX.setdefault(min(_words, key=lambda word: (_SHARED[word], -len(word))), []).append(_one)
 #: Stands for a line with a size that nobody knows.
 _UNKNOWN: Final = Row("B", lambda _reader, _message: False, "unknown")
 
@@ -162,14 +173,16 @@ class LogReader:
         writer.llama.note(message)
         if writer.vllm.continues(message):
             return
-        asked: set[object] = set()
+        last = None
         for row in plan:
-            if row.take not in asked and (row.sign in text or (message.fields and row.sign in message.fields)):
-                if row.role == "failure" and taken and row.reader == "llama":
-                    continue
-                asked.add(row.take)
-                if row.take(writer.llama if row.reader == "llama" else writer.vllm, message):
-                    known, taken = True, taken or row.role != "noise"
+            take = row.take
+            if take is last or not (row.sign in text or (message.fields and row.sign in message.fields)):
+                continue
+            if row.role == "failure" and taken and row.reader == "llama":
+                continue
+            last = take
+            if take(writer.llama if row.reader == "llama" else writer.vllm, message):
+                known, taken = True, taken or row.role != "noise"
         if not known and _MEMORY.search(text):
             self._note_unread(text)
 
@@ -190,10 +203,16 @@ class LogReader:
 
 def _plan(line: bytes) -> Plan:
     """Who may take a line: everybody whose sign it holds. A line with a size is looked at, whether or not anybody knows it."""
-    rows = tuple(row for sign, row in _SIGNS if sign in line)
+    text = line.decode("latin-1")
+    if "\\" in text:
+        text = text.replace("\\n", "\n").replace("\\t", "\t").replace("\\u", "\n")
+    words = _INDEX.keys() & _WORD.findall(text)
+    rows = [one for word in words for one in _INDEX[word] if one[1] in text]
+    rows += [one for one in _WORDLESS if one[1] in text]
     if not rows:
-        return (_UNKNOWN,) if any(unit in line for unit in _UNITS) else ()
-    return () if all(row.role == "noise" for row in rows) else rows
+        return (_UNKNOWN,) if any(unit in text for unit in _UNITS) else ()
+    rows.sort()
+    return () if rows[-1][2].role == "noise" else tuple(row for _, _, row in rows)
 
 
 def read_chunks(chunks: Iterable[bytes], unread: Callable[[str], None] | None = None) -> LogReading:

@@ -72,6 +72,9 @@ _TOKEN: Final = re.compile(r"[\[<{]?[\w.@/+-]+[\]>}]?[|>,;:]?")
 _FUNCTION: Final = re.compile(r"[A-Za-z_~]\w*:")
 #: How a message of its own begins: a function's name, a pair, a process, a record, a level.
 _HEAD: Final = re.compile(r"[\w~]{2,60}:\s|[\w.]{1,40}=\S|\((?:[A-Z]\w{1,40})(?: \w+)? pid=|[{\[]|(?:INFO|WARNING|ERROR|DEBUG)\s|(?:srv|slot|que|cmn)\s|[A-Z]\w+Error: ")
+#: A line that begins as messages do, and one that holds nothing which could be a wrapping's.
+_BARE: Final = re.compile(r"[A-Za-z_~]\w*: |(?:srv|cmn|slot) ")
+_SPECIAL: Final = re.compile(r"[^ !#$%'-;=?-Z^_a-z{}~]")
 _CSV: Final = re.compile(r'(?:"(?:[^"]|"")*+"|[^",\n]*+)(?:[,;\t](?:"(?:[^"]|"")*+"|[^",\n]*+))++\s*')
 _NESTED: Final = re.compile(r'\b(?:msg|message|log|line|MESSAGE)="((?:[^"\\]|\\.)*+)"')
 _DEEPEST: Final = 5
@@ -88,9 +91,10 @@ class Layout:
         self.folded = False
         if not lines:
             return
-        texts = [message.text for line in lines for message in self.messages(line)]
-        self._common = _common(texts)
         rows = [(line.rstrip(), [message.text for message in self.messages(line)]) for line in lines]
+        self._common = _common([text for _, inner in rows for text in inner])
+        if self._common is not None:
+            rows = [(line, [message.text for message in self.messages(line)]) for line, _ in rows]
         heads = {text.split(None, 1)[0] for _, inner in rows for text in inner if _HEAD.match(text)}
         torn, width = _width([(line, (inner or [""])[0]) for line, inner in rows], heads)
         inner_torn, inner_width = _width([(inner[0], inner[0]) for _, inner in rows if len(inner) == 1], heads)
@@ -107,6 +111,8 @@ class Layout:
 
     def messages(self, line: str) -> list[Message]:
         """What one line holds: mostly one message; none, or several, where it is a record."""
+        if _BARE.match(line) and not _SPECIAL.search(line):
+            return [Message(line.rstrip())]
         return [message for message in self._open(line, 0) if message.text]
 
     def _note(self, what: str) -> None:
@@ -115,7 +121,7 @@ class Layout:
 
     def _open(self, line: str, depth: int) -> Iterator[Message]:
         text = self.clean(line)
-        if depth < _DEEPEST and ('"' in text or "'" in text) and (records := self._records(text)) is not None:
+        if depth < _DEEPEST and '"' in text and (records := self._records(text)) is not None:
             origin = self._origin(text) if "|" in text[:90] else ""
             for inner, fields in records:
                 for part in inner.replace("\r", "\n").split("\n"):

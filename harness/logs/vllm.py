@@ -53,9 +53,12 @@ class VllmReader:
 
     def continues(self, message: Message) -> bool:
         """Whether a message is the rest of one that was folded."""
-        if not self._ours and ("vllm" in message.text or "vLLM" in message.text or _OURS.search(message.text)):
-            self._ours = True
         return self._wrapped is not None and self._unwrap(message.text)
+
+    def named(self, _: Message) -> bool:
+        """vLLM, or one of its processes, is named: what fails from now on may be its."""
+        self._ours = True
+        return False
 
     def take(self, handler: str, message: Message) -> bool:
         """Have one handler look at a message."""
@@ -233,7 +236,7 @@ class VllmReader:
         if level in ("INFO", "WARNING", "DEBUG") or (start is not None and start.up):
             return False  # what happens to requests is no failed start
         failure = classify(text)
-        if not self._ours and start is None and (failure is None or failure.kind not in UNMISTAKABLE):
+        if not self._ours and start is None and not _OURS.search(message.text) and (failure is None or failure.kind not in UNMISTAKABLE):
             return False
         if is_secondary(text):
             self._open().broken = True
@@ -326,6 +329,7 @@ TABLE: Final = (
             *(("ready", sign, "uvicorn; vllm/entrypoints/openai/api_server.py, since 0.2") for sign in _READY),
         )
     ),
+    *(Row(sign, VllmReader.named, "every release", "vllm") for sign in ("vllm", "vLLM")),
     *(Row(sign, VllmReader.failed, "vllm_failures.py", "vllm", "failure") for sign in HINTS),
     *(
         Row(sign, ignored, "of no load", "vllm", "noise")
