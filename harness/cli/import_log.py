@@ -55,7 +55,7 @@ def cli(
         variant=variant,
         force=force,
     )
-    result = import_log(read_log(log), told, store_at(store))
+    result = import_log(read_log(log).loads, told, store_at(store))
     if not output.as_json:
         from harness.render.tables import calibration_panel, console
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from harness.cli.context import command
 from harness.cli.output import Output
-from harness.errors import NotFoundError, NotPermittedError
-from harness.logs import parse_chunks
+from harness.errors import BadInputError, NotFoundError, NotPermittedError
+from harness.logs import LogReading, missing, read_chunks, unreadable
 from harness.text import clean
-from harness.units import format_size
+from harness.units import KIB, format_size
 
 if TYPE_CHECKING:
     from harness.model.facts import LoadFacts
@@ -24,26 +25,31 @@ _CHUNK = 1 << 20
 
 @click.command()
 @click.argument("log")
+@click.option("--unread", is_flag=True, help="Print the lines that speak of memory and were not understood.")
 @command
-def cli(log: str, output: Output) -> None:
+def cli(log: str, unread: bool, output: Output) -> None:
     """What an engine's LOG says of each load ("-" reads standard input)."""
-    loads = read_log(log)
-    if not output.as_json:
-        for number, facts in enumerate(loads, 1):
+    reading = read_log(log, (lambda line: click.echo(clean(line), err=output.as_json)) if unread else None)
+    data = {"loads": [facts.to_json() for facts in reading.loads], "unread": msgspec.to_builtins(reading.unread)}
+    if not reading.loads and reading.unread.count:
+        message, hint = unreadable(reading)
+        output.failed(BadInputError(message, hint=hint, code="no-load"), data)
+    if not output.as_json and not unread:
+        for number, facts in enumerate(reading.loads, 1):
             _show(number, facts)
-        if not loads:
+        if not reading.loads:
             click.echo("no load of a model is in this log")
-    output.done({"loads": [facts.to_json() for facts in loads]})
+    output.done(data)
 
 
-def read_log(log: str) -> list[LoadFacts]:
-    """The loads of a log file, "-" for standard input.
+def read_log(log: str, unread: Callable[[str], None] | None = None) -> LogReading:
+    """What a log file says, "-" for standard input; ``unread`` is called with each line of memory that was not understood.
 
     Raises:
         NotFoundError, NotPermittedError: the file.
     """
     try:
-        return parse_chunks(_chunks(log))
+        return read_chunks(_chunks(log), unread)
     except FileNotFoundError as error:
         raise NotFoundError(f"no such log: {log}", code="no-such-file") from error
     except OSError as error:
@@ -93,3 +99,40 @@ def _show(number: int, facts: LoadFacts) -> None:
         for name, device in facts.devices.items():
             table.add_row(Text(clean(name)), device.kind, *(format_size(getattr(device, f"{part}_bytes")) for part in parts))
         console().print(table)
+    for note in notes(facts):
+        click.echo(clean(f"  {note}"))
+
+
+def notes(facts: LoadFacts) -> Iterator[str]:
+    """What people look for in a log, beside the table."""
+    whole = [cache for cache in facts.caches if cache.role == "full" and cache.cells and cache.total_bytes]
+    cells = facts.vllm is None and facts.context_cells
+    if whole:
+        cache = max(whole, key=lambda one: one.total_bytes)
+        a_token = cache.total_bytes / ((cache.cells or 1) * cache.streams)
+        others = sum(one.total_bytes for one in facts.caches) - cache.total_bytes
+        beside = f", and {format_size(others)} in window and draft caches" if others else ""
+        yield f"KV cache: {a_token / KIB:.3f} KiB a token{beside}"
+    elif cells and (size := facts.total("kv_cache_bytes")):
+        yield f"KV cache: about {size / cells / KIB:.3f} KiB a token"
+    if host := facts.total("weights_bytes", "host"):
+        mapped = facts.fully_offloaded and "CPU_Mapped" in facts.devices
+        yield f"weights on the host: {format_size(host)}" + (
+            " (CPU_Mapped beside a full offload is the model's file, mapped: no memory of its own)" if mapped else ""
+        )
+    for name, size in facts.optional_bytes.items():
+        yield f"without the {name}: {format_size(size)} less"
+    if facts.overridden_tensors:
+        yield f"{facts.overridden_tensors} tensors lie on the host by choice"
+    if facts.sched_copies and facts.sched_copies > 1:
+        yield f"pipeline parallelism: {facts.sched_copies} copies of the inputs on each device"
+    if facts.fit is not None and facts.fit.projected_bytes is not None:
+        free = "" if facts.fit.free_bytes is None else f" of {format_size(facts.fit.free_bytes)}"
+        yield f"the engine's projection: {format_size(facts.fit.projected_bytes)}{free}"
+    for doubt in facts.doubts:
+        yield f"doubtful: {doubt}"
+    if advice := missing(facts):
+        yield advice
+    if facts.unread.count:
+        lines = "1 line speaks" if facts.unread.count == 1 else f"{facts.unread.count} lines speak"
+        yield f"{lines} of memory and was not understood (--unread prints them)"

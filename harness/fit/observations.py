@@ -72,6 +72,8 @@ def spill_reason(facts: LoadFacts, target: Target) -> str | None:
         return facts.failure or "the load failed"
     if facts.estimated:
         return "the log holds estimates only"
+    if facts.doubts:
+        return f"the log contradicts itself ({facts.doubts[0]})"
     if target == "host":
         if any(device.kind == "gpu" and _bytes(device.weights_bytes) for device in facts.devices.values()):
             return "weights lie on a GPU although the target is the host"

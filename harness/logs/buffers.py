@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from harness.logs import oldest
 from harness.logs.building import MANY, MANY_LINES, Building, Cache, Model, Projector
 from harness.logs.numbers import COUNT, SIZE, count, mib
 from harness.logs.oldest import Part
@@ -161,7 +160,7 @@ def projector(load: Building) -> Projector:
 
 
 def setting(load: Building, line: str, *, cut: bool = False) -> bool:
-    """``key = value`` of a model or context; whether the line was one. ``cut``: the line may lack its end, and so may its number."""
+    """``key = value`` of a model or context; whether the line was one. ``cut``: it may lack its end, and so may its number."""
     if types := _TYPES_ONLY.search(line):
         load.kv_types = (types[1], types[2])
     taken = types is not None

@@ -12,7 +12,6 @@ from typing import Final, Literal
 from harness.logs import oldest
 from harness.logs.doubts import examine
 from harness.logs.oldest import Part
-from harness.units import MIB
 from harness.model.facts import (
     CacheFacts,
     DeviceFacts,
@@ -23,6 +22,7 @@ from harness.model.facts import (
     LoadFacts,
     device_kind,
 )
+from harness.units import MIB
 
 Flash = Literal["enabled", "disabled"]
 #: No load of a real engine has more devices, caches, contexts or models; a hostile log may, and memory stays flat.
@@ -229,10 +229,10 @@ class Building:
         return "".join(self.layer_kinds.get(index, "-") for index in range(max(self.layer_kinds) + 1))
 
     def device(self, name: str, *, address: str = "") -> str:
-        """The device of a buffer type: a remote one by its address, a Metal buffer without its mapping, ``CUDA0_Split`` on ``CUDA0``.
+        """The device of a buffer type: a remote one by its address, Metal's without its mapping, ``CUDA0_Split`` on ``CUDA0``.
 
-        llama.cpp calls the first device of every RPC server ``RPC0[host:port]`` in buffers. Before 2025-10 a device was named by
-        its address alone (``RPC[host:port]``), which is kept.
+        llama.cpp calls the first device of every RPC server ``RPC0[host:port]`` in buffers. Before 2025-10 a device was named
+        by its address alone (``RPC[host:port]``), which is kept.
         """
         short, bracket, rest = name.partition("[")
         address = address or rest.rstrip("]")
@@ -390,6 +390,15 @@ class Building:
         answers: dict[str | None, Flash] = {"on": "enabled", "off": "disabled"}
         return answers.get(self.asked.get("flash"))
 
+    def _optional(self) -> dict[str, int]:
+        """What the parts take that a user may leave out."""
+        projectors = sum(one.weights + sum(one.compute.values()) for one in self.projectors)
+        drafts = sum(sum(model.weights.values()) for model in self.models if model.draft)
+        for context in self.contexts():
+            if context.draft:
+                drafts += sum(cache.size for cache in context.caches) + sum(context.parts.values())
+        return {name: size for name, size in (("projector", projectors), ("draft", drafts)) if size}
+
     def facts(self) -> LoadFacts:
         """The load as it stands."""
         fit = None
@@ -402,7 +411,8 @@ class Building:
                 target_bytes=self.target,
             )
         batch = self.asked.get("batch", "")
-        guessed = bool(self.go) if self.estimated else not self.go and not self.held and self.projects
+        projected = self.fit_rows or (self.projects and not self.complete)
+        guessed = bool(self.go) if self.estimated else bool(projected) and not self.go and not self.held
         doubts, checked = examine(self)
         return LoadFacts(
             engine=self.engine,
@@ -423,6 +433,7 @@ class Building:
             devices=self.devices(),
             sched_copies=self.sched_copies,
             overridden_tensors=len(self.models[0].overridden) or None,
+            optional_bytes=self._optional(),
             doubts=doubts,
             checked=checked,
             engine_version=self.version,

@@ -19,8 +19,15 @@ _ROUNDING: Final = 0.005 * MIB
 _META: Final = "Meta()"
 #: Bytes of an element in a cache (ggml's block sizes).
 _ELEMENT: Final = {
-    **{"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32},
-    **{"q4_1": 20 / 32, "q4_0": 18 / 32, "iq4_nl": 18 / 32},
+    "f32": 4.0,
+    "f16": 2.0,
+    "bf16": 2.0,
+    "q8_0": 34 / 32,
+    "q5_1": 24 / 32,
+    "q5_0": 22 / 32,
+    "q4_1": 20 / 32,
+    "q4_0": 18 / 32,
+    "iq4_nl": 18 / 32,
 }
 
 
@@ -76,7 +83,12 @@ def cache_elements(load: Building) -> str | bool | None:
 
 def held_table(load: Building) -> str | bool | None:
     """The memory breakdown of an engine that ends against the buffers of each GPU (whole MiB, cut off)."""
-    if not load.own or load.projectors or any(model.draft for model in load.models) or any(one.draft for one in load.contexts()):
+    if (
+        not load.own
+        or load.projectors
+        or any(model.draft for model in load.models)
+        or any(one.draft for one in load.contexts())
+    ):
         return None
     devices, agreed = load.devices(), None
     for row in load.held:

@@ -39,7 +39,10 @@ _NOT: Final = (
 )
 _SIGN: Final = re.compile("|".join(map(re.escape, SIGNS)))
 #: Where the engine's own words begin: a function, or a file and a line.
-_OWN: Final = re.compile(r"(?<![\w/.])(?:[\w/.-]{1,200}\.(?:c|cc|cpp|cu|cuh|h|hpp|m|mm):\d{1,6}: |(?:ggml|gguf|llama|llm|common|clip|alloc|load|mtmd|srv|main)\w{0,60}: )")
+_OWN: Final = re.compile(
+    r"(?<![\w/.])(?:[\w/.-]{1,200}\.(?:c|cc|cpp|cu|cuh|h|hpp|m|mm):\d{1,6}: "
+    r"|(?:ggml|gguf|ll|common|clip|alloc|load|srv|main)\w{0,60}: )"
+)
 _TRACE: Final = re.compile(r"^\s*(?:/\S+|\w+)\.go:\d{1,6}(?: \+0x[\da-f]+)?$|^goroutine \d")
 
 
@@ -50,7 +53,13 @@ def cause(line: str) -> str | None:
     if "level=" in line and "msg=" in line:
         fields = pairs(line)
         text = ": ".join(fields[key] for key in ("msg", "error", "err") if fields.get(key))
-        if fields.get("level") in ("INFO", "DEBUG", "TRACE") and "error" not in fields and "err" not in fields and "failed" not in text.lower() and "aborting" not in text:
+        if (
+            fields.get("level") in ("INFO", "DEBUG", "TRACE")
+            and "error" not in fields
+            and "err" not in fields
+            and "failed" not in text.lower()
+            and "aborting" not in text
+        ):
             return None
         line = text or line
     elif own := _OWN.search(line):

@@ -20,7 +20,10 @@ _ROW: Final = re.compile(
 )
 _PROJECTED: Final = re.compile(r"projected to use (\d{1,12}) MiB of (?:device|host) memory vs\. (\d{1,12}) MiB")
 _TARGET: Final = re.compile(r"(?:will leave -?\d{1,12} >= |free memory target of )(\d{1,12}) MiB")
-_LAYERS: Final = re.compile(r"(?P<device>[A-Z]\w{1,80}) .{0,200}?:\s*\d{1,6} layers(?: \(\s*(?P<over>\d{1,6}) overflowing\))?,\s*(?:(?P<used>\d{1,12}) MiB used)?")
+_LAYERS: Final = re.compile(
+    r"(?P<device>[A-Z]\w{1,80}) .{0,200}?:\s*\d{1,6} layers"
+    r"(?: \(\s*(?P<over>\d{1,6}) overflowing\))?,\s*(?:(?P<used>\d{1,12}) MiB used)?"
+)
 _USED: Final = re.compile(r"(?P<device>[A-Z]\w{1,80}) .{0,200}?:\s*\d{1,12} total,\s*(?P<used>\d{1,12}) used,")
 _ADDRESS: Final = re.compile(r"\S{1,200}:\d{1,5}")
 
@@ -33,7 +36,10 @@ def read(load: Building, line: str) -> bool:
         taken = True
     for row in _ROW.finditer(line) if "|" in line else ():
         taken = True
-        size = {name: int(row[name]) * MIB if row[name] else None for name in ("total", "free", "self", "model", "context", "compute")}
+        size = {
+            name: int(row[name]) * MIB if row[name] else None
+            for name in ("total", "free", "self", "model", "context", "compute")
+        }
         _take(load, row["device"], row["what"] or "", size)
     if load.complete:
         return taken
@@ -63,7 +69,10 @@ def record(load: Building, data: dict[str, Any]) -> bool:
     rows = data.get("rows")
     for row in rows if isinstance(rows, list) else ():
         if isinstance(row, dict) and isinstance(row.get("name"), str):
-            size = {name: value * MIB if isinstance(value := row.get(name), int) and abs(value) < 1 << 40 else None for name in ("total", "free", "self", "model", "context", "compute")}
+            size = {
+                name: value * MIB if isinstance(value := row.get(name), int) and abs(value) < 1 << 40 else None
+                for name in ("total", "free", "self", "model", "context", "compute")
+            }
             _take(load, row["name"][:80], str(row.get("description", "")), size)
     return True
 

@@ -1,8 +1,8 @@
 """Steps 3 and 4 for llama.cpp and Ollama: which messages hold a fact, and where a load begins and ends.
 
-``TABLE`` says by which words a message is known, who takes it, and which program printed it when. What the messages of a load say
-is read in ``buffers`` (llama.cpp), ``oldest`` (llama.cpp of 2023), ``fitting`` (its projection) and ``ollama_go`` (Ollama's own
-engine). Builds are llama.cpp's numbers (b1234), releases Ollama's (0.1.2).
+``TABLE`` says by which words a message is known, who takes it, and which program printed it when. What the messages of a load
+say is read in ``buffers`` (llama.cpp), ``oldest`` (llama.cpp of 2023), ``fitting`` (its projection) and ``ollama_go`` (Ollama's
+own engine). Builds are llama.cpp's numbers (b1234), releases Ollama's (0.1.2).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Final
 
 from harness.logs import buffers, failures, fitting, markers, oldest, ollama_go
 from harness.logs.building import MANY, MANY_LINES, Building, Model
+from harness.logs.numbers import count, mib
 from harness.logs.slog import pairs
 from harness.logs.table import Row, ignored
 from harness.logs.unwrap import Message
@@ -21,6 +22,7 @@ from harness.model.facts import LoadFacts
 _OFFLOADED: Final = re.compile(r"offloaded (\d{1,6})/(\d{1,6}) layers to GPU")
 _SLOTS: Final = re.compile(r"n_slots\"?\s?[=:]\s?(\d{1,6})(?!\d)")
 _SLOT_CELLS: Final = re.compile(r"n_ctx_slot = (\d{1,12}), kv_unified = '(true|false)'")
+_SLOT: Final = re.compile(r"new slot,? n_ctx(?:_slot)? = (\d{1,12})(?!\d)")
 _LOADING: Final = re.compile(r"loading model '(?P<path>[^']{1,4096})'")
 _SPLITS: Final = re.compile(r"(?:graph splits = |graph: .{0,60}\bsplits = )(\d{1,9})(?!\d)")
 _STARTED: Final = re.compile(r"(?:llama-server|llama runner|runner) started in (\d{1,9}(?:\.\d{1,9})?) seconds")
@@ -41,7 +43,7 @@ class LlamaReader:
         self._numbers = numbers
         self._done: list[tuple[int, LoadFacts]] = []
         self._load: Building | None = None
-        self._ollama = False
+        self.ollama = False
         self._version: str | None = None
         self._announced: str | None = None
         self._addresses: dict[str, str] = {}
@@ -53,8 +55,10 @@ class LlamaReader:
 
     def note(self, message: Message) -> None:
         """Who wrote a message."""
-        if not self._ollama and (message.program or ".go:" in message.text or "blobs" in message.text or "ext_server" in message.text):
-            self._ollama = "ollama" in message.program or _OLLAMA.search(message.text) is not None
+        if not self.ollama and (
+            message.program or ".go:" in message.text or "blobs" in message.text or "ext_server" in message.text
+        ):
+            self.ollama = "ollama" in message.program or _OLLAMA.search(message.text) is not None
 
     # -- loads ------------------------------------------------------------------------------------------------------
 
@@ -84,7 +88,7 @@ class LlamaReader:
         if main.weights and not any(main.weights.values()):
             load.restart(main)  # only a fit probe was logged: nothing was allocated
         load.version = self._version
-        if self._ollama:
+        if self.ollama:
             load.engine = "ollama"
             go = not load.own and (load.go_engine or (bool(load.go) and not load.llama_engine))
             load.dialect = "ollama-go" if go else "ollama-llama.cpp"
@@ -102,7 +106,7 @@ class LlamaReader:
         """A start marker of Ollama: a runner or server for a model."""
         if "error starting" in message.text:
             return False
-        self._ollama = True
+        self.ollama = True
         command = markers.command(message.text)
         model = markers.model_of(command)
         if command and model is None:
@@ -119,7 +123,7 @@ class LlamaReader:
         text = message.text
         if "msg=" not in text:
             return False
-        self._ollama = True
+        self.ollama = True
         if self._load is not None and self._load.complete and ollama_go.opens_load(text):
             self._close()
         ollama_go.read(self._open(), text)
@@ -127,7 +131,7 @@ class LlamaReader:
 
     def _announce(self, message: Message) -> bool:
         """The model is named before its engine starts, or (``loading model via``) right after."""
-        self._ollama = True
+        self.ollama = True
         model = pairs(message.text).get("model")
         load = self._load
         if load is None or ((load.complete or load.failure is not None) and not (load.started and not load.complete)):
@@ -138,7 +142,7 @@ class LlamaReader:
 
     def _library(self, _: Message) -> bool:
         """Ollama 0.1.18 - 0.1.31 loads in a library of the server itself."""
-        self._ollama = True
+        self.ollama = True
         self._another().started = True
         return True
 
@@ -150,13 +154,13 @@ class LlamaReader:
 
     def _listens(self, message: Message) -> bool:
         if version := _VERSION.search(message.text):
-            self._version, self._ollama = version[1], True
+            self._version, self.ollama = version[1], True
             return True
         return self._ready(message)
 
     def _started(self, message: Message) -> bool:
         started = _STARTED.search(message.text)
-        self._ollama = self._ollama or started is not None
+        self.ollama = self.ollama or started is not None
         if started and self._load is not None:
             self._load.complete, self._load.seconds = True, float(started[1])
         return started is not None
@@ -215,7 +219,7 @@ class LlamaReader:
         if load.lines < MANY_LINES:
             load.lines += 1
             # A model in several files has several lines for one device.
-            buffers.add(model.weights, load.device(match["device"]), buffers.mib(match[4]))
+            buffers.add(model.weights, load.device(match["device"]), mib(match[4]))
 
     def _layers(self, message: Message) -> bool:
         found = _OFFLOADED.search(message.text)
@@ -241,7 +245,7 @@ class LlamaReader:
         caches = load.current.context.caches
         if (found := buffers.TOTAL.search(message.text)) and caches and not load.drafts:
             last = caches[-1]
-            twin = (buffers.count(found[2]), buffers.count(found[3]))
+            twin = (count(found[2]), count(found[3]))
             if not last.announced and any(one.sized and (one.cells, one.layers) == twin for one in caches):
                 load.current.context.caches = [one for one in caches if one.sized]
                 load = self._another()  # two runs in one paste: one context has no two caches alike
@@ -254,7 +258,9 @@ class LlamaReader:
 
     def _setting(self, message: Message) -> bool:
         if "slot" in message.text:
-            return True  # of a request
+            if (one := _SLOT.search(message.text)) and self._load is not None and self._load.slots == 1:
+                self._load.slot_cells = self._load.slot_cells or int(one[1])
+            return True
         model = self._open().current
         if ("n_ctx " in message.text or "n_seq_max" in message.text) and model.contexts and model.contexts[-1].used:
             self._context(message)
@@ -346,7 +352,7 @@ class LlamaReader:
             return True
         if self._load is not None and self._load.failure is not None and "initial parameters:" in text:
             self._fresh()
-        return fitting.read(self._open(), text)
+        return fitting.read(self._open(), text) or "params_fit" in text
 
     def _fit_record(self, message: Message) -> bool:
         data = (message.fields or {}).get("data")
@@ -375,7 +381,7 @@ class LlamaReader:
         if found is None and "main: loading model" not in message.text:
             return False
         load = self._fresh()
-        if load.seen or (found and not self._ollama and load.started and load.model not in (None, found["path"])):
+        if load.seen or (found and not self.ollama and load.started and load.model not in (None, found["path"])):
             load = self._another()
         load.started = True
         load.model = load.model or (found["path"] if found else None)
@@ -387,7 +393,7 @@ _CPP, _SERVER, _OLLAMA_GO = "llama.cpp ", "llama.cpp tools/server/", "ollama "
 #: Every kind of message that is looked at. A sign holds no quote and no digit, so that no wrapping hides it.
 TABLE: Final = (
     # what was allocated
-    Row("buffer size", LlamaReader._buffers, _CPP + "src/llama-model.cpp, llama-kv-cache.cpp, llama-context.cpp, since b1800; tools/mtmd/clip.cpp since b5200"),
+    Row("buffer size", LlamaReader._buffers, _CPP + "src/llama-{model,kv-cache,context}.cpp, tools/mtmd, since b1800"),
     Row(" cells,", LlamaReader._sizes, _CPP + "src/llama-kv-cache.cpp, since b5900"),
     Row("KV self size", LlamaReader._sizes, _CPP + "src/llama.cpp, b1800 to b5900"),
     Row("model size:", LlamaReader._sizes, _CPP + "tools/mtmd/clip.cpp, since b2000"),
@@ -439,7 +445,7 @@ TABLE: Final = (
     Row("loading model via llama-server", LlamaReader._announce, _OLLAMA_GO + "llm/llama_server.go, since 0.30"),
     Row("new model will fit", LlamaReader._announce, _OLLAMA_GO + "server/sched.go, 0.1.33 to 0.12.10"),
     Row("loaded meta data", LlamaReader._meta, _CPP + "src/llama-model-loader.cpp, since b1000"),
-    Row("loading model", LlamaReader._loading, _SERVER + "server-context.cpp, server.cpp, since b2000; src/llama-model.cpp (tensors) since b4700"),
+    Row("loading model", LlamaReader._loading, _SERVER + "server-context.cpp, since b2000; src/llama-model.cpp (tensors)"),
     Row("constructing llama_context", LlamaReader._context, _CPP + "src/llama-context.cpp, since b4800"),
     Row("draft context", LlamaReader._draft_context, _CPP + "common/speculative.cpp, since b9800"),
     Row("loading draft model", LlamaReader._draft_model, _SERVER + "server-context.cpp; common/speculative.cpp, since b4300"),
@@ -454,7 +460,7 @@ TABLE: Final = (
     Row("fit_memory_breakdown", LlamaReader._fit_record, _CPP + "common/fit.cpp with --log-jsonl, since b11400"),
     Row("breakdown", LlamaReader._fit, _CPP + "src/llama-context.cpp, common/fit.cpp, since b6700"),
     Row(" + ", LlamaReader._fit, _CPP + "the rows of that table, quoted alone"),
-    Row("params_fit", LlamaReader._fit, _CPP + "common/fit.cpp (common_params_fit_impl; llama_params_fit_impl before b8600), since b7400"),
+    Row("params_fit", LlamaReader._fit, _CPP + "common/fit.cpp (llama_params_fit_impl until b8600), since b7400"),
     Row("fit_params", LlamaReader._fit, _CPP + "common/fit.cpp, since b8600"),
     Row("projected to use", LlamaReader._fit, _CPP + "common/fit.cpp, since b7400"),
     Row("MiB used", LlamaReader._fit, _CPP + "common/fit.cpp, since b7400"),
@@ -464,10 +470,17 @@ TABLE: Final = (
     # why it failed
     *(Row(sign, LlamaReader._failure, "failures.py", role="failure") for sign in failures.SIGNS),
     # what speaks of memory and of no load: devices, files, requests, Ollama's estimates before 0.12.11
-    *(Row(sign, ignored, "of no load", role="noise") for sign in (
-        "MiB free", "Total VRAM", "inference compute", "gpu memory", "system memory", "memory.available", "memory.required", "total memory",
-        "vram-based", "vram mode", "VRAM usage", "checkpoint", "checkpoints", "cache state", "prompt cache", "cache size limit", "file size", "ctx size",
-        "piece cache", "print_meta", "mmapped", "host memory", "working set", "max_size", "context compression", "failed to measure",
-        "metadata size", "downloading", "pulling", "mlock", "disk space", "swap", "prompt save",
-    )),
+    *(
+        Row(sign, ignored, "of no load", role="noise")
+        for sign in (
+            *("MiB free", "Total VRAM", "VRAM available", "VRAM usage", "vram-based", "vram mode", "inference compute"),
+            *("gpu memory", "system memory", "host memory", "total memory", "memory.available", "memory.required"),
+            "runner.vram",
+            *("checkpoint", "checkpoints", "cache state", "prompt cache", "prompt save", "cache size limit"),
+            "context compression",
+            *("file size", "ctx size", "metadata size", "piece cache", "print_meta", "input buffer", "backend buffer"),
+            "max_size",
+            *("mmapped", "mlock", "working set", "failed to measure", "downloading", "pulling", "disk space", "swap"),
+        )
+    ),
 )  # fmt: skip

@@ -21,6 +21,8 @@ _FIELD: Final = re.compile(r"(\w{1,40}):(\S*+)")
 _EXACT: Final = re.compile(r"^(?:required|allocated)\.(?:(?P<device>[^.]{1,80})\.(?P<part>Weights|Cache|Graph)|InputWeights)$")
 _EXACT_PARTS: Final[dict[str, Part]] = {"Weights": "weights", "Cache": "kv_cache", "Graph": "compute"}
 _DIGITS: Final = re.compile(r"(?<!\d)(\d{1,18})(?:A|U)?(?![\dF])")
+
+
 def opens_load(line: str) -> bool:
     """Whether such a line can only stand in a load that is still under way."""
     return '"model weights"' in line or ("msg=load " in line and "Operation:close" not in line)

@@ -1,7 +1,7 @@
 """The four steps in a row: bytes, lines of text, messages, facts of loads. Any bytes, any length, in memory that does not grow.
 
-Most lines of a log that is served for days are alike but for their numbers. So the digits of a whole block are deleted at once, and
-only lines that are new without them are searched for signs of a fact; a line without any is not unwrapped.
+Most lines of a log that is served for days are alike but for their numbers. So the digits of a whole block are deleted at once,
+and only lines that are new without them are searched for signs of a fact; a line without any is not unwrapped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from harness.logs import llama, vllm
 from harness.logs.table import Row
 from harness.logs.text import MAX_LINE, TextLines
 from harness.logs.unwrap import Joiner, Layout, Message
-from harness.model.facts import LoadFacts, Unread
+from harness.model.facts import EngineName, LoadFacts, Unread
 
 #: Bytes of a log that show how its lines are wrapped.
 _HEAD: Final = 1 << 16
@@ -34,7 +34,8 @@ _WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _UNITS: Final = ("iB", " MB", " GB")
 _ROLES: Final = ("noise", "fact", "failure")
 _RANKED: Final = [
-    (place, row.sign.encode().decode("latin-1"), row) for place, row in enumerate(sorted(_TABLE, key=lambda row: _ROLES.index(row.role)))
+    (place, row.sign.encode().decode("latin-1"), row)
+    for place, row in enumerate(sorted(_TABLE, key=lambda row: _ROLES.index(row.role)))
 ]
 _SHARED: Final = Counter(word for _, sign, _ in _RANKED for word in set(_WORD.findall(sign)))
 #: Rows by the rarest word of their sign; few signs have none.
@@ -53,6 +54,7 @@ class LogReading(msgspec.Struct, frozen=True, kw_only=True):
     loads: list[LoadFacts]
     unread: Unread
     wrapping: tuple[str, ...]
+    engine: EngineName | None = None
 
 
 class _Writer:
@@ -76,6 +78,7 @@ class LogReader:
         self._plans: dict[bytes, Plan] = {}
         self._last = 0  # the number of the load that was begun last; what comes before any belongs to the first
         self._writers: dict[str, _Writer] = {}
+        self._spoke: Counter[str] = Counter()
         self._unread: dict[int, tuple[int, tuple[str, ...]]] = {}
 
     def feed(self, data: bytes) -> None:
@@ -97,9 +100,21 @@ class LogReader:
         loads, numbers = [], [number for number, _ in found]
         for at, (_, facts) in enumerate(found):
             until = numbers[at + 1] if at + 1 < len(numbers) else None
-            mine = [kept for begun, kept in self._unread.items() if (at == 0 or begun >= numbers[at]) and (until is None or begun < until)]
+            mine = [
+                kept
+                for begun, kept in self._unread.items()
+                if (at == 0 or begun >= numbers[at]) and (until is None or begun < until)
+            ]
             loads.append(msgspec.structs.replace(facts, unread=_sum(mine), wrapping=wrapping))
-        return LogReading(loads=loads, unread=_sum(self._unread.values()), wrapping=wrapping)
+        return LogReading(loads=loads, unread=_sum(self._unread.values()), wrapping=wrapping, engine=self._engine())
+
+    def _engine(self) -> EngineName | None:
+        """Whose words stand in the log."""
+        if not self._spoke:
+            return None
+        if self._spoke.most_common(1)[0][0] == "vllm":
+            return "vllm"
+        return "ollama" if any(writer.llama.ollama for writer in self._writers.values()) else "llama-server"
 
     # -- lines ------------------------------------------------------------------------------------------------------
 
@@ -138,9 +153,9 @@ class LogReader:
         bare = block.translate(None, _DIGITS).split(b"\n")
         for line in set(bare).difference(plans):
             plans[line] = _plan(line)
-        assert self._layout is not None
+        layout = self._layout or Layout()
         for raw, plan in [(raw, plan) for raw, line in zip(lines, bare, strict=True) if (plan := plans[line])]:
-            messages = self._layout.messages(raw[:MAX_LINE].decode("utf-8", "replace"))
+            messages = layout.messages(raw[:MAX_LINE].decode("utf-8", "replace"))
             if raw is last and messages:
                 messages[-1] = messages[-1]._replace(cut=True)
             for message in messages:
@@ -181,6 +196,7 @@ class LogReader:
             if row.role == "failure" and taken and row.reader == "llama":
                 continue
             last = take
+            self._spoke[row.reader] += row.role == "fact"
             if take(writer.llama if row.reader == "llama" else writer.vllm, message):
                 known, taken = True, taken or row.role != "noise"
         if not known and _MEMORY.search(text):

@@ -12,8 +12,8 @@ class Row(NamedTuple):
     """One kind of message.
 
     ``sign``: words that it holds, without quotes and digits, so that no wrapping hides them. ``take(reader, message)`` answers
-    whether it understood. ``source``: the file that prints it, first and last build. ``role``: a ``failure`` is only looked at where
-    no fact was found; ``noise`` speaks of memory, and of no load.
+    whether it understood. ``source``: the file that prints it, first and last build. ``role``: a ``failure`` is only looked at
+    where no fact was found; ``noise`` speaks of memory, and of no load.
     """
 
     sign: str

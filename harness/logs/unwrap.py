@@ -1,8 +1,8 @@
 """Step 2: lines of text to messages: what a program wrote, without what collectors, terminals, exports and pages put around it.
 
-Nothing here knows an engine. A record of JSON or CSV gives its message by the name of its field, else its longest text; what stands
-before a message goes by its shape (times, hosts, quotes, bullets, names of containers), or because nearly every line of the log
-begins with it. Lines that a terminal or a mailer folded are put together again.
+Nothing here knows an engine. A record of JSON or CSV gives its message by the name of its field, else its longest text; what
+stands before a message goes by its shape (times, hosts, quotes, bullets, names of containers), or because nearly every line of
+the log begins with it. Lines that a terminal or a mailer folded are put together again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,20 @@ class Message(NamedTuple):
 #: Names under which collectors keep a message, the surest first: docker, journald, Loki, Google Cloud, Splunk, Kibana,
 #: OpenTelemetry, Azure, Datadog.
 _KEYS: Final = (
-    *("log", "MESSAGE", "message", "@message", "Message", "msg", "line", "Line", "textPayload", "_raw", "LogMessage", "logMessage"),
+    *(
+        "log",
+        "MESSAGE",
+        "message",
+        "@message",
+        "Message",
+        "msg",
+        "line",
+        "Line",
+        "textPayload",
+        "_raw",
+        "LogMessage",
+        "logMessage",
+    ),
     *("stringValue", "body", "text", "content", "event"),
 )
 _SURE: Final = re.compile(
@@ -42,38 +55,53 @@ _SURE: Final = re.compile(
 )
 #: Colours and cursor movements; the escape itself may be lost, or be spelled out.
 _COLOUR: Final = re.compile(
-    r"(?:\x1b|\^\[|\u241b|\ufffd|\\x1[bB]|\\u001[bB]|\\0?33|\\e|#033)\[[\d;?]{0,16}[A-Za-z]|\x1b\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)|\x1b[()][0-9A-B]"
-    r"|\[(?:\d{1,3}(?:;\d{1,3}){0,4})?m|[\x00-\x08\x0b\x0c\x0e-\x1b]"
+    r"(?:\x1b|\^\[|\u241b|\ufffd|\\x1[bB]|\\u001[bB]|\\0?33|\\e|#033)\[[\d;?]{0,16}[A-Za-z]"
+    r"|\x1b\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)|\x1b[()][0-9A-B]"
+    r"|\[\d{1,3}(?:;\d{1,3}){0,4}m|[\x00-\x08\x0b\x0c\x0e-\x1b]"
 )
 _ENTITY: Final = re.compile(r"&(?:#\d{1,6}|#x[\da-fA-F]{1,5}|quot|amp|lt|gt|apos|nbsp|lsquo|rsquo|ldquo|rdquo);")
-_TAG: Final = re.compile(r"</?(?:span|br|code|pre|p|div|td|tr|th|li|ol|ul|b|i|em|strong|a|font|samp|mark)(?:\s[^<>]{0,300})?/?>")
-_PLAIN: Final = str.maketrans("\u00a0\u2002\u2003\u2009\u202f\u3000\u201c\u201d\u2018\u2019\u00ab\u00bb", "      \"\"''\"\"", "\ufeff\u200b\u200c\u200d\u2060\u00ad")
+_TAG: Final = re.compile(
+    r"</?(?:span|br|code|pre|p|div|td|tr|th|li|ol|ul|b|i|em|strong|a|font|samp|mark)(?:\s[^<>]{0,300})?/?>"
+)
+_PLAIN: Final = str.maketrans(
+    "\u00a0\u2002\u2003\u2009\u202f\u3000\u201c\u201d\u2018\u2019\u00ab\u00bb",
+    '      ""\'\'""',
+    "\ufeff\u200b\u200c\u200d\u2060\u00ad",
+)
 _TIME: Final = r"""(?:
-    \d{4}[-/.]\d{1,2}[-/.]\d{1,2}(?:(?:[T_,]|,?[ ]|[ ]at[ ])\d{1,2}[:.]\d{2}(?:[:.]\d{2}(?:[.,:]\d{1,9})?)?)?(?:[ ]?(?:Z|UTC|GMT|CES?T|[+-]\d\d:?\d\d|[AaPp]\.?[Mm]\.?)\b)?
+    \d{4}[-/.]\d{1,2}[-/.]\d{1,2}(?:(?:[T_,]|,?[ ]|[ ]at[ ])\d{1,2}[:.]\d{2}(?:[:.]\d{2}(?:[.,:]\d{1,9})?)?)?
+      (?:[ ]?(?:Z|UTC|GMT|CES?T|[+-]\d\d:?\d\d|[AaPp]\.?[Mm]\.?)\b)?
   | \d{1,2}[-/.]\d{1,2}[-/.]\d{2,4},?[ ]{1,2}\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?:[ ][AaPp][Mm])?
   | \d{1,2}[-/.][A-Za-z]{3}[-/.]\d{2,4}[ :]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:[ ][+-]\d{4})?
-  | (?:[^\W\d_]{2,4}[.,]?[ ]{1,2})?(?:[^\W\d_]{3,9}\.?|\d{1,2}[^\W\d_])[ ]{1,2}\d{1,2}[^\W\d_]?\.?(?:,?[ ]\d{4})?(?:,|[ ]at)?[ ]\d{1,2}:\d{2}:\d{2}(?:[.,]\d{1,9})?(?:[ ](?:\d{4}|[AaPp][Mm]|UTC))?
+  | (?:[^\W\d_]{2,4}[.,]?[ ]{1,2})?(?:[^\W\d_]{3,9}\.?|\d{1,2}[^\W\d_])[ ]{1,2}\d{1,2}[^\W\d_]?\.?(?:,?[ ]\d{4})?(?:,|[ ]at)?
+      [ ]\d{1,2}:\d{2}:\d{2}(?:[.,]\d{1,9})?(?:[ ](?:\d{4}|[AaPp][Mm]|UTC))?
   | [^\W\d_]{3}[ ]\d{4}-\d\d-\d\d[ ]\d\d:\d\d:\d\d(?:\.\d{1,9})?[ ][A-Z]{3,4}
   | \d{1,2}:\d{2}(?::\d{2}(?:[.,:]\d{1,9})?)?(?:[ ]?[AaPp][Mm]\b)? | \d{1,4}\.\d\d\.\d{3}\.\d{3}(?:[ ][A-Z](?=[ ]))?
   | \d{9,10}[.,]\d{1,9} | \d{10} | \d{13} | \d{16} | \d{19} | T?\+?\d{1,6}(?:\.\d{1,9})?m?s(?=[ :\]|])
 )"""
 #: What may stand before a message, by its shape; as often as it comes.
 _BEFORE: Final = re.compile(
-    rf"""\s+ | [>$%\#|*+\u2022\u00b7\u2502\u2503\u258e\u258f\u25cf\u25cb\u2192\u276f]{{1,3}}(?=\s) | [-\u2013\u2014](?=\s) | >(?=\S)
+    rf"""\s+ | [>$%\#|*+\u2022\u00b7\u2502\u2503\u258e\u258f\u25cf\u25cb\u2192\u276f]{{1,3}}(?=\s) | >(?=\S)
+  | [-\u2013\u2014](?=\s)
   | <\d{{1,3}}>\d?\s? | [\[(]{_TIME}[\])](?:\s?[|,;:-](?=\s))? | {_TIME}(?=[\s|,;:\])]|$)(?:\s?[|,;:](?=\s)|,)?
   | \[?std(?:err|out)\]?(?:\s[FP](?=\s))?\s?[|:,]?(?=\s)\s? | \[(?:pod|container|service)?/[^\]\s]{{1,200}}\]
-  | (?:[\w.@/-]{{1,80}}\s)?(?P<program>[\w./@:-]{{1,80}})\[\d{{1,9}}\]:(?=\s) | (?:L?\d{{1,7}}:|L?\d{{1,7}}\s?[|\u2502])(?=\s) | MESSAGE=
+  | (?:[\w.@/-]{{1,80}}\s)?(?P<program>[\w./@:-]{{1,80}})\[\d{{1,9}}\]:(?=\s)
+  | (?:L?\d{{1,7}}:|L?\d{{1,7}}\s?[|\u2502])(?=\s) | MESSAGE=
   | [\w.@/-]{{1,80}}\s{{0,30}}\|(?=\s)(?!\s{{0,40}}-?\d{{1,9}}\s{{0,9}}=) | \[(?P<pid>\d{{2,8}})\](?=\s)""",
     re.VERBOSE,
 )
 _COMPOSED: Final = re.compile(r"\s{0,8}([\w.@/-]{1,80}?)\s{0,30}\|\s")
-_LEVELS: Final = frozenset(("INFO", "WARN", "WARNING", "ERROR", "DEBUG", "CRITICAL", "FATAL", "TRACE", "info", "warn", "error", "debug"))
+_LEVELS: Final = frozenset(
+    ("INFO", "WARN", "WARNING", "ERROR", "DEBUG", "CRITICAL", "FATAL", "TRACE", "info", "warn", "error", "debug")
+)
 _TOKEN: Final = re.compile(r"[\[<{]?[\w.@/+-]+[\]>}]?[|>,;:]?")
 _FUNCTION: Final = re.compile(r"[A-Za-z_~]\w*:")
 #: How a message of its own begins: a function's name, a pair, a process, a record, a level.
-_HEAD: Final = re.compile(r"[\w~]{2,60}:\s|[\w.]{1,40}=\S|\((?:[A-Z]\w{1,40})(?: \w+)? pid=|[{\[]|(?:INFO|WARNING|ERROR|DEBUG)\s|(?:srv|slot|que|cmn)\s|[A-Z]\w+Error: ")
+_HEAD: Final = re.compile(
+    r"[\w~]{2,60}:\s|[a-z]{2,8}\s{1,20}\w{1,40}:\s|[\w.]{1,40}=\S|\([A-Z]\w{1,40} |[{\[]|(?:INFO|WARNING|ERROR|DEBUG)\s"
+)
 #: A line that begins as messages do, and one that holds nothing which could be a wrapping's.
-_BARE: Final = re.compile(r"[A-Za-z_~]\w*: |(?:srv|cmn|slot) ")
+_BARE: Final = re.compile(r"[A-Za-z_~]\w*: |[a-z]{2,8} {1,20}\w{1,40}: ")
 _SPECIAL: Final = re.compile(r"[^ !#$%'-;=?-Z^_a-z{}~]")
 _CSV: Final = re.compile(r'(?:"(?:[^"]|"")*+"|[^",\n]*+)(?:[,;\t](?:"(?:[^"]|"")*+"|[^",\n]*+))++\s*')
 _NESTED: Final = re.compile(r'\b(?:msg|message|log|line|MESSAGE)="((?:[^"\\]|\\.)*+)"')
@@ -154,7 +182,11 @@ class Layout:
         brace = text.find("{")
         square = text.find("[")
         start = min((at for at in (brace, square) if at >= 0), default=-1)
-        if start >= 0 and text.rstrip(" ,;").endswith(("}", "]")) and text[start + 1 : start + 12].lstrip()[:1] in ('"', "{", "["):
+        if (
+            start >= 0
+            and text.rstrip(" ,;").endswith(("}", "]"))
+            and text[start + 1 : start + 12].lstrip()[:1] in ('"', "{", "[")
+        ):
             with suppress(ValueError, RecursionError):
                 record = json.loads(text[start:].rstrip(" ,;"))
                 inner = list(_texts(record, 0))[:_MOST]
@@ -168,15 +200,25 @@ class Layout:
                 if whole and isinstance(record, dict):
                     return [(text[start:].replace('{"', "{ ", 1), record)]
         if '":' in text or '" :' in text:
-            if (cut := _SURE.search(text)) and len(cut[1]) > 1 and not self._strip(text[: cut.start()].replace("{", " "))[0].strip('"{[, :\\'):
+            if (
+                (cut := _SURE.search(text))
+                and len(cut[1]) > 1
+                and not self._strip(text[: cut.start()].replace("{", " "))[0].strip('"{[, :\\')
+            ):
                 self._note("json")
                 return [(_unescape(cut[1]), None)]
-            fragments = [_unescape(one[1]) for one in _SURE.finditer(text)] if text.lstrip()[:2] in ('{"', '["', '[{') else []
+            fragments = [_unescape(one[1]) for one in _SURE.finditer(text)] if text.lstrip()[:2] in ('{"', '["', "[{") else []
             if fragments:
                 self._note("json")
                 return [(one, None) for one in fragments]
-        if '"' in text and ('",' in text or ',"' in text or '";' in text or ';"' in text or '\t"' in text) and _CSV.fullmatch(text):
-            cells = next(csv.reader([text], delimiter="," if '",' in text or ',"' in text else ";" if ';' in text else "\t"), [])
+        if (
+            '"' in text
+            and ('",' in text or ',"' in text or '";' in text or ';"' in text or '\t"' in text)
+            and _CSV.fullmatch(text)
+        ):
+            cells = next(
+                csv.reader([text], delimiter="," if '",' in text or ',"' in text else ";" if ";" in text else "\t"), []
+            )
             best = max(cells, key=lambda cell: (" " in cell, len(cell)), default="")
             if len(cells) > 1 and best != text:
                 self._note("csv")
@@ -328,7 +370,7 @@ def _common(texts: Sequence[str]) -> re.Pattern[str] | None:
 
 
 def _width(rows: Sequence[tuple[str, str]], heads: set[str]) -> tuple[int, int]:
-    """The width at which a terminal broke lines, and how often: none is longer, and what follows a full one is no message of its own."""
+    """How often a terminal broke lines, and at which width: none is longer, and what follows a full one begins no message."""
     longest = max((len(line) for line, _ in rows), default=0)
     if not 40 <= longest <= 400:
         return 0, 0

@@ -34,6 +34,7 @@ _HEAD: Final = re.compile(
 _RANK: Final = re.compile(r"^\[rank\d{1,4}\]: ")
 _READY: Final = ("Application startup complete", "Starting vLLM API server", "Starting vLLM server on", "Uvicorn running on")
 
+
 class VllmReader:
     """Takes lines of a vLLM log; :meth:`finish` gives its starts in their order."""
 
@@ -233,10 +234,17 @@ class VllmReader:
             level, text = head["level"], text[head.end() :]
         text = _RANK.sub("", text.strip())
         start = self._start
-        if level in ("INFO", "WARNING", "DEBUG") or (start is not None and start.up):
-            return False  # what happens to requests is no failed start
+        if start is not None and start.up:
+            return True  # what happens to requests is no failed start
+        if level in ("INFO", "WARNING", "DEBUG"):
+            return False
         failure = classify(text)
-        if not self._ours and start is None and not _OURS.search(message.text) and (failure is None or failure.kind not in UNMISTAKABLE):
+        if (
+            not self._ours
+            and start is None
+            and not _OURS.search(message.text)
+            and (failure is None or failure.kind not in UNMISTAKABLE)
+        ):
             return False
         if is_secondary(text):
             self._open().broken = True
@@ -269,7 +277,7 @@ class VllmReader:
 
 
 def _said_by(message: Message) -> tuple[Speaker, str]:
-    """The process that wrote a message, and the level that its record has: vLLM's prefix, or the fields of its JSON formatter."""
+    """The process that wrote a message, and the level of its record: vLLM's prefix, or the fields of its JSON formatter."""
     name, pid = "", ""
     for prefix in _PREFIX.finditer(message.text):
         name, pid = prefix["name"] or prefix["bare"], prefix["pid"] or ""
@@ -285,7 +293,9 @@ def _take(handler: str) -> Callable[[VllmReader, Message], bool]:
     return lambda reader, message: reader.take(handler, message)
 
 
-_HANDLERS: Final = {name: _take(name) for name in ("weights", "summary", "size", "graphs", "engine", "api", "config", "compiled", "ready")}
+_HANDLERS: Final = {
+    name: _take(name) for name in ("weights", "summary", "size", "graphs", "engine", "api", "config", "compiled", "ready")
+}
 
 #: Every kind of message of vLLM that is looked at; releases of vLLM.
 TABLE: Final = (
@@ -333,7 +343,7 @@ TABLE: Final = (
     *(Row(sign, VllmReader.failed, "vllm_failures.py", "vllm", "failure") for sign in HINTS),
     *(
         Row(sign, ignored, "of no load", "vllm", "noise")
-        for sign in ("Loading weights took", "Time spent", "ngine throughput", "Prefix cache hit", "Sleep mode", "It took", "torch.compile", "CPU offload")
+        for sign in ("Loading weights took", "Sleep mode", "It took", "CPU offload", "Memory usage", "offloading")
     ),
 )  # fmt: skip
 

@@ -13,7 +13,8 @@ _COUNT: Final = COUNT
 WEIGHTS: Final = re.compile(rf"(?:Loading model weights|Model loading) took (?:in total )?{_N} Gi?B")
 AVAILABLE: Final = re.compile(
     rf"Available KV cache memory: {_N} GiB|reserved for KV Cache is {_N}GiB|kv_cache_size={_N}GiB"
-    rf"|reserved {_N} ?GiB memory for KV Cache as specified|(?:Auto|Explicitly) set \({_N}/{_N}\) GiB for KV cache|total_hbm_avail_gb={_N}GiB"
+    rf"|reserved {_N} ?GiB memory for KV Cache as specified|(?:Auto|Explicitly) set \({_N}/{_N}\) GiB for KV cache"
+    rf"|total_hbm_avail_gb={_N}GiB"
 )
 IN_USE: Final = re.compile(rf"Current kv cache memory in use is (?:(\d{{1,18}}) bytes|{_N} GiB)")
 TOKENS: Final = re.compile(rf"KV cache size: {_COUNT} tokens")
@@ -46,6 +47,7 @@ BLOCK_SIZE: Final = re.compile(r"Setting attention block size to (\d{1,9}) token
 #: key=value of the engine's configuration, 'key': value of "non-default args", key=value of a Namespace.
 SETTING: Final = re.compile(
     r"(?<![\w.])'?(?P<key>model|model_tag|dtype|quantization|kv_cache_dtype|enforce_eager|tensor_parallel_size"
-    r"|pipeline_parallel_size|data_parallel_size|max_seq_len|max_model_len|max_num_batched_tokens|max_num_seqs|block_size|kv_cache_memory_bytes"
+    r"|pipeline_parallel_size|data_parallel_size|max_seq_len|max_model_len|max_num_batched_tokens|max_num_seqs|block_size"
+    r"|kv_cache_memory_bytes"
     r"|gpu_memory_utilization)'?(?:=|: )(?P<value>'[^']{0,300}'|\"[^\"]{0,300}\"|[^,\s)}]{1,100})"
 )

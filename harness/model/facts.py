@@ -89,7 +89,9 @@ class FitFacts(msgspec.Struct, frozen=True, kw_only=True):
     def to_json(self) -> dict[str, object]:
         """The object ``projection`` of ``parse --json``: a ``fit`` of the engine, never a measurement."""
         parts = ("total", "free", "self", "model", "context", "compute")
-        devices = {name: dict.fromkeys((f"{part}_bytes" for part in parts)) | {"self_bytes": size} for name, size in self.used.items()}
+        devices = {
+            name: dict.fromkeys(f"{part}_bytes" for part in parts) | {"self_bytes": size} for name, size in self.used.items()
+        }
         rows = {row.device: {f"{part}_bytes": getattr(row, f"{part}_bytes") for part in parts} for row in self.rows}
         return {
             "devices": devices | rows,
@@ -154,7 +156,8 @@ class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
     ``b`` both, ``-`` neither), where the log is verbose enough to say. ``uncertainty_bytes`` is how far a figure may be off
     because the log rounds (Ollama's Go engine, whole MiB of a memory breakdown). ``overridden_tensors`` were put on the host by
     choice (``-ot``, ``--n-cpu-moe``). ``doubts`` say where the log contradicts itself, ``checked`` which checks agreed.
-    ``wrapping`` names what stood around the lines.
+    ``wrapping`` names what stood around the lines. ``optional_bytes``: what would be free without the ``projector`` or the
+    ``draft``, on all devices.
     """
 
     engine: EngineName
@@ -177,6 +180,7 @@ class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
     overridden_tensors: int | None = None
     doubts: tuple[str, ...] = ()
     checked: tuple[str, ...] = ()
+    optional_bytes: dict[str, int] = {}
     unread: Unread = Unread()
     wrapping: tuple[str, ...] = ()
     # Beyond the public JSON: what the fit needs.
@@ -246,7 +250,9 @@ class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
             "projection": None if self.fit is None else self.fit.to_json(),
             "sched_copies": self.sched_copies,
             "overridden_tensors": self.overridden_tensors,
+            "optional_bytes": self.optional_bytes,
             "doubts": list(self.doubts),
+            "checked": list(self.checked),
             "unread": {"count": self.unread.count, "samples": list(self.unread.samples)},
             "wrapping": list(self.wrapping),
         }
