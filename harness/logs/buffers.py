@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from harness.logs.building import MANY, MANY_LINES, Building, Cache, Model, Projector
+from harness.logs.building import Building
 from harness.logs.numbers import COUNT, SIZE, count, mib
 from harness.logs.oldest import Part
+from harness.logs.parts import MANY, MANY_LINES, Cache, Model, Projector
 from harness.model.facts import device_kind
 
 BUFFER: Final = re.compile(

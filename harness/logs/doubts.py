@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from harness.logs.parts import META, Cache
 from harness.model.facts import device_kind
 from harness.units import MIB
 
 if TYPE_CHECKING:
-    from harness.logs.building import Building, Cache
+    from harness.logs.building import Building
 
 #: Half of the last decimal of a figure in MiB with two.
 _ROUNDING: Final = 0.005 * MIB
-_META: Final = "Meta()"
 #: Bytes of an element in a cache (ggml's block sizes).
 _ELEMENT: Final = {
     "f32": 4.0,
@@ -43,7 +43,7 @@ def cache_size(load: Building) -> str | bool | None:
     """A cache's ``size =`` line against the buffers of it."""
     agreed: bool | None = None
     for cache in _caches(load):
-        if cache.total is None or not cache.devices or _META in cache.devices:
+        if cache.total is None or not cache.devices or META in cache.devices:
             continue
         held = sum(cache.devices.values())
         if abs(held - cache.total) > _ROUNDING * (len(cache.devices) + 2):
@@ -115,7 +115,7 @@ def projection(load: Building) -> str | bool | None:
     parts = ("weights_bytes", "kv_cache_bytes", "recurrent_bytes", "compute_bytes", "output_bytes")
     gpus = [device for device in load.devices().values() if device.kind == "gpu"]
     held = sum(getattr(device, part) or 0 for device in gpus for part in parts)
-    if not gpus or _META in load.devices():
+    if not gpus or META in load.devices():
         return None
     if abs(held - load.projected) > 4 * MIB * len(gpus) + 0.005 * held:
         return f"{_mib(held)} lie on the GPUs, the engine's projection was {_mib(load.projected)}"
@@ -124,7 +124,7 @@ def projection(load: Building) -> str | bool | None:
 
 def placed(load: Building) -> str | bool | None:
     """Whether every cache has a device, and every device its own figures."""
-    if any(_META in model.weights for model in load.models):
+    if any(META in model.weights for model in load.models):
         return "split by tensors: buffer lines are the largest of the cards, so that weights and compute are unknown"
     unplaced = [cache for cache in _caches(load) if cache.total is not None and not cache.devices]
     if unplaced or any(one.kv_total is not None and not one.caches for one in load.contexts()):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from harness.logs.building import MANY, Building
+from harness.logs.building import Building
+from harness.logs.parts import MANY
 from harness.model.facts import FitRow
 from harness.units import MIB
 

@@ -1,10 +1,11 @@
 """Steps 3 and 4 for llama.cpp and Ollama: which messages hold a fact, and where a load begins and ends.
 
-``TABLE`` says by which words a message is known, who takes it, and which program printed it when. What the messages of a load
-say is read in ``buffers`` (llama.cpp), ``oldest`` (llama.cpp of 2023), ``fitting`` (its projection) and ``ollama_go`` (Ollama's
+``llama_table`` says by which words a message is known, and which program printed it when. What the messages of a load say is
+read in ``buffers`` (llama.cpp), ``oldest`` (llama.cpp of 2023), ``fitting`` (its projection) and ``ollama_go`` (Ollama's
 own engine). Builds are llama.cpp's numbers (b1234), releases Ollama's (0.1.2).
 """
 
+# ruff: noqa: D102 - each method takes the messages of its rows in llama_table, which say what they are
 from __future__ import annotations
 
 import re
@@ -12,10 +13,10 @@ from collections.abc import Iterator
 from typing import Final
 
 from harness.logs import buffers, failures, fitting, markers, oldest, ollama_go
-from harness.logs.building import MANY, MANY_LINES, Building, Model
+from harness.logs.building import Building
 from harness.logs.numbers import count, mib
+from harness.logs.parts import MANY, MANY_LINES, Model
 from harness.logs.slog import pairs
-from harness.logs.table import Row, ignored
 from harness.logs.unwrap import Message
 from harness.model.facts import LoadFacts
 
@@ -102,7 +103,7 @@ class LlamaReader:
 
     # -- Ollama's own lines -----------------------------------------------------------------------------------------
 
-    def _begin(self, message: Message) -> bool:
+    def begin(self, message: Message) -> bool:
         """A start marker of Ollama: a runner or server for a model."""
         if "error starting" in message.text:
             return False
@@ -119,7 +120,7 @@ class LlamaReader:
         load.llama_engine = bool(command) and not load.go_engine
         return True
 
-    def _go(self, message: Message) -> bool:
+    def go(self, message: Message) -> bool:
         text = message.text
         if "msg=" not in text:
             return False
@@ -129,7 +130,7 @@ class LlamaReader:
         ollama_go.read(self._open(), text)
         return True
 
-    def _announce(self, message: Message) -> bool:
+    def announce(self, message: Message) -> bool:
         """The model is named before its engine starts, or (``loading model via``) right after."""
         self.ollama = True
         model = pairs(message.text).get("model")
@@ -140,32 +141,32 @@ class LlamaReader:
             load.model = load.model or model
         return True
 
-    def _library(self, _: Message) -> bool:
+    def library(self, _: Message) -> bool:
         """Ollama 0.1.18 - 0.1.31 loads in a library of the server itself."""
         self.ollama = True
         self._another().started = True
         return True
 
-    def _retry(self, message: Message) -> bool:
+    def retry(self, message: Message) -> bool:
         if "level=" not in message.text or self._load is None or self._load.complete:
             return False
         self._load.retrying = True
         return True
 
-    def _listens(self, message: Message) -> bool:
+    def listens(self, message: Message) -> bool:
         if version := _VERSION.search(message.text):
             self._version, self.ollama = version[1], True
             return True
-        return self._ready(message)
+        return self.ready(message)
 
-    def _started(self, message: Message) -> bool:
+    def started(self, message: Message) -> bool:
         started = _STARTED.search(message.text)
         self.ollama = self.ollama or started is not None
         if started and self._load is not None:
             self._load.complete, self._load.seconds = True, float(started[1])
         return started is not None
 
-    def _ready(self, message: Message) -> bool:
+    def ready(self, message: Message) -> bool:
         if _READY.search(message.text) is None:
             return False
         load = self._load
@@ -175,7 +176,7 @@ class LlamaReader:
                 load.slots = load.slots or slots
         return True
 
-    def _failure(self, message: Message) -> bool:
+    def failure(self, message: Message) -> bool:
         load = self._load
         if load is None or load.complete or load.failure is not None:
             if load is not None and "retrying without" in message.text:
@@ -188,7 +189,7 @@ class LlamaReader:
 
     # -- llama.cpp's lines ------------------------------------------------------------------------------------------
 
-    def _buffers(self, message: Message) -> bool:
+    def buffers(self, message: Message) -> bool:
         found = False
         for match in buffers.BUFFER.finditer(message.text):
             found = True
@@ -221,12 +222,12 @@ class LlamaReader:
             # A model in several files has several lines for one device.
             buffers.add(model.weights, load.device(match["device"]), mib(match[4]))
 
-    def _layers(self, message: Message) -> bool:
+    def layers(self, message: Message) -> bool:
         found = _OFFLOADED.search(message.text)
         if found is None:
             return False
         if "msg=" in message.text:
-            return self._go(message)
+            return self.go(message)
         load = self._fresh(tensors=True)
         self._pass(load, "layers")
         if not load.current.draft:
@@ -240,7 +241,7 @@ class LlamaReader:
             load.restart(model)
         model.signs.add(sign)
 
-    def _sizes(self, message: Message) -> bool:
+    def sizes(self, message: Message) -> bool:
         load = self._open()
         caches = load.current.context.caches
         if (found := buffers.TOTAL.search(message.text)) and caches and not load.drafts:
@@ -253,69 +254,69 @@ class LlamaReader:
                     load.current.context.caches.append(last)
         return buffers.sizes(load, message.text)
 
-    def _creating(self, message: Message) -> bool:
+    def creating(self, message: Message) -> bool:
         return buffers.creating(self._open(), message.text)
 
-    def _setting(self, message: Message) -> bool:
+    def setting(self, message: Message) -> bool:
         if "slot" in message.text:
             if (one := _SLOT.search(message.text)) and self._load is not None and self._load.slots == 1:
                 self._load.slot_cells = self._load.slot_cells or int(one[1])
             return True
         model = self._open().current
         if ("n_ctx " in message.text or "n_seq_max" in message.text) and model.contexts and model.contexts[-1].used:
-            self._context(message)
+            self.context(message)
         return buffers.setting(self._open(), message.text, cut=message.cut)
 
-    def _flash(self, message: Message) -> bool:
+    def flash(self, message: Message) -> bool:
         buffers.flash(self._open(), message.text)
         return True
 
-    def _context(self, message: Message) -> bool:
+    def context(self, message: Message) -> bool:
         model = self._open().current
         model.new_context(model.draft)
         return True
 
-    def _draft_context(self, message: Message) -> bool:
+    def draft_context(self, message: Message) -> bool:
         if "creating" in message.text:
             self._open().current.new_context(draft=True)
         return "creating" in message.text
 
-    def _draft_model(self, message: Message) -> bool:
+    def draft_model(self, message: Message) -> bool:
         models = self._open().models
         if len(models) < MANY:
             models.append(Model(draft=True))
         return True
 
-    def _tokens(self, message: Message) -> bool:
+    def tokens(self, message: Message) -> bool:
         """A model that was read for its tokens only."""
         if self._load is not None and not self._load.started and not self._load.own:
             self._load = None
         return True
 
-    def _encoder(self, message: Message) -> bool:
+    def encoder(self, message: Message) -> bool:
         return buffers.clip(self._open(), message.text)
 
-    def _estimated(self, message: Message) -> bool:
+    def estimated(self, message: Message) -> bool:
         if "[mtmd]" in message.text and self._load is not None:
             self._load.projectors.clear()  # it was measured without being loaded
         return True
 
-    def _splits(self, message: Message) -> bool:
+    def splits(self, message: Message) -> bool:
         splits = _SPLITS.search(message.text)
         if splits and self._load is not None and "compute_meta" not in message.text:
             self._load.graph_splits = int(splits[1])
         return splits is not None
 
-    def _copies(self, message: Message) -> bool:
+    def copies(self, message: Message) -> bool:
         return buffers.copies(self._open(), message.text) if self._load is not None else True
 
-    def _layer(self, message: Message) -> bool:
+    def layer(self, message: Message) -> bool:
         return buffers.layer(self._open(), message.text)
 
-    def _overridden(self, message: Message) -> bool:
+    def overridden(self, message: Message) -> bool:
         return buffers.overridden(self._fresh(tensors=True), message.text)
 
-    def _slots(self, message: Message) -> bool:
+    def slots(self, message: Message) -> bool:
         fields = message.fields or {}
         slots = fields.get("n_slots")
         if found := _SLOTS.search(message.text):
@@ -328,14 +329,14 @@ class LlamaReader:
             load.slot_cells = int(each[1]) * (1 if each[2] == "true" else load.slots)
         return True
 
-    def _oldest(self, message: Message) -> bool:
+    def oldest(self, message: Message) -> bool:
         load = self._open()
         before = len(load.oldest)
         load.oldest_device = oldest.read(load.oldest, message.text) or load.oldest_device
         load.seen = load.seen or bool(load.oldest)
         return len(load.oldest) > before or bool(load.oldest)
 
-    def _remote(self, message: Message) -> bool:
+    def remote(self, message: Message) -> bool:
         remotes = {address: name for name, address in _REMOTE.findall(message.text)}
         if len(self._addresses) < MANY:
             self._addresses.update(remotes)
@@ -343,7 +344,7 @@ class LlamaReader:
                 self._load.addresses.update(remotes)
         return bool(remotes)
 
-    def _fit(self, message: Message) -> bool:
+    def fit(self, message: Message) -> bool:
         text = message.text
         if "initial parameters:" in text and self._load is not None and self._load.fit_done and not self._load.own:
             self._close()  # another projection
@@ -354,11 +355,11 @@ class LlamaReader:
             self._fresh()
         return fitting.read(self._open(), text) or "params_fit" in text
 
-    def _fit_record(self, message: Message) -> bool:
+    def fit_record(self, message: Message) -> bool:
         data = (message.fields or {}).get("data")
         return isinstance(data, dict) and fitting.record(self._open(), data)
 
-    def _meta(self, message: Message) -> bool:
+    def meta(self, message: Message) -> bool:
         path, version, _ = message.text.partition(" tensors from ")[2].partition(" (version GGUF")
         if not version or "clip" in message.text.partition("loaded meta")[0][-40:]:
             return bool(path)
@@ -372,7 +373,7 @@ class LlamaReader:
         load.current.path, load.current.again = path, load.current.used
         return True
 
-    def _loading(self, message: Message) -> bool:
+    def loading(self, message: Message) -> bool:
         """llama-server begins: in a load that a marker of Ollama opened, or in one of its own."""
         if "loading model tensors" in message.text:
             self._pass(self._fresh(tensors=True), "tensors")
@@ -386,101 +387,3 @@ class LlamaReader:
         load.started = True
         load.model = load.model or (found["path"] if found else None)
         return True
-
-
-_CPP, _SERVER, _OLLAMA_GO = "llama.cpp ", "llama.cpp tools/server/", "ollama "
-
-#: Every kind of message that is looked at. A sign holds no quote and no digit, so that no wrapping hides it.
-TABLE: Final = (
-    # what was allocated
-    Row("buffer size", LlamaReader._buffers, _CPP + "src/llama-{model,kv-cache,context}.cpp, tools/mtmd, since b1800"),
-    Row(" cells,", LlamaReader._sizes, _CPP + "src/llama-kv-cache.cpp, since b5900"),
-    Row("KV self size", LlamaReader._sizes, _CPP + "src/llama.cpp, b1800 to b5900"),
-    Row("model size:", LlamaReader._sizes, _CPP + "tools/mtmd/clip.cpp, since b2000"),
-    Row("compute allocated memory", LlamaReader._sizes, _CPP + "examples/llava/clip.cpp, b1800 to b4900"),
-    Row("KV cache, size", LlamaReader._creating, _CPP + "src/llama-kv-cache-iswa.cpp, since b5500"),
-    Row("CLIP using", LlamaReader._encoder, _CPP + "tools/mtmd/clip.cpp, since b1800"),
-    Row("VRAM", LlamaReader._oldest, _CPP + "llama.cpp, b600 to b1800"),
-    Row("mem required", LlamaReader._oldest, _CPP + "llama.cpp, b100 to b1700"),
-    Row("system memory used", LlamaReader._oldest, _CPP + "llama.cpp, b1700 to b1800"),
-    Row("kv self size", LlamaReader._oldest, _CPP + "llama.cpp, b100 to b1700"),
-    Row("buffer total", LlamaReader._oldest, _CPP + "llama.cpp, b1200 to b1800"),
-    Row("metal_add_buffer", LlamaReader._oldest, _CPP + "ggml-metal.m, b600 to b1800"),
-    Row("GPU acceleration", LlamaReader._oldest, _CPP + "llama.cpp, b600 to b1800"),
-    Row("cache to GPU", LlamaReader._oldest, _CPP + "llama.cpp, b600 to b1500"),
-    Row("model weights", LlamaReader._go, _OLLAMA_GO + "ml/device.go, 0.6.0 to 0.24"),
-    Row("kv cache", LlamaReader._go, _OLLAMA_GO + "ml/device.go, 0.11.5 to 0.24"),
-    Row("compute graph", LlamaReader._go, _OLLAMA_GO + "ml/device.go, 0.6.0 to 0.24"),
-    Row("msg=memory", LlamaReader._go, _OLLAMA_GO + "ml/backend/ggml, 0.7.1 to 0.24, at DEBUG"),
-    # how
-    Row("Operation:", LlamaReader._go, _OLLAMA_GO + "runner/ollamarunner, 0.11.5 to 0.24"),
-    Row("layers to GPU", LlamaReader._layers, _CPP + "src/llama-model.cpp, since b600; ollama ml/backend/ggml, 0.9.6 to 0.24"),
-    Row("n_ctx ", LlamaReader._setting, _CPP + "src/llama-context.cpp, since b100"),
-    Row("n_ctx=", LlamaReader._setting, _CPP + "src/llama-context.cpp, retyped"),
-    Row("n_seq_max", LlamaReader._setting, _CPP + "src/llama-context.cpp, since b4800"),
-    Row("n_ubatch", LlamaReader._setting, _CPP + "src/llama-context.cpp, since b2500"),
-    Row("flash_attn", LlamaReader._setting, _CPP + "src/llama-context.cpp, since b2700"),
-    Row("n_ctx_train", LlamaReader._setting, _CPP + "src/llama-model.cpp, since b1000"),
-    Row("kv_size", LlamaReader._setting, _CPP + "src/llama-kv-cache.cpp, b4500 to b5600"),
-    Row("type_k", LlamaReader._setting, _CPP + "src/llama-kv-cache.cpp, b4500 to b5600"),
-    Row("Flash Attention", LlamaReader._flash, _CPP + "src/llama-context.cpp, since b6300"),
-    Row("overridden to", LlamaReader._overridden, _CPP + "src/llama-model-loader.cpp, since b5300"),
-    Row("overriden to", LlamaReader._overridden, _CPP + "src/llama-model.cpp, b5000 to b5300; ik_llama.cpp"),
-    Row("splits = ", LlamaReader._splits, _CPP + "src/llama-context.cpp, since b2000; one line with the nodes since b11400"),
-    Row("sched copies", LlamaReader._copies, _CPP + "src/llama-context.cpp, since b10400"),
-    Row("pipeline parallelism", LlamaReader._copies, _CPP + "src/llama-context.cpp, since b2400"),
-    Row(": dev = ", LlamaReader._layer, _CPP + "src/llama-kv-cache.cpp, since b5700, at -lv 5"),
-    Row("n_slots", LlamaReader._slots, _SERVER + "server-context.cpp, since b1800"),
-    Row("RPC", LlamaReader._remote, _CPP + "common/common.cpp (device_info), src/llama.cpp (using device), since b6900"),
-    # where a load begins and ends
-    Row("starting llama-server", LlamaReader._begin, _OLLAMA_GO + "llm/llama_server.go, since 0.30"),
-    Row("starting runner", LlamaReader._begin, _OLLAMA_GO + "llm/server.go, 0.11.5 to 0.24"),
-    Row("starting llama server", LlamaReader._begin, _OLLAMA_GO + "llm/server.go, 0.1.32 to 0.11.4"),
-    Row("starting llama runner", LlamaReader._begin, _OLLAMA_GO + "llm/llama.go, 0.1.0 to 0.1.17"),
-    Row("Loading Dynamic llm server", LlamaReader._library, _OLLAMA_GO + "llm/dyn_ext_server.go, 0.1.21 to 0.1.31"),
-    Row("Initializing internal llama server", LlamaReader._library, _OLLAMA_GO + "llm/ext_server_common.go, 0.1.18 to 0.1.20"),
-    Row("starting go runner", LlamaReader._go, _OLLAMA_GO + "runner/llamarunner, 0.4.0 to 0.24"),
-    Row("starting ollama engine", LlamaReader._go, _OLLAMA_GO + "runner/ollamarunner, 0.5.12 to 0.24"),
-    Row("using llama-server for model", LlamaReader._announce, _OLLAMA_GO + "server/sched.go, since 0.30"),
-    Row("loading model via llama-server", LlamaReader._announce, _OLLAMA_GO + "llm/llama_server.go, since 0.30"),
-    Row("new model will fit", LlamaReader._announce, _OLLAMA_GO + "server/sched.go, 0.1.33 to 0.12.10"),
-    Row("loaded meta data", LlamaReader._meta, _CPP + "src/llama-model-loader.cpp, since b1000"),
-    Row("loading model", LlamaReader._loading, _SERVER + "server-context.cpp, since b2000; src/llama-model.cpp (tensors)"),
-    Row("constructing llama_context", LlamaReader._context, _CPP + "src/llama-context.cpp, since b4800"),
-    Row("draft context", LlamaReader._draft_context, _CPP + "common/speculative.cpp, since b9800"),
-    Row("loading draft model", LlamaReader._draft_model, _SERVER + "server-context.cpp; common/speculative.cpp, since b4300"),
-    Row("vocab only", LlamaReader._tokens, _CPP + "src/llama-model.cpp, since b1000"),
-    Row("started in", LlamaReader._started, _OLLAMA_GO + "llm/server.go, llm/llama_server.go, since 0.1.0"),
-    Row("model loaded", LlamaReader._ready, _SERVER + "server.cpp, since b2000; from another function since b11300"),
-    Row("listening", LlamaReader._listens, _SERVER + "server.cpp, since b1200; ollama server/routes.go"),
-    Row("Listening", LlamaReader._listens, _OLLAMA_GO + "server/routes.go, since 0.1.0"),
-    Row("main loop", LlamaReader._ready, _OLLAMA_GO + "llm/dyn_ext_server.go, 0.1.18 to 0.1.31"),
-    Row("retrying", LlamaReader._retry, _OLLAMA_GO + "llm/llama_server.go, since 0.30"),
-    # the engine's projection
-    Row("fit_memory_breakdown", LlamaReader._fit_record, _CPP + "common/fit.cpp with --log-jsonl, since b11400"),
-    Row("breakdown", LlamaReader._fit, _CPP + "src/llama-context.cpp, common/fit.cpp, since b6700"),
-    Row(" + ", LlamaReader._fit, _CPP + "the rows of that table, quoted alone"),
-    Row("params_fit", LlamaReader._fit, _CPP + "common/fit.cpp (llama_params_fit_impl until b8600), since b7400"),
-    Row("fit_params", LlamaReader._fit, _CPP + "common/fit.cpp, since b8600"),
-    Row("projected to use", LlamaReader._fit, _CPP + "common/fit.cpp, since b7400"),
-    Row("MiB used", LlamaReader._fit, _CPP + "common/fit.cpp, since b7400"),
-    Row("no changes needed", LlamaReader._fit, _CPP + "common/fit.cpp, since b7400"),
-    Row("trying to fit", LlamaReader._fit, _CPP + "common/fit.cpp, since b7400"),
-    Row("estimated", LlamaReader._estimated, _SERVER + "server-context.cpp ([mtmd], [spec]), since b8600"),
-    # why it failed
-    *(Row(sign, LlamaReader._failure, "failures.py", role="failure") for sign in failures.SIGNS),
-    # what speaks of memory and of no load: devices, files, requests, Ollama's estimates before 0.12.11
-    *(
-        Row(sign, ignored, "of no load", role="noise")
-        for sign in (
-            *("MiB free", "Total VRAM", "VRAM available", "VRAM usage", "vram-based", "vram mode", "inference compute"),
-            *("gpu memory", "system memory", "host memory", "total memory", "memory.available", "memory.required"),
-            "runner.vram",
-            *("checkpoint", "checkpoints", "cache state", "prompt cache", "prompt save", "cache size limit"),
-            "context compression",
-            *("file size", "ctx size", "metadata size", "piece cache", "print_meta", "input buffer", "backend buffer"),
-            "max_size",
-            *("mmapped", "mlock", "working set", "failed to measure", "downloading", "pulling", "disk space", "swap"),
-        )
-    ),
-)  # fmt: skip

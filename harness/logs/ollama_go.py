@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from harness.logs.building import MANY, Building
+from harness.logs.building import Building
 from harness.logs.oldest import Part
+from harness.logs.parts import MANY
 from harness.logs.slog import human_bytes, pairs
 
 _PARTS: Final[dict[str, Part]] = {"model weights": "weights", "kv cache": "kv_cache", "compute graph": "compute"}

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from harness.logs import llama, vllm
+from harness.logs import llama, llama_table, vllm
 from harness.logs.table import Row
 from harness.logs.text import MAX_LINE, TextLines
 from harness.logs.unwrap import Joiner, Layout, Message
@@ -28,7 +28,7 @@ _DIGITS: Final = b"0123456789"
 #: A size: who prints one speaks of memory.
 _MEMORY: Final = re.compile(r"\d\s?(?:[KMGT]i?B\b|bytes\b)")
 Plan = tuple[Row, ...]
-_TABLE: Final[Plan] = (*llama.TABLE, *vllm.TABLE)
+_TABLE: Final[Plan] = (*llama_table.TABLE, *vllm.TABLE)
 #: Words of a line, without digits; ``ValueError`` has two, ``n_ctx`` too.
 _WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _UNITS: Final = ("iB", " MB", " GB")
