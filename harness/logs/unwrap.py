@@ -51,7 +51,7 @@ _KEYS: Final = (
     *("stringValue", "body", "text", "content", "event"),
 )
 _SURE: Final = re.compile(
-    r'"(?:log|@?[Mm]essage|MESSAGE|msg|[Ll]ine|textPayload|_raw|[Ll]ogMessage|stringValue|body)"\s{0,8}:\s{0,8}"((?:[^"\\]|\\.)*+)"?'
+    r'"(?:log|@?message|Message|MESSAGE|msg|line|Line|textPayload|_raw|LogMessage|logMessage|stringValue|body)"\s{0,8}:\s{0,8}"((?:[^"\\]|\\.)*+)"?'
 )
 #: Colours and cursor movements; the escape itself may be lost, or be spelled out.
 _COLOUR: Final = re.compile(
