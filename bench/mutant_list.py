@@ -67,11 +67,10 @@ MUTANTS: Final = (
     # verdicts, placement, allocation
     Mutant("if placed is None or placed.host_work == 0.0:", "if placed is None or placed.host_work <= 0.3:", _VERDICT),
     Mutant("fits(max(low, 1) * CELL_PADDING + (CELL_PADDING if start else 0))", "fits(max(low, 1) * CELL_PADDING)", _VERDICT),
-    Mutant(
-        "return 2 * third if 2 * third < room else third if third < room else 0.0",
-        "return third if third < room else 0.0",
-        _VERDICT,
-    ),
+    Mutant('"up": 1 / 3, "gate": 2 / 3', '"up": 1 / 3, "gate": 1 / 3', _VERDICT),
+    Mutant('"up": 1 / 3, "gate": 2 / 3', '"up": 2 / 3, "gate": 2 / 3', _VERDICT),
+    Mutant("for count in range(2, total - 1):", "for count in range(2, total + 1):", _VERDICT),
+    Mutant("    if measured < reach:", "    if measured <= reach:", _FIT),
     Mutant("whole = needed.weights_bytes * count // (count + 1)", "whole = needed.weights_bytes", _VERDICT),
     Mutant("max(available[0] - taken, 0)", "available[0]", _VERDICT),
     Mutant(

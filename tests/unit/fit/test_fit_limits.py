@@ -110,6 +110,15 @@ def test_a_bend_is_measured_on_both_sides_where_rounding_cannot_explain_it(mib: 
     assert [one.context for one in further_loads(bent(mib, weights=weights))] == more
 
 
+@pytest.mark.parametrize(("train", "said"), [(32768, False), (32769, True)])
+def test_a_range_that_a_bend_cuts_short_is_said(train: int, said: bool) -> None:
+    run = bent(2.0)
+    run = msgspec.structs.replace(run, model=msgspec.structs.replace(run.model, train_context=train))
+    quality = fit_record(run).metadata.quality
+    assert quality.valid_to == 32768
+    assert any("valid to 32768" in note for note in quality.notes) == said
+
+
 def test_a_plan_grows_to_five_loads_and_no_further() -> None:
     assert len(further_loads(bent(5.0, 8192, 16384, 32768, 65536))) == 1
     assert further_loads(bent(5.0, 8192, 16384, 24576, 32768, 65536)) == ()

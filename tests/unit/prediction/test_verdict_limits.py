@@ -8,7 +8,7 @@ import pytest
 from harness.model.calibration import Calibration, KvBlocks, Placement
 from harness.prediction.allocation import allocate
 from harness.prediction.memory import predict
-from harness.prediction.placement import Compute
+from harness.prediction.placement import Compute, plan_dry_runs
 from harness.units import GIB, MIB, from_gib, gib
 from tests.support.calibrations import made_up
 from tests.support.records import WEIGHTS
@@ -84,6 +84,12 @@ def test_layers_of_unknown_size_share_the_weights_with_the_output_part(recorded:
     assert layers is not None
     assert layers.output == pytest.approx(WEIGHTS / 29, abs=2048)
     assert layers.dense == pytest.approx([WEIGHTS / 29] * 28, abs=2048)
+
+
+def test_dry_runs_split_in_the_middle_and_at_the_last_layer_but_one() -> None:
+    """Of 17 layers with the output layer, 2 to 15 are splits; 16 leave a single one on the host."""
+    planned = plan_dry_runs(None, 16, (8192, 32768, 131_072), moe=False)
+    assert [one.gpu_layers for one in planned] == [9] * 3 + [16] * 3
 
 
 def test_without_dry_runs_a_split_costs_the_cache_of_one_layer_more() -> None:
