@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.errors import UnavailableError
 from harness.sandboxes.daemon import DaemonFacts, read_daemon, remote_refusal
-from harness.sandboxes.docker_errors import connection_error, daemon_error, image_error
+from harness.sandboxes.docker_deadline import mount, ping
+from harness.sandboxes.docker_errors import connection_error, daemon_error, image_error, silent_error
+from harness.sandboxes.reaper_main import TimedSocket
 
 if TYPE_CHECKING:
     from docker import APIClient
 
-#: How long the daemon may take over one answer, seconds (it may be busy unpacking an image).
+#: How long the daemon may take over one answer, from question to last byte, seconds (it may be busy unpacking an image).
 ANSWER_LIMIT: Final = 120
+#: How long it may take to say that it is there, and how long one that does not is not asked again, seconds.
+PROBE_LIMIT: Final = 5.0
+_SILENCE: Final = 60.0
+_silent: dict[str, float] = {}
+#: The API of Docker 20.10, spoken to a daemon that does not say its own.
+_API: Final = "1.41"
 DEFAULT_ADDRESS: Final = "unix:///var/run/docker.sock"
+
+#: The head of an HTTP answer is shorter, bytes.
+_LONGEST_HEAD: Final = 64 << 10
 
 #: Reports progress of a pull: what, bytes done, bytes in total (``None``: not known).
 Progress = Callable[[str, float, float | None], None]
@@ -41,6 +56,7 @@ class Daemon:
         if (remote := remote_refusal(self.address)) is not None:
             raise remote
         self._limit = limit
+        self._until = threading.local()  # several threads ask at once
         self._api = self._connect()
 
     def __enter__(self) -> Daemon:
@@ -60,7 +76,7 @@ class Daemon:
 
     def facts(self) -> DaemonFacts:
         """What the daemon says of itself."""
-        with _translated("ask the daemon what it is"):
+        with self._talk("ask the daemon what it is"):
             return read_daemon(self.address, self._api.version(), self._api.info())
 
     def image(self, reference: str) -> Mapping[str, Any] | None:
@@ -68,7 +84,7 @@ class Daemon:
         import docker.errors
 
         try:
-            with _translated("look at the image"):
+            with self._talk("look at the image"):
                 attributes: Mapping[str, Any] = self._api.inspect_image(reference)  # type: ignore[no-untyped-call]
         except UnavailableError as error:
             if isinstance(error.__cause__, docker.errors.NotFound):
@@ -86,7 +102,9 @@ class Daemon:
 
         layers: dict[str, tuple[int, int]] = {}
         try:
+            self._go_on()
             for event in self._api.pull(reference, stream=True, decode=True):
+                self._go_on()
                 if "error" in event:
                     raise image_error(event["error"], reference)
                 detail = event.get("progressDetail") or {}
@@ -95,17 +113,19 @@ class Daemon:
                     done, total = (sum(column) for column in zip(*layers.values(), strict=True))
                     progress(f"pull {reference}", done, total)
         except (docker.errors.DockerException, OSError) as error:
+            if time.monotonic() >= self._until.at:
+                raise silent_error(self.address, self._limit, f"pull {reference}") from error
             raise image_error(_text(error), reference) from error
 
     def create(self, config: Mapping[str, Any], name: str) -> str:
         """Create a container from the Engine API's configuration; its id."""
-        with _translated("create the container"):
+        with self._talk("create the container"):
             created = self._api.create_container_from_config(config, name)  # type: ignore[no-untyped-call]
         return str(created["Id"])
 
     def put_archive(self, container: str, folder: str, archive: bytes) -> None:
         """Unpack a tar in a container."""
-        with _translated("write into the container"):
+        with self._talk("write into the container"):
             self._api.put_archive(container, folder, archive)
 
     def attach(self, container: str) -> socket.socket:
@@ -114,15 +134,16 @@ class Daemon:
         Made by hand (Engine API, ``POST /containers/ID/attach``): the SDK's own hides how a stream ended, times out
         when an engine is silent, and cannot be closed.
         """
-        link = socket.socket(socket.AF_UNIX)
+        until = time.monotonic() + self._limit
+        link = TimedSocket(lambda: until)
         try:
-            with _translated("attach to the container"):
-                link.settimeout(self._limit)
+            with self._talk("attach to the container"):
                 link.connect(self.socket_path)
                 target = f"/containers/{container}/attach?stream=1&stdout=1&stderr=1"
                 headers = "Host: docker\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n"
                 link.sendall(f"POST {target} HTTP/1.1\r\n{headers}\r\n".encode())
                 _take_upgrade(link)
+                until = math.inf
                 link.settimeout(None)
         except BaseException:
             link.close()
@@ -131,7 +152,7 @@ class Daemon:
 
     def start(self, container: str) -> None:
         """Start a container."""
-        with _translated("start the container"):
+        with self._talk("start the container"):
             self._api.start(container)
 
     def inspect(self, container: str) -> Mapping[str, Any] | None:
@@ -139,7 +160,7 @@ class Daemon:
         import docker.errors
 
         try:
-            with _translated("look at the container"):
+            with self._talk("look at the container"):
                 attributes: Mapping[str, Any] = self._api.inspect_container(container)
         except UnavailableError as error:
             if isinstance(error.__cause__, docker.errors.NotFound):
@@ -149,12 +170,12 @@ class Daemon:
 
     def stop(self, container: str, timeout: float) -> None:
         """Ask a container to end, after ``timeout`` seconds by force; harmless where it has ended."""
-        with _translated("stop the container", absent_is_fine=True):
+        with self._talk("stop the container", absent_is_fine=True, extra=timeout):
             self._api.stop(container, timeout=max(0, round(timeout)))
 
     def remove(self, container: str) -> None:
         """Remove a container and its nameless volumes, running or not; harmless where somebody else does the same."""
-        with _translated("remove the container", absent_is_fine=True):
+        with self._talk("remove the container", absent_is_fine=True):
             self._api.remove_container(container, force=True, v=True)
 
     def volume_folder(self, name: str) -> str | None:
@@ -162,7 +183,7 @@ class Daemon:
         import docker.errors
 
         try:
-            with _translated("look at the volume"):
+            with self._talk("look at the volume"):
                 attributes = self._api.inspect_volume(name)
         except UnavailableError as error:
             if isinstance(error.__cause__, docker.errors.NotFound):
@@ -172,82 +193,99 @@ class Daemon:
 
     def remove_volume(self, name: str) -> None:
         """Remove a volume that no container uses."""
-        with _translated("remove the volume", absent_is_fine=True):
+        with self._talk("remove the volume", absent_is_fine=True):
             self._api.remove_volume(name)
 
     def last_line(self, container: str) -> bytes:
         """The last line of the stored log."""
-        with _translated("read the container's log"):
+        with self._talk("read the container's log"):
             return bytes(self._api.logs(container, tail=1))
 
     def save_log(self, container: str, path: Path, start: int) -> None:
         """Write the whole stored log to ``path``, from byte ``start`` on."""
-        with _translated("read the container's log"), path.open("r+b") as file:
+        with self._talk("read the container's log"), path.open("r+b") as file:
             file.truncate(start)
             file.seek(start)
             for chunk in self._api.logs(container, stream=True, follow=False):
+                self._go_on()
                 file.write(chunk)
 
     def has_volume(self, name: str) -> bool:
         """Whether there is a volume of that name."""
-        with _translated("list volumes"):
+        with self._talk("list volumes"):
             listed = self._api.volumes(filters={"name": name}).get("Volumes") or []
         return any(one["Name"] == name for one in listed)  # the filter takes parts of names
 
     def containers(self, label: str) -> list[dict[str, Any]]:
         """Containers in any state that bear ``label`` (``key=value``), as ``docker ps`` lists them."""
-        with _translated("list containers"):
+        with self._talk("list containers"):
             return list(self._api.containers(all=True, filters={"label": [label]}))
 
     def volumes(self, label: str) -> list[dict[str, Any]]:
         """Volumes that bear ``label``, as ``docker volume ls`` lists them."""
-        with _translated("list volumes"):
+        with self._talk("list volumes"):
             return list(self._api.volumes(filters={"label": [label]}).get("Volumes") or [])
 
     def _connect(self) -> APIClient:
         import docker
         import docker.errors
 
-        self._probe(self.socket_path)
+        version = self._probe()
         try:
-            return docker.APIClient(base_url=self.address, timeout=self._limit, version="auto")
+            api = docker.APIClient(base_url=self.address, timeout=self._limit, version=version)
         except (docker.errors.DockerException, OSError, ValueError) as error:
             raise connection_error(str(error), self.address) from error
+        mount(api, self.socket_path, lambda: getattr(self._until, "at", time.monotonic() + self._limit))
+        return api
 
-    def _probe(self, path: str) -> None:
-        """Connect once: the socket's own error is plainer than the SDK's, which also leaves its connection open."""
+    def _probe(self) -> str:
+        """Whether the daemon answers at all, before anything long is begun; the version of its API.
+
+        Raises:
+            UnavailableError: it does not, or did not a moment ago.
+        """
+        if time.monotonic() < _silent.get(self.address, 0.0):
+            raise silent_error(self.address, PROBE_LIMIT)
         try:
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.settimeout(self._limit)
-                probe.connect(path)
-        except OSError as error:
+            return ping(self.socket_path, time.monotonic() + PROBE_LIMIT) or _API
+        except TimeoutError as error:
+            _silent[self.address] = time.monotonic() + _SILENCE
+            raise silent_error(self.address, PROBE_LIMIT) from error
+        except (OSError, HTTPException) as error:
             raise connection_error(str(error), self.address) from error
 
+    @contextlib.contextmanager
+    def _talk(self, doing: str, *, absent_is_fine: bool = False, extra: float = 0.0) -> Iterator[None]:
+        """A talk that ends in time (``extra`` seconds are what the daemon is asked to wait), with the SDK's errors as ours."""
+        import docker.errors
 
-@contextlib.contextmanager
-def _translated(doing: str, *, absent_is_fine: bool = False) -> Iterator[None]:
-    """The SDK's errors as ours."""
-    import docker.errors
+        limit = self._limit + extra
+        self._until.at = time.monotonic() + limit
+        try:
+            yield
+        except docker.errors.APIError as error:
+            # 409: a removal is in progress already.
+            if not (absent_is_fine and error.status_code in (404, 409)):
+                raise daemon_error(_text(error), doing) from error
+        except (docker.errors.DockerException, OSError) as error:  # errors of requests are OSErrors
+            if time.monotonic() >= self._until.at:
+                raise silent_error(self.address, limit, doing) from error
+            raise UnavailableError(
+                f"cannot {doing}: the Docker daemon does not answer any more", hint="is it running?", code="docker-gone"
+            ) from error
 
-    try:
-        yield
-    except docker.errors.APIError as error:
-        # 409: a removal is in progress already.
-        if not (absent_is_fine and error.status_code in (404, 409)):
-            raise daemon_error(_text(error), doing) from error
-    except (docker.errors.DockerException, OSError) as error:  # errors of requests are OSErrors
-        raise UnavailableError(
-            f"cannot {doing}: the Docker daemon does not answer any more", hint="is it running?", code="docker-gone"
-        ) from error
+    def _go_on(self) -> None:
+        """The daemon has said something whole: it has its time again for what comes next."""
+        self._until.at = time.monotonic() + self._limit
 
 
 def _take_upgrade(link: socket.socket) -> None:
     """Read the head of the answer, byte by byte: what follows its empty line belongs to the container."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
-        byte = link.recv(1)
-        if not byte:
-            raise ConnectionError("the daemon closed the connection")
+        byte = bytearray(1)
+        if not link.recv_into(byte) or len(head) > _LONGEST_HEAD:
+            raise ConnectionError("the daemon closed the connection, or answers nonsense")
         head += byte
     if head.split(maxsplit=2)[1] not in (b"101", b"200"):
         raise daemon_error(head.decode("latin-1"), "attach to the container")

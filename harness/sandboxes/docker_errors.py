@@ -53,6 +53,16 @@ def connection_error(text: str, address: str) -> HarnessError:
     )
 
 
+def silent_error(address: str, limit: float, doing: str | None = None) -> UnavailableError:
+    """A daemon that takes a connection and says nothing, or too little too slowly."""
+    what = f"cannot {doing}: " if doing else ""
+    return UnavailableError(
+        f"{what}the Docker daemon at {address} has not answered within {limit:.0f} s",
+        hint="restart it (as root: systemctl restart docker), or use --sandbox process",
+        code="docker-silent",
+    )
+
+
 def daemon_error(text: str, doing: str) -> HarnessError:
     """What a refusal (the API's message) means while ``doing`` something, as in ``start the container``."""
     said = one_line(text, 4000)

@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 # linux/prctl.h
@@ -33,6 +34,10 @@ KILL_LIMIT: Final = 10.0
 QUIET: Final = 3.0
 #: How long to try to remove containers (the daemon may be restarting); the sweep at the next start does the rest.
 REMOVE_LIMIT: Final = 60.0
+#: How long a daemon may take over one answer, seconds.
+ANSWER_LIMIT: Final = 10.0
+#: A wait that is longer has no end, seconds.
+_NEVER: Final = 1e6
 #: Added to the engine's OOM score, so that the kernel takes the engine before harness.
 OOM_SCORE: Final = "500"
 
@@ -281,6 +286,35 @@ def descendants(ancestor: int) -> set[int]:
     return found
 
 
+class TimedSocket(socket.socket):
+    """A Unix connection on which no wait lasts beyond a point in time (``time.monotonic``), however slowly bytes come."""
+
+    def __init__(self, deadline: Callable[[], float]) -> None:
+        super().__init__(socket.AF_UNIX)
+        self._deadline = deadline
+
+    def connect(self, address: Any) -> None:
+        """Connect in time."""
+        self._hurry()
+        super().connect(address)
+
+    def recv_into(self, *args: Any, **kwargs: Any) -> int:
+        """Receive in time; what reads from this socket as from a file comes here."""
+        self._hurry()
+        return super().recv_into(*args, **kwargs)
+
+    def sendall(self, *args: Any, **kwargs: Any) -> None:
+        """Send in time."""
+        self._hurry()
+        super().sendall(*args, **kwargs)
+
+    def _hurry(self) -> None:
+        left = self._deadline() - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self.settimeout(left if left < _NEVER else None)
+
+
 def remove_containers(path: str, label: str) -> None:
     """Remove every container that bears ``label`` (``key=value``) through the Docker socket at ``path``.
 
@@ -292,8 +326,8 @@ def remove_containers(path: str, label: str) -> None:
 
     class Daemon(HTTPConnection):
         def connect(self) -> None:
-            self.sock = socket.socket(socket.AF_UNIX)
-            self.sock.settimeout(10)
+            until = time.monotonic() + ANSWER_LIMIT
+            self.sock = TimedSocket(lambda: until)
             self.sock.connect(path)
 
     def ask(method: str, target: str) -> bytes:
