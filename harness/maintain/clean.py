@@ -27,7 +27,7 @@ State = Literal["abandoned", "in-use", "kept"]
 class Item(msgspec.Struct, frozen=True, kw_only=True):
     """Something of harness's. Only what is ``abandoned`` is ever removed; ``why`` is for the user."""
 
-    kind: Literal["container", "volume", "file", "run", "secrets"]
+    kind: Literal["container", "volume", "network", "file", "run", "secrets"]
     name: str
     state: State
     why: str

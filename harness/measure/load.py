@@ -111,6 +111,8 @@ class LoadRunner:
         running = self.launch(source, request)
         begin()
         self.await_ready(running)
+        if not self.engine.persistent:
+            running.end_network()  # what it loads, it has
         if running.image is not None and self.identity is None:
             with self.client(running) as client:
                 version = self.engine.version(self.options, client).version
@@ -133,7 +135,9 @@ class LoadRunner:
         """Start a persistent engine and make the model present in it; what is known of the model then."""
         running = self.start(source, request)
         with self.client(running) as client, self._watching(running):
-            return self.engine.prepare(client, source, self.options, self.observer.progress)
+            found = self.engine.prepare(client, source, self.options, self.observer.progress)
+        running.end_network()  # the model is here
+        return found
 
     def _started(self, source: Source, request: LoadRequest, begin: Callable[[], None] = lambda: None) -> Running:
         """The engine of a load; ``begin`` is called as soon as its memory is the load's. A persistent one runs on."""

@@ -65,6 +65,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     ``/run/secrets`` (containers) or in a private folder (processes), which ``HARNESS_SECRETS`` names; values of ``env`` that
     hold ``/run/secrets`` then hold that folder.
 
+    ``network`` says that it has something to fetch first; :meth:`Running.end_network` ends that.
     ``hidden`` are values that must not stand in its log.
 
     ``memory_limit`` is the most anonymous memory, in bytes, that it may take: a load that cannot fit then fails instead of
@@ -108,6 +109,9 @@ class Running(Protocol):
 
     def pids(self) -> frozenset[int]:
         """Host PIDs of the engine and all its children, now. Empty once it has ended."""
+
+    def end_network(self) -> None:
+        """Take the network away that its launch asked for: what it needed has been fetched. Harmless where it has none."""
 
     def exit_status(self) -> int | None:
         """The exit status (128 + signal for a killed one); ``None`` while it runs."""

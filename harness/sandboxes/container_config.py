@@ -1,7 +1,7 @@
 """A launch as the Engine API's container configuration (``POST /containers/create``). Pure.
 
-Every container is told apart from the user's by its labels, listens on 127.0.0.1 only, may gain no privilege, and is
-bounded in processes, memory and log.
+Every container is told apart from the user's by its labels, is on a bridge of its run that leads nowhere, may gain no
+privilege, and is bounded in processes, memory and log.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def container_config(
     *,
     image: str,
     port: int,
-    host_port: int | None,
+    network: str,
     labels: Mapping[str, str],
     memory_limit: int,
     daemon: DaemonFacts,
@@ -61,8 +61,8 @@ def container_config(
 ) -> dict[str, Any]:
     """The body of the create request.
 
-    ``port`` is the engine's own; ``host_port`` the one on 127.0.0.1 (``None``: any free one). ``memory_limit`` is in
-    bytes, swap included. ``proxies`` is an environment: its proxy variables are passed if the launch uses the network.
+    ``port`` is the engine's own, ``network`` the one that only it and this machine are on. ``memory_limit`` is in bytes, swap
+    included. ``proxies`` is an environment: its proxy variables are passed if the launch uses the network.
     """
     env = gpu_environment(launch.gpus, daemon)
     if launch.network:
@@ -79,7 +79,7 @@ def container_config(
         "Labels": dict(labels),
         "ExposedPorts": {f"{port}/tcp": {}},
         "HostConfig": {
-            "PortBindings": {f"{port}/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(host_port or "")}]},
+            "NetworkMode": network,
             "Mounts": mounts,
             "Tmpfs": {"/tmp": _SCRATCH},  # noqa: S108 - a path inside the container
             "ReadonlyRootfs": True,

@@ -14,12 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal
 
-from harness.errors import EngineError, HarnessError, NotFoundError, UnavailableError, UsageError
+from harness.errors import BusyError, EngineError, HarnessError, NotFoundError, UnavailableError, UsageError
 from harness.sandboxes.base import ImageFacts, Launch, Site
 from harness.sandboxes.cgroup import container_pids, holds
 from harness.sandboxes.container_config import SECRETS, check_reference, container_config, repository
 from harness.sandboxes.daemon import DaemonFacts, refusal
 from harness.sandboxes.docker_client import Daemon, Progress
+from harness.sandboxes.forward import Forwarder
 from harness.sandboxes.leftovers import sweep
 from harness.sandboxes.log_pump import LogPump, hidden_values
 from harness.sandboxes.ownership import RUN, owner_labels, start_time
@@ -69,6 +70,7 @@ class DockerSandbox:
         self._daemon: Daemon | None = None
         self._facts: DaemonFacts | None = None
         self._host_port: int | None = None
+        self._networks: set[str] = set()
         self._running: DockerEngine | None = None
 
     def __enter__(self) -> DockerSandbox:
@@ -101,7 +103,7 @@ class DockerSandbox:
             launch,
             image=image["Id"],
             port=site.port,
-            host_port=self._host_port,
+            network=self._network(daemon, internal=True),
             labels=owner_labels(self.run),
             memory_limit=self._memory_limit or int(_available_memory() * MEMORY_SHARE),
             daemon=facts,
@@ -113,12 +115,18 @@ class DockerSandbox:
             self._hook("creating")
             container = daemon.create(config, f"harness-{self.run}-{secrets.token_hex(3)}")
             self._hook("created")
+            outside = self._network(daemon, internal=False) if launch.network else None
+            if outside is not None:
+                daemon.connect(container, outside)
             if launch.secrets:
                 daemon.put_archive(container, SECRETS, _archive(launch.secrets, (image["Config"] or {}).get("User", "")))
             pump = LogPump(daemon.attach(container), log, hidden_values(launch, os.environ))
             daemon.start(container)
             self._hook("started")
-            engine = DockerEngine(daemon, self._reaper, container, site, log, pump, _image_facts(image, reference))
+            engine = DockerEngine(
+                daemon, self._reaper, container, site, log, pump, _image_facts(image, reference),
+                inside=config["HostConfig"]["NetworkMode"], outside=outside, port=self._host_port,
+            )  # fmt: skip
         except BaseException:
             if container is not None:
                 with contextlib.suppress(HarnessError):
@@ -138,10 +146,13 @@ class DockerSandbox:
                 self._running.stop()
             for container in self._daemon.containers(f"{RUN}={self.run}"):
                 self._daemon.remove(container["Id"])  # one whose start was interrupted
+            for network in self._daemon.networks(f"{RUN}={self.run}"):
+                self._daemon.remove_network(network["Id"])
             self._reaper.unwatch_containers()
         finally:
             self._daemon.close()
             self._daemon = None
+            self._networks.clear()
 
     def _connect(self) -> tuple[Daemon, DaemonFacts]:
         if self._daemon is None or self._facts is None:
@@ -155,6 +166,14 @@ class DockerSandbox:
                 undo.pop_all()
             self._daemon, self._facts = daemon, facts
         return self._daemon, self._facts
+
+    def _network(self, daemon: Daemon, *, internal: bool) -> str:
+        """The bridge of this run: ``internal``, or one that leads outside for as long as something is fetched."""
+        name = f"harness-{self.run}{'' if internal else '-outside'}"
+        if name not in self._networks:
+            daemon.create_network(name, owner_labels(self.run), internal=internal)
+            self._networks.add(name)
+        return name
 
     def _image(self, daemon: Daemon, reference: str) -> Mapping[str, Any]:
         image = daemon.image(reference) or _built_here(daemon, reference)
@@ -174,9 +193,21 @@ class DockerEngine:
     """
 
     def __init__(
-        self, daemon: Daemon, reaper: Reaper, container: str, site: Site, log: Path, pump: LogPump, image: ImageFacts
+        self,
+        daemon: Daemon,
+        reaper: Reaper,
+        container: str,
+        site: Site,
+        log: Path,
+        pump: LogPump,
+        image: ImageFacts,
+        *,
+        inside: str,
+        outside: str | None,
+        port: int | None,
     ) -> None:
         self._daemon = daemon
+        self._outside = outside
         self._reaper = reaper
         self._pump = pump
         self._lock = threading.RLock()
@@ -189,14 +220,28 @@ class DockerEngine:
         attributes = self._inspect()
         self._first = int(attributes["State"]["Pid"])
         self._first_start = start_time(self._first) if self._first else None
-        ports = (attributes["NetworkSettings"]["Ports"] or {}).get(f"{site.port}/tcp")
-        # A container that ended at once has no port any more; nobody will reach it.
-        self.endpoint = f"http://127.0.0.1:{ports[0]['HostPort'] if ports else 0}"
+        address = attributes["NetworkSettings"]["Networks"][inside]["IPAddress"]
+        try:  # a container that ended at once has no address any more; nobody will reach it
+            self._forwarder = Forwarder(port, (address or "127.0.0.1", site.port if address else 1))
+        except OSError as error:
+            raise BusyError(f"port {port} of 127.0.0.1 is taken", hint="choose another port, or none") from error
+        self.endpoint = f"http://127.0.0.1:{self._forwarder.port}"
         self._prove_local()
 
     def pids(self) -> frozenset[int]:
         """Host PIDs of everything in the container. Empty once it has ended."""
         return container_pids(self._first, self.container) if self._first_lives() else frozenset()
+
+    def end_network(self) -> None:
+        """Take the container off the network that leads outside.
+
+        Raises:
+            UnavailableError: the daemon is gone.
+        """
+        with self._lock:
+            if self._outside is not None and not self._removed:
+                self._daemon.disconnect(self.container, self._outside)
+                self._outside = None
 
     def exit_status(self) -> int | None:
         """The exit status (128 + signal for a killed one); ``None`` while it runs.
@@ -239,6 +284,7 @@ class DockerEngine:
                     self._daemon.remove(self.container)
             finally:
                 self._pump.close()
+                self._forwarder.close()
             self._removed = True
 
     def _prove_local(self) -> None:

@@ -216,6 +216,32 @@ class Daemon:
             listed = self._api.volumes(filters={"name": name}).get("Volumes") or []
         return any(one["Name"] == name for one in listed)  # the filter takes parts of names
 
+    def create_network(self, name: str, labels: Mapping[str, str], *, internal: bool) -> None:
+        """Make a bridge; an ``internal`` one leads nowhere but to this machine."""
+        options = {"com.docker.network.bridge.enable_icc": "false"}
+        with self._talk("make a network"):
+            self._api.create_network(name, driver="bridge", internal=internal, labels=dict(labels), options=options)
+
+    def connect(self, container: str, network: str) -> None:
+        """Put a container on a further network."""
+        with self._talk("connect the container to a network"):
+            self._api.connect_container_to_network(container, network)
+
+    def disconnect(self, container: str, network: str) -> None:
+        """Take a container off a network; harmless where it has ended."""
+        with self._talk("take the container off a network", absent_is_fine=True):
+            self._api.disconnect_container_from_network(container, network, force=True)
+
+    def remove_network(self, name: str) -> None:
+        """Remove a network that no container uses."""
+        with self._talk("remove the network", absent_is_fine=True):
+            self._api.remove_network(name)
+
+    def networks(self, label: str) -> list[dict[str, Any]]:
+        """Networks that bear ``label``, as ``docker network ls`` lists them."""
+        with self._talk("list networks"):
+            return list(self._api.networks(filters={"label": [label]}))
+
     def containers(self, label: str) -> list[dict[str, Any]]:
         """Containers in any state that bear ``label`` (``key=value``), as ``docker ps`` lists them."""
         with self._talk("list containers"):

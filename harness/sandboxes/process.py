@@ -108,6 +108,9 @@ class ProcessEngine:
         """PIDs of the engine and all its descendants, detached ones included. Empty once it has ended."""
         return self._reaper.pids()
 
+    def end_network(self) -> None:
+        """A process has the network of this machine."""
+
     def exit_status(self) -> int | None:
         """The exit status (128 + signal for a killed one); ``None`` while it runs.
 

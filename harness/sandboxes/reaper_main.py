@@ -316,10 +316,10 @@ class TimedSocket(socket.socket):
 
 
 def remove_containers(path: str, label: str) -> None:
-    """Remove every container that bears ``label`` (``key=value``) through the Docker socket at ``path``.
+    """Remove every container that bears ``label`` (``key=value``) through the Docker socket at ``path``, and then its networks.
 
-    Speaks the Engine API itself (``GET /containers/json``, ``DELETE /containers/ID``): the last line of defence should
-    need no library.
+    Speaks the Engine API itself (``GET /containers/json``, ``DELETE /containers/ID``, ``GET /networks``,
+    ``DELETE /networks/ID``): the last line of defence should need no library.
     """
     from http.client import HTTPConnection, HTTPException
     from urllib.parse import quote
@@ -336,12 +336,12 @@ def remove_containers(path: str, label: str) -> None:
             connection.request(method, target)
             return connection.getresponse().read()
 
-    query = "/containers/json?all=1&filters=" + quote(json.dumps({"label": [label]}))
+    labelled = "filters=" + quote(json.dumps({"label": [label]}))
     limit = time.monotonic() + REMOVE_LIMIT
     quiet_until = time.monotonic() + QUIET
     while time.monotonic() < min(limit, quiet_until):
         try:
-            found = json.loads(ask("GET", query))
+            found = json.loads(ask("GET", f"/containers/json?all=1&{labelled}"))
             for container in found:
                 ask("DELETE", f"/containers/{container['Id']}?force=1&v=1")
         except (OSError, HTTPException, ValueError, TypeError, KeyError):
@@ -349,6 +349,9 @@ def remove_containers(path: str, label: str) -> None:
         if found is None or found:
             quiet_until = time.monotonic() + QUIET
         time.sleep(0.1)
+    with contextlib.suppress(OSError, HTTPException, ValueError, TypeError, KeyError):
+        for network in json.loads(ask("GET", f"/networks?{labelled}")):
+            ask("DELETE", f"/networks/{network['Id']}")
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from harness.errors import (
 from harness.sandboxes.base import GpuRequest, Mount, Running
 from harness.sandboxes.docker import DockerSandbox
 from harness.sandboxes.docker_client import Daemon
-from harness.sandboxes.leftovers import leftovers, sweep
+from harness.sandboxes.leftovers import leftovers, remove, sweep
 from harness.sandboxes.reaper import Reaper
 from tests.support.places import DockerPlace, engine_image, marked_processes
 from tests.support.proxy import Proxy
@@ -249,10 +249,11 @@ def test_a_daemon_that_goes_away_mid_run(tmp_path: Path, daemon: Daemon) -> None
 
     # Its owner, this process, lives: it is not abandoned, and the sweep keeps its hands off.
     sweep(daemon)
-    [left] = [one for one in leftovers(daemon) if one.run == place.sandbox.run]
-    assert left.state == "in-use"
+    left = [one for one in leftovers(daemon) if one.run == place.sandbox.run]
+    assert {(one.kind, one.state) for one in left} == {("container", "in-use"), ("network", "in-use")}
 
-    daemon.remove(left.id)
+    for one in left:
+        remove(daemon, one)
     assert not alive(min(pids))
 
 

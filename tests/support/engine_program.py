@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,6 +41,21 @@ def serve(host: str, port: str) -> None:
     server = HTTPServer((host, int(port)), Answers)
     say("ready")
     server.serve_forever()
+
+
+def reach(host: str, port: str) -> None:
+    """Say whether something listens there, and again whenever that changes."""
+    said = ""
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            now = "reached"
+        except OSError:
+            now = "out of reach"
+        if now != said:
+            say(now)
+        said = now
+        time.sleep(0.1)
 
 
 def sleep() -> None:

@@ -191,6 +191,9 @@ class FakeRunning:
             return frozenset({SERVER})
         return frozenset({SERVER, HOLDER} if self.world.loaded else {SERVER})
 
+    def end_network(self) -> None:
+        """It has none."""
+
     def exit_status(self) -> int | None:
         return self.status
 

@@ -14,14 +14,12 @@ from harness.sandboxes.daemon import DaemonFacts, GpuPath
 LABELS = {"harness": "1", "harness.run": "r"}
 
 
-def config(
-    launch: Launch, gpu_path: GpuPath | None = None, host_port: int | None = None, proxies: dict[str, str] | None = None
-) -> dict[str, Any]:
+def config(launch: Launch, gpu_path: GpuPath | None = None, proxies: dict[str, str] | None = None) -> dict[str, Any]:
     return container_config(
         launch,
         image="sha256:0",
         port=8080,
-        host_port=host_port,
+        network="harness-r",
         labels=LABELS,
         memory_limit=1 << 30,
         daemon=DaemonFacts(address="unix:///d.sock", gpu_path=gpu_path),
@@ -51,11 +49,11 @@ def test_a_container_is_bounded_and_unprivileged() -> None:
     assert "Privileged" not in host
 
 
-@pytest.mark.parametrize("port", [None, 9000])
-def test_the_port_is_for_this_machine_alone(port: int | None) -> None:
-    bindings = config(Launch(argv=()), host_port=port)["HostConfig"]["PortBindings"]
+def test_it_is_on_the_network_of_its_run_and_publishes_no_port() -> None:
+    host = config(Launch(argv=(), network=True))["HostConfig"]
 
-    assert bindings == {"8080/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(port or "")}]}
+    assert host["NetworkMode"] == "harness-r"
+    assert "PortBindings" not in host
 
 
 @pytest.mark.parametrize(
