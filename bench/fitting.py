@@ -18,8 +18,9 @@ import msgspec
 
 from harness.engines.gguf import read_header, server_estimate
 from harness.measure.events import Silent
-from harness.measure.prepare import RunOptions, prepare
+from harness.measure.prepare import prepare
 from harness.model.calibration import Calibration
+from harness.options import RunOptions
 from harness.prediction.placement import Placed
 from harness.prediction.verdict import Verdict
 from harness.store.store import Store

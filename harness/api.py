@@ -6,10 +6,11 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
+from harness.options import QueryOptions, RunOptions, asked_flash, read_available
 from harness.prediction.memory import Prediction
 from harness.prediction.memory import predict as _predict
 from harness.store.store import Store, default_root
@@ -22,50 +23,9 @@ if TYPE_CHECKING:
     from harness.serving.calibration_lookup import CalibrationFilter
     from harness.serving.check import Check, Judged
     from harness.serving.server import OnOffload, Server
-    from harness.store.trust import Allowed
 
 #: Free memory: ``None`` reads it now; ``"24GiB"`` or ``"24GiB,24GiB"``, bytes, or bytes of each device.
 Available = str | int | Sequence[int] | None
-
-
-class StartOptions(TypedDict, total=False):
-    """How an engine is started: the options of the command line, by their names."""
-
-    engine: str
-    sandbox: Literal["auto", "docker", "process"]
-    kv_cache_type: str | None
-    flash_attention: str
-    gpus: str
-    image: str | None
-    engine_binary: str | None
-    models: str | None
-    env: dict[str, str]
-    timeout: float
-    allowed: Allowed
-
-
-class CalibrateOptions(StartOptions, total=False):
-    """Those, and what is measured how."""
-
-    num_batch: int | None
-    num_parallel: int
-    variant: str | None
-    speed: bool
-    force: bool
-
-
-class CheckOptions(TypedDict, total=False):
-    """Arguments of :func:`check` beside the models and their context."""
-
-    num_parallel: int
-    available: Available
-    gpu: str | None
-    engine: EngineName | None
-    variant: str | None
-    kv_cache_type: str | None
-    flash_attention: Literal["enabled", "disabled"] | None
-    extrapolate: bool
-    store: str | Path | None
 
 
 def calibrate(
@@ -74,7 +34,7 @@ def calibrate(
     contexts: Sequence[int] = (),
     store: str | Path | None = None,
     observer: Observer | None = None,
-    **options: Unpack[CalibrateOptions],
+    **options: Any,
 ) -> Result:
     """Measure a model in a clean engine, write its calibration and keep the record.
 
@@ -83,7 +43,7 @@ def calibrate(
         contexts: tokens per slot of each load; empty: three loads up to 32 768, or to the training context.
         store: the folder of calibrations and runs.
         observer: hears of the progress.
-        options: the other options of ``harness calibrate``, by their names: :class:`CalibrateOptions`.
+        options: the other options of ``harness calibrate``, by their names; those of :class:`harness.options.RunOptions`.
 
     Returns:
         Paths of the artifact and of the record, and the calibration itself.
@@ -92,7 +52,7 @@ def calibrate(
         HarnessError: by its class as the exit codes say; ``UntrustedError`` where what was measured is not to be trusted.
     """
     from harness.measure.events import Silent
-    from harness.measure.prepare import RunOptions, prepare
+    from harness.measure.prepare import prepare
 
     session = prepare(RunOptions(model=model, contexts=tuple(contexts), **options), _store(store), Path.cwd())
     return session.calibrate(observer or Silent())
@@ -170,18 +130,30 @@ def check(
     Raises:
         UsageError: no context, nonsense, or several engines have a model. BadInputError, ConfigError: a file cannot be read.
     """
-    from harness.inventory.machine import MachineNow
-    from harness.serving.calibration_lookup import CalibrationFilter, read_question
-    from harness.serving.check import check as judge
-
-    wanted = CalibrationFilter(engine=engine, variant=variant, kv_cache_type=kv_cache_type, flash_attention=flash_attention)
-    questions = [read_question(spec, ctx, num_parallel) for spec in models]
     return judge(
-        questions, _store(store), MachineNow(gpu), wanted=wanted, available=_bytes(available), extrapolate=extrapolate
+        models,
+        QueryOptions(
+            ctx=ctx, num_parallel=num_parallel, available=read_available(available), gpu=gpu, extrapolate=extrapolate,
+            engine=engine or "auto", variant=variant, kv_cache_type=kv_cache_type, flash_attention=asked_flash(flash_attention),
+            store=None if store is None else str(store),
+        ),
     )  # fmt: skip
 
 
-def require_fit(model: str, ctx: int | None = None, **options: Unpack[CheckOptions]) -> Judged:
+def judge(models: Sequence[str], query: QueryOptions) -> Check:
+    """:func:`check`, with its options as one value."""
+    from harness.inventory.machine import MachineNow
+    from harness.serving import check as workflow
+    from harness.serving.calibration_lookup import CalibrationFilter, read_question
+
+    questions = [read_question(spec, query.ctx, query.num_parallel) for spec in models]
+    return workflow.check(
+        questions, _store(query.store), MachineNow(query.gpu), wanted=CalibrationFilter.of(query),
+        available=query.available, extrapolate=query.extrapolate,
+    )  # fmt: skip
+
+
+def require_fit(model: str, ctx: int | None = None, **options: Any) -> Judged:
     """:func:`check` for one model, as a guard: it returns what was judged, or raises.
 
     Raises:
@@ -206,7 +178,7 @@ def serve(
     wanted: CalibrationFilter | None = None,
     store: str | Path | None = None,
     observer: Observer | None = None,
-    **options: Unpack[StartOptions],
+    **options: Any,
 ) -> AbstractContextManager[Server]:
     """Check a model, start it clean, hold it while the ``with`` block runs, and end it.
 
@@ -221,13 +193,13 @@ def serve(
         wanted: which calibration is meant, where it matters.
         store: the folder of calibrations and runs.
         observer: hears the verdict, warnings and progress; ``None``: the logger ``harness``.
-        options: how the engine is started: :class:`StartOptions`. What is left open is taken from the calibration.
+        options: how the engine is started, as :class:`harness.options.RunOptions` has them; what is left open is taken from the
+            calibration.
 
     Raises:
         OffloadLikelyError, UnknownVerdictError: refused. EngineError: the engine failed. UnavailableError, NotFoundError: it,
             its model or a GPU is not there.
     """
-    from harness.measure.prepare import RunOptions
     from harness.serving import server
     from harness.serving.calibration_lookup import read_question
 
@@ -238,7 +210,7 @@ def serve(
         _store(store),
         on_offload=on_offload,
         wanted=wanted,
-        available=_bytes(available),
+        available=read_available(available),
         port=port,
         observer=observer,
     )
@@ -262,7 +234,7 @@ def allocate(
     from harness.serving.allocate import answer
 
     return answer(
-        _store(store), model, ctx, concurrency, Deployment(), variant=variant, available=_bytes(available)
+        _store(store), model, ctx, concurrency, Deployment(), variant=variant, available=read_available(available)
     ).allocation  # fmt: skip
 
 
@@ -279,13 +251,3 @@ def parse_log(log: str | bytes | Path) -> list[LoadFacts]:
 
 def _store(store: str | Path | None) -> Store:
     return Store(Path(store) if store is not None else default_root(dict(os.environ), Path.cwd()))
-
-
-def _bytes(available: Available) -> tuple[int, ...] | None:
-    if available is None:
-        return None
-    if isinstance(available, str):
-        from harness.inventory.machine import parse_available
-
-        return parse_available(available)
-    return (available,) if isinstance(available, int) else tuple(available)

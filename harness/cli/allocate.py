@@ -5,23 +5,23 @@ from __future__ import annotations
 import click
 import msgspec
 
-from harness.cli.context import command, store_at, store_option
+from harness.cli.context import command, store_at
+from harness.cli.options import query_options, store_option
 from harness.cli.output import Output
-from harness.errors import UsageError
 from harness.text import clean
-from harness.units import format_size, parse_size
+from harness.units import format_size
 
 
 @click.command()
 @click.argument("model", envvar="HARNESS_MODEL")
-@click.option("--ctx", required=True, type=click.IntRange(min=1, max=1 << 31), help="Tokens of each sequence.")
+@query_options("ctx", ctx={"required": True, "help": "Tokens of each sequence."})
 @click.option("--concurrency", type=click.IntRange(1, 4096), default=1, show_default=True, help="Sequences at full length.")
-@click.option("--available", envvar="HARNESS_AVAILABLE", metavar="A", help="Free memory, one size for each GPU; else read now.")
+@query_options("available", available="Free memory, one size for each GPU; else read now.")
 @click.option("--engine-version", metavar="V", help="The release that will run, where it is not the one that was measured.")
 @click.option("--gpu-name", metavar="NAME", help="The GPU that will run it, as the driver calls it.")
 @click.option("--tensor-parallel", type=click.IntRange(min=1), metavar="N")
 @click.option("--dtype", metavar="T")
-@click.option("--variant", metavar="NAME")
+@query_options("variant")
 @click.option("--compose", is_flag=True, help="Print a service for Docker Compose instead of a command line.")
 @store_option
 @command
@@ -29,7 +29,7 @@ def cli(
     model: str,
     ctx: int,
     concurrency: int,
-    available: str | None,
+    available: tuple[int, ...] | None,
     engine_version: str | None,
     gpu_name: str | None,
     tensor_parallel: int | None,
@@ -44,7 +44,7 @@ def cli(
     from harness.serving import allocate as workflow
 
     wanted = Deployment(version=engine_version, gpu=gpu_name, tensor_parallel=tensor_parallel, dtype=dtype)
-    answer = workflow.answer(store_at(store), model, ctx, concurrency, wanted, variant=variant, available=_sizes(available))
+    answer = workflow.answer(store_at(store), model, ctx, concurrency, wanted, variant=variant, available=available)
     allocation = answer.allocation
     metadata = answer.calibration.metadata
     service = workflow.compose(answer) if compose or (output.as_json and metadata.engine.image) else None
@@ -61,12 +61,3 @@ def cli(
             err=service is None,
         )
     output.done({**msgspec.to_builtins(allocation), "shell": workflow.shell(answer), "compose": service})
-
-
-def _sizes(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(parse_size(part) for part in text.split(","))
-    except ValueError as error:
-        raise UsageError(f"--available: {error}", hint="one size, or one for each GPU: 24GiB,24GiB") from error

@@ -9,7 +9,8 @@ from typing import Final
 import click
 import msgspec
 
-from harness.cli.context import command, store_at, store_option
+from harness.cli.context import command, store_at
+from harness.cli.options import run_options, store_option
 from harness.cli.output import Output
 from harness.text import clean
 
@@ -18,8 +19,11 @@ _MARKS: Final = {"ok": ("ok", "green"), "note": ("note", "yellow"), "missing": (
 
 @click.command()
 @click.option("--measure-overhead", is_flag=True, help="Measure what the driver takes on a GPU (a minute).")
-@click.option("--gpus", default="all", metavar="ID", show_default=True, help="The GPU whose overhead is measured.")
-@click.option("--engine-binary", envvar="HARNESS_ENGINE_BINARY", metavar="PATH", help="Measure it with your own llama-server.")
+@run_options(
+    "gpus", "engine_binary",
+    gpus={"envvar": None, "metavar": "ID", "help": "The GPU whose overhead is measured."},
+    engine_binary="Measure it with your own llama-server.",
+)  # fmt: skip
 @store_option
 @command
 def cli(measure_overhead: bool, gpus: str, engine_binary: str | None, store: str | None, output: Output) -> None:

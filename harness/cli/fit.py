@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
-from harness.cli.context import command, store_at, store_option
+from harness.cli.context import command, store_at
+from harness.cli.options import store_option
 from harness.cli.output import Output
 from harness.model.calibration import to_document
+from harness.options import Allowed
 from harness.text import clean
 
 
@@ -27,7 +29,7 @@ def cli(run: str, target: str | None, allow_env: tuple[str, ...], store: str | N
     folder = Path(run)
     if not folder.exists():
         folder = store_at(store).run_folder(folder.name)
-    from harness.store.trust import Allowed, refused_variables, require
+    from harness.store.trust import refused_variables, require
 
     _, calibration = refit(folder)
     require(refused_variables(calibration.metadata.settings.env), Allowed(env=frozenset(allow_env)), clean(run))

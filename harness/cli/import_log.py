@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import click
 
-from harness.cli.context import command, positive_ints, store_at, store_option
+from harness.cli.context import command, store_at
+from harness.cli.options import Text, run_options, store_option
 from harness.cli.output import Output
 from harness.cli.parse import read_log
 from harness.errors import UsageError
 from harness.model.calibration import to_document
+from harness.options import read_numbers
 from harness.text import clean
 from harness.units import parse_size
 
@@ -18,8 +20,15 @@ from harness.units import parse_size
 @click.option(
     "--total", "totals", multiple=True, required=True, metavar="SIZE", help="Memory of a load on its device; one each."
 )
-@click.option("--load", "chosen", metavar="N,…", help="Which loads of the log, by harness parse's numbers (all complete ones).")
-@click.option("--ctx", metavar="N,…", help="Tokens per slot of each load, where the log does not say.")
+@click.option(
+    "--load",
+    "chosen",
+    type=Text("load", read_numbers),
+    default=(),
+    metavar="N,…",
+    help="Which loads of the log, by harness parse's numbers (all complete ones).",
+)
+@run_options("ctx", ctx={"envvar": None, "help": "Tokens per slot of each load, where the log does not say."})
 @click.option("--model", metavar="NAME", help="The model's name, where the log names only a file.")
 @click.option("--gpu", "gpus", multiple=True, metavar="NAME", help="The GPU's name, as the driver has it; one each.")
 @click.option("--variant", metavar="NAME", help="File it beside the default calibration.")
@@ -29,8 +38,8 @@ from harness.units import parse_size
 def cli(
     log: str,
     totals: tuple[str, ...],
-    chosen: str | None,
-    ctx: str | None,
+    chosen: tuple[int, ...],
+    contexts: tuple[int, ...] | None,
     model: str | None,
     gpus: tuple[str, ...],
     variant: str | None,
@@ -48,8 +57,8 @@ def cli(
     told = ImportOptions(
         log=log,
         totals=sizes,
-        chosen=positive_ints(chosen, "--load"),
-        contexts=positive_ints(ctx, "--ctx"),
+        chosen=chosen,
+        contexts=contexts or (),
         model=model,
         gpus=gpus,
         variant=variant,

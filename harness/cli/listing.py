@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from harness.cli.context import command, store_at, store_option
+from harness.cli.context import command, store_at
+from harness.cli.options import store_option
 from harness.cli.output import Output
 from harness.errors import HarnessError
 from harness.model.calibration import to_document

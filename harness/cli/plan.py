@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from harness.cli.context import command, guard_options, store_at, store_option, wanted_of
+from harness.cli.context import command, store_at
+from harness.cli.options import filter_options, query_options, store_option
 from harness.cli.output import Output
+from harness.options import QueryOptions
 from harness.text import clean
 
 
 @click.command()
-@click.argument("models", metavar="[MODEL[@CTX]]...", nargs=-1)
-@click.option(
-    "--ctx", type=click.IntRange(min=1, max=1 << 31), default=8192, show_default=True, help="Context of models put together."
-)
-@click.option("--num-parallel", type=click.IntRange(1, 4096), default=1, show_default=True, help="Slots.")
-@click.option(
-    "--available", envvar="HARNESS_AVAILABLE", metavar="SIZE[,SIZE]", help="A card with so much free, not this machine's."
-)
-@click.option("--gpu", metavar="ID", help="Plan for this GPU: an index, a UUID, or the engine's name of it.")
+@click.argument("names", metavar="[MODEL[@CTX]]...", nargs=-1)
+@query_options(
+    "ctx", "num_parallel", "available", "gpu",
+    ctx={"default": 8192, "show_default": True, "help": "Context of models put together."},
+    available="A card with so much free, not this machine's.",
+    gpu="Plan for this GPU: an index, a UUID, or the engine's name of it.",
+)  # fmt: skip
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
-@guard_options
+@filter_options
 @store_option
 @command
-def cli(
-    models: tuple[str, ...], ctx: int, num_parallel: int, available: str | None, gpu: str | None, markdown: bool,
-    store: str | None, output: Output, **which: str | None,
-) -> None:  # fmt: skip
+def cli(names: tuple[str, ...], markdown: bool, store: str | None, output: Output, **given: Any) -> None:
     """The largest context of every calibrated model that fits here, its speed, and who fits with whom."""
-    from harness.inventory.machine import MachineNow, parse_available
+    from harness.inventory.machine import MachineNow
     from harness.serving.calibration_lookup import CalibrationFilter
     from harness.serving.capacity import plan
 
-    shelf = store_at(store)
+    shelf, query = store_at(store), QueryOptions.of(given)
     found = plan(
-        models, shelf, MachineNow(gpu), wanted=CalibrationFilter(**wanted_of(which)), num_parallel=num_parallel, context=ctx,
-        available=parse_available(available) if available else None,
+        names, shelf, MachineNow(query.gpu), wanted=CalibrationFilter.of(query), num_parallel=query.num_parallel,
+        context=given["ctx"], available=query.available,
     )  # fmt: skip
     for text in found.warnings:
         output.warn(text)

@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from harness.cli.context import command, engine_option, store_at, store_option
+from harness.cli.context import command, store_at
+from harness.cli.options import query_options, store_option
 from harness.cli.output import Output
 from harness.cli.select import select
 from harness.model.calibration import Calibration
+from harness.options import QueryOptions
 from harness.prediction.memory import Prediction, predict
 
 
 @click.command()
 @click.argument("model", envvar="HARNESS_MODEL")
-@click.option("--ctx", required=True, type=click.IntRange(min=1, max=1 << 31), help="Tokens per slot.")
-@click.option("--num-parallel", type=click.IntRange(1, 4096), default=1, show_default=True, help="Slots.")
-@click.option("--available", metavar="SIZE[,SIZE]", help="Say also how fast it is with so much memory free.")
-@click.option("--variant", metavar="NAME")
-@engine_option
+@query_options(
+    "ctx", "num_parallel", "available", "variant", "engine",
+    ctx={"required": True, "help": "Tokens per slot."}, available="Say also how fast it is with so much memory free.",
+)  # fmt: skip
 @store_option
 @command
-def cli(
-    model: str,
-    ctx: int,
-    num_parallel: int,
-    available: str | None,
-    variant: str | None,
-    engine: str | None,
-    store: str | None,
-    output: Output,
-) -> None:
+def cli(model: str, store: str | None, output: Output, **given: Any) -> None:
     """Memory and speed of a calibrated MODEL at a context."""
-    calibration = select(store_at(store), model, engine, variant)
-    prediction = predict(calibration, ctx, num_parallel)
+    query = QueryOptions.of(given)
+    calibration = select(store_at(store), model, query)
+    prediction = predict(calibration, given["ctx"], query.num_parallel)
     for text in prediction.warnings:
         output.warn(text)
-    with_memory = None if available is None else _with_memory(calibration, prediction, available)
+    with_memory = None if query.available is None else _with_memory(calibration, prediction, query.available)
     if not output.as_json:
         from harness.render.tables import console, prediction_table
 
-        slots = f" × {num_parallel} slots" if num_parallel > 1 else ""
-        console().print(prediction_table(prediction, f"{calibration.id} at {ctx:,} tokens{slots}"))
+        slots = f" × {query.num_parallel} slots" if query.num_parallel > 1 else ""
+        console().print(prediction_table(prediction, f"{calibration.id} at {prediction.context:,} tokens{slots}"))
         for line in _speeds(prediction):
             click.echo(line)
         if with_memory is not None:
@@ -62,14 +57,13 @@ def _speeds(prediction: Prediction) -> list[str]:
     return lines
 
 
-def _with_memory(calibration: Calibration, prediction: Prediction, available: str) -> dict[str, object]:
+def _with_memory(calibration: Calibration, prediction: Prediction, available: tuple[int, ...]) -> dict[str, object]:
     """The verdict with so much memory free: layers on the GPU and the speed that is left."""
     from harness.engines.registry import policy_of
-    from harness.inventory.machine import parse_available
     from harness.prediction.verdict import judge
 
-    free, rules = parse_available(available), policy_of(calibration.engine)
-    verdict = judge(calibration, prediction.context, prediction.num_parallel, free, rules, extrapolate=True)
+    rules = policy_of(calibration.engine)
+    verdict = judge(calibration, prediction.context, prediction.num_parallel, available, rules, extrapolate=True)
     fields = ("verdict", "available_bytes", "layers_total", "layers_offloaded", "layers_overflowing", "decode_tokens_per_s")
     return {field: getattr(verdict, field) for field in fields}
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.calibrate import environment
-from harness.cli.context import allowed_of, command, engine_option, store_at, store_option, trust_options
+from harness.cli.context import command, store_at
+from harness.cli.options import allowed_of, options_of, query_options, store_option, trust_options
 from harness.cli.output import Output
 from harness.errors import UsageError
+from harness.options import Overrides
 from harness.text import clean
 
 if TYPE_CHECKING:
@@ -18,49 +19,36 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("models", metavar="[MODEL]...", nargs=-1)
+@click.argument("names", metavar="[MODEL]...", nargs=-1)
 @click.option("--stale", is_flag=True, help="Only those whose engine, model, driver or GPU is not what it was.")
 @click.option("--dry-run", is_flag=True, help="Say what is stale and why, and what would be measured.")
-@click.option("--image", envvar="HARNESS_IMAGE", metavar="REF", help="Image of the engine instead of the pinned one.")
-@click.option("--engine-binary", envvar="HARNESS_ENGINE_BINARY", metavar="PATH", help="Your own llama-server or vllm.")
-@click.option(
-    "--models", "folder", envvar="HARNESS_MODELS", metavar="VOLUME|DIR", help="Where the engine's models lie already."
-)
-@click.option("--gpus", envvar="HARNESS_GPUS", metavar="all|none|IDS", help="Default: those that were used before.")
-@click.option("--env", multiple=True, metavar="K=V", help="Value of a secret that was redacted in the record.")
-@click.option(
-    "--timeout", type=click.FloatRange(min=1), default=600.0, envvar="HARNESS_TIMEOUT", metavar="S", show_default=True
-)
-@click.option("--force", is_flag=True, help="Replace calibrations of another GPU.")
+@options_of(
+    Overrides, "image", "engine_binary", "models", "gpus", "env", "timeout", "force",
+    image="Image of the engine instead of the pinned one.", env="Value of a secret that was redacted in the record.",
+    force="Replace calibrations of another GPU.",
+)  # fmt: skip
 @trust_options
-@engine_option
+@query_options("engine")
 @store_option
 @command
-def cli(models: tuple[str, ...], stale: bool, dry_run: bool, output: Output, **given: Any) -> None:
+def cli(names: tuple[str, ...], stale: bool, dry_run: bool, output: Output, **given: Any) -> None:
     """Measure calibrations again, with their recorded settings and plan, on what is here now.
 
     MODEL is a name or an id; without one it is every calibration of the store.
     """
-    from harness.inventory.installed import Installed, Overrides
+    from harness.inventory.installed import Installed
     from harness.maintain.recalibrate import recalibrate, survey
 
     store = store_at(given["store"])
-    here = Overrides(
-        image=given["image"],
-        binary=given["engine_binary"],
-        models=given["folder"],
-        gpus=given["gpus"],
-        env=environment(given["env"]),
-        timeout=given["timeout"],
-        allowed=allowed_of(given),
-    )
+    here = Overrides.of(given, allowed=allowed_of(given))
+    engine = None if here.engine == "auto" else here.engine
     finder = Installed(store, here, Path.cwd())
-    targets = survey(store, models, finder, given["engine"], output.warn)
+    targets = survey(store, names, finder, engine, output.warn)
     engines = sorted({one.calibration.engine for one in targets if one.calibration.metadata.machine.sandbox == "docker"})
     if here.image is not None and len(engines) > 1:
         raise UsageError(f"--image is of one engine, and there are {' and '.join(engines)}", hint=f"--engine {engines[0]}")
     for one in targets:
-        if one.imported and models:
+        if one.imported and names:
             output.warn(f"{one.key} was imported: harness has not measured it and cannot measure it again")
     wanted = [one for one in targets if one.answers is None and not one.imported and (one.stale or not stale)]
     if dry_run:
@@ -69,9 +57,9 @@ def cli(models: tuple[str, ...], stale: bool, dry_run: bool, output: Output, **g
         output.done({"calibrations": [target_json(one, one in wanted) for one in targets]})
     from harness.cli.progress import watcher
 
-    asked = [*sorted(models), f"stale={stale}", f"image={here.image}", f"binary={here.binary}", f"engine={given['engine']}"]
+    asked = [*sorted(names), f"stale={stale}", f"image={here.image}", f"binary={here.engine_binary}", f"engine={engine}"]
     with watcher(quiet=output.as_json) as watch:
-        outcomes = recalibrate(wanted, store, finder, watch, asked=asked, force=given["force"])
+        outcomes = recalibrate(wanted, store, finder, watch, asked=asked, force=here.force)
     if not output.as_json:
         _outcomes(outcomes, targets, stale)
     data = {"calibrations": [outcome_json(one) for one in outcomes]}

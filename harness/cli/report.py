@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.cli.context import command, store_at, store_option
+from harness.cli.context import command, store_at
+from harness.cli.options import store_option
 from harness.cli.output import Output
 from harness.text import clean
 

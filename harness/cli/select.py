@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from harness.model.calibration import Calibration
+from harness.options import QueryOptions
 from harness.store.store import Store
 
 
-def select(store: Store, model: str, engine: str | None, variant: str | None) -> Calibration:
+def select(store: Store, model: str, query: QueryOptions) -> Calibration:
     """The calibration of a model: the variant asked for, else that of this machine's GPU, else the default file.
 
     Raises:
         NotFoundError: there is none. UsageError: several engines have one.
     """
-    from harness.api import load_calibration
+    from harness.serving.calibration_lookup import CalibrationFilter, load
 
-    return load_calibration(model, engine=engine, variant=variant, store=store.root)
+    return load(model, store, CalibrationFilter.of(query))

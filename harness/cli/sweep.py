@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from harness.cli.context import allowed_of, command, store_at, store_option, trust_options
+from harness.cli.context import command, store_at
+from harness.cli.options import allowed_of, store_option, trust_options
 from harness.cli.output import Output
 from harness.text import clean
 

@@ -14,6 +14,7 @@ import msgspec
 
 from harness.model.facts import EngineName
 from harness.model.record import EngineVersion, Estimate, LoadRequest, Model, Reported, Speed, Target, Tensors
+from harness.options import CalibrationOptions
 from harness.sandboxes.base import GpuRequest, Launch, SandboxName, Site
 
 if TYPE_CHECKING:
@@ -56,19 +57,11 @@ def could_not_allocate(text: str) -> bool:
     return any(sign in text for sign in _NO_MEMORY)
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of a run that every load shares, as the user gave them."""
+class Options(CalibrationOptions, frozen=True, kw_only=True):
+    """The options that every load of a run shares; ``target`` and ``memory_limit`` (bytes) follow from the machine."""
 
-    num_parallel: int = 1
-    kv_cache_type: str | None = None
-    flash_attention: str = "auto"
-    gpus: GpuRequest = GpuRequest()
-    env: dict[str, str] = {}
-    image: str | None = None
-    binary: str | None = None
-    models: str | None = None
+    gpus: GpuRequest = GpuRequest()  # type: ignore[assignment]
     target: Target = "gpu"
-    timeout: float = 600.0
     memory_limit: int | None = None
 
 

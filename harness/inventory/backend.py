@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -16,13 +15,13 @@ from harness.inventory.nvidia import docker_gpu_obstacle, driven_gpus, nvidia_gp
 from harness.model.facts import EngineName
 from harness.model.record import Gpu, Machine, Target
 from harness.model.trace import MeterName
+from harness.options import SandboxChoice
 from harness.sandboxes.base import GpuRequest, SandboxName
 from harness.store.catalog import Catalog, gguf_path
 from harness.units import gib
 
 #: ``auto``, or the name of an engine.
 EngineChoice = str
-SandboxChoice = Literal["auto", "docker", "process"]
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +47,7 @@ def choose_engine(wanted: EngineChoice, sandbox: SandboxChoice, options: Options
         return "llama-server", ("engine llama-server: processes were asked for",)
     if options.gpus.mode == "none":
         return "llama-server", ("engine llama-server: no GPU is to be used",)
-    if options.binary is not None:
+    if options.engine_binary is not None:
         return "llama-server", ("engine llama-server: a binary was named",)
     obstacle = docker_gpu_obstacle()
     if obstacle is None:
@@ -139,7 +138,7 @@ def resolve_name(name: str, engine: Engine, catalog: Catalog, options: Options) 
     if engine.name == "llama-server":
         if entry is not None and entry.gguf is not None:
             path = gguf_path(name, entry)
-            if options.binary is not None or embedded_binary() is None:
+            if options.engine_binary is not None or embedded_binary() is None:
                 return str(path), ()
             path, note = usable_weights(path)
             return str(path), (note,) if note else ()

@@ -8,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from harness.engines import gguf
 from harness.engines.base import Options
 from harness.engines.ollama.models import models_folder, stored_digest
@@ -20,24 +18,12 @@ from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.model.record import Gpu
 from harness.model.trace import MeterName
+from harness.options import Overrides
 from harness.prediction.staleness import Environment
 from harness.sandboxes.container_config import repository
 from harness.store.catalog import cache_folder, find_catalog, pinned_image, read_catalog
 from harness.store.store import Store, read_record, write_atomically
-from harness.store.trust import Allowed
 from harness.units import gib
-
-
-class Overrides(msgspec.Struct, frozen=True, kw_only=True):
-    """What the user says about here, for all calibrations alike."""
-
-    image: str | None = None
-    binary: str | None = None
-    models: str | None = None
-    gpus: str | None = None
-    env: dict[str, str] = {}
-    timeout: float = 600.0
-    allowed: Allowed = Allowed()
 
 
 class Installed:
@@ -91,8 +77,8 @@ class Installed:
         Raises:
             NotFoundError: the catalog knows the model, and not for this engine.
         """
-        engine = recipe_of(calibration.engine)
-        return resolve_name(calibration.metadata.model.name, engine, self.catalog, Options(binary=self.given.binary))[0]
+        options = Options(engine_binary=self.given.engine_binary)
+        return resolve_name(calibration.metadata.model.name, recipe_of(calibration.engine), self.catalog, options)[0]
 
     def model_digest(self, calibration: Calibration) -> str | None:
         """The digest of the weights that would be loaded now."""
@@ -154,7 +140,7 @@ class Installed:
 
     def _engine_version(self, name: EngineName) -> str | None:
         try:
-            return recipe_of(name).version(Options(binary=self.given.binary), None).version
+            return recipe_of(name).version(Options(engine_binary=self.given.engine_binary), None).version
         except HarnessError:
             return None
 

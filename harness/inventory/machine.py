@@ -15,10 +15,9 @@ from typing import Final
 
 import msgspec
 
-from harness.errors import HarnessError, UnavailableError, UsageError
+from harness.errors import HarnessError, UnavailableError
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
-from harness.units import parse_size
 
 #: llama-server's variable for the name under which it answers; ``harness serve`` sets it.
 ALIAS: Final = "LLAMA_ARG_ALIAS"
@@ -50,18 +49,6 @@ class Resident(msgspec.Struct, frozen=True, kw_only=True):
 
     pid: int
     engine: EngineName
-
-
-def parse_available(text: str) -> tuple[int, ...]:
-    """``--available``: a size, or a comma list with one for each device; bytes.
-
-    Raises:
-        UsageError: anything else.
-    """
-    try:
-        return tuple(parse_size(part) for part in text.split(","))
-    except ValueError as error:
-        raise UsageError(f"--available: {error}", hint="one size, or one for each device: 24GiB,24GiB") from error
 
 
 class MachineNow:
@@ -121,7 +108,7 @@ class MachineNow:
         from harness.engines.llama_server.recipe import LlamaServer
 
         try:
-            devices = LlamaServer().devices(Options(env=env, binary=os.environ.get("HARNESS_ENGINE_BINARY") or None))
+            devices = LlamaServer().devices(Options(env=env, engine_binary=os.environ.get("HARNESS_ENGINE_BINARY") or None))
         except HarnessError as error:
             return error
         found = [

@@ -11,11 +11,12 @@ import msgspec
 
 from harness.engines.registry import policy_of
 from harness.errors import CannotWriteError, HarnessError, NotFoundError, UnavailableError, UsageError
-from harness.inventory.installed import Installed, Overrides
+from harness.inventory.installed import Installed
 from harness.measure.events import Observer
-from harness.measure.prepare import RunOptions, Session, prepare
+from harness.measure.prepare import Session, prepare
 from harness.model.calibration import Calibration
 from harness.model.record import LoadRequest, Machine
+from harness.options import Overrides, RunOptions, asked_flash
 from harness.prediction.drift import Drift, compare
 from harness.prediction.staleness import Staleness, age, matching_gpu
 from harness.store.catalog import pinned_image
@@ -154,11 +155,11 @@ def wishes_of(target: Candidate, finder: Installed) -> RunOptions:
         loads=() if policy.plans_anew else plan_of(target.calibration),
         num_batch=settings.num_batch if policy.plans_anew else None,
         kv_cache_type=settings.asked_cache_type,
-        flash_attention={"enabled": "on", "disabled": "off"}.get(settings.flash_attention or "", "auto"),
+        flash_attention=asked_flash(settings.flash_attention),
         num_parallel=settings.num_parallel,
         gpus=given.gpus or _gpus(metadata.machine, finder),
         image=image if by_pin or image is None else by_digest(metadata.engine),
-        engine_binary=given.binary,
+        engine_binary=given.engine_binary,
         models=given.models,
         env=_env(target, given),
         allowed=given.allowed,

@@ -26,6 +26,7 @@ from harness.measure.speed import HOST_SPEED_PROMPTS, SPEED_PROMPTS, no_host_spe
 from harness.meters.base import Meter
 from harness.model.calibration import Calibration, artifact_name
 from harness.model.record import EngineVersion, Load, LoadRequest, Record, Settings
+from harness.options import recorded_flash
 from harness.sandboxes.base import Sandbox
 from harness.store.run_folder import RunFolder
 from harness.store.store import Store
@@ -124,7 +125,7 @@ def calibrate(
         num_parallel=options.num_parallel,
         num_batch=request.num_batch,
         kv_cache_type=options.kv_cache_type or engine.policy.default_cache_type,
-        flash_attention=None if options.flash_attention == "auto" else _flash(options.flash_attention),
+        flash_attention=recorded_flash(options.flash_attention),
         env=shown_env(options.env),
         vllm=engine.policy.settings(request.source, options, request.num_batch),
     )
@@ -321,10 +322,6 @@ def _free_bytes(uuid: str) -> int | None:
     from harness.meters.nvml import free_bytes
 
     return free_bytes(uuid)
-
-
-def _flash(choice: str) -> str:
-    return "enabled" if choice == "on" else "disabled"
 
 
 __all__ = ["CalibrationPlan", "Request", "Result", "calibrate", "plan"]

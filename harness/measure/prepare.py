@@ -1,4 +1,4 @@
-"""From what the user wishes to a run: model, engine, sandbox and meter, chosen once."""
+"""From what the user run to a run: model, engine, sandbox and meter, chosen once."""
 
 from __future__ import annotations
 
@@ -10,45 +10,17 @@ import msgspec
 from harness.engines import gguf
 from harness.engines.base import Engine, Options, Source
 from harness.engines.registry import recipe_of
-from harness.errors import UsageError
-from harness.inventory.backend import Choice, EngineChoice, SandboxChoice, choose, choose_engine, resolve_name
+from harness.inventory.backend import Choice, choose, choose_engine, resolve_name
 from harness.measure import calibrate as workflow
 from harness.measure.events import Observer
 from harness.measure.load import StageHook, no_hook
 from harness.meters.base import Meter
-from harness.model.record import LoadRequest, Model
+from harness.model.record import Model
+from harness.options import RunOptions, shared
 from harness.sandboxes.base import GpuRequest, Sandbox
 from harness.sandboxes.locks import hold
 from harness.store.catalog import DEFAULT_MODEL, find_catalog, pinned_image, read_catalog
 from harness.store.store import Store
-from harness.store.trust import Allowed
-
-
-class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of ``harness calibrate``, read but not yet resolved; ``loads`` is a recorded plan.
-
-    ``allowed`` is what files may set beyond the list of :mod:`harness.store.trust`.
-    """
-
-    model: str | None = None
-    engine: EngineChoice = "auto"
-    sandbox: SandboxChoice = "auto"
-    contexts: tuple[int, ...] = ()
-    loads: tuple[LoadRequest, ...] = ()
-    num_batch: int | None = None
-    kv_cache_type: str | None = None
-    flash_attention: str = "auto"
-    num_parallel: int = 1
-    gpus: str = "all"
-    image: str | None = None
-    engine_binary: str | None = None
-    models: str | None = None
-    env: dict[str, str] = {}
-    variant: str | None = None
-    speed: bool = True
-    timeout: float = 600.0
-    force: bool = False
-    allowed: Allowed = Allowed()
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,31 +55,15 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
-def prepare(wishes: RunOptions, store: Store, here: Path) -> Session:
+def prepare(run: RunOptions, store: Store, here: Path) -> Session:
     """Resolve everything that can fail without starting an engine.
 
     Raises:
         HarnessError: the model, engine, sandbox, GPU or store cannot be had.
     """
-    name = wishes.model or DEFAULT_MODEL
-    if any(not character.isprintable() for character in name):
-        raise UsageError("a model's name has no control characters", code="bad-name")
-    try:
-        gpus = GpuRequest.parse(wishes.gpus)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    options = Options(
-        num_parallel=wishes.num_parallel,
-        kv_cache_type=wishes.kv_cache_type,
-        flash_attention=wishes.flash_attention,
-        gpus=gpus,
-        env=wishes.env,
-        image=wishes.image,
-        binary=wishes.engine_binary,
-        models=wishes.models,
-        timeout=wishes.timeout,
-    )
-    engine_name, reasons = choose_engine(wishes.engine, wishes.sandbox, options)
+    name = run.model or DEFAULT_MODEL
+    options = Options(**{**shared(run), "gpus": GpuRequest.parse(run.gpus)})
+    engine_name, reasons = choose_engine(run.engine, run.sandbox, options)
     engine = recipe_of(engine_name)
     own_name, notes = resolve_name(name, engine, read_catalog(find_catalog(here)), options)
     source = engine.resolve(own_name, options)
@@ -117,7 +73,7 @@ def prepare(wishes: RunOptions, store: Store, here: Path) -> Session:
     else:
         source = msgspec.structs.replace(source, model=_named(source.model, Path(name).name))
     source = _with_overrides(source, options)
-    choice = choose(engine, wishes.sandbox, options, reasons)
+    choice = choose(engine, run.sandbox, options, reasons)
     if choice.sandbox == "docker":
         options = msgspec.structs.replace(options, image=options.image or pinned_image(engine.name, here))
         reasons = (f"image {options.image or 'unknown'}",)
@@ -127,12 +83,12 @@ def prepare(wishes: RunOptions, store: Store, here: Path) -> Session:
     request = workflow.Request(
         name=name,
         source=source,
-        contexts=wishes.contexts,
-        loads=wishes.loads,
-        num_batch=wishes.num_batch,
-        variant=wishes.variant,
-        speed=wishes.speed,
-        force=wishes.force,
+        contexts=run.contexts,
+        loads=run.loads,
+        num_batch=run.num_batch,
+        variant=run.variant,
+        speed=run.speed,
+        force=run.force,
         notes=notes,
     )
     options = msgspec.structs.replace(options, target=choice.target, memory_limit=memory_budget(choice))

@@ -15,12 +15,12 @@ from harness.errors import HarnessError, NotFoundError, UsageError
 from harness.inventory.machine import GpuNow, MachineNow
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
+from harness.options import MAX_CONTEXT, QueryOptions, recorded_flash
 from harness.store.store import Store
 
 _CONTEXT: Final = re.compile(r"[+-]?\d+", re.ASCII)
 _LIKE_A_CONTEXT: Final = re.compile(r"[+-]?\d[\d.,_]*[km]|\d+(?:[,_]\d{3})+", re.ASCII | re.IGNORECASE)
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{6,64}")
-_MOST: Final = 1 << 31
 
 
 class FitQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +39,16 @@ class CalibrationFilter(msgspec.Struct, frozen=True, kw_only=True):
     variant: str | None = None
     kv_cache_type: str | None = None
     flash_attention: Literal["enabled", "disabled"] | None = None
+
+    @classmethod
+    def of(cls, query: QueryOptions) -> CalibrationFilter:
+        """Of the options of a question."""
+        return cls(
+            engine=None if query.engine == "auto" else query.engine,
+            variant=query.variant,
+            kv_cache_type=query.kv_cache_type,
+            flash_attention=recorded_flash(query.flash_attention),
+        )
 
 
 class CalibrationMatch(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +80,7 @@ def read_question(spec: str, context: int | None, num_parallel: int = 1) -> FitQ
     while "@" in name:
         head, _, tail = name.rpartition("@")
         if _CONTEXT.fullmatch(tail):
-            context = int(tail) if len(tail) < 12 else _MOST + 1
+            context = int(tail) if len(tail) < 12 else MAX_CONTEXT + 1
         elif tail.startswith("sha256:"):
             if not _DIGEST.fullmatch(tail):
                 raise UsageError(f"{spec}: a digest is sha256: and 6 to 64 hexadecimal digits")
@@ -84,8 +94,8 @@ def read_question(spec: str, context: int | None, num_parallel: int = 1) -> FitQ
         raise UsageError(f"{spec!r} names no model", code="bad-name")
     if context is None:
         raise UsageError(f"at which context? {name} needs one", hint=f"{name}@8192, or --ctx 8192", code="no-context")
-    if not 1 <= context <= _MOST:
-        raise UsageError(f"{spec}: a context is 1 to {_MOST} tokens", code="bad-context")
+    if not 1 <= context <= MAX_CONTEXT:
+        raise UsageError(f"{spec}: a context is 1 to {MAX_CONTEXT} tokens", code="bad-context")
     return FitQuery(model=name, context=context, num_parallel=num_parallel, digest=digest)
 
 
@@ -115,6 +125,8 @@ def load(model: str, store: Store, wanted: CalibrationFilter | None = None) -> C
     Raises:
         NotFoundError: there is none. UsageError: several engines have the model. BadInputError, ConfigError: damaged, newer.
     """
+    if not model:
+        raise UsageError("the model's name is empty", code="bad-name")
     found = _pick(FitQuery(model=model, context=1), store, MachineNow(), wanted or CalibrationFilter())
     if not isinstance(found, str):
         return found[1]

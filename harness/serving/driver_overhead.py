@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from harness.errors import UnavailableError
+from harness.options import RunOptions
 from harness.prediction.gpu_transfer import DriverOverhead, transferred
 from harness.store.store import Store, write_atomically
 
@@ -37,7 +38,7 @@ def measure_overhead(
     Raises:
         UnavailableError: the engine sees no GPU that NVML measures. HarnessError: as of any calibration.
     """
-    from harness.measure.prepare import RunOptions, prepare
+    from harness.measure.prepare import prepare
 
     wishes = RunOptions(
         engine="llama-server", sandbox="process", contexts=_CONTEXTS, speed=False, gpus=gpus, engine_binary=binary

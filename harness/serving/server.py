@@ -29,10 +29,11 @@ from harness.measure.calibrate import model_stem
 from harness.measure.engine_log import check_alive, read_facts
 from harness.measure.events import Logged, Observer
 from harness.measure.load import LoadRunner
-from harness.measure.prepare import RunOptions, Session, open_meter, open_sandbox, prepare
+from harness.measure.prepare import Session, open_meter, open_sandbox, prepare
 from harness.model.calibration import artifact_name
 from harness.model.facts import EngineName, LoadFacts
 from harness.model.record import EngineVersion, Load, LoadRequest, Record, Settings
+from harness.options import Overrides, RunOptions, asked_flash
 from harness.prediction.verdict import Verdict
 from harness.prediction.verification import describe_placement, disagreement
 from harness.render.verdict import sentence, title
@@ -194,8 +195,8 @@ def completed(wishes: RunOptions, judged: Judged, store: Store) -> RunOptions:
         known["image"] = by_digest(metadata.engine)
     if wishes.kv_cache_type is None and metadata.settings.asked_cache_type is not None:
         known["kv_cache_type"] = metadata.settings.kv_cache_type
-    if wishes.flash_attention == "auto" and metadata.settings.flash_attention is not None:
-        known["flash_attention"] = {"enabled": "on", "disabled": "off"}[metadata.settings.flash_attention]
+    if wishes.flash_attention == "auto":
+        known["flash_attention"] = asked_flash(metadata.settings.flash_attention)
     if wishes.gpus == "all" and metadata.machine.target == "host":
         known["gpus"] = "none"
     elif wishes.gpus == "all" and chosen.gpus and metadata.machine.meter == "nvml":
@@ -213,9 +214,10 @@ def _model_of(wishes: RunOptions, judged: Judged, store: Store) -> str:
     own = calibration.metadata.settings.own_model or calibration.metadata.model.name
     if not policy_of(calibration.engine).loads_files or own in read_catalog(find_catalog(Path.cwd())).models:
         return own
-    from harness.inventory.installed import Installed, Overrides
+    from harness.inventory.installed import Installed
 
-    path = Installed(store, Overrides(models=wishes.models, binary=wishes.engine_binary), Path.cwd()).model_path(calibration)
+    given = Overrides(models=wishes.models, engine_binary=wishes.engine_binary)
+    path = Installed(store, given, Path.cwd()).model_path(calibration)
     if path is None:
         raise NotFoundError(
             f"where is {own}? Its file is not where it was calibrated", hint="give its path", code="no-such-model"

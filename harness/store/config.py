@@ -5,27 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
+from harness import options
 from harness.errors import ConfigError
 
-#: Keys of harness.toml (and, in capitals after ``HARNESS_``, environment variables), with their types.
-KEYS: Final[dict[str, type | tuple[type, ...]]] = {
-    "model": str,
-    "engine": str,
-    "sandbox": str,
-    "store": str,
-    "ctx": (str, list),
-    "num_batch": (str, int),
-    "num_parallel": int,
-    "kv_cache_type": str,
-    "flash_attention": str,
-    "gpus": str,
-    "image": str,
-    "engine_binary": str,
-    "models": str,
-    "timeout": (int, float),
-    "available": str,
-    "cache": str,
-}
 #: Environment variables that are no settings of commands.
 _OTHERS: Final = frozenset({"HARNESS_ENDPOINT", "HARNESS_CONTEXT", "HARNESS_REQUIRE", "HARNESS_CI_DOCKERD"})
 
@@ -51,17 +33,20 @@ def read_file(path: Path | None) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {error}", code="bad-config") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", code="bad-config") from error
+    known = options.settings()
     for key, value in values.items():
-        if key not in KEYS:
-            raise ConfigError(f"{path}: unknown key {key!r}", hint=f"known keys: {', '.join(sorted(KEYS))}", code="unknown-key")
-        if not isinstance(value, KEYS[key]) or isinstance(value, bool):
+        if key not in known:
+            raise ConfigError(
+                f"{path}: unknown key {key!r}", hint=f"known keys: {', '.join(sorted(known))}", code="unknown-key"
+            )
+        if not isinstance(value, known[key].written) or isinstance(value, bool):
             raise ConfigError(f"{path}: {key} has the wrong type: {value!r}", code="bad-config")
     return values
 
 
 def unknown_variables(environment: dict[str, str]) -> list[str]:
     """``HARNESS_…`` variables that mean nothing."""
-    known = {f"HARNESS_{key.upper()}" for key in KEYS} | _OTHERS
+    known = {one.variable for one in options.settings().values()} | _OTHERS
     return sorted(name for name in environment if name.startswith("HARNESS_") and name not in known)
 
 
@@ -69,8 +54,7 @@ def settings(environment: dict[str, str], here: Path) -> dict[str, tuple[Any, st
     """Every setting that is set below the command line, with where it came from."""
     path = find_file(here)
     found = {key: (value, str(path)) for key, value in read_file(path).items()}
-    for key in KEYS:
-        name = f"HARNESS_{key.upper()}"
-        if environment.get(name):
-            found[key] = (environment[name], name)
+    for key, one in options.settings().items():
+        if one.variable and environment.get(one.variable):
+            found[key] = (environment[one.variable], one.variable)
     return found

@@ -18,21 +18,13 @@ from harness.engines.settings import ARGUMENTS, REDACTED, is_setting, shown_env,
 from harness.errors import NotPermittedError, UsageError
 from harness.model.calibration import Calibration, artifact_name
 from harness.model.record import EngineVersion, Settings
+from harness.options import Allowed
 from harness.sandboxes.container_config import repository
 from harness.store.catalog import find_catalog, pinned_image, read_catalog
 
 #: Registries of model names that need no question: the engine's own, and the Hugging Face hub.
 _HUBS: Final = ("registry.ollama.ai", "ollama.com", "hf.co", "huggingface.co")
 _CODE: Final = "untrusted-file"
-
-
-class Allowed(msgspec.Struct, frozen=True, kw_only=True):
-    """What the user lets a file set beyond the list: variables by name, the image, weights, a program."""
-
-    env: frozenset[str] = frozenset()
-    image: bool = False
-    model: bool = False
-    binary: bool = False
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,8 +17,9 @@ from typing import Any, Final, Literal
 import msgspec
 
 from harness.engines.settings import shown_env
-from harness.errors import BadInputError
+from harness.errors import BadInputError, UsageError
 from harness.fit.load_plan import DEFAULT_CONTEXTS
+from harness.options import CalibrationOptions, RunOptions, read_numbers, shared
 
 #: More cells than anybody means.
 MAX_CELLS: Final = 10_000
@@ -26,36 +27,31 @@ _NOT_IN_A_VARIANT: Final = re.compile(r"[^A-Za-z0-9._-]+")
 Values = dict[str, Any]
 
 
-class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One calibration of a sweep: the options of ``harness calibrate``, and ``machine``, the kind of machine that it needs.
+class Cell(CalibrationOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One calibration of a sweep: its options, and ``machine``, the kind of machine that it needs.
 
-    ``machine`` names a resource of a cluster's nodes; on a single machine it is ignored.
+    ``machine`` names a resource of a cluster's nodes; on a single machine it is ignored. Contexts and the batch stay as the
+    plan spells them: the cell's title, key and variant are made of that.
     """
 
     model: str
-    engine: Literal["auto", "ollama", "llama-server", "vllm"] = "auto"
-    sandbox: Literal["auto", "docker", "process"] = "auto"
-    ctx: int | str | tuple[int, ...] = ()
-    num_batch: int | Literal["auto"] = "auto"
-    kv_cache_type: str | None = None
-    flash_attention: Literal["auto", "on", "off"] = "auto"
-    num_parallel: int = 1
-    gpus: str = "all"
-    image: str | None = None
-    engine_binary: str | None = None
-    models: str | None = None
-    env: dict[str, str] = {}
-    variant: str | None = None
-    speed: bool = True
-    timeout: float = 600.0
+    contexts: int | str | tuple[int, ...] = msgspec.field(default=(), name="ctx")  # type: ignore[assignment]
+    num_batch: int | Literal["auto"] = "auto"  # type: ignore[assignment]
     machine: str | None = None
 
-    @property
-    def contexts(self) -> tuple[int, ...]:
-        """The contexts to load, tokens per slot; empty: the default plan."""
-        if isinstance(self.ctx, str):
-            return tuple(int(part) for part in self.ctx.replace(" ", "").split(",") if part)
-        return (self.ctx,) if isinstance(self.ctx, int) else self.ctx
+    def run_options(self) -> RunOptions:
+        """What is calibrated.
+
+        Raises:
+            UsageError: an option has a value that it cannot have.
+        """
+        spelled = self.contexts
+        try:
+            contexts = spelled if isinstance(spelled, tuple) else read_numbers(str(spelled))
+        except ValueError as error:
+            raise UsageError(f"--ctx: {error}") from error
+        batch = None if self.num_batch == "auto" else self.num_batch
+        return RunOptions(**{**shared(self), "contexts": contexts, "num_batch": batch})
 
     @property
     def key(self) -> str:
@@ -78,9 +74,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def asked(self) -> Values:
         """The options that are not at their defaults, as plain values."""
         plain: Values = msgspec.to_builtins(self)
-        fields = msgspec.structs.fields(self)
-        defaults = {field.name: {} if field.name == "env" else field.default for field in fields}
-        return {name: value for name, value in plain.items() if getattr(self, name) != defaults[name]}
+        unset: Values = msgspec.to_builtins(Cell(model=self.model))
+        return {name: value for name, value in plain.items() if name == "model" or value != unset[name]}
 
 
 def read_plan(document: object, where: str, *, here: bool = False) -> tuple[Cell, ...]:
@@ -146,13 +141,9 @@ def _included(combinations: list[Values], includes: Sequence[Values], axes: Mapp
 def _cell(values: Values, where: str) -> Cell:
     try:
         cell = msgspec.convert(values, Cell)
-        contexts = cell.contexts
-    except (msgspec.ValidationError, ValueError) as error:
+        cell.run_options()
+    except (msgspec.ValidationError, UsageError) as error:
         raise _bad(f"{where} ({values.get('model', 'no model')}): {error}") from error
-    if any(context < 1 for context in contexts) or cell.num_parallel < 1 or cell.timeout <= 0:
-        raise _bad(f"{where}: contexts, slots and the timeout are above zero")
-    if isinstance(cell.num_batch, int) and cell.num_batch < 1:
-        raise _bad(f"{where}: num_batch is above zero, or auto")
     return cell
 
 
@@ -175,12 +166,12 @@ def _with_variants(cells: list[Cell], axes: Mapping[str, Sequence[Any]], where: 
 
 def _variant(cell: Cell, axes: Mapping[str, Sequence[Any]]) -> str | None:
     parts = []
-    asked = cell.asked()
+    asked, public = cell.asked(), cell.public().asked()
     for name, choices in axes.items():
         if name in ("model", "engine", "machine") or len(choices) < 2 or asked.get(name) in (None, choices[0]):
             continue
-        value = getattr(cell.public(), name)
-        text = value if isinstance(value, str) else json.dumps(msgspec.to_builtins(value))
+        value = public[name]
+        text = value if isinstance(value, str) else json.dumps(value)
         parts.append(_NOT_IN_A_VARIANT.sub("-", f"{'' if isinstance(value, str) else name}{text}").strip("-"))
     if cell.machine is not None:
         parts.append(_NOT_IN_A_VARIANT.sub("-", cell.machine).strip("-"))
@@ -189,7 +180,7 @@ def _variant(cell: Cell, axes: Mapping[str, Sequence[Any]]) -> str | None:
 
 def loads_of(cell: Cell) -> int:
     """How many loads the cell makes at least (bands of an automatic batch add some)."""
-    return len(cell.contexts or DEFAULT_CONTEXTS) + 2 * cell.speed
+    return len(cell.run_options().contexts or DEFAULT_CONTEXTS) + 2 * cell.speed
 
 
 def _mapping(value: object, where: str) -> Mapping[str, Any]:
@@ -216,7 +207,7 @@ def _entries(value: object, where: str) -> list[Values]:
 
 
 def _known(values: Mapping[str, Any], where: str) -> None:
-    known = set(Cell.__struct_fields__)
+    known = set(Cell.__struct_encode_fields__)
     if unknown := values.keys() - known:
         raise _bad(f"{where}: unknown option {_words(unknown)} (known: {', '.join(sorted(known))})")
 

@@ -13,10 +13,11 @@ import msgspec
 from harness.engines.registry import policy_of
 from harness.errors import BadInputError, ConfigError, HarnessError, NotFoundError, NotPermittedError
 from harness.model.calibration import Calibration
+from harness.options import Allowed
 from harness.prediction.drift import Drift, compare
 from harness.store.run_folder import copy_run, read_plain
 from harness.store.store import RUNS, Store, read_record
-from harness.store.trust import Allowed, refuse
+from harness.store.trust import refuse
 from harness.store.yaml import to_yaml
 
 Action = Literal["added", "same", "replaced", "kept", "variant", "conflict", "unreadable", "refused"]

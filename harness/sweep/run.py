@@ -13,7 +13,7 @@ import yaml
 
 from harness.errors import BadInputError, HarnessError, NotFoundError, NotPermittedError
 from harness.measure.events import Observer
-from harness.measure.prepare import RunOptions, prepare
+from harness.measure.prepare import prepare
 from harness.store.store import Store, write_atomically
 from harness.sweep.matrix import Cell, read_plan
 
@@ -104,34 +104,12 @@ def load_plan(path: Path, *, here: bool) -> tuple[Cell, ...]:
     return read_plan(document, str(path), here=here)
 
 
-def wishes_of(cell: Cell) -> RunOptions:
-    """The cell as the options of ``harness calibrate``."""
-    return RunOptions(
-        model=cell.model,
-        engine=cell.engine,
-        sandbox=cell.sandbox,
-        contexts=cell.contexts,
-        num_batch=None if cell.num_batch == "auto" else cell.num_batch,
-        kv_cache_type=cell.kv_cache_type,
-        flash_attention=cell.flash_attention,
-        num_parallel=cell.num_parallel,
-        gpus=cell.gpus,
-        image=cell.image,
-        engine_binary=cell.engine_binary,
-        models=cell.models,
-        env=cell.env,
-        variant=cell.variant,
-        speed=cell.speed,
-        timeout=cell.timeout,
-    )
-
-
 def run_cell(cell: Cell, store: Store, here: Path, observer: Observer) -> CellOutcome:
     """Calibrate one cell on this machine. Never raises for a calibration that fails, a bug of harness included."""
     started, began = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", time.monotonic()
     artifact = record = problem = None
     try:
-        result = prepare(wishes_of(cell), store, here).calibrate(observer)
+        result = prepare(cell.run_options(), store, here).calibrate(observer)
         artifact, record = str(result.artifact), str(result.record)
     except HarnessError as error:
         problem = Problem(code=error.code, message=error.message, hint=error.hint, exit_code=error.exit_code)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from harness.options import Allowed
 from harness.store.catalog import pinned_image
-from harness.store.trust import Allowed, Refusal, refused_variables, require
+from harness.store.trust import Refusal, refused_variables, require
 from harness.sweep.matrix import Cell
 
 

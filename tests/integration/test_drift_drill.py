@@ -13,9 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from harness.cli.main import cli
-from harness.inventory.installed import Installed, Overrides
+from harness.inventory.installed import Installed
 from harness.maintain.recalibrate import recalibrate, survey
 from harness.measure.events import Silent
+from harness.options import Overrides
 from harness.store.store import Store, read_record
 from tests.support.gguf_file import write_gguf
 from tests.support.stand_in import write_stand_in
@@ -171,7 +172,7 @@ def test_an_interrupted_recalibration_goes_on_where_it_was(here: Path, monkeypat
     (folder / "twin.yaml").write_text(
         text.replace("llama-server/small'", "llama-server/twin'").replace("small.gguf", "twin.gguf")
     )
-    store, given = Store(here / "store"), Overrides(binary="./b1")
+    store, given = Store(here / "store"), Overrides(engine_binary="./b1")
 
     def again(observer: Silent) -> list[str]:
         targets = survey(store, (), Installed(store, given, here), None, observer.warn)

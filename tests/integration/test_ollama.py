@@ -19,10 +19,11 @@ from harness.engines.gguf import sha256
 from harness.errors import BusyError, CannotWriteError, EngineError, HarnessError, NotFoundError
 from harness.measure.calibrate import Result
 from harness.measure.events import Silent
-from harness.measure.prepare import RunOptions, prepare
+from harness.measure.prepare import prepare
 from harness.meters.host import HostMeter
 from harness.model.record import Gpu, Load
 from harness.model.trace import MeterName, Reading
+from harness.options import RunOptions
 from harness.sandboxes.docker_client import Daemon
 from harness.sandboxes.ownership import KIND, LABEL
 from harness.store.store import Store, read_record

@@ -15,12 +15,13 @@ import pytest
 
 from harness.engines.vllm.recipe import CACHE_VOLUME, WEIGHTS_VOLUME
 from harness.errors import EngineError, HarnessError, NotFoundError, NotPermittedError, OffloadLikelyError, UsageError
-from harness.inventory.installed import Installed, Overrides
+from harness.inventory.installed import Installed
 from harness.maintain.recalibrate import survey, wishes_of
 from harness.maintain.refit import refit
 from harness.measure.events import Silent
-from harness.measure.prepare import RunOptions, Session, prepare
+from harness.measure.prepare import Session, prepare
 from harness.model.calibration import Calibration, json_schema, to_document
+from harness.options import Overrides, RunOptions
 from harness.prediction.allocation import Deployment
 from harness.serving.allocate import answer
 from harness.serving.calibration_lookup import FitQuery
@@ -139,7 +140,7 @@ def test_the_flags_of_an_allocation_start_it_and_one_block_less_does_not(opened:
 def test_a_served_model_gets_exactly_what_its_context_needs(opened: Opened, tmp_path: Path) -> None:
     session = opened()
     session.calibrate(Silent())
-    wishes = RunOptions(model="tern-1b", engine="vllm", gpus="none", engine_binary=session.options.binary, timeout=20)
+    wishes = RunOptions(model="tern-1b", engine="vllm", gpus="none", engine_binary=session.options.engine_binary, timeout=20)
     question = FitQuery(model="vllm/tern-1b", context=8192)
     with serve(question, wishes, session.store, on_offload="refuse", available=(GIB,)) as server:
         assert server.facts is not None
@@ -154,7 +155,7 @@ def test_a_served_model_gets_exactly_what_its_context_needs(opened: Opened, tmp_
 def test_an_artifact_is_measured_again_as_it_was(opened: Opened, model: Path) -> None:
     session = opened(env={"VLLM_ARGS": "--dtype bfloat16"})
     session.calibrate(Silent())
-    finder = Installed(session.store, Overrides(binary=session.options.binary), model.parent)
+    finder = Installed(session.store, Overrides(engine_binary=session.options.engine_binary), model.parent)
     (target,) = survey(session.store, [], finder, None, print)
     wishes = wishes_of(target, finder)
     assert (wishes.model, wishes.engine, wishes.sandbox, wishes.gpus) == (str(model), "vllm", "process", "none")

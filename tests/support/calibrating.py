@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from harness.measure.events import Silent
-from harness.measure.prepare import RunOptions, prepare
+from harness.measure.prepare import prepare
+from harness.options import RunOptions
 from harness.store.store import Store
 
 

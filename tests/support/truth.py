@@ -26,10 +26,11 @@ from harness.fit.load_plan import BatchLimits
 from harness.logs import parse_log
 from harness.measure.calibrate import Result
 from harness.measure.events import Silent
-from harness.measure.prepare import RunOptions, prepare
+from harness.measure.prepare import prepare
 from harness.model.calibration import Calibration
 from harness.model.facts import LoadFacts
 from harness.model.record import Record
+from harness.options import FlashAttention, RunOptions
 from harness.store.store import Store, read_record
 from harness.units import KIB
 from tests.support.waiting import until
@@ -44,7 +45,7 @@ class Mode(msgspec.Struct, frozen=True, kw_only=True):
     """Settings that decide how attention is computed and kept."""
 
     name: str
-    flash_attention: str
+    flash_attention: FlashAttention
     kv_cache_type: str
 
 

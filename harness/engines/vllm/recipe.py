@@ -77,7 +77,7 @@ class Vllm:
             raise ValueError("vLLM loads a model at each start")
         local = Path(source.own_name).is_absolute()
         model, mounts = site.place(Path(source.own_name)) if local else (source.own_name, ())
-        argv: list[str] = [options.binary or "vllm", "serve", model] if site.sandbox == "process" else ["--model", model]
+        argv: list[str] = [options.engine_binary or "vllm", "serve", model] if site.sandbox == "process" else ["--model", model]
         argv += ["--host", site.host, "--port", str(site.port)]
         argv += ["--max-model-len", str(request.context), "--max-num-seqs", str(max_num_seqs(options))]
         if request.num_batch is not None:

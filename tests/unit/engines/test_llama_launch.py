@@ -18,7 +18,7 @@ def arguments(request: LoadRequest, tmp_path: Path, **options: object) -> list[s
     binary.write_text("#!/bin/sh\n")
     binary.chmod(0o755)
     source = Source(model=Model(name="m"), path=model)
-    asked = Options(binary=str(binary), gpus=GpuRequest.parse("Vulkan0"), **options)  # type: ignore[arg-type]
+    asked = Options(engine_binary=str(binary), gpus=GpuRequest.parse("Vulkan0"), **options)  # type: ignore[arg-type]
     return list(LlamaServer().launch(source, request, asked, Site(sandbox="process", host="127.0.0.1", port=1)).argv)
 
 

@@ -9,7 +9,8 @@ import pytest
 from harness.engines.base import Options
 from harness.engines.registry import recipe_of
 from harness.errors import ConfigError, UnavailableError, UsageError
-from harness.inventory.backend import EngineChoice, SandboxChoice, choose, choose_engine
+from harness.inventory.backend import EngineChoice, choose, choose_engine
+from harness.options import SandboxChoice
 from harness.sandboxes.base import GpuRequest
 from harness.store.catalog import pinned_image
 
@@ -29,7 +30,7 @@ def gpu_box(monkeypatch: pytest.MonkeyPatch) -> None:
         ("auto", "docker", Options(), "ollama"),
         ("auto", "process", Options(), "llama-server"),
         ("auto", "auto", Options(gpus=NONE), "llama-server"),
-        ("auto", "auto", Options(binary="./llama-server"), "llama-server"),
+        ("auto", "auto", Options(engine_binary="./llama-server"), "llama-server"),
         ("llama-server", "auto", Options(), "llama-server"),
     ],
 )

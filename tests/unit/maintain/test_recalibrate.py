@@ -13,13 +13,13 @@ from click.testing import CliRunner
 from harness.cli.main import cli
 from harness.errors import CannotWriteError, NotPermittedError, UnavailableError, UsageError
 from harness.fit.constants import fit_record
-from harness.inventory.installed import Installed, Overrides, cached_sha256
+from harness.inventory.installed import Installed, cached_sha256
 from harness.maintain.recalibrate import Candidate, refuse_other, survey, wishes_of
 from harness.model.calibration import Calibration
 from harness.model.record import EngineVersion, Gpu, LoadRequest, Machine, Model, Settings
+from harness.options import Allowed, Overrides
 from harness.prediction.staleness import Staleness
 from harness.store.store import Store
-from harness.store.trust import Allowed
 from tests.support.records import load, record
 
 CARD = Gpu(name="NVIDIA Card", uuid="GPU-1", memory_gb=12.0, driver="550.1")

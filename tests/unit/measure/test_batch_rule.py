@@ -10,6 +10,7 @@ from harness.engines.base import Options
 from harness.engines.registry import recipe_of
 from harness.fit.load_plan import plan_loads
 from harness.measure.calibrate import batch_rule
+from harness.options import FlashAttention
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ from harness.measure.calibrate import batch_rule
     ],
 )
 def test_ollama_keeps_one_batch_on_nvidia_without_flash_attention(
-    target: Literal["gpu", "host"], flash: str, batches: set[int]
+    target: Literal["gpu", "host"], flash: FlashAttention, batches: set[int]
 ) -> None:
     rule = batch_rule(recipe_of("ollama"), Options(target=target, flash_attention=flash), "0.33.0")
     assert {load.num_batch for load in plan_loads((8192, 16384, 32768), 131_072, batch_limits=rule)} == batches

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from harness.errors import BadInputError, UnavailableError, UsageError
-from harness.inventory.machine import MachineNow, ollama_version, parse_available, residents
+from harness.inventory.machine import MachineNow, ollama_version, residents
 from harness.model.record import Gpu, Machine
+from harness.options import read_available
 from harness.render.check import describe
 from harness.render.verdict import sentence
 from harness.serving.calibration_lookup import CalibrationFilter, FitQuery, read_question
@@ -74,14 +75,14 @@ def test_what_is_no_model_or_no_context_is_a_usage_error(spec: str) -> None:
     [("24GiB", 24 * GIB), ("24Gi", 24 * GIB), ("24g", 24 * GIB), ("24GB", 24 * 10**9), ("24576", 24 * GIB)],
 )
 def test_sizes_as_people_type_them(text: str, size: int) -> None:
-    assert parse_available(text) == (size,)
-    assert parse_available(f"{text},{text}") == (size, size)
+    assert read_available(text) == (size,)
+    assert read_available(f"{text},{text}") == (size, size)
 
 
 @pytest.mark.parametrize("text", ["", ",", "0", "-1g", "lots", "24 apples", "24GiB,,", "inf", "nan"])
 def test_what_is_no_size_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError):
-        parse_available(text)
+        read_available(text)
 
 
 def test_the_sentence_says_what_is_short_and_what_would_fit(tmp_path: Path) -> None:

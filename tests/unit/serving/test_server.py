@@ -10,15 +10,14 @@ import pytest
 
 from harness.errors import NotPermittedError, OffloadLikelyError, UnknownVerdictError, UsageError
 from harness.inventory.machine import MachineNow
-from harness.measure.prepare import RunOptions
 from harness.model.calibration import Calibration
 from harness.model.facts import DeviceFacts
+from harness.options import Allowed, RunOptions
 from harness.prediction.verification import describe_placement, disagreement
 from harness.serving.calibration_lookup import read_question
 from harness.serving.check import Judged, check
 from harness.serving.server import OnOffload, completed, decide, request_of
 from harness.store.store import Store
-from harness.store.trust import Allowed
 from harness.units import GIB, MIB
 from tests.support.calibrations import made_up, on_host, store_of
 from tests.support.records import facts

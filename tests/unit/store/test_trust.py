@@ -15,8 +15,9 @@ from harness.errors import NotPermittedError, UsageError
 from harness.fit.constants import fit_record
 from harness.model.calibration import Calibration
 from harness.model.record import EngineVersion, Machine, Model, Settings, VllmSettings
+from harness.options import Allowed
 from harness.store.store import Store
-from harness.store.trust import Allowed, by_digest, handed_env, refusals
+from harness.store.trust import by_digest, handed_env, refusals
 from harness.sweep.matrix import Cell
 from harness.sweep.merge import merge
 from harness.sweep.untrusted import refuse_plan

@@ -51,7 +51,7 @@ def test_defaults_lie_under_every_cell() -> None:
     )
 
     assert found == [(False,), (True,)]
-    assert cells("defaults: {ctx: '1024, 2048'}\ninclude: [{model: b}]")[0].contexts == (1024, 2048)
+    assert cells("defaults: {ctx: '1024, 2048'}\ninclude: [{model: b}]")[0].run_options().contexts == (1024, 2048)
 
 
 def test_a_machine_names_its_variant_on_a_cluster_and_nothing_here() -> None:
@@ -74,7 +74,7 @@ def test_a_machine_names_its_variant_on_a_cluster_and_nothing_here() -> None:
         ("matrix: {model: [a]}\nexclude: [{engine: ollama}]", "exclude names 'engine'"),
         ("matrix: {model: [a]}\ninclude: {model: b}", "include: a list"),
         ("matrix: {model: [a], num_parallel: [two]}", "cell 1"),
-        ("matrix: {model: [a], num_parallel: [0]}", "above zero"),
+        ("matrix: {model: [a], num_parallel: [0]}", "at least 1"),
         ("matrix: {model: [a], ctx: [some]}", "cell 1"),
         ("matrix: {model: [a], engine: [tgi]}", "cell 1"),
         ("include: [{model: a, timeout: 60}, {model: a, timeout: 90}]", "write the same calibration"),

@@ -1,0 +1,356 @@
+"""Every option once: its name, type, default, help, and the values that it may have.
+
+The command line, environment variables, ``harness.toml``, the cells of a sweep, the keyword arguments of
+:mod:`harness.api` and what an engine is started with follow from these fields. A field is spelled ``--its-name``,
+``HARNESS_ITS_NAME`` and ``its_name``; one that has another name outside (``contexts`` is ``ctx``) says so once.
+
+Values are validated when the options are built, before anything is looked up or started. Pure.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Final, Literal, Self, get_args, get_origin
+
+import msgspec
+
+from harness.engines.registry import BUILT_IN, engine_names, is_engine
+from harness.errors import UsageError
+from harness.model.record import LoadRequest
+from harness.units import parse_size
+
+SandboxChoice = Literal["auto", "docker", "process"]
+FlashAttention = Literal["auto", "on", "off"]
+#: KV cache types: those of llama.cpp (common/arg.cpp, ``kv_cache_types``), which Ollama takes some of, then those of vLLM
+#: (vllm/config/cache.py, ``CacheDType``).
+KV_CACHE_TYPES: Final = (
+    *("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"),
+    *("auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "fp8_ds_mla"),
+)
+#: The longest context, and the most sequences of one server (llama.h, ``LLAMA_MAX_SEQ``), that can be asked for.
+MAX_CONTEXT: Final = 1 << 31
+MAX_SLOTS: Final = 256
+
+
+class Option(msgspec.Struct, frozen=True, kw_only=True):
+    """What an option's type does not say.
+
+    ``setting``: it can also come from ``HARNESS_…`` and ``harness.toml``. ``read`` makes a value of text, ``check`` raises
+    ``ValueError`` for one that cannot be. ``spelled_default`` is the text of a default that is no text itself; ``code`` is the
+    error's.
+    """
+
+    help: str = ""
+    metavar: str | None = None
+    setting: bool = True
+    choices: tuple[str, ...] = ()
+    least: float | None = None
+    most: float | None = None
+    read: Callable[[str], Any] | None = None
+    check: Callable[[Any], None] | None = None
+    spelled_default: str | None = None
+    code: str = "usage"
+
+
+class Declaration(msgspec.Struct, frozen=True, kw_only=True):
+    """An option as it was declared: ``field`` inside, ``name`` outside. ``kind`` is its plain type."""
+
+    field: str
+    name: str
+    kind: Any
+    default: Any
+    option: Option
+
+    @property
+    def flag(self) -> str:
+        """``--its-name``; of a switch that is on by default ``--no-its-name``."""
+        return f"--{'no-' if self.default is True else ''}{self.name.replace('_', '-')}"
+
+    @property
+    def variable(self) -> str | None:
+        """``HARNESS_ITS_NAME``, where there is one."""
+        return f"HARNESS_{self.name.upper()}" if self.option.setting else None
+
+    @property
+    def written(self) -> tuple[type, ...]:
+        """Types that the option can have in ``harness.toml``."""
+        if isinstance(self.default, float):
+            return (int, float)
+        if isinstance(self.default, tuple):
+            return (str, list)
+        if self.option.read is not None and self.option.least is not None:
+            return (str, int)
+        return (int,) if self.option.least is not None else (str,)
+
+    def validate(self, value: Any) -> None:
+        """Raise unless the option can have this value.
+
+        Raises:
+            ValueError: what it can be.
+        """
+        option = self.option
+        if value is None:
+            return
+        if option.choices and value not in option.choices:
+            raise ValueError(f"{value!r} is not one of {', '.join(option.choices)}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if option.least is not None and not option.least <= number <= (option.most or number):
+                upto = "" if option.most is None else f" and at most {option.most:g}"
+                raise ValueError(f"{number} is out of range: at least {option.least:g}{upto}")
+        if option.check is not None:
+            option.check(value)
+
+
+@functools.cache
+def declarations(kind: type[msgspec.Struct]) -> dict[str, Declaration]:
+    """The options that a class declares, by their names outside."""
+    found = {}
+    for field in msgspec.structs.fields(kind):
+        if get_origin(field.type) is not Annotated:
+            continue
+        plain, *notes = get_args(field.type)
+        option = next((note for note in notes if isinstance(note, Option)), None)
+        if option is None:
+            continue
+        default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+        choices = option.choices or (get_args(plain) if get_origin(plain) is Literal else ())
+        found[field.encode_name] = Declaration(
+            field=field.name, name=field.encode_name, kind=plain, default=default,
+            option=msgspec.structs.replace(option, choices=choices),
+        )  # fmt: skip
+    return found
+
+
+def read_numbers(text: str) -> tuple[int, ...]:
+    """A comma list of whole numbers above zero.
+
+    Raises:
+        ValueError: anything else.
+    """
+    numbers = []
+    for part in str(text).split(",") if text else ():
+        word = part.strip().replace("_", "")
+        if not (word.isascii() and word.isdigit()) or not 1 <= int(word) <= MAX_CONTEXT:
+            raise ValueError(f"whole numbers above zero are expected, not {part.strip()!r}")
+        numbers.append(int(word))
+    return tuple(numbers)
+
+
+def read_sizes(text: str) -> tuple[int, ...]:
+    """A size, or a comma list with one for each device; bytes.
+
+    Raises:
+        ValueError: anything else.
+    """
+    return tuple(parse_size(part) for part in text.split(","))
+
+
+def read_available(available: str | int | Sequence[int] | None) -> tuple[int, ...] | None:
+    """Free memory as :mod:`harness.api` takes it, in bytes of each device; ``None``: it is to be read.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    if available is None or isinstance(available, int):
+        return None if available is None else (available,)
+    if not isinstance(available, str):
+        return tuple(available)
+    try:
+        return read_sizes(available)
+    except ValueError as error:
+        raise UsageError(f"--available: {error}", hint="one size, or one for each device: 24GiB,24GiB") from error
+
+
+def _read_batch(text: str) -> int | None:
+    if text == "auto":
+        return None
+    numbers = read_numbers(text)
+    if len(numbers) != 1:
+        raise ValueError("one number, or auto, is expected")
+    return numbers[0]
+
+
+def _read_env(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise ValueError(f"NAME=VALUE is expected, not {text!r}")
+    return name, value
+
+
+def _check_env(env: dict[str, str]) -> None:
+    for name, value in env.items():
+        if not name.isidentifier() or "\0" in value:
+            raise ValueError(f"NAME=VALUE is expected, not '{name}={value}'")
+
+
+def _check_model(name: str) -> None:
+    if not name or any(not character.isprintable() for character in name):
+        raise ValueError("a model's name is not empty and has no control characters")
+
+
+def _check_engine(name: str) -> None:
+    if name != "auto" and not is_engine(name):
+        raise ValueError(f"{name!r} is not one of auto, {', '.join(engine_names())}")
+
+
+def _check_gpus(gpus: str) -> None:
+    if not any(part.strip() for part in gpus.split(",")):
+        raise ValueError("all, none, or a list of GPUs is expected")
+
+
+def _check_cache_type(kind: str) -> None:
+    for part in kind.split("/"):  # "q8_0/f16": K and V differ
+        if part not in KV_CACHE_TYPES:
+            raise ValueError(f"{kind!r} is not a KV cache type; known types: {', '.join(KV_CACHE_TYPES)}")
+
+
+#: Options that more than one class has.
+Engine = Annotated[
+    str,
+    Option(
+        metavar="|".join(("auto", *BUILT_IN)), check=_check_engine,
+        help="Engine whose calibration is meant, where several engines have one.",
+    ),
+]  # fmt: skip
+CacheType = Annotated[str | None, Option(metavar="T", help="f16, q8_0, q4_0, …", check=_check_cache_type)]
+Flash = Annotated[FlashAttention, Option(help="Flash attention; auto: the engine's own choice.")]
+Variant = Annotated[str | None, Option(metavar="NAME", setting=False, help="Name of a variant of the calibration.")]
+
+
+class _Validated(msgspec.Struct, frozen=True, kw_only=True):
+    def __post_init__(self) -> None:
+        """Validate every option.
+
+        Raises:
+            UsageError: one has a value that it cannot have.
+        """
+        for one in declarations(type(self)).values():
+            try:
+                one.validate(getattr(self, one.field))
+            except (ValueError, TypeError) as error:
+                raise UsageError(f"{one.flag}: {error}", code=one.option.code) from error
+
+    @classmethod
+    def of(cls, values: dict[str, Any], **more: Any) -> Self:
+        """From a command line: what it does not have, or leaves open, is at its default."""
+        known = {name: values[name] for name in cls.__struct_fields__ if values.get(name) is not None}
+        return cls(**known, **more)
+
+
+class CalibrationOptions(_Validated, frozen=True, kw_only=True):
+    """What a calibration, or a start of an engine, is asked for; a plan of a sweep may set all of it."""
+
+    model: Annotated[
+        str | None,
+        Option(
+            check=_check_model,
+            code="bad-name",
+            help="A name of the catalog, the engine's own name, or the path of a GGUF file.",
+        ),
+    ] = None
+    engine: Engine = "auto"
+    sandbox: Annotated[SandboxChoice, Option()] = "auto"
+    contexts: Annotated[
+        tuple[int, ...],
+        Option(metavar="N,N,…", help="Contexts to load, tokens per slot.", least=1, most=MAX_CONTEXT, read=read_numbers),
+    ] = msgspec.field(default=(), name="ctx")
+    num_batch: Annotated[
+        int | None,
+        Option(
+            metavar="N|auto", help="Physical batch of every load; auto: as the engine would choose.",
+            least=1, most=MAX_CONTEXT, read=_read_batch, spelled_default="auto",
+        ),
+    ] = None  # fmt: skip
+    kv_cache_type: CacheType = None
+    flash_attention: Flash = "auto"
+    num_parallel: Annotated[int, Option(least=1, most=MAX_SLOTS, help="Slots.")] = 1
+    gpus: Annotated[str, Option(metavar="all|none|IDS", check=_check_gpus)] = "all"
+    image: Annotated[str | None, Option(metavar="REF", help="Image of the engine, by tag or digest.")] = None
+    engine_binary: Annotated[str | None, Option(metavar="PATH", help="Your own llama-server or vllm.")] = None
+    models: Annotated[str | None, Option(metavar="VOLUME|DIR", help="Where the engine's models lie already.")] = None
+    env: Annotated[
+        dict[str, str],
+        Option(
+            metavar="K=V", setting=False, help="Environment of the engine; recorded, secrets redacted.",
+            read=_read_env, check=_check_env,
+        ),
+    ] = {}  # fmt: skip
+    variant: Variant = None
+    speed: Annotated[bool, Option(setting=False, help="Measure memory only.")] = True
+    timeout: Annotated[float, Option(metavar="S", least=0.001, help="Longest wait for one answer of the engine.")] = 600.0
+
+
+class Allowed(msgspec.Struct, frozen=True, kw_only=True):
+    """What files may set beyond the list of :mod:`harness.store.trust`: variables by name, the image, weights, a program."""
+
+    env: frozenset[str] = frozenset()
+    image: bool = False
+    model: bool = False
+    binary: bool = False
+
+
+class RunOptions(CalibrationOptions, frozen=True, kw_only=True):
+    """The options of ``harness calibrate``, not yet resolved; ``loads`` is a recorded plan."""
+
+    force: Annotated[bool, Option(setting=False, help="Replace a calibration of another GPU, model or settings.")] = False
+    loads: tuple[LoadRequest, ...] = ()
+    allowed: Allowed = Allowed()
+
+
+class Overrides(RunOptions, frozen=True, kw_only=True):
+    """What a user says for all calibrations alike; ``gpus`` is ``None`` for those that each was measured on."""
+
+    gpus: Annotated[
+        str | None, Option(metavar="all|none|IDS", check=_check_gpus, help="Default: those that were used before.")
+    ] = None  # type: ignore[assignment]
+
+
+class QueryOptions(_Validated, frozen=True, kw_only=True):
+    """What a question about calibrations says beside its models."""
+
+    ctx: Annotated[
+        int | None, Option(setting=False, least=1, most=MAX_CONTEXT, help="Tokens per slot, where MODEL names none.")
+    ] = None
+    num_parallel: Annotated[int, Option(least=1, most=4096, help="Slots.")] = 1
+    available: Annotated[
+        tuple[int, ...] | None,
+        Option(metavar="SIZE[,SIZE]", help="Available memory of each device, instead of reading it.", read=read_sizes),
+    ] = None
+    gpu: Annotated[str | None, Option(metavar="ID", setting=False)] = None
+    extrapolate: Annotated[bool, Option(setting=False, help="Answer beyond the calibrated range too, with a warning.")] = False
+    engine: Engine = "auto"
+    variant: Variant = None
+    kv_cache_type: CacheType = None
+    flash_attention: Flash = "auto"
+    store: Annotated[str | None, Option(metavar="DIR", help="Folder of calibrations and runs.")] = None
+
+
+#: Settings that no command has as an option.
+_ALONE: Final = {"cache": Declaration(field="cache", name="cache", kind=str | None, default=None, option=Option())}
+
+
+def settings() -> dict[str, Declaration]:
+    """What environment variables and ``harness.toml`` can set, by its name there."""
+    every = declarations(CalibrationOptions) | declarations(QueryOptions) | _ALONE
+    every["ctx"] = declarations(CalibrationOptions)["ctx"]
+    return {name: one for name, one in every.items() if one.option.setting}
+
+
+def shared(options: CalibrationOptions) -> dict[str, Any]:
+    """The fields that all classes of calibration options have, to build another of them."""
+    return {name: getattr(options, name) for name in CalibrationOptions.__struct_fields__}
+
+
+_RECORDED: Final[dict[str, Literal["enabled", "disabled"]]] = {"on": "enabled", "off": "disabled"}
+
+
+def recorded_flash(asked: str | None) -> Literal["enabled", "disabled"] | None:
+    """Flash attention as records have it, of ``auto``, ``on`` or ``off``; ``None``: it is not said."""
+    return _RECORDED.get(asked or "") or next((word for word in _RECORDED.values() if word == asked), None)
+
+
+def asked_flash(recorded: str | None) -> FlashAttention:
+    """The choice that leads to what a record has."""
+    asked: dict[str | None, FlashAttention] = {"enabled": "on", "disabled": "off"}
+    return asked.get(recorded, "auto")
