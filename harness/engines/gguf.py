@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
+import stat
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -22,11 +24,22 @@ _MAGIC: Final = b"GGUF"
 _SCALARS: Final = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING: Final = 8
 _ARRAY: Final = 9
+#: What no sane file goes beyond: bytes of a text and of a name, entries of an array, fields, tensors, bytes of a header,
+#: alignment; layers, tokens and heads of a model.
 _MAX_STRING: Final = 1 << 24
-_MAX_COUNT: Final = 1 << 26
+_MAX_NAME: Final = 1 << 16
+_MAX_COUNT: Final = 1 << 22
+_MAX_FIELDS: Final = 1 << 14
+_MAX_TENSORS: Final = 1 << 17
+_MAX_HEADER: Final = 1 << 30
+_MAX_ALIGNMENT: Final = 1 << 20
+_MAX_LAYERS: Final = 1 << 14
+_MAX_TOKENS: Final = 1 << 31
+_MAX_WIDTH: Final = 1 << 24
 _KEPT_ARRAY: Final = 4096
 _MAX_DIMENSIONS: Final = 8
-_BLOCK: Final = re.compile(r"blk\.(\d+)\.")
+_BLOCK: Final = re.compile(r"blk\.(\d{1,5})\.", re.ASCII)
+_ARCHITECTURE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 #: ``general.file_type`` (llama.h, ``enum llama_ftype``).
 _FILE_TYPES: Final = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
@@ -61,6 +74,8 @@ class _Reader:
         self.file, self.size = file, size
 
     def take(self, count: int) -> bytes:
+        if self.file.tell() > _MAX_HEADER:
+            raise ValueError("its header has no end")
         data = self.file.read(count)
         if len(data) != count:
             raise EOFError
@@ -69,9 +84,14 @@ class _Reader:
     def scalar(self, layout: str) -> Any:
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
 
-    def text(self) -> str:
+    def skip(self, count: int) -> None:
+        if self.file.tell() + count > min(self.size, _MAX_HEADER):
+            raise EOFError
+        self.file.seek(count, 1)
+
+    def text(self, longest: int = _MAX_STRING) -> str:
         length = self.scalar("<Q")
-        if length > _MAX_STRING:
+        if length > longest:
             raise ValueError("a string is too long")
         return self.take(length).decode("utf-8", "replace")
 
@@ -91,13 +111,13 @@ class _Reader:
                 length = self.scalar("<Q")
                 if length > _MAX_STRING:
                     raise ValueError("a string is too long")
-                self.file.seek(length, 1)
+                self.skip(length)
             return None
         if kind == _ARRAY:
             raise ValueError("nested arrays")
         width = struct.calcsize(_SCALARS[kind])
         if count > _KEPT_ARRAY:
-            self.file.seek(width * count, 1)
+            self.skip(width * count)
             return None
         return [self.scalar(_SCALARS[kind]) for _ in range(count)]
 
@@ -110,8 +130,8 @@ def read_header(path: Path) -> Header:
         BadInputError: not a GGUF, an unknown version, or truncated.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            size = _plain_size(file.fileno(), path)
             return _read(_Reader(file, size), path)
     except FileNotFoundError as error:
         raise NotFoundError(f"no such file: {path}", code="no-such-file") from error
@@ -125,6 +145,14 @@ def read_header(path: Path) -> Header:
         raise BadInputError(f"{path} is damaged: {error}", code="bad-gguf") from error
 
 
+def _plain_size(descriptor: int, path: Path) -> int:
+    state = os.fstat(descriptor)
+    if not stat.S_ISREG(state.st_mode):
+        kind = "a folder, not a GGUF file" if stat.S_ISDIR(state.st_mode) else "no plain file"
+        raise BadInputError(f"{path} is {kind}", code="not-gguf")
+    return state.st_size
+
+
 def _read(reader: _Reader, path: Path) -> Header:
     if reader.file.read(4) != _MAGIC:
         raise BadInputError(f"{path} is not a GGUF file", code="not-gguf")
@@ -132,16 +160,20 @@ def _read(reader: _Reader, path: Path) -> Header:
     if version not in (2, 3):
         raise BadInputError(f"{path} is GGUF version {version}; 2 and 3 can be read", code="bad-gguf")
     tensor_count, field_count = reader.scalar("<Q"), reader.scalar("<Q")
-    if tensor_count > _MAX_COUNT or field_count > _MAX_COUNT:
+    if tensor_count > _MAX_TENSORS or field_count > _MAX_FIELDS:
         raise ValueError("absurd counts")
-    metadata = {}
+    if tensor_count == 0:
+        raise ValueError("it holds no tensors")
+    metadata: dict[str, Any] = {}
     for _ in range(field_count):
-        key = reader.text()
+        key = reader.text(_MAX_NAME)
+        if not key or key in metadata:
+            raise ValueError(f"a field is nameless or stands twice: {key[:60]!r}")
         metadata[key] = reader.value(reader.scalar("<I"))
     starts: list[tuple[int, str]] = []
     needed = 0
     for _ in range(tensor_count):
-        name = reader.text()
+        name = reader.text(_MAX_NAME)
         dimensions = reader.scalar("<I")
         if dimensions > _MAX_DIMENSIONS:
             raise ValueError(f"tensor {name[:60]!r} has {dimensions} dimensions")
@@ -150,7 +182,8 @@ def _read(reader: _Reader, path: Path) -> Header:
         start = reader.scalar("<Q")
         needed = max(needed, start + elements // block * width)
         starts.append((start, name))
-    alignment = int(metadata.get("general.alignment") or 32)
+    _check(metadata)
+    alignment = metadata.get("general.alignment", 32)
     data = -(-reader.file.tell() // alignment) * alignment
     if data + max([needed, *(start + 1 for start, _ in starts)]) > reader.size:
         raise BadInputError(f"{path} is truncated: its tensors end beyond the file", code="truncated-gguf")
@@ -158,6 +191,25 @@ def _read(reader: _Reader, path: Path) -> Header:
     ends = [start for start, _ in starts[1:]] + [reader.size - data]
     tensors = tuple((name, end - start) for (start, name), end in zip(starts, ends, strict=True))
     return Header(metadata=metadata, tensors=tensors)
+
+
+def _check(metadata: dict[str, Any]) -> None:
+    """Refuse fields that are not what they must be: everything that is derived from a header rests on these."""
+    architecture = metadata.get("general.architecture")
+    if architecture is not None and not (isinstance(architecture, str) and _ARCHITECTURE.fullmatch(architecture)):
+        raise ValueError("general.architecture is no name")
+    alignment = metadata.get("general.alignment", 32)
+    if not _is_count(alignment, _MAX_ALIGNMENT) or alignment % 8:
+        raise ValueError("general.alignment is no alignment")
+    limits = {"context_length": _MAX_TOKENS, "block_count": _MAX_LAYERS, "embedding_length": _MAX_WIDTH}
+    for key, largest in limits.items():
+        value = metadata.get(f"{architecture}.{key}")
+        if value is not None and not _is_count(value, largest):
+            raise ValueError(f"{architecture}.{key} is no number that a model can have")
+
+
+def _is_count(value: Any, largest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= largest
 
 
 def describe(header: Header, name: str, digest: str | None) -> Model:
@@ -214,7 +266,7 @@ def server_estimate(header: Header, size: int) -> Estimate | None:
     """
     layers, width = header.field("block_count"), header.field("embedding_length")
     heads, kv_heads = _numbers(header.field("attention.head_count")), _numbers(header.field("attention.head_count_kv"))
-    if not isinstance(layers, int) or not isinstance(width, int) or not heads or not max(heads):
+    if layers is None or width is None or not heads or not max(heads):
         return None
     head = width // max(heads)
     return Estimate(file_bytes=size, cache_bytes_per_token=2 * layers * (min(kv_heads or heads) or 1) * head * 2)
@@ -223,7 +275,7 @@ def server_estimate(header: Header, size: int) -> Estimate | None:
 def _numbers(value: Any) -> list[int]:
     """A count for all layers or one for each, as a list."""
     values = value if isinstance(value, list) else [value]
-    return [one for one in values if isinstance(one, int)]
+    return [one for one in values if one == 0 or _is_count(one, _MAX_WIDTH)]
 
 
 def sha256(path: Path) -> str:

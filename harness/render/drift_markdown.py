@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from harness.maintain.diff import Pair
     from harness.model.calibration import Calibration
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~@!])")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~@!&])")
+#: What a forge turns into a link without any markup: addresses, mentions, numbers of issues; a space of no width parts them.
+_LINKED = re.compile(r"(?<=:)(?=//)|(?<=[wW]{3})(?=\.)|(?<=[@#])|(?<=GH)(?=-)", re.IGNORECASE)
 
 
 def escape(text: str) -> str:
     """Text of others as one line of markdown that is nothing but text: no link, no mention, no cell, no markup."""
-    return _SPECIAL.sub(r"\\\1", " ".join(clean(text).split())).replace("\\@", "@\u200b")
+    return _LINKED.sub("\u200b", _SPECIAL.sub(r"\\\1", " ".join(clean(text).split())))
 
 
 def markdown(found: list[Pair]) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import yaml
 
-from harness.errors import ConfigError, NotFoundError, UnavailableError
+from harness.errors import BadInputError, ConfigError, NotFoundError, UnavailableError
+from harness.store.yaml import read_yaml
+from harness.text import one_line
 
 #: What ``auto`` calibrates when nobody names a model.
 DEFAULT_MODEL: Final = "gemma3:270m"
@@ -49,9 +50,9 @@ def read_catalog(path: Path | None) -> Catalog:
     if path is None or not path.is_file():
         return Catalog()
     try:
-        return msgspec.convert(yaml.safe_load(path.read_bytes()) or {}, Catalog)
-    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}", code="bad-catalog") from error
+        return msgspec.convert(read_yaml(path) or {}, Catalog)
+    except (BadInputError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{path}: {one_line(str(error))}", code="bad-catalog") from error
 
 
 def find_catalog(here: Path) -> Path | None:
@@ -75,9 +76,9 @@ def pinned_image(engine: str, here: Path) -> str | None:
     if path is None:
         return None
     try:
-        return msgspec.convert(yaml.safe_load(path.read_bytes()) or {}, dict[str, str]).get(engine)
-    except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}", code="bad-pins") from error
+        return msgspec.convert(read_yaml(path) or {}, dict[str, str]).get(engine)
+    except (BadInputError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{path}: {one_line(str(error))}", code="bad-pins") from error
 
 
 def gguf_path(name: str, entry: CatalogEntry) -> Path:

@@ -8,6 +8,9 @@ from typing import Any, Final
 from harness import options
 from harness.errors import ConfigError
 
+#: No configuration is larger, bytes, and no number in one.
+_LARGEST_FILE: Final = 1 << 20
+_LARGEST_NUMBER: Final = 1e12
 #: Environment variables that are no settings of commands.
 _OTHERS: Final = frozenset({"HARNESS_ENDPOINT", "HARNESS_CONTEXT", "HARNESS_REQUIRE", "HARNESS_CI_DOCKERD"})
 
@@ -28,8 +31,12 @@ def read_file(path: Path | None) -> dict[str, Any]:
     import tomllib
 
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_FILE + 1)
+        if len(text) > _LARGEST_FILE:
+            raise ConfigError(f"{path} is too large for a configuration", code="bad-config")
+        values = tomllib.loads(text.decode())
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}", code="bad-config") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", code="bad-config") from error
@@ -41,7 +48,16 @@ def read_file(path: Path | None) -> dict[str, Any]:
             )
         if not isinstance(value, known[key].written) or isinstance(value, bool):
             raise ConfigError(f"{path}: {key} has the wrong type: {value!r}", code="bad-config")
+        if not all(map(_is_sane, value if isinstance(value, list) else [value])):
+            raise ConfigError(f"{path}: {key} is none: {value!r}", code="bad-config")
     return values
+
+
+def _is_sane(value: object) -> bool:
+    """A text without control characters, or a number that can be calculated with."""
+    if isinstance(value, str):
+        return value.isprintable()
+    return isinstance(value, int | float) and abs(value) < _LARGEST_NUMBER
 
 
 def unknown_variables(environment: dict[str, str]) -> list[str]:

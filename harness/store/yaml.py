@@ -1,8 +1,11 @@
-"""A calibration as YAML, and back."""
+"""The one reader of YAML, with limits; and a calibration as YAML, and back."""
 
 from __future__ import annotations
 
+import math
+import os
 import re
+import stat
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,12 +13,102 @@ import yaml
 
 from harness.errors import BadInputError, NotFoundError, NotPermittedError
 from harness.model.calibration import Calibration, from_document, to_document
+from harness.text import one_line
 
 #: What nests YAML within a line. libyaml recurses in C: tens of thousands of them end the whole process.
 _NESTING: Final = re.compile(rb"[\[{]|[-?]\s")
-_DEEPEST: Final = 10_000
+_MOST_NESTING: Final = 10_000
+#: No document of harness's nests deeper, or has a larger number (a block's bytes, a model's tokens).
+_DEEPEST: Final = 16
+_LARGEST_NUMBER: Final = 1 << 62
 #: Artifacts take a few KiB.
 _LARGEST_FILE: Final = 4 << 20
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Plain values alone: no dates, no numbers to the base of 60, no tags and no references."""
+
+
+def _integer(_loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = str(node.value)
+    if len(text) > 20 or abs(value := int(text.replace("_", ""), 0 if text[:2].lower() == "0x" else 10)) > _LARGEST_NUMBER:
+        raise yaml.constructor.ConstructorError(None, None, "a number is too large", node.start_mark)
+    return value
+
+
+def _fraction(_loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    text = str(node.value).replace("_", "")
+    value = math.nan if text.endswith((".inf", ".nan")) else float(text)
+    if not math.isfinite(value):
+        raise yaml.constructor.ConstructorError(None, None, "a number is none", node.start_mark)
+    return value
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF", "yYnNtTfFoO"),
+    ("int", r"[-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,4})?|[-+]?\.(?:inf|nan)", "-+.0123456789"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), list(_first))
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Loader.add_constructor("tag:yaml.org,2002:float", _fraction)
+
+
+def parse_yaml(text: bytes, where: str) -> Any:
+    """The plain values of a YAML document: mappings, lists, texts, numbers, switches and nothing. ``where`` names it in errors.
+
+    Raises:
+        BadInputError: not YAML, larger or deeper than any of ours, or with tags, references or absurd numbers.
+    """
+    if len(text) > _LARGEST_FILE:
+        raise BadInputError(f"{where} is larger than any document of harness's", code="bad-yaml")
+    if len(_NESTING.findall(text)) > _MOST_NESTING:
+        raise BadInputError(f"{where} is nested too deeply", code="bad-yaml")
+    try:
+        _check_events(text, where)
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader, in C where there is one
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise BadInputError(f"{where} is not YAML: {one_line(str(error))}", code="bad-yaml") from error
+
+
+def _check_events(text: bytes, where: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise BadInputError(f"{where} has references (& and *), which are not read", code="bad-yaml")
+        if getattr(event, "tag", None) is not None:
+            raise BadInputError(f"{where} has tags (!), which are not read", code="bad-yaml")
+        if depth > _DEEPEST:
+            raise BadInputError(f"{where} is nested too deeply", code="bad-yaml")
+
+
+def read_yaml(path: Path) -> Any:
+    """The plain values of a YAML file.
+
+    Raises:
+        NotFoundError, NotPermittedError: the file. BadInputError: as :func:`parse_yaml`.
+    """
+    return parse_yaml(_content(path), str(path))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise BadInputError(f"{path} is no plain file", code="bad-yaml")
+            return file.read(_LARGEST_FILE + 1)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no such file: {path}", code="no-such-file") from error
+    except PermissionError as error:
+        raise NotPermittedError(f"{path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{path} cannot be read: {error}", code="bad-yaml") from error
 
 
 class _Dumper(yaml.SafeDumper):
@@ -84,12 +177,9 @@ def read_calibration(path: Path) -> Calibration:
         NotFoundError, NotPermittedError: the file. BadInputError: damaged. ConfigError: a newer schema.
     """
     try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST_FILE + 1)
-    except FileNotFoundError as error:
+        text = _content(path)
+    except NotFoundError as error:
         raise NotFoundError(f"no such calibration: {path}", code="no-such-file") from error
-    except OSError as error:
-        raise NotPermittedError(f"{path} cannot be read: {error.strerror}") from error
     return parse_calibration(text, str(path))
 
 
@@ -99,13 +189,8 @@ def parse_calibration(text: bytes, where: str) -> Calibration:
     Raises:
         BadInputError: damaged. ConfigError: a newer schema.
     """
-    if len(text) > _LARGEST_FILE:
-        raise BadInputError(f"{where} is no calibration: it is larger than any", code="bad-artifact")
-    if len(_NESTING.findall(text)) > _DEEPEST:
-        raise BadInputError(f"{where} is no calibration: it is nested too deeply", code="bad-artifact")
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        document = yaml.load(text, Loader=loader)  # noqa: S506 - a safe loader, in C where there is one
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise BadInputError(f"{where} is not YAML: {' '.join(str(error).split())}", code="bad-artifact") from error
+        document = parse_yaml(text, where)
+    except BadInputError as error:
+        raise BadInputError(error.message, code="bad-artifact") from error
     return from_document(document, where)

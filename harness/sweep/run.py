@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
-import yaml
 
-from harness.errors import BadInputError, HarnessError, NotFoundError, NotPermittedError
+from harness.errors import BadInputError, HarnessError, NotFoundError
 from harness.measure.events import Observer
 from harness.measure.prepare import prepare
 from harness.store.store import Store, write_atomically
+from harness.store.yaml import read_yaml
 from harness.sweep.matrix import Cell, read_plan
 
 SWEEPS: Final = "sweeps"
@@ -92,15 +92,11 @@ def load_plan(path: Path, *, here: bool) -> tuple[Cell, ...]:
         NotFoundError: no such file. NotPermittedError: it may not be read. BadInputError: not YAML, or no plan.
     """
     try:
-        document = yaml.safe_load(path.read_bytes())
-    except FileNotFoundError as error:
+        document = read_yaml(path)
+    except NotFoundError as error:
         raise NotFoundError(f"no such plan: {path}", code="no-such-file") from error
-    except PermissionError as error:
-        raise NotPermittedError(f"{path} cannot be read: {error.strerror}") from error
-    except OSError as error:
-        raise BadInputError(f"{path} cannot be read: {error.strerror}", code="bad-plan") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise BadInputError(f"{path} is not YAML: {' '.join(str(error).split())}", code="bad-plan") from error
+    except BadInputError as error:
+        raise BadInputError(error.message, code="bad-plan") from error
     return read_plan(document, str(path), here=here)
 
 

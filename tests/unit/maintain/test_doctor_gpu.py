@@ -87,6 +87,9 @@ class Answers:
     def volumes(self, label: str) -> tuple[dict[str, Any], ...]:
         return ()
 
+    def networks(self, label: str) -> tuple[dict[str, Any], ...]:
+        return ()
+
 
 ABANDONED = {"Id": "c", "Names": ["/harness-x"], "Labels": {LABEL: "1", OWNER_PID: "1", OWNER_BOOT: "another"}}
 
