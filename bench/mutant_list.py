@@ -18,6 +18,7 @@ _PREDICT: Final = "test_predict_limits"
 _VERDICT: Final = "test_verdict_limits"
 _DRIFT: Final = "test_drift_limits"
 _PAGE: Final = "test_planner_parity"
+_SCHEDULER: Final = "test_ollama_scheduler"
 _RUN: Final = "test_runner"
 _LOGS: Final = "test_log_states"
 
@@ -70,6 +71,7 @@ MUTANTS: Final = (
     Mutant('"up": 1 / 3, "gate": 2 / 3', '"up": 1 / 3, "gate": 1 / 3', _VERDICT),
     Mutant('"up": 1 / 3, "gate": 2 / 3', '"up": 2 / 3, "gate": 2 / 3', _VERDICT),
     Mutant("for count in range(2, total - 1):", "for count in range(2, total + 1):", _VERDICT),
+    Mutant("straight and high.slope > low.slope", "straight and high.slope >= low.slope", _FIT),
     Mutant("    if measured < reach:", "    if measured <= reach:", _FIT),
     Mutant("whole = needed.weights_bytes * count // (count + 1)", "whole = needed.weights_bytes", _VERDICT),
     Mutant("max(available[0] - taken, 0)", "available[0]", _VERDICT),
@@ -86,6 +88,9 @@ MUTANTS: Final = (
     Mutant("NULL_BLOCKS: Final = 1", "NULL_BLOCKS: Final = 0", _VERDICT),
     Mutant("KV_BYTES: Final = (0, 10, 2)", "KV_BYTES: Final = (0, 10, 3)", _VERDICT),
     Mutant("GRAPHS_IN_BUDGET: Final = (0, 20, 0)", "GRAPHS_IN_BUDGET: Final = (0, 21, 0)", "fit/test_vllm"),
+    Mutant("_SMALL_CARD: Final = 8 * GIB", "_SMALL_CARD: Final = 10 * GIB", _SCHEDULER),
+    Mutant("_CONTEXT_TIERS: Final = ((47 * GIB", "_CONTEXT_TIERS: Final = ((48 * GIB", _SCHEDULER),
+    Mutant("(23 * GIB, 32768)", "(24 * GIB, 32768)", _SCHEDULER),
     # drift
     Mutant("+ 3 * error.intercept for error, value", "+ 30 * error.intercept for error, value", _DRIFT),
     Mutant("LOG_ROUNDING: Final = 0.02 * MIB", "LOG_ROUNDING: Final = 0.2 * MIB", _DRIFT),

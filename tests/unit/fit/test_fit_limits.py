@@ -119,6 +119,15 @@ def test_a_range_that_a_bend_cuts_short_is_said(train: int, said: bool) -> None:
     assert any("valid to 32768" in note for note in quality.notes) == said
 
 
+def test_two_parallel_lines_are_no_bend() -> None:
+    """A step between the loads: no context is where one line passes into the other, and none is made up."""
+    plain = [altered(load(context), flash_attention="disabled") for context in (8192, 16384, 32768, 65536)]
+    stepped = [*plain[:2], *(altered(one, compute=2 * MIB) for one in plain[2:])]
+    quality = fit_record(record(*stepped)).metadata.quality
+    assert not any("bend at" in note for note in quality.notes)
+    assert quality.valid_to == 65536
+
+
 def test_a_plan_grows_to_five_loads_and_no_further() -> None:
     assert len(further_loads(bent(5.0, 8192, 16384, 32768, 65536))) == 1
     assert further_loads(bent(5.0, 8192, 16384, 24576, 32768, 65536)) == ()
