@@ -24,7 +24,6 @@ from typing import Any, Final
 import msgspec
 
 from harness.engines.gguf import read_header
-from harness.engines.llama_server.embedded import usable_weights
 from harness.errors import HarnessError
 from harness.model.calibration import Calibration
 from harness.model.facts import LoadFacts
@@ -32,6 +31,7 @@ from harness.model.record import Record
 from harness.prediction.memory import predict
 from harness.store.catalog import gguf_path, read_catalog
 from harness.units import GIB, MIB
+from tests.support.f16 import rpc_weights
 from tests.support.synthetic import MODELS, TRAIN_CONTEXTS
 from tests.support.truth import MODES, OLLAMA_BATCHES, Device, Mode, SoftwareGpu, Truth, calibrate_on, load_truth
 
@@ -84,7 +84,7 @@ def subjects(folder: Path, wanted: Iterable[str]) -> Iterator[Subject]:
     for name in wanted:
         if name == GEMMA:
             catalog = read_catalog(Path(__file__).parents[1] / "models" / "catalog.yaml")
-            path, _ = usable_weights(gguf_path("gemma3:270m", catalog.models["gemma3:270m"]))
+            path = rpc_weights(gguf_path("gemma3:270m", catalog.models["gemma3:270m"]))
             yield Subject(name=name, path=path, train_context=131072, override=("gemma3", 131072))
         else:
             path = folder / f"{name}.gguf"

@@ -163,7 +163,7 @@ def calibrate(
     env = {key: value for key, value in device.wishes().items() if key != "LLAMA_ARG_FIT"}
     wishes = RunOptions(
         model=str(model), engine="llama-server", contexts=contexts, kv_cache_type=kv_cache_type, flash_attention="on",
-        gpus=device.name, env=env, speed=speed, force=True,
+        gpus=device.name, engine_binary=str(PROGRAMS / "llama-server"), env=env, speed=speed, force=True,
     )  # fmt: skip
     return prepare(wishes, Store(folder), folder).calibrate(Silent()).calibration
 

@@ -48,13 +48,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         models = [str(write_tiny_llama(folder / f"tiny{number}.gguf")) for number in range(CELLS)]
-        from harness.engines.llama_server.recipe import find_binary
+        from harness.engines.llama_server.recipe import find_command
 
         waiting = folder / "waiting-llama-server"
-        binary = find_binary(None)
         waiting.write_text(
             f"#!/bin/sh\ncase $* in *--list-devices*|*--version*) ;; *) sleep {options.wait};; esac\n"
-            f'LD_LIBRARY_PATH={shlex.quote(str(binary.parent))} exec {shlex.quote(str(binary))} "$@"\n'
+            f'exec {shlex.join(find_command(None))} "$@"\n'
         )
         waiting.chmod(0o755)
         base = "engine: llama-server, sandbox: process, gpus: none, speed: false, ctx: '1024,2048', machine: any"

@@ -27,12 +27,12 @@ import msgspec
 
 from bench.fitting import RESERVE, DeviceGoneError, Judged, calibrate, command, engine_fit, environment, judge_cards
 from bench.models import MODELS
-from harness.engines.llama_server.embedded import usable_weights
 from harness.errors import EngineError, UntrustedError
 from harness.logs import parse_log
 from harness.model.calibration import Calibration
 from harness.store.catalog import gguf_path, read_catalog
 from harness.units import MIB
+from tests.support.f16 import rpc_weights
 from tests.support.rules import judge, place
 from tests.support.truth import Device, SoftwareGpu, free_port
 
@@ -194,7 +194,7 @@ def decode_speed(client: httpx.Client) -> float:
 def speed(folder: Path, name: str) -> Iterator[str]:
     """Rows of the second table: one model, five splits, three interleaved repeats."""
     catalog = read_catalog(Path(__file__).parents[1] / "models" / "catalog.yaml")
-    model, _ = usable_weights(gguf_path("gemma3:270m", catalog.models["gemma3:270m"]))
+    model = rpc_weights(gguf_path("gemma3:270m", catalog.models["gemma3:270m"]))
     with open_device(name, folder) as device:
         calibration = calibrate(device, folder / "speed", model, "f16", speed=True)
         performance = calibration.metadata.performance

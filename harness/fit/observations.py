@@ -61,12 +61,13 @@ def allowed_spread(total: float) -> float:
     return max(_SPREAD, _SPREAD_SHARE * total)
 
 
-def spill_reason(facts: LoadFacts, target: Target) -> str | None:
+def spill_reason(facts: LoadFacts, target: Target, *, ready: bool = False) -> str | None:
     """Why a load is an observation and not a point; ``None`` if it is a point.
 
-    ``offloaded N/N`` alone proves nothing: a run on the host prints it too, and experts may overflow behind it.
+    ``ready`` is whether harness saw the server answer: then no line of the log has to say it. ``offloaded N/N`` alone proves
+    nothing: a run on the host prints it too, and experts may overflow behind it.
     """
-    if not facts.complete:
+    if not facts.complete and not ready:
         return "the log has no ready line"
     if facts.failed:
         return facts.failure or "the load failed"
@@ -151,7 +152,7 @@ def _point(load: Load, record: Record) -> tuple[Point | None, str | None]:
     if facts is None:
         return None, f"{asked}: no log was read"
     target = record.machine.target
-    if (reason := spill_reason(facts, target)) is not None:
+    if (reason := spill_reason(facts, target, ready=load.ready is not None)) is not None:
         return None, f"{asked}: not a point of the fit ({reason})"
     batch, wanted = facts.num_batch, load.request.num_batch
     if batch is not None and wanted is not None and batch != wanted:

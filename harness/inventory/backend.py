@@ -7,8 +7,7 @@ from pathlib import Path
 import msgspec
 
 from harness.engines.base import Engine, Options
-from harness.engines.llama_server.embedded import usable_weights
-from harness.engines.llama_server.recipe import LlamaServer, embedded_binary
+from harness.engines.llama_server.recipe import LlamaServer
 from harness.errors import NotFoundError, UnavailableError, UsageError
 from harness.inventory.drm import kernel_gpus, recorded, used_by_default
 from harness.inventory.nvidia import docker_gpu_obstacle, driven_gpus, nvidia_gpus
@@ -128,8 +127,8 @@ def _choose_driver(engine: Engine, place: SandboxName, options: Options, reasons
     )  # fmt: skip
 
 
-def resolve_name(name: str, engine: Engine, catalog: Catalog, options: Options) -> tuple[str, tuple[str, ...]]:
-    """What an engine calls a model of the catalog, and what to tell the user of it; other names are returned as they are.
+def resolve_name(name: str, engine: Engine, catalog: Catalog) -> str:
+    """What an engine calls a model of the catalog; other names are returned as they are.
 
     Raises:
         NotFoundError: the catalog knows the model, and not for this engine.
@@ -137,13 +136,9 @@ def resolve_name(name: str, engine: Engine, catalog: Catalog, options: Options) 
     entry = catalog.models.get(name)
     if engine.name == "llama-server":
         if entry is not None and entry.gguf is not None:
-            path = gguf_path(name, entry)
-            if options.engine_binary is not None or embedded_binary() is None:
-                return str(path), ()
-            path, note = usable_weights(path)
-            return str(path), (note,) if note else ()
+            return str(gguf_path(name, entry))
         if Path(name).expanduser().exists() or name.endswith(".gguf"):
-            return name, ()
+            return name
         here = ", ".join(sorted(key for key, one in catalog.models.items() if one.gguf is not None)) or "none"
         raise NotFoundError(
             f"llama-server cannot reach {name!r}: it loads GGUF files",
@@ -152,8 +147,8 @@ def resolve_name(name: str, engine: Engine, catalog: Catalog, options: Options) 
             code="no-such-model",
         )
     if entry is None:
-        return name, ()
+        return name
     known = entry.ollama if engine.name == "ollama" else entry.vllm
     if known is None:
         raise NotFoundError(f"the catalog knows no {name!r} for {engine.name}", code="no-such-model")
-    return known, ()
+    return known

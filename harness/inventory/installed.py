@@ -77,8 +77,7 @@ class Installed:
         Raises:
             NotFoundError: the catalog knows the model, and not for this engine.
         """
-        options = Options(engine_binary=self.given.engine_binary)
-        return resolve_name(calibration.metadata.model.name, recipe_of(calibration.engine), self.catalog, options)[0]
+        return resolve_name(calibration.metadata.model.name, recipe_of(calibration.engine), self.catalog)
 
     def model_digest(self, calibration: Calibration) -> str | None:
         """The digest of the weights that would be loaded now."""

@@ -19,6 +19,8 @@ from harness.errors import HarnessError, UnavailableError
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 
+#: The program of the embedded llama-server, which Python runs.
+EMBEDDED: Final = "xllamacpp_server.py"
 #: llama-server's variable for the name under which it answers; ``harness serve`` sets it.
 ALIAS: Final = "LLAMA_ARG_ALIAS"
 #: ``OLLAMA_HOST`` of an Ollama on this machine (envconfig.Host); unset is port 11434 here.
@@ -196,7 +198,7 @@ def _engine_of(words: list[str]) -> EngineName | None:
     program = Path(words[0]).name
     if program in ("ollama", "ollama_llama_server") or (program == "llama-server" and "/ollama/" in words[0]):
         return "ollama"
-    if program == "llama-server":
+    if program == "llama-server" or any(Path(word).name == EMBEDDED for word in words[1:3]):
         return "llama-server"
     return "vllm" if any(Path(word).name == "vllm" for word in words[:2]) else None
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 
 from harness.engines.base import Options
-from harness.engines.llama_server.embedded import cpu_flags, runs_quantised
-from harness.engines.llama_server.recipe import LlamaServer, embedded_binary
+from harness.engines.llama_server.embedded import embedded_build
+from harness.engines.llama_server.recipe import LlamaServer, find_command
 from harness.errors import HarnessError
 from harness.inventory.nvidia import has_device
 from harness.maintain.doctor_drm import drm_findings, sleeping_nvidia
@@ -25,7 +25,7 @@ from harness.units import format_size
 
 def examine(store: Path) -> list[Finding]:
     """Look at everything; nothing is started but the engine's own ``--list-devices``."""
-    checks: tuple[Callable[[], Finding], ...] = (_platform, _engine, _cpu, _devices, _memory)
+    checks: tuple[Callable[[], Finding], ...] = (_platform, _engine, _devices, _memory)
     asleep = list(sleeping_nvidia())  # before the driver is asked, which wakes them
     drm = drm_findings()
     nvidia = nvidia_findings()
@@ -41,25 +41,17 @@ def _platform() -> Finding:
 
 
 def _engine() -> Finding:
-    binary = embedded_binary()
-    if binary is None:
+    subject, build = "embedded engine", embedded_build()
+    if build is None:
         return Finding(
-            subject="embedded engine", code="engine-missing", state="missing", text="the wheel is not installed",
+            subject=subject, code="engine-missing", state="missing", text="the package xllamacpp is not installed",
             hint="make setup installs it; or use --engine-binary",
         )  # fmt: skip
-    version = LlamaServer().version(Options(), None).version
-    return Finding(subject="embedded engine", code="engine-ok", state="ok", text=f"llama-server {version}")
-
-
-def _cpu() -> Finding:
-    flags = cpu_flags()
-    if not flags or runs_quantised(flags):
-        return Finding(subject="CPU", code="cpu-ok", state="ok", text="runs quantised weights in the embedded engine")
-    return Finding(
-        subject="CPU", code="cpu-f16", state="note",
-        text="lacks AVX-VNNI: the embedded engine runs F16 weights only here",
-        hint="catalog models are used as F16; for your own quantised files name your own build with --engine-binary",
-    )  # fmt: skip
+    try:
+        find_command(None)
+    except HarnessError as error:
+        return Finding(subject=subject, code="engine-broken", state="missing", text=error.message, hint=error.hint)
+    return Finding(subject=subject, code="engine-ok", state="ok", text=f"llama-server {build}")
 
 
 def _devices() -> Finding:

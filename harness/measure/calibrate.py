@@ -49,7 +49,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     variant: str | None = None
     speed: bool = True
     force: bool = False
-    notes: tuple[str, ...] = ()
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,7 +182,6 @@ class Run:
             tensors=request.source.tensors,
             estimate=request.source.estimate,
             batch_limits=batch_rule(engine, options, None),
-            notes=request.notes,
         )
         folder = store.run_folder(self.record.run)
         if folder.exists():

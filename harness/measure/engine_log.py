@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Final
 
 from harness.engines.base import could_not_allocate
+from harness.engines.cpu import cpu_flags, lacking
 from harness.engines.policy import Policy
 from harness.errors import EngineError, WontFitError
 from harness.model.facts import LoadFacts
@@ -60,14 +62,29 @@ def check_alive(running: Running, policy: Policy) -> None:
     if could_not_allocate("\n".join(tail)):
         raise WontFitError("the engine could not allocate this load", tail=tail)
     if status == ILLEGAL_INSTRUCTION:
+        absent = ", ".join(lacking(_head(running.log), cpu_flags()))
         raise EngineError(
-            "the engine was ended by an illegal instruction: this build needs CPU instructions that this machine lacks",
+            "the engine was ended by SIGILL, an illegal instruction: this build "
+            + (f"was compiled for {absent}, which this CPU lacks" if absent else "needs instructions that this CPU lacks"),
             tail=tail,
-            hint="use F16 weights, or a llama-server built for this machine with --engine-binary",
+            hint="leave --engine-binary out: the embedded engine runs on this CPU; or name a build for this CPU with it",
             code="illegal-instruction",
         )
-    raise EngineError(
-        f"the engine ended with status {status}" + (" (killed)" if status in (137, 143) else ""),
-        tail=tail,
-        code="engine-ended",
-    )
+    raise EngineError(f"the engine ended with status {status}{_signal(status)}", tail=tail, code="engine-ended")
+
+
+def _signal(status: int) -> str:
+    """The name of the signal behind an exit status, in parentheses; empty where it was none."""
+    try:
+        return f" ({signal.Signals(status - 128).name})" if status > 128 else ""
+    except ValueError:
+        return ""
+
+
+def _head(log: Path) -> str:
+    """The first lines of a log, where an engine says what it was compiled for."""
+    try:
+        with log.open("rb") as file:
+            return file.read(1 << 16).decode("utf-8", "replace")
+    except OSError:
+        return ""

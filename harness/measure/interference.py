@@ -38,7 +38,7 @@ def refuse_blind(load: Load, target: Target) -> None:
     plateau, trace = load.busy or load.idle, load.trace
     if plateau is None or plateau.total_bytes is not None or trace is None or trace.peak_bytes is not None:
         return
-    if load.outcome != "ok" or load.facts is None or spill_reason(load.facts, target) is not None:
+    if load.outcome != "ok" or load.facts is None or spill_reason(load.facts, target, ready=True) is not None:
         return
     why = plateau.reason or "no reading"
     raise UntrustedError(

@@ -65,7 +65,7 @@ def prepare(run: RunOptions, store: Store, here: Path) -> Session:
     options = Options(**{**shared(run), "gpus": GpuRequest.parse(run.gpus)})
     engine_name, reasons = choose_engine(run.engine, run.sandbox, options)
     engine = recipe_of(engine_name)
-    own_name, notes = resolve_name(name, engine, read_catalog(find_catalog(here)), options)
+    own_name = resolve_name(name, engine, read_catalog(find_catalog(here)))
     source = engine.resolve(own_name, options)
     if not name.endswith(".gguf"):
         name = name.partition("@sha256:")[0]  # a digest pins a model; it is no part of its name
@@ -79,7 +79,7 @@ def prepare(run: RunOptions, store: Store, here: Path) -> Session:
         reasons = (f"image {options.image or 'unknown'}",)
     else:
         reasons = ()
-    choice = msgspec.structs.replace(choice, reasons=(*choice.reasons, *reasons, *notes))
+    choice = msgspec.structs.replace(choice, reasons=(*choice.reasons, *reasons))
     request = workflow.Request(
         name=name,
         source=source,
@@ -89,7 +89,6 @@ def prepare(run: RunOptions, store: Store, here: Path) -> Session:
         variant=run.variant,
         speed=run.speed,
         force=run.force,
-        notes=notes,
     )
     options = msgspec.structs.replace(options, target=choice.target, memory_limit=memory_budget(choice))
     return Session(engine=engine, choice=choice, options=options, request=request, store=store)

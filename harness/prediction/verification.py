@@ -19,9 +19,9 @@ def describe_placement(facts: LoadFacts, target: Target) -> str:
         tokens = "unknown" if facts.vllm.kv_tokens is None else f"{facts.vllm.kv_tokens:,}"
         return f"the KV cache holds {tokens} tokens"
     if target == "host":
-        return spill_reason(facts, target) or "everything lies in host memory"
+        return spill_reason(facts, target, ready=True) or "everything lies in host memory"
     if facts.layers_offloaded is None or facts.layers_total is None:
-        return spill_reason(facts, target) or "everything is on the GPU"
+        return spill_reason(facts, target, ready=True) or "everything is on the GPU"
     over = f", {facts.layers_overflowing} of them with experts on the host" if facts.layers_overflowing else ""
     return f"{facts.layers_offloaded} of {facts.layers_total} layers are on the GPU{over}"
 
@@ -32,7 +32,7 @@ def disagreement(verdict: Verdict, facts: LoadFacts) -> str | None:
         return None
     if facts.vllm is not None:
         return "it was not to start, and it did" if verdict.verdict == "offload" and facts.complete else None
-    spilled = spill_reason(facts, verdict.basis)
+    spilled = spill_reason(facts, verdict.basis, ready=True)
     if verdict.basis == "host":
         return f"it was to lie in host memory, and {spilled}" if spilled else None
     if verdict.verdict == "fits":

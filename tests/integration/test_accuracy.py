@@ -9,7 +9,7 @@ import pytest
 from harness.prediction.memory import predict
 from tests.support.synthetic import MODELS
 
-pytestmark = pytest.mark.requires("embedded")
+pytestmark = pytest.mark.requires("rpc")
 
 
 def test_predictions_are_what_an_engine_takes_at_contexts_batches_and_slots_never_loaded(

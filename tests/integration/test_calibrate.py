@@ -14,6 +14,9 @@ import pytest
 
 from harness.units import GIB
 from tests.support.background import Start, background, engines_of
+from tests.support.f16 import rpc_weights
+from tests.support.models import write_tiny_llama
+from tests.support.rpc import programs
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.requires("embedded")
@@ -71,10 +74,10 @@ def test_a_prediction_meets_a_context_never_loaded(start: Start) -> None:
 
 
 @pytest.mark.requires("vulkan")
-def test_a_gpu_without_a_driver_meter_is_logged_and_says_so(start: Start) -> None:
-    answer, _ = finish(
-        start("--gpus", "Vulkan0", "--ctx", "4096,8192,16384", "--no-speed", "--json", GGML_VK_VISIBLE_DEVICES="0")
-    )
+def test_a_gpu_without_a_driver_meter_is_logged_and_says_so(start: Start, gemma_gguf: Path) -> None:
+    options = ("--engine-binary", str(programs() / "llama-server"), "--ctx", "4096,8192,16384", "--no-speed", "--json")
+    weights = str(rpc_weights(gemma_gguf))
+    answer, _ = finish(start("--gpus", "Vulkan0", *options, model=weights, GGML_VK_VISIBLE_DEVICES="0"))
     assert answer["exit_code"] == 0, answer
     metadata = answer["data"]["calibration"]["metadata"]
     assert (metadata["machine"]["target"], metadata["machine"]["meter"]) == ("gpu", "log")
@@ -111,13 +114,9 @@ def test_two_calibrations_of_one_artifact_do_not_mix(start: Start, gemma_gguf: P
     until(lambda: not engines_of(gemma_gguf), "the engine's end")
 
 
-def test_a_context_that_cannot_fit_is_an_observation_and_the_plan_shrinks(start: Start) -> None:
-    answer, _ = finish(
-        start(
-            *("--gpus", "none", "--ctx", "4096,8192,64000000", "--no-speed", "--json"),
-            *("--env", "LLAMA_ARG_OVERRIDE_KV=gemma3.context_length=int:100000000"),
-        )
-    )
+def test_a_context_that_cannot_fit_is_an_observation_and_the_plan_shrinks(start: Start, tmp_path: Path) -> None:
+    model = str(write_tiny_llama(tmp_path / "far.gguf", train_context=100_000_000))
+    answer, _ = finish(start("--gpus", "none", "--ctx", "4096,8192,64000000", "--no-speed", "--json", model=model))
     assert answer["exit_code"] == 0, answer
     quality = answer["data"]["calibration"]["metadata"]["quality"]
     assert [load["context"] for load in quality["loads"]] == [4096, 8192, 6144]

@@ -31,7 +31,7 @@ from tests.support.waiting import until
 if TYPE_CHECKING:
     from docker import DockerClient
 
-pytestmark = pytest.mark.requires("ci-dockerd", "gcc", "embedded")
+pytestmark = pytest.mark.requires("ci-dockerd", "gcc", "rpc")
 ROOT = Path(__file__).parents[2]
 #: What a driver takes for a process besides what the engine asks of it.
 CONTEXT = 300 * MIB

@@ -35,7 +35,7 @@ from tests.support.ollama import TRAIN_CONTEXT, registry
 if TYPE_CHECKING:
     from docker import DockerClient
 
-pytestmark = pytest.mark.requires("docker", "embedded")
+pytestmark = pytest.mark.requires("docker", "rpc")
 CONTEXTS = (1024, 2048, 4096)
 
 

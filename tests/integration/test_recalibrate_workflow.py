@@ -126,7 +126,7 @@ def origin(client: DockerClient, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.requires("docker", "embedded")
+@pytest.mark.requires("docker", "rpc")
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_an_upgrade_becomes_a_pull_request_to_decide_from(origin: Path, tmp_path: Path) -> None:
     ids = ["ollama/tiny"]

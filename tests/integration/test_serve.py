@@ -22,6 +22,7 @@ from tests.support.calibrations import made_up, on_host, store_of
 from tests.support.images import ollama_image
 from tests.support.models import write_tiny_llama
 from tests.support.ollama import registry
+from tests.support.rpc import programs
 from tests.support.waiting import alive, until
 
 pytestmark = pytest.mark.requires("embedded")
@@ -155,7 +156,18 @@ def test_a_verdict_that_was_wrong_is_said_and_kept(start: Start, tmp_path: Path)
     metadata = made_up("tiny").metadata
     wrong = msgspec.structs.replace(made_up("tiny"), metadata=msgspec.structs.replace(metadata, machine=machine))
     store = store_of(tmp_path / "store", wrong)
-    process = start("--ctx", "1024", "--gpus", "Vulkan0", "--json", "--", "true", GGML_VK_VISIBLE_DEVICES="0")
+    process = start(
+        "--ctx",
+        "1024",
+        "--gpus",
+        "Vulkan0",
+        "--json",
+        "--engine-binary",
+        str(programs() / "llama-server"),
+        "--",
+        "true",
+        GGML_VK_VISIBLE_DEVICES="0",
+    )
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     data = json.loads(out)["data"]
@@ -177,7 +189,7 @@ print(json.dumps({"asked": os.environ["HARNESS_MODEL"], "loaded": loaded["model"
 """
 
 
-@pytest.mark.requires("docker")
+@pytest.mark.requires("docker", "rpc")
 def test_ollama_is_served_from_its_container_and_the_container_is_gone(start: Start, tmp_path: Path) -> None:
     docker = pytest.importorskip("docker")
     client = docker.from_env()

@@ -15,6 +15,7 @@ import pytest
 from harness.units import GIB
 from tests.support.background import engines_of
 from tests.support.models import KV_PER_TOKEN, write_tiny_llama
+from tests.support.rpc import programs
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.requires("embedded")
@@ -77,7 +78,7 @@ def test_an_engine_that_dies_while_measured_is_named_and_what_was_measured_stays
     engine.wait(60)
     _, error = process.communicate("\n", timeout=60)
     assert process.returncode != 0
-    assert "EngineError: the engine ended with status 137 (killed)" in error
+    assert "EngineError: the engine ended with status 137 (SIGKILL)" in error
     record = record_of(tmp_path)
     assert (record["status"], len(record["loads"])) == ("partial", 1)
 
@@ -105,10 +106,12 @@ def rpc_address(tmp_path: Path) -> Iterator[str]:
         yield device.address
 
 
+@pytest.mark.requires("rpc")
 def test_a_remote_device_is_a_gpu_and_its_log_predicts_a_context_never_loaded(
     tmp_path: Path, tiny: Path, rpc_address: str
 ) -> None:
-    options = ("--env", f"LLAMA_ARG_RPC={rpc_address}", "--gpus", "RPC0", "--no-speed")
+    engine = ("--engine-binary", str(programs() / "llama-server"))
+    options = (*engine, "--env", f"LLAMA_ARG_RPC={rpc_address}", "--gpus", "RPC0", "--no-speed")
     near = calibrate(tmp_path, tiny, *options, "--ctx", "4096,8192,16384", GGML_VK_VISIBLE_DEVICES="")
     assert (near["metadata"]["machine"]["target"], near["metadata"]["machine"]["meter"]) == ("gpu", "log")
     constants = near["constants"]
@@ -120,10 +123,12 @@ def test_a_remote_device_is_a_gpu_and_its_log_predicts_a_context_never_loaded(
         assert predicted == pytest.approx(load["total_gb"], rel=0.001)
 
 
+@pytest.mark.requires("rpc")
 def test_an_overridden_context_length_reaches_the_engine(tmp_path: Path) -> None:
     model = write_tiny_llama(tmp_path / "short.gguf", train_context=2048)
     override = "LLAMA_ARG_OVERRIDE_KV=llama.context_length=int:16384"
-    options = ("--gpus", "none", "--no-speed", "--ctx", "4096,8192,16384", "--env", override)
+    engine = ("--engine-binary", str(programs() / "llama-server"))
+    options = (*engine, "--gpus", "none", "--no-speed", "--ctx", "4096,8192,16384", "--env", override)
     calibration = calibrate(tmp_path, model, *options)
     assert [load["context"] for load in calibration["metadata"]["quality"]["loads"]] == [4096, 8192, 16384]
     log = next((tmp_path / "store" / "runs").glob("*/engine-2.log")).read_text()

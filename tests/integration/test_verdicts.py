@@ -6,19 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from bench.fitting import calibrate, judge_cards
 from bench.models import Shape, llama, qwen3moe
-from tests.support.truth import Device
 
-pytestmark = pytest.mark.requires("embedded")
+pytestmark = pytest.mark.requires("rpc")
 
 
+@pytest.mark.parametrize("kv_cache_type", ["f16", pytest.param("q8_0", marks=pytest.mark.requires("rpc-quantised"))])
 @pytest.mark.parametrize("shape", [llama(feed=1024), qwen3moe(expert_feed=128)], ids=["dense", "experts"])
-def test_the_engine_does_what_the_verdict_says(shape: Shape, tmp_path: Path) -> None:
+def test_the_engine_does_what_the_verdict_says(shape: Shape, kv_cache_type: str, tmp_path: Path) -> None:
+    from bench.fitting import calibrate, judge_cards
+    from tests.support.truth import Device
+
     model = shape.write(tmp_path / "model.gguf")
     with Device(tmp_path) as device:
-        calibration = calibrate(device, tmp_path / "store", model, "q8_0", contexts=(1024, 4096))
-        cards = judge_cards(device, model, "q8_0", calibration, [24576], [1.011, 0.989, 0.8, 0.4])
+        calibration = calibrate(device, tmp_path / "store", model, kv_cache_type, contexts=(1024, 4096))
+        cards = judge_cards(device, model, kv_cache_type, calibration, [24576], [1.011, 0.989, 0.8, 0.4])
     assert [card.truth.full for card in cards] == [True, False, False, False]
     for card in cards:
         assert not card.false_fit

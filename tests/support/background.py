@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from harness.inventory.machine import EMBEDDED
+
 ROOT = Path(__file__).parents[2]
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -49,7 +51,9 @@ def background(here: Path) -> Iterator[Start]:
 
 def engines_of(model: Path) -> list[psutil.Process]:
     """llama-servers whose command line names ``model``, a file or its folder."""
-    running = psutil.process_iter(["name", "cmdline"])
+    running = [(one, one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])]
     return [
-        one for one in running if one.info["name"] == "llama-server" and str(model) in " ".join(one.info["cmdline"] or ())
-    ]  # fmt: skip
+        one
+        for one, words in running
+        if any(Path(word).name in ("llama-server", EMBEDDED) for word in words[:3]) and str(model) in " ".join(words)
+    ]

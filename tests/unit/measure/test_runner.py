@@ -302,7 +302,7 @@ def test_an_engine_that_dies_while_loading_ends_the_run_with_its_last_lines(
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [(132, "illegal instruction"), (137, "(killed)"), (143, "(killed)"), (1, "ended with status 1")]
+    ("status", "words"), [(132, "illegal instruction"), (137, "(SIGKILL)"), (143, "(SIGTERM)"), (1, "ended with status 1")]
 )
 def test_how_an_engine_ended_is_said(
     on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, words: str
@@ -353,7 +353,6 @@ def test_a_meter_that_breaks_voids_the_run(on_host: World, tmp_path: Path, monke
 
 
 EDITS: dict[str, tuple[Callable[[str], str], str]] = {
-    "no ready line": (lambda text: text.replace("srv  llama_server: model loaded\n", ""), "no ready line"),
     "another batch": (lambda text: re.sub(r"n_ubatch +=.*", "n_ubatch = 256", text), "batch 256, not 512"),
     "no log": (lambda _: "", "no log was read"),
     "layers missing": (lambda text: text.replace("17/17", "12/17"), "only 12 of 17 layers"),
@@ -370,6 +369,14 @@ def test_a_load_whose_log_is_doubtful_is_no_point(
     quality = result.calibration.metadata.quality
     assert 4096 not in [load.context for load in quality.loads]
     assert words in " ".join(quality.notes)
+
+
+def test_a_server_that_answered_is_ready_whatever_its_log_says(
+    on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu.log_edits[4096] = lambda text: text.replace("srv  llama_server: model loaded\n", "")
+    result = calibrate(on_gpu, monkeypatch, tmp_path, contexts=(1024, 2048, 4096))
+    assert [load.context for load in result.calibration.metadata.quality.loads] == [1024, 2048, 4096]
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
