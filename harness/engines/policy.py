@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from harness.errors import UnknownVerdictError
 from harness.prediction.rules import Rules
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from harness.model.calibration import Calibration
     from harness.model.facts import LoadFacts
     from harness.model.record import Load, LoadRequest, Record, Target, VllmSettings
+    from harness.prediction.allocation import Allocation, Deployment
 
 
 class Policy(Rules):
@@ -75,6 +77,12 @@ class Policy(Rules):
 
         return None if load.facts is None else spill_reason(load.facts, target, ready=load.ready is not None)
 
+    def describe(self, facts: LoadFacts, target: Target) -> str:
+        """Where a load lies, by its log, for people."""
+        from harness.prediction.verification import describe_placement
+
+        return describe_placement(facts, target)
+
     def speed_request(self, record: Record) -> LoadRequest | None:
         """The load under which speeds are timed, with the engine's own defaults; ``None`` where no load became ready."""
         from harness.fit.load_plan import is_point
@@ -123,6 +131,27 @@ class Policy(Rules):
 
     def figures(self) -> dict[str, object]:
         """The figures of its rules as data, for the planner of ``harness report``."""
+        return {}
+
+    def mismatches(self, calibration: Calibration, wanted: Deployment) -> list[str]:
+        """In what a calibration differs from what will run; empty where it answers for it."""
+        return [f"it is one of {calibration.engine}"]
+
+    def allocate(self, calibration: Calibration, context: int, concurrency: int, available: tuple[int, ...]) -> Allocation:
+        """The start that holds ``concurrency`` sequences of ``context`` tokens at once; free bytes of each GPU of the instance.
+
+        Raises:
+            UnknownVerdictError: the calibration does not answer for this, or the engine takes what it needs by itself.
+            OffloadLikelyError: it cannot be had (code ``does-not-fit``), with the largest context that can.
+        """
+        raise UnknownVerdictError(f"{self.title} takes the memory that a model needs; there is nothing to allocate")
+
+    def command(self, allocation: Allocation) -> tuple[str, ...]:
+        """The command line of a start that was allocated."""
+        return ()
+
+    def volumes(self) -> dict[str, str]:
+        """Named volumes of a container that serves, and where they are mounted."""
         return {}
 
     def fit(self, record: Record) -> Calibration:

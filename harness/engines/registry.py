@@ -36,6 +36,8 @@ BUILT_IN: Final[dict[EngineName, str]] = {
 #: ``embedded``), which measures anywhere and lists the GPUs that it sees.
 CONTAINED: Final[EngineName] = "ollama"
 EMBEDDED: Final[EngineName] = "llama-server"
+#: The engine of ``harness allocate``.
+ALLOCATED: Final[EngineName] = "vllm"
 
 
 class EnginePackage(Protocol):

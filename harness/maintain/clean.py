@@ -10,13 +10,14 @@ from typing import Final, Literal
 
 import msgspec
 
+from harness.engines.registry import engine_names
 from harness.errors import CannotWriteError, UnavailableError
 from harness.sandboxes.docker_client import Daemon
 from harness.sandboxes.leftovers import Leftover, leftovers, remove
 from harness.sandboxes.reaper_main import SECRET_PLACES, SECRETS_PREFIX, remove_secrets
 from harness.store.run_folder import is_locked, life_of, others
 from harness.store.run_folder import remove as remove_run
-from harness.store.store import ENGINES, RUNS
+from harness.store.store import RUNS
 
 #: How the store names what it is still writing.
 _PARTIAL: Final = re.compile(r"\..+\.harness-[0-9a-f]{8}\.part")
@@ -86,7 +87,7 @@ def _of_docker(one: Leftover) -> Item:
 
 
 def _of_store(store: Path) -> Iterator[tuple[Path, Item]]:
-    places = [store, *(store / engine for engine in ENGINES), store / RUNS]
+    places = [store, *(store / engine for engine in engine_names()), store / RUNS]
     for place in places:
         yield from _partials(place)
     for folder in _folders(store / RUNS):

@@ -7,11 +7,11 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from harness.engines.registry import policy_of
+from harness.engines.registry import is_engine, policy_of
 from harness.errors import NotFoundError, UnavailableError, UsageError
 from harness.model.calibration import Calibration
 from harness.prediction.drift import Drift, compare
-from harness.store.store import ENGINES, Store
+from harness.store.store import Store
 from harness.store.yaml import parse_calibration, read_calibration
 
 
@@ -83,7 +83,7 @@ def _key(calibration: Calibration, stem: str) -> str:
 
 def _store(name: str, folder: Path) -> Side:
     """A store, or one engine's folder of a store."""
-    one = folder.resolve().name if folder.resolve().name in ENGINES else None
+    one = folder.resolve().name if is_engine(folder.resolve().name) else None
     store = Store(folder.resolve().parent if one else folder)
     paths = [path for path in store.paths() if one is None or path.parent.name == one]
     found = [(path, store.read(path)) for path in paths]
@@ -111,7 +111,7 @@ def _revision(name: str, revision: str, inside: str) -> Side:
     for line in _git("ls-tree", "-r", "-z", "--name-only", at).split(b"\0"):
         file = PurePosixPath(line.decode("utf-8", "surrogateescape"))
         engine = file.parent.name or PurePosixPath(inside).name
-        if file.suffix == ".yaml" and engine in ENGINES and len(file.parts) <= 2:
+        if file.suffix == ".yaml" and is_engine(engine) and len(file.parts) <= 2:
             calibration = parse_calibration(_git("cat-file", "blob", f"{at}/{file}"), f"{revision}:{inside}/{file}")
             found[_key(calibration, file.stem)] = calibration
     return Side(name=name, calibrations=found, single=False)

@@ -73,9 +73,10 @@ def import_log(found: Sequence[LoadFacts], told: ImportOptions, store: Store) ->
 
 def _loads(found: Sequence[LoadFacts], told: ImportOptions) -> list[LoadFacts]:
     """The loads that the totals belong to."""
-    if any(facts.engine == "vllm" for facts in found):
+    sized = [policy for facts in found if not (policy := policy_of(facts.engine)).spills]
+    if sized:
         raise BadInputError(
-            "import reads loads of llama.cpp and Ollama; vLLM's base is what it was given", code="not-importable"
+            f"import reads loads of llama.cpp and Ollama; {sized[0].title}'s base is what it was given", code="not-importable"
         )
     numbers = told.chosen or tuple(number for number, facts in enumerate(found, 1) if facts.complete)
     if not numbers:

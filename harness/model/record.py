@@ -72,6 +72,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.vllm is None else self.vllm.model
 
     @property
+    def gpus(self) -> int:
+        """GPUs of one instance, of an engine that splits a model evenly over so many."""
+        return 1 if self.vllm is None else self.vllm.tensor_parallel * self.vllm.pipeline_parallel
+
+    @property
+    def own(self) -> dict[str, str | int | float | None]:
+        """The settings of the engine's own, by names that begin with the engine's; texts and numbers."""
+        fields = {} if self.vllm is None else msgspec.structs.asdict(self.vllm)
+        return {f"vllm {name}": " ".join(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+    @property
     def asked_cache_type(self) -> str | None:
         """The KV cache type to ask for so that it is this one; ``None``: the engine's own, or two that differ."""
         own = ("f16", "auto", self.vllm.dtype if self.vllm else None)

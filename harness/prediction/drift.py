@@ -279,10 +279,8 @@ def _settings(old: Calibration, new: Calibration) -> Iterator[Figure]:
     first, second = old.metadata.settings, new.metadata.settings
     for name in ("num_parallel", "num_batch", "kv_cache_type", "flash_attention"):
         yield Figure(name=name, kind="setting", old=getattr(first, name), new=getattr(second, name))
-    vllm = [{} if one is None else msgspec.structs.asdict(one) for one in (first.vllm, second.vllm)]
-    for name in dict.fromkeys((*vllm[0], *vllm[1])):
-        values = (" ".join(one) if isinstance(one := side.get(name), tuple) else one for side in vllm)
-        yield Figure(name=f"vllm {name}", kind="setting", old=next(values), new=next(values))
+    for name in dict.fromkeys((*first.own, *second.own)):
+        yield Figure(name=name, kind="setting", old=first.own.get(name), new=second.own.get(name))
     for name in sorted({*first.env, *second.env}):
         yield Figure(name=f"env {name}", kind="setting", old=first.env.get(name), new=second.env.get(name))
 

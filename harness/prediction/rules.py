@@ -48,6 +48,8 @@ class Rules:
     #: The engine's name in ids and options, and in sentences.
     name: ClassVar[EngineName]
     title: ClassVar[str]
+    #: Whether a model that does not fit lies partly on the host; else it does not start.
+    spills: ClassVar[bool] = True
 
     def placement(self, calibration: Calibration) -> Rule:
         """The placement rule of the version that a calibration was made with.

@@ -7,6 +7,7 @@ from typing import Final
 from harness.fit.observations import spill_reason
 from harness.model.facts import LoadFacts
 from harness.model.record import Target
+from harness.prediction.rules import Rules
 from harness.prediction.verdict import Verdict
 
 #: Layers by which a foreseen split may be off and still count as foreseen.
@@ -15,9 +16,6 @@ LAYERS: Final = 2
 
 def describe_placement(facts: LoadFacts, target: Target) -> str:
     """What the log says, for people."""
-    if facts.vllm is not None:
-        tokens = "unknown" if facts.vllm.kv_tokens is None else f"{facts.vllm.kv_tokens:,}"
-        return f"the KV cache holds {tokens} tokens"
     if target == "host":
         return spill_reason(facts, target, ready=True) or "everything lies in host memory"
     if facts.layers_offloaded is None or facts.layers_total is None:
@@ -26,11 +24,11 @@ def describe_placement(facts: LoadFacts, target: Target) -> str:
     return f"{facts.layers_offloaded} of {facts.layers_total} layers are on the GPU{over}"
 
 
-def disagreement(verdict: Verdict, facts: LoadFacts) -> str | None:
+def disagreement(verdict: Verdict, facts: LoadFacts, rules: Rules) -> str | None:
     """In what the engine did something else than the verdict said; ``None``: they agree, or the verdict says nothing."""
     if verdict.verdict == "unknown":
         return None
-    if facts.vllm is not None:
+    if not rules.spills:
         return "it was not to start, and it did" if verdict.verdict == "offload" and facts.complete else None
     spilled = spill_reason(facts, verdict.basis, ready=True)
     if verdict.basis == "host":

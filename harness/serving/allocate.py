@@ -6,9 +6,10 @@ import shlex
 
 import msgspec
 
+from harness.engines.registry import ALLOCATED, policy_of
 from harness.errors import HarnessError, NotFoundError, UnknownVerdictError
 from harness.model.calibration import Calibration
-from harness.prediction.allocation import Allocation, Deployment, allocate, mismatches
+from harness.prediction.allocation import Allocation, Deployment
 from harness.store.store import Store
 
 
@@ -40,27 +41,27 @@ def answer(
     calibration = matching(store, model, wanted, variant)
     return Answer(
         calibration=calibration,
-        allocation=allocate(calibration, context, concurrency, available or _free(calibration)),
+        allocation=policy_of(calibration.engine).allocate(calibration, context, concurrency, available or _free(calibration)),
     )
 
 
 def matching(store: Store, model: str, wanted: Deployment, variant: str | None = None) -> Calibration:
-    """The calibration of vLLM that answers for what will run: the default file first.
+    """The calibration of :data:`ALLOCATED` that answers for what will run: the default file first.
 
     Raises:
         UnknownVerdictError: there is none (UNCALIBRATED), with what the others differ in.
     """
-    different = []
-    for path, calibration in store.find(model, "vllm"):
+    different, policy = [], policy_of(ALLOCATED)
+    for path, calibration in store.find(model, ALLOCATED):
         if variant is not None and path.stem.partition("@")[2] != variant:
             continue
-        if not (differs := mismatches(calibration, wanted)):
+        if not (differs := policy.mismatches(calibration, wanted)):
             return calibration
         different.append(f"{path.name}: {', '.join(differs)}")
     why = f" ({'; '.join(different)})" if different else ""
     raise UnknownVerdictError(
-        f"UNCALIBRATED: no calibration of {model} by vLLM answers for this{why}",
-        hint=f"harness calibrate {shlex.quote(model)} --engine vllm",
+        f"UNCALIBRATED: no calibration of {model} by {policy.title} answers for this{why}",
+        hint=f"harness calibrate {shlex.quote(model)} --engine {ALLOCATED}",
     )
 
 
@@ -76,7 +77,7 @@ def _gpu_here() -> str | None:
 
 
 def _free(calibration: Calibration) -> tuple[int, ...]:
-    machine, vllm = calibration.metadata.machine, calibration.metadata.settings.vllm
+    machine, count = calibration.metadata.machine, calibration.metadata.settings.gpus
     advice = "say what is free with --available, for example --available 24GiB"
     if machine.target == "host":
         from harness.meters.host import available_memory
@@ -92,7 +93,6 @@ def _free(calibration: Calibration) -> tuple[int, ...]:
         free = [gpu.free_bytes for gpu in here if machine.gpus and gpu.name == machine.gpus[0].name]
     except HarnessError as error:
         raise UnknownVerdictError(f"no GPU can be read: {error.message}", hint=advice) from error
-    count = vllm.tensor_parallel * vllm.pipeline_parallel if vllm else 1
     known = sorted((one for one in free if one is not None), reverse=True)[:count]
     if len(known) < count:
         raise UnknownVerdictError(f"the free memory of {count} such GPU(s) cannot be read", hint=advice)
@@ -101,7 +101,7 @@ def _free(calibration: Calibration) -> tuple[int, ...]:
 
 def shell(answer: Answer) -> str:
     """The command line, ready to be pasted."""
-    return shlex.join(["vllm", "serve", answer.allocation.model, *answer.allocation.flags])
+    return shlex.join(policy_of(answer.calibration.engine).command(answer.allocation))
 
 
 def compose(answer: Answer) -> str:
@@ -120,18 +120,17 @@ def compose(answer: Answer) -> str:
         )
     import yaml
 
+    volumes = policy_of(answer.calibration.engine).volumes()
     digest = engine.image_digest if engine.image_digest and "@" not in engine.image else None
     service: dict[str, object] = {
         "image": f"{engine.image}@{digest}" if digest else engine.image,
         "ipc": "host",
         "command": ["--model", allocation.model, *allocation.flags],
         "ports": ["127.0.0.1:8000:8000"],
-        "volumes": ["huggingface:/root/.cache/huggingface", "vllm:/root/.cache/vllm"],
+        "volumes": [f"{name}:{place}" for name, place in volumes.items()],
     }
     if metadata.machine.target == "gpu":
-        vllm = metadata.settings.vllm
-        count = vllm.tensor_parallel * vllm.pipeline_parallel if vllm else 1
-        devices = [{"driver": "nvidia", "count": count, "capabilities": ["gpu"]}]
+        devices = [{"driver": "nvidia", "count": metadata.settings.gpus, "capabilities": ["gpu"]}]
         service["deploy"] = {"resources": {"reservations": {"devices": devices}}}
-    document = {"services": {"vllm": service}, "volumes": {"huggingface": None, "vllm": None}}
+    document = {"services": {answer.calibration.engine: service}, "volumes": dict.fromkeys(volumes)}
     return yaml.safe_dump(document, sort_keys=False, width=4096)

@@ -15,6 +15,7 @@ from typing import Final, Literal
 import msgspec
 
 from harness import __version__
+from harness.engines.policy import Policy
 from harness.engines.registry import policy_of
 from harness.engines.settings import shown_env
 from harness.errors import (
@@ -35,7 +36,7 @@ from harness.model.facts import EngineName, LoadFacts
 from harness.model.record import EngineVersion, Load, LoadRequest, Record, Settings
 from harness.options import Overrides, RunOptions, asked_flash
 from harness.prediction.verdict import Verdict
-from harness.prediction.verification import describe_placement, disagreement
+from harness.prediction.verification import disagreement
 from harness.render.verdict import sentence, title
 from harness.serving.calibration_lookup import CalibrationFilter, FitQuery
 from harness.serving.check import Judged, check
@@ -290,9 +291,9 @@ def _started(
         server = Server(
             endpoint=running.endpoint, engine=engine.name, model=source.own_name or session.request.name, context=context,
             num_parallel=options.num_parallel, judged=judged, facts=facts,
-            truth=None if facts is None else describe_placement(facts, session.choice.target),
-            disagreement=_disagreement(judged, context, facts), record=None, log=running.log, pids=running.pids(),
-            ready_seconds=ready,
+            truth=None if facts is None else engine.policy.describe(facts, session.choice.target),
+            disagreement=_disagreement(judged, context, facts, engine.policy), record=None, log=running.log,
+            pids=running.pids(), ready_seconds=ready,
             _runner=runner,
         )  # fmt: skip
         if server.disagreement is not None:
@@ -309,13 +310,13 @@ def request_of(judged: Judged, context: int, num_parallel: int) -> LoadRequest:
     return policy.serve_request(chosen.calibration, context, num_parallel, chosen.available)
 
 
-def _disagreement(judged: Judged, context: int, facts: LoadFacts | None) -> str | None:
+def _disagreement(judged: Judged, context: int, facts: LoadFacts | None, policy: Policy) -> str | None:
     if judged.verdict is None or facts is None:
         return None
     verdict = judged.verdict
     if context < judged.question.context:  # it was made smaller so that it fits
         verdict = msgspec.structs.replace(verdict, verdict="fits")
-    return disagreement(verdict, facts)
+    return disagreement(verdict, facts, policy)
 
 
 def _keep(session: Session, runner: LoadRunner, request: LoadRequest, server: Server, ready: float) -> Path:

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from harness.engines.registry import BUILT_IN, is_engine
 from harness.errors import (
     BadInputError,
     BusyError,
@@ -25,11 +26,11 @@ from harness.errors import (
     UsageError,
 )
 from harness.model.calibration import Calibration, artifact_name, json_schema
+from harness.model.facts import EngineName
 from harness.model.record import RECORD_VERSION, Record
 from harness.store.yaml import read_calibration, to_yaml
 
 RUNS: Final = "runs"
-ENGINES: Final = ("ollama", "llama-server", "vllm")
 _STEM: Final = re.compile(r"[A-Za-z0-9._%-]*[A-Za-z0-9_%-][A-Za-z0-9._%-]*")
 _VARIANT: Final = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -64,7 +65,7 @@ class Store:
 
     def path_of(self, engine: str, model: str, variant: str | None = None) -> Path:
         """Where the artifact of a model lies, whether it exists or not."""
-        if engine not in ENGINES:
+        if not is_engine(engine):
             raise UsageError(f"unknown engine: {engine!r}")
         if variant is not None and not _VARIANT.fullmatch(variant):
             raise UsageError(f"a variant is letters, digits, '.', '_' and '-': {variant!r}")
@@ -73,9 +74,16 @@ class Store:
             raise UsageError("the model's name is too long for a file name")
         return self.root / engine / f"{name}{f'@{variant}' if variant else ''}.yaml"
 
+    def _engines(self) -> list[EngineName]:
+        """Harness's engines, and others that have a folder here: of no folder, no package's metadata is read."""
+        with suppress(OSError):
+            folders = [folder.name for folder in self.root.iterdir() if folder.is_dir()]
+            return [*BUILT_IN, *(name for name in sorted(folders) if name not in BUILT_IN and name != RUNS and is_engine(name))]
+        return list(BUILT_IN)
+
     def paths(self) -> Iterator[Path]:
         """All artifacts, in name order."""
-        for engine in sorted(ENGINES):
+        for engine in sorted(self._engines()):
             yield from sorted((self.root / engine).glob("*.yaml"))
 
     def read(self, path: Path) -> Calibration:
@@ -98,15 +106,16 @@ class Store:
             UsageError: several engines have that name and none was chosen. NotPermittedError: the store may not be read.
         """
         head, _, tail = name.partition("/")
-        if head in ENGINES and tail:
+        by_id = bool(tail) and head in self._engines()
+        if by_id:
             engines, stem = [head], tail
             if engine is not None and engine != head:
                 raise UsageError(f"{name} is an id of {head}, not of {engine}")
         else:
-            engines, stem = ([engine] if engine else list(ENGINES)), name
+            engines, stem = ([engine] if engine else self._engines()), name
         names = (stem, Path(stem).stem) if stem.endswith(".gguf") else (stem,)
         stems = dict.fromkeys(map(artifact_name, names))
-        if head in ENGINES and _STEM.fullmatch(stem):
+        if by_id and _STEM.fullmatch(stem):
             stems = {stem: None, **stems}  # an id holds the file's name as it is
         found: dict[str, list[Path]] = {}
         for one in engines:

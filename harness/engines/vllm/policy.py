@@ -17,6 +17,7 @@ from harness.prediction.rules import Sized
 if TYPE_CHECKING:
     from harness.engines.base import Options, Source
     from harness.fit.load_plan import BatchLimits, LoadOrder
+    from harness.prediction.allocation import Allocation, Deployment
 
 #: Sequences at once when nobody asks for a number: enough to serve, few enough that their buffers stay small.
 MAX_NUM_SEQS: Final = 8
@@ -40,6 +41,7 @@ class VllmPolicy(Policy):
 
     name = "vllm"
     title = "vLLM"
+    spills = False
     default_cache_type = "auto"
     runs_on_host = False
     plans_anew = True
@@ -50,7 +52,7 @@ class VllmPolicy(Policy):
 
     def sized(self, calibration: Calibration, context: int, num_parallel: int, available: tuple[int, ...]) -> Sized | None:
         """By the blocks of its KV cache. Each GPU of an instance takes the same, so the fullest decides."""
-        from harness.prediction.allocation import size
+        from harness.engines.vllm.allocation import size
 
         sizing = size(calibration, context, num_parallel, available)
         return Sized(
@@ -100,6 +102,11 @@ class VllmPolicy(Policy):
 
         return said(load)
 
+    def describe(self, facts: LoadFacts, target: Target) -> str:
+        """What its cache holds."""
+        tokens = "unknown" if facts.vllm is None or facts.vllm.kv_tokens is None else f"{facts.vllm.kv_tokens:,}"
+        return f"the KV cache holds {tokens} tokens"
+
     def speed_request(self, record: Record) -> LoadRequest | None:
         """The last start that became ready."""
         from harness.engines.vllm.starts import speed_request
@@ -131,9 +138,29 @@ class VllmPolicy(Policy):
 
         return allocated(calibration, super().serve_request(calibration, context, num_parallel, None), num_parallel, available)
 
+    def mismatches(self, calibration: Calibration, wanted: Deployment) -> list[str]:
+        """Version, GPU, tensor parallel and dtype."""
+        from harness.engines.vllm.allocation import mismatches
+
+        return mismatches(calibration, wanted)
+
+    def allocate(self, calibration: Calibration, context: int, concurrency: int, available: tuple[int, ...]) -> Allocation:
+        """Exact by blocks from 0.10.2 on, by utilisation before."""
+        from harness.engines.vllm.allocation import allocate
+
+        return allocate(calibration, context, concurrency, available)
+
+    def command(self, allocation: Allocation) -> tuple[str, ...]:
+        """``vllm serve``."""
+        return ("vllm", "serve", allocation.model, *allocation.flags)
+
+    def volumes(self) -> dict[str, str]:
+        """Weights, and compiled graphs."""
+        return {"huggingface": "/root/.cache/huggingface", "vllm": "/root/.cache/vllm"}
+
     def fit(self, record: Record) -> Calibration:
         """From starts by share and by bytes."""
-        from harness.fit.vllm import fit_vllm
+        from harness.engines.vllm.fit import fit_vllm
 
         return fit_vllm(record)
 

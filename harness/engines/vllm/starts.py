@@ -7,13 +7,13 @@ from typing import Final
 
 import msgspec
 
+from harness.engines.vllm.allocation import allocate
+from harness.engines.vllm.fit import VllmStart, block_interval
+from harness.engines.vllm.releases import KV_BYTES
 from harness.errors import OffloadLikelyError, UnknownVerdictError
 from harness.fit.load_plan import LoadOrder, NextLoad
-from harness.fit.vllm import VllmStart, block_interval
-from harness.fit.vllm_releases import KV_BYTES
 from harness.model.calibration import Calibration
 from harness.model.record import Load, LoadRequest, Machine, Record
-from harness.prediction.allocation import allocate
 from harness.text import at_least
 from harness.units import format_size, from_gib
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from harness.engines.vllm.allocation import allocate
+from harness.engines.vllm.fit import fit_vllm as fit_record
 from harness.engines.vllm.safetensors import tensor_bytes
 from harness.errors import UntrustedError
-from harness.fit.vllm import fit_vllm as fit_record
 from harness.logs import parse_log
 from harness.maintain.refit import refit
 from harness.model.record import EngineVersion, Gpu, Load, LoadRequest, Machine, Model, Record, Reported, Settings, VllmSettings
 from harness.model.trace import Plateau
-from harness.prediction.allocation import allocate
 from harness.prediction.memory import predict
 from harness.store.yaml import read_calibration
 from harness.units import GIB, MIB, gib

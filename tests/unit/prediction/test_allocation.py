@@ -9,10 +9,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from harness.engines.vllm.allocation import JITTER, MARGIN, allocate, mismatches, size
 from harness.errors import OffloadLikelyError, UnknownVerdictError
 from harness.model.calibration import Calibration, KvBlocks
 from harness.model.record import VllmSettings
-from harness.prediction.allocation import JITTER, MARGIN, Allocation, Deployment, allocate, mismatches, size
+from harness.prediction.allocation import Allocation, Deployment
 from harness.text import at_least
 from harness.units import GIB, MIB, from_gib
 from tests.support.vllm_artifacts import vllm_calibration

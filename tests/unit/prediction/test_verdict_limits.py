@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from harness.engines.vllm.allocation import allocate
 from harness.model.calibration import Calibration, KvBlocks, Placement
-from harness.prediction.allocation import allocate
 from harness.prediction.memory import predict
 from harness.prediction.placement import Compute, plan_dry_runs
 from harness.units import GIB, MIB, from_gib, gib

@@ -8,6 +8,7 @@ from typing import cast
 import msgspec
 import pytest
 
+from harness.engines.registry import policy_of
 from harness.errors import NotPermittedError, OffloadLikelyError, UnknownVerdictError, UsageError
 from harness.inventory.machine import MachineNow
 from harness.model.calibration import Calibration
@@ -23,6 +24,8 @@ from tests.support.calibrations import made_up, on_host, store_of
 from tests.support.records import facts
 from tests.support.rules import judge
 from tests.support.vllm_artifacts import vllm_calibration
+
+RULES = policy_of("llama-server")
 
 
 def judged(folder: Path, spec: str, gib: float, calibration: Calibration | None = None) -> Judged:
@@ -129,22 +132,24 @@ def test_what_was_foreseen_is_no_disagreement() -> None:
     fits = judge(made_up(), 8192, 1, (24 * GIB,))
     offload = judge(made_up(), 65536, 1, (round(5.5 * GIB),))
     kept = offload.layers_offloaded or 0
-    assert disagreement(fits, facts(8192)) is None
-    assert disagreement(offload, facts(65536, layers_offloaded=kept + 2)) is None
+    assert disagreement(fits, facts(8192), RULES) is None
+    assert disagreement(offload, facts(65536, layers_offloaded=kept + 2), RULES) is None
     unknown = judge(made_up(), 8192, 1, None)
-    assert disagreement(unknown, facts(8192, layers_offloaded=3)) is None
+    assert disagreement(unknown, facts(8192, layers_offloaded=3), RULES) is None
 
 
 def test_what_came_differently_is_said_in_its_own_words() -> None:
     fits = judge(made_up(), 8192, 1, (24 * GIB,))
     offload = judge(made_up(), 65536, 1, (round(5.5 * GIB),))
     kept = offload.layers_offloaded or 0
-    assert disagreement(fits, facts(8192, layers_offloaded=20)) == "it was to fit, and only 20 of 29 layers are on the GPU"
-    assert "7 layers overflow" in str(disagreement(fits, facts(8192, layers_overflowing=7)))
-    assert "everything is on the GPU" in str(disagreement(offload, facts(65536)))
-    assert f"and {kept - 3} did" in str(disagreement(offload, facts(65536, layers_offloaded=kept - 3)))
+    assert (
+        disagreement(fits, facts(8192, layers_offloaded=20), RULES) == "it was to fit, and only 20 of 29 layers are on the GPU"
+    )
+    assert "7 layers overflow" in str(disagreement(fits, facts(8192, layers_overflowing=7), RULES))
+    assert "everything is on the GPU" in str(disagreement(offload, facts(65536), RULES))
+    assert f"and {kept - 3} did" in str(disagreement(offload, facts(65536, layers_offloaded=kept - 3), RULES))
     host = judge(on_host(made_up()), 8192, 1, (24 * GIB,))
-    assert "weights lie on a GPU" in str(disagreement(host, facts(8192)))
+    assert "weights lie on a GPU" in str(disagreement(host, facts(8192), RULES))
 
 
 def test_the_log_is_told_in_words() -> None:

@@ -12,10 +12,10 @@ from typing import Final
 
 import msgspec
 
+from harness.engines.vllm.releases import GRAPHS_IN_BUDGET
 from harness.errors import UntrustedError
 from harness.fit.observations import allowed_spread
 from harness.fit.speed import fit_performance, fit_placement
-from harness.fit.vllm_releases import GRAPHS_IN_BUDGET
 from harness.model.calibration import (
     SCHEMA_VERSION,
     Band,
