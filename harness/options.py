@@ -267,7 +267,7 @@ class CalibrationOptions(_Validated, frozen=True, kw_only=True):
     num_parallel: Annotated[int, Option(least=1, most=MAX_SLOTS, help="Slots.")] = 1
     gpus: Annotated[str, Option(metavar="all|none|IDS", check=_check_gpus)] = "all"
     image: Annotated[str | None, Option(metavar="REF", help="Image of the engine, by tag or digest.")] = None
-    engine_binary: Annotated[str | None, Option(metavar="PATH", help="Your own llama-server or vllm.")] = None
+    engine_binary: Annotated[str | None, Option(metavar="PATH", help="Your own llama-server, ollama or vllm.")] = None
     models: Annotated[str | None, Option(metavar="VOLUME|DIR", help="Where the engine's models lie already.")] = None
     env: Annotated[
         dict[str, str],

@@ -100,6 +100,16 @@ class Engine(Protocol):
     def sandboxes(self) -> tuple[SandboxName, ...]:
         """Sandboxes that it can run in, the preferred one first."""
 
+    def installed(self, options: Options) -> tuple[Path, ...]:
+        """The files of the program that a process would run, its own first; empty where there is none, or it is not told.
+
+        Raises:
+            NotFoundError, NotPermittedError: of a program that was asked for. BadInputError: it is of another engine.
+        """
+
+    def leaves_alone(self, integrated: bool, gfx: int | None, env: dict[str, str]) -> bool:
+        """Whether it does not use such a GPU of AMD's or Intel's of its own accord; ``gfx`` is ROCm's number of an AMD GPU."""
+
     def resolve(self, name: str, options: Options) -> Source:
         """Find a model without starting anything, in well under two seconds.
 

@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from harness.engines.base import Options, Source
+    from harness.engines.running import RunningServer
     from harness.errors import HarnessError
     from harness.fit.load_plan import BatchLimits, LoadOrder
     from harness.model.calibration import Calibration
     from harness.model.facts import LoadFacts
-    from harness.model.record import Load, LoadRequest, Record, Target, VllmSettings
+    from harness.model.record import Load, LoadRequest, Record, Settings, Target, VllmSettings
     from harness.prediction.allocation import Allocation, Deployment
 
 
@@ -127,6 +128,14 @@ class Policy(Rules):
 
     def reserve_bytes(self, version: str | None, env: dict[str, str], projector_bytes: int = 0) -> int | None:
         """Device memory that its placement keeps free; ``None`` where it is not known."""
+        return None
+
+    def differences(self, server: RunningServer, settings: Settings) -> tuple[str, ...]:
+        """In what a server that runs is set otherwise than the one that was calibrated; what is not set is not told."""
+        return ()
+
+    def unload_command(self, model: str) -> str | None:
+        """What a user types so that a server gives a model's memory back; ``None``: it has no such command."""
         return None
 
     def figures(self) -> dict[str, object]:

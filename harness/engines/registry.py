@@ -1,8 +1,8 @@
 """The engines that there are: harness's own, and those that other packages declare.
 
 An engine is a package (or module) with two functions: ``get_policy()`` returns its :class:`~harness.engines.policy.Policy`,
-``get_recipe()`` its :class:`~harness.engines.base.Engine`. It is declared as an entry point of the group ``harness.engines``:
-the engine's name, and the package.
+``get_recipe()`` its :class:`~harness.engines.base.Engine`. A third one, ``get_servers()``, may list its servers that run
+already. It is declared as an entry point of the group ``harness.engines``: the engine's name, and the package.
 
 ``harness check`` runs before every start of a model, and reading the metadata of every installed package takes longer than its
 answer. So harness's own engines stand here as well as in ``pyproject.toml`` (a test compares the two), and metadata is read
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from harness.engines.base import Engine
     from harness.engines.policy import Policy
+    from harness.engines.running import RunningServer
 
 #: Where packages declare engines.
 GROUP: Final = "harness.engines"
@@ -67,6 +68,15 @@ def recipe_of(name: EngineName) -> Engine:
         UnavailableError: there is no such engine here.
     """
     return _package(name).get_recipe()
+
+
+def running_servers(name: EngineName) -> tuple[RunningServer, ...]:
+    """Servers of an engine that run on this machine and answer; none of an engine whose package has no ``get_servers()``.
+
+    They are asked for their version and for what they hold, and nothing else.
+    """
+    ask = getattr(_package(name), "get_servers", None)
+    return () if ask is None else tuple(ask())
 
 
 @functools.cache

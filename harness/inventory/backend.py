@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from harness.engines.base import Engine, Options
 from harness.engines.llama_server.recipe import LlamaServer
-from harness.errors import NotFoundError, UnavailableError, UsageError
-from harness.inventory.drm import kernel_gpus, recorded, used_by_default
-from harness.inventory.nvidia import docker_gpu_obstacle, driven_gpus, nvidia_gpus
+from harness.engines.registry import recipe_of
+from harness.errors import HarnessError, NotFoundError, UnavailableError, UsageError
+from harness.inventory.drm import drm_gpus, kernel_gpus, recorded, used_by_default
+from harness.inventory.nvidia import docker_gpu_obstacle, docker_obstacle, driven_gpus, nvidia_gpus
 from harness.model.facts import EngineName
 from harness.model.record import Gpu, Machine, Target
 from harness.model.trace import MeterName
@@ -18,6 +20,9 @@ from harness.options import SandboxChoice
 from harness.sandboxes.base import GpuRequest, SandboxName
 from harness.store.catalog import Catalog, gguf_path
 from harness.units import gib
+
+if TYPE_CHECKING:
+    from harness.meters.drm_devices import DrmGpu
 
 #: ``auto``, or the name of an engine.
 EngineChoice = str
@@ -38,31 +43,102 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
         return Machine(target=self.target, sandbox=self.sandbox, meter=self.meter, gpus=self.gpus)
 
 
-def choose_engine(wanted: EngineChoice, sandbox: SandboxChoice, options: Options) -> tuple[EngineName, tuple[str, ...]]:
-    """``auto``: Ollama where a container can be given an NVIDIA GPU, else llama-server on what the machine has; and why."""
+def choose_engine(
+    wanted: EngineChoice, sandbox: SandboxChoice, options: Options, name: str = "", catalog: Catalog | None = None
+) -> tuple[EngineName, tuple[str, ...]]:
+    """``auto``: Ollama in Docker with an NVIDIA GPU, else this machine's Ollama with a GPU, else llama-server; and why.
+
+    This machine's Ollama is taken only for a model ``name`` that it has.
+    """
     if wanted != "auto":
         return wanted, ()
-    if sandbox == "process":
-        return "llama-server", ("engine llama-server: processes were asked for",)
     if options.gpus.mode == "none":
         return "llama-server", ("engine llama-server: no GPU is to be used",)
     if options.engine_binary is not None:
         return "llama-server", ("engine llama-server: a binary was named",)
-    obstacle = docker_gpu_obstacle()
+    obstacles = []
+    if sandbox != "process":
+        obstacle = docker_gpu_obstacle()
+        if obstacle is None:
+            return "ollama", ("engine ollama: Docker can give a container an NVIDIA GPU",)
+        obstacles.append(obstacle)
+    else:
+        obstacles.append("processes were asked for")
+    if sandbox != "docker":
+        engine = recipe_of("ollama")
+        native = _native_obstacle(engine, name, catalog or Catalog(), options)
+        if native is None:
+            program = engine.installed(options)[0]
+            return "ollama", (f"engine ollama: {program} on this machine, with its GPU; {obstacles[0]}",)
+        obstacles += [native] if native else []
+    return "llama-server", (f"engine llama-server on this machine: {'; '.join(obstacles)}",)
+
+
+def _native_obstacle(engine: Engine, name: str, catalog: Catalog, options: Options) -> str | None:
+    """Why an engine's own program here does not run a model on a GPU; empty where there is no such program."""
+    options = msgspec.structs.replace(options, sandbox="process")
+    try:
+        if not engine.installed(options):
+            return ""
+        _choose_driver(engine, "process", options, ())
+        engine.resolve(resolve_name(name, engine, catalog, options), options)
+    except HarnessError as error:
+        return f"not this machine's {engine.name}: {error.message}"
+    return None
+
+
+def choose_sandbox(engine: Engine, wanted: SandboxChoice, options: Options) -> tuple[SandboxName, tuple[str, ...]]:
+    """Where an engine runs, and why. ``auto``: as its options say, else the first of its sandboxes that can be had.
+
+    Raises:
+        UsageError: it does not run there, or an option is for another sandbox. UnavailableError: it runs nowhere here.
+    """
+    if wanted != "auto" and wanted not in engine.sandboxes:
+        raise UsageError(f"{engine.name} does not run in sandbox {wanted}", hint=f"--sandbox {engine.sandboxes[0]}")
+    if options.image is not None and (wanted == "process" or options.engine_binary is not None):
+        raise UsageError("--image is for sandbox docker, not for a process", hint="leave --image out", code="other-sandbox")
+    if options.engine_binary is not None and wanted == "docker":
+        raise UsageError(
+            "--engine-binary is for sandbox process", hint="--image names a container's engine", code="other-sandbox"
+        )
+    if wanted != "auto":
+        return wanted, ()
+    if options.image is not None and "docker" in engine.sandboxes:
+        return "docker", ()
+    if (options.engine_binary is not None and "process" in engine.sandboxes) or engine.sandboxes[0] == "process":
+        return "process", ()
+    obstacle = docker_obstacle() if options.gpus.mode == "none" else docker_gpu_obstacle()
     if obstacle is None:
-        return "ollama", ("engine ollama: Docker can give a container an NVIDIA GPU",)
-    return "llama-server", (f"engine llama-server on this machine: {obstacle}",)
+        return "docker", ()
+    if installed := engine.installed(options):
+        return "process", (f"sandbox process: {installed[0]} on this machine; {obstacle}",)
+    if options.gpus.mode == "all" and docker_obstacle() is None:
+        return "docker", ()  # what is missing is the GPU, and that is said next
+    raise UnavailableError(
+        f"{engine.name} cannot run here: {obstacle}, and its program is not installed",
+        hint=f"start Docker (as root: systemctl start docker), or install {engine.name} on this machine",
+        code="no-engine",
+    )
+
+
+def elsewhere(engine: Engine, options: Options, hint: str | None) -> str | None:
+    """What to do where Docker cannot be used: a process too, where the engine's program is installed."""
+    try:
+        there = bool(engine.installed(msgspec.structs.replace(options, engine_binary=None)))
+    except HarnessError:
+        there = False
+    return f"{hint}, or --sandbox process" if hint and there and "process" in engine.sandboxes else hint
 
 
 def choose(engine: Engine, sandbox: SandboxChoice, options: Options, reasons: tuple[str, ...] = ()) -> Choice:
     """Sandbox, target and meter for an engine.
 
     Raises:
-        UsageError: the engine does not run in that sandbox. UnavailableError: a GPU was asked for that is not there.
+        UsageError: the engine does not run in that sandbox. UnavailableError: it runs nowhere here, or a GPU that was asked
+            for is not there.
     """
-    if sandbox != "auto" and sandbox not in engine.sandboxes:
-        raise UsageError(f"{engine.name} does not run in sandbox {sandbox}")
-    place: SandboxName = engine.sandboxes[0] if sandbox == "auto" else sandbox
+    place, why = choose_sandbox(engine, sandbox, options)
+    reasons = (*reasons, *why)
     if isinstance(engine, LlamaServer) and place == "process":
         return _choose_process(engine, options, reasons)
     return _choose_driver(engine, place, options, reasons)
@@ -117,8 +193,14 @@ def _choose_driver(engine: Engine, place: SandboxName, options: Options, reasons
     try:
         chosen, meter, how = nvidia_gpus(options)
     except UnavailableError as error:
-        if engine.name == "ollama":
-            error.hint = error.hint or "without a GPU: --gpus none measures Ollama on host memory"
+        used = _kernel_gpus(engine, options) if place == "process" else ()
+        if used:
+            names = ", ".join(f"{gpu.name} at {gpu.address}" for gpu in used)
+            return Choice(
+                engine=engine.name, sandbox=place, meter="drm", target="gpu", gpus=recorded(used),
+                reasons=(*reasons, f"target gpu: {names}, measured by the kernel's own count (DRM)"),
+            )  # fmt: skip
+        error.hint = error.hint or f"without a GPU: --gpus none measures {engine.name} on host memory"
         raise
     names = ", ".join(gpu.name for gpu in chosen)
     return Choice(
@@ -127,8 +209,16 @@ def _choose_driver(engine: Engine, place: SandboxName, options: Options, reasons
     )  # fmt: skip
 
 
-def resolve_name(name: str, engine: Engine, catalog: Catalog) -> str:
-    """What an engine calls a model of the catalog; other names are returned as they are.
+def _kernel_gpus(engine: Engine, options: Options) -> tuple[DrmGpu, ...]:
+    """GPUs of AMD and Intel that an engine uses of its own accord: integrated ones only beside no other."""
+    found = [gpu for gpu in drm_gpus() if not engine.leaves_alone(gpu.integrated, gpu.gfx, options.env)]
+    if options.gpus.mode != "all":
+        return ()
+    return tuple([gpu for gpu in found if not gpu.integrated] or found)
+
+
+def resolve_name(name: str, engine: Engine, catalog: Catalog, options: Options) -> str:
+    """What an engine calls a model of the catalog; other names are returned as they are. ``options`` are for the hint alone.
 
     Raises:
         NotFoundError: the catalog knows the model, and not for this engine.
@@ -140,15 +230,29 @@ def resolve_name(name: str, engine: Engine, catalog: Catalog) -> str:
         if Path(name).expanduser().exists() or name.endswith(".gguf"):
             return name
         here = ", ".join(sorted(key for key, one in catalog.models.items() if one.gguf is not None)) or "none"
+        hint = f"works here: {here}, or the path of a .gguf file"
         raise NotFoundError(
-            f"llama-server cannot reach {name!r}: it loads GGUF files",
-            hint=f"works here: {here}, or the path of a .gguf file. {name} by Ollama needs Docker and an NVIDIA GPU, "
-            "or --engine ollama --gpus none with Docker alone",
+            f"llama-server cannot reach {name!r}: it loads GGUF files", hint=f"{hint}. {_by_ollama(name, options)}",
             code="no-such-model",
-        )
+        )  # fmt: skip
     if entry is None:
         return name
     known = entry.ollama if engine.name == "ollama" else entry.vllm
     if known is None:
         raise NotFoundError(f"the catalog knows no {name!r} for {engine.name}", code="no-such-model")
     return known
+
+
+def _by_ollama(name: str, options: Options) -> str:
+    """How Ollama could take a name that llama-server does not know: only what the next command does not refuse."""
+    engine = recipe_of("ollama")
+    for gpus in dict.fromkeys((options.gpus, GpuRequest(mode="none"))):
+        asked = msgspec.structs.replace(options, image=None, engine_binary=None, gpus=gpus)
+        try:
+            place, _ = choose_sandbox(engine, "auto", asked)
+            choose(engine, place, asked)
+            engine.resolve(name, msgspec.structs.replace(asked, sandbox=place))
+        except HarnessError:
+            continue
+        return f"by Ollama: --engine ollama --sandbox {place}{' --gpus none' if gpus.mode == 'none' else ''}"
+    return f"{name} by Ollama needs Docker, or an Ollama on this machine that has it"

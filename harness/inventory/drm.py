@@ -12,15 +12,18 @@ if TYPE_CHECKING:
     from harness.meters.drm_devices import DrmGpu
 
 
+def drm_gpus() -> list[DrmGpu]:
+    """GPUs of AMD and Intel that are here."""
+    from harness.meters.drm_devices import drm_gpus as found
+
+    return found()
+
+
 def recorded(gpus: Sequence[DrmGpu] | None = None) -> tuple[Gpu, ...]:
     """They as a record names them: all that are here, or those given."""
-    if gpus is None:
-        from harness.meters.drm_devices import drm_gpus
-
-        gpus = drm_gpus()
     return tuple(
         Gpu(name=gpu.name, uuid=gpu.address, memory_gb=gib(gpu.total_bytes) if gpu.total_bytes else None, driver=gpu.driver)
-        for gpu in gpus
+        for gpu in (drm_gpus() if gpus is None else gpus)
     )
 
 
@@ -29,7 +32,7 @@ def used_by_default(devices: Mapping[str, tuple[str, int, int]]) -> dict[str, tu
 
     Integrated GPUs only where there is no other (src/llama.cpp, ``llama_prepare_model_devices``).
     """
-    from harness.meters.drm_devices import drm_gpus, matching
+    from harness.meters.drm_devices import matching
 
     here = drm_gpus() if len(devices) > 1 else []
     if not any(gpu.integrated for gpu in here):
@@ -41,6 +44,6 @@ def used_by_default(devices: Mapping[str, tuple[str, int, int]]) -> dict[str, tu
 
 def kernel_gpus(devices: Mapping[str, tuple[str, int, int]]) -> tuple[DrmGpu, ...]:
     """The kernel's GPU of each device that an engine lists; empty unless all are found."""
-    from harness.meters.drm_devices import drm_gpus, matching
+    from harness.meters.drm_devices import matching
 
     return matching([facts[:2] for facts in devices.values()], drm_gpus())

@@ -77,7 +77,7 @@ class Installed:
         Raises:
             NotFoundError: the catalog knows the model, and not for this engine.
         """
-        return resolve_name(calibration.metadata.model.name, recipe_of(calibration.engine), self.catalog)
+        return resolve_name(calibration.metadata.model.name, recipe_of(calibration.engine), self.catalog, Options())
 
     def model_digest(self, calibration: Calibration) -> str | None:
         """The digest of the weights that would be loaded now."""

@@ -6,29 +6,30 @@ Each thing is read once, when it is first asked for: ``harness check`` runs befo
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from harness.errors import HarnessError, UnavailableError
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
+from harness.units import format_size
 
 #: The program of the embedded llama-server, which Python runs.
 EMBEDDED: Final = "xllamacpp_server.py"
 #: llama-server's variable for the name under which it answers; ``harness serve`` sets it.
 ALIAS: Final = "LLAMA_ARG_ALIAS"
-#: ``OLLAMA_HOST`` of an Ollama on this machine (envconfig.Host); unset is port 11434 here.
-_OLLAMA_HOST: Final = re.compile(r"(?:(?:http://)?(?:127\.0\.0\.1|localhost|0\.0\.0\.0|\[::1?\])?(?::(?P<port>\d{1,5}))?/?)")
-#: How long an Ollama on this machine may take to say its version, seconds.
-_ANSWER: Final = 0.3
 #: What a GPU that cannot be read is followed by.
 ADVICE: Final = "say what is free with --available, for example --available 24GiB"
+
+
+if TYPE_CHECKING:
+    from harness.engines.running import RunningServer
 
 
 class GpuNow(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +59,7 @@ class MachineNow:
 
     def __init__(self, gpu: str | None = None) -> None:
         self.gpu = gpu
+        self._running: dict[EngineName, tuple[RunningServer, ...]] = {}
         self._listed: dict[tuple[tuple[str, str], ...], tuple[GpuNow, ...] | HarnessError] = {}
 
     @cached_property
@@ -136,10 +138,18 @@ class MachineNow:
 
         return available_memory()
 
+    def running(self, engine: EngineName) -> tuple[RunningServer, ...]:
+        """Servers of an engine that run now and answer, asked once."""
+        if engine not in self._running:
+            from harness.engines.registry import running_servers
+
+            self._running[engine] = running_servers(engine)
+        return self._running[engine]
+
     def engine_version(self, calibration: Calibration) -> str | None:
         """The version that would run now, where that can be told without starting anything."""
-        if calibration.engine == "ollama":
-            return ollama_version(os.environ.get("OLLAMA_HOST", ""))
+        if servers := self.running(calibration.engine):
+            return servers[0].version
         if calibration.engine != "llama-server" or calibration.metadata.machine.sandbox != "process":
             return None
         if os.environ.get("HARNESS_ENGINE_BINARY"):
@@ -149,26 +159,21 @@ class MachineNow:
         return embedded_build()
 
 
-def ollama_version(host: str) -> str | None:
-    """The version of the Ollama that runs on this machine (``GET /api/version``); ``None`` where none answers at once.
+def held_by(engine: EngineName, servers: Sequence[RunningServer]) -> tuple[str, ...]:
+    """What servers of an engine hold now, one sentence a model, with what to type so that it goes."""
+    from harness.engines.registry import policy_of
 
-    ``host`` is ``OLLAMA_HOST``; one on another machine is not asked.
-    """
-    match = _OLLAMA_HOST.fullmatch(host.strip())
-    if match is None:
-        return None
-    import socket
-
-    answer = b""
-    try:
-        with socket.create_connection(("127.0.0.1", int(match["port"] or 11434)), timeout=_ANSWER) as link:
-            link.sendall(b"GET /api/version HTTP/1.0\r\nHost: localhost\r\n\r\n")
-            while (part := link.recv(4096)) and len(answer) < 1 << 16:
-                answer += part
-    except (OSError, OverflowError):
-        return None
-    found = re.search(rb'"version"\s*:\s*"([0-9A-Za-z.+-]{1,40})"', answer)
-    return found[1].decode() if found else None
+    found = []
+    for server in servers:
+        for model in server.models:
+            gpu = f", {format_size(model.gpu_bytes)} of it on the GPU" if model.gpu_bytes else ""
+            context = f" at {model.context} tokens" if model.context else ""
+            command = policy_of(engine).unload_command(model.name)
+            found.append(
+                f"the {engine} that runs here (port {server.port}) holds {model.name}{context}: "
+                f"{format_size(model.size_bytes)}{gpu}{f'; to free it: {command}' if command else ''}"
+            )
+    return tuple(found)
 
 
 def residents(calibration: Calibration, proc: Path = Path("/proc")) -> tuple[Resident, ...]:

@@ -39,6 +39,20 @@ def docker_gpu_obstacle() -> str | None:
     """Why a container cannot be given an NVIDIA GPU here; ``None`` if it can. Asks the daemon; takes well under a second."""
     if not has_device():
         return "there is no NVIDIA GPU"
+    facts = _daemon()
+    if isinstance(facts, str):
+        return facts
+    return None if gpu_path(facts) else "Docker has neither the nvidia runtime, nor its hook, nor a CDI device of a GPU"
+
+
+def docker_obstacle() -> str | None:
+    """Why no container can be measured here, with a GPU or without; ``None`` if one can."""
+    facts = _daemon()
+    return facts if isinstance(facts, str) else None
+
+
+def _daemon() -> DaemonFacts | str:
+    """This machine's daemon, or why its containers cannot be measured."""
     from harness.sandboxes.daemon import refusal
     from harness.sandboxes.docker_client import Daemon
 
@@ -47,9 +61,7 @@ def docker_gpu_obstacle() -> str | None:
             facts = daemon.facts()
     except HarnessError as error:
         return error.message
-    if (refused := refusal(facts)) is not None:
-        return refused.message
-    return None if gpu_path(facts) else "Docker has neither the nvidia runtime, nor its hook, nor a CDI device of a GPU"
+    return facts if (refused := refusal(facts)) is None else refused.message
 
 
 def gpu_path(facts: DaemonFacts) -> str | None:

@@ -19,6 +19,7 @@ from harness.errors import HarnessError
 from harness.inventory.nvidia import has_device
 from harness.maintain.doctor_drm import drm_findings, sleeping_nvidia
 from harness.maintain.doctor_gpu import Finding, docker_findings, nvidia_findings
+from harness.maintain.doctor_ollama import ollama_findings
 from harness.meters.host import available_memory
 from harness.units import format_size
 
@@ -31,7 +32,7 @@ def examine(store: Path) -> list[Finding]:
     nvidia = nvidia_findings()
     if drm and not has_device():
         nvidia = [msgspec.structs.replace(one, state="note") for one in nvidia]  # this machine's GPUs are others'
-    return [*(check() for check in checks), _store(store), *asleep, *nvidia, *drm, *docker_findings()]
+    return [*(check() for check in checks), _store(store), *asleep, *nvidia, *drm, *docker_findings(), *ollama_findings()]
 
 
 def _platform() -> Finding:

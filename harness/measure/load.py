@@ -16,6 +16,7 @@ from harness.errors import BusyError, EngineError, UnavailableError, WontFitErro
 from harness.fit.load_plan import DEFAULT_BATCH
 from harness.measure.engine_log import await_facts, check_alive
 from harness.measure.events import Observer
+from harness.measure.program import ProgramWatch
 from harness.measure.timing import CpuWatch, prompts_to_time
 from harness.meters.base import DeviceMeter, Meter
 from harness.meters.sampler import Sampler
@@ -74,6 +75,7 @@ class LoadRunner:
         #: The engine as its container and its server tell it; ``None`` for a process.
         self.identity: EngineVersion | None = None
         self._starts = 0
+        self._program = ProgramWatch(engine, options) if sandbox.name == "process" else None
         self._others: frozenset[int] = frozenset()
 
     def take_baseline(self) -> Occupancy | None:
@@ -113,10 +115,15 @@ class LoadRunner:
         self.await_ready(running)
         if not self.engine.persistent:
             running.end_network()  # what it loads, it has
-        if running.image is not None and self.identity is None:
+        if self.identity is None and (running.image is not None or self.engine.persistent):
             with self.client(running) as client:
                 version = self.engine.version(self.options, client).version
-            self.identity = EngineVersion(version=version, image=running.image.reference, image_digest=running.image.digest)
+            image = running.image
+            self.identity = EngineVersion(
+                version=version,
+                image=None if image is None else image.reference,
+                image_digest=None if image is None else image.digest,
+            )
         return running
 
     def launch(self, source: Source, request: LoadRequest | None) -> Running:
@@ -141,6 +148,8 @@ class LoadRunner:
 
     def _started(self, source: Source, request: LoadRequest, begin: Callable[[], None] = lambda: None) -> Running:
         """The engine of a load; ``begin`` is called as soon as its memory is the load's. A persistent one runs on."""
+        if self._program is not None:
+            self._program.check()
         if not self.engine.persistent:
             return self.start(source, request, begin)
         if self.running is None:
@@ -210,6 +219,8 @@ class LoadRunner:
         finally:
             log = self._release()
         self._unload(source)
+        if self._program is not None:
+            self._program.check()
         self._await_return(state)
         return self._finish(request, outcome, reason, log, log_start, started, state)
 

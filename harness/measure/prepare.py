@@ -10,7 +10,9 @@ import msgspec
 from harness.engines import gguf
 from harness.engines.base import Engine, Options, Source
 from harness.engines.registry import recipe_of
-from harness.inventory.backend import Choice, choose, choose_engine, resolve_name
+from harness.errors import UnavailableError
+from harness.inventory.backend import Choice, choose, choose_engine, choose_sandbox, elsewhere, resolve_name
+from harness.inventory.machine import MachineNow, held_by
 from harness.measure import calibrate as workflow
 from harness.measure.events import Observer
 from harness.measure.load import StageHook, no_hook
@@ -41,7 +43,12 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
         self.plan()  # a context that is refused is refused before a file is hashed
         with ExitStack() as stack:
             stack.enter_context(hold(lock_names(self.choice)))
-            sandbox = open_sandbox(self.choice, stack, observer)
+            try:
+                sandbox = open_sandbox(self.choice, stack, observer)
+            except UnavailableError as error:
+                if error.code.startswith("docker-"):
+                    error.hint = elsewhere(self.engine, self.options, error.hint)
+                raise
             meter = open_meter(self.choice)
             stack.callback(meter.close)
             request = self.request
@@ -63,9 +70,13 @@ def prepare(run: RunOptions, store: Store, here: Path) -> Session:
     """
     name = run.model or DEFAULT_MODEL
     options = Options(**{**shared(run), "gpus": GpuRequest.parse(run.gpus)})
-    engine_name, reasons = choose_engine(run.engine, run.sandbox, options)
+    catalog = read_catalog(find_catalog(here))
+    engine_name, reasons = choose_engine(run.engine, run.sandbox, options, name, catalog)
     engine = recipe_of(engine_name)
-    own_name = resolve_name(name, engine, read_catalog(find_catalog(here)))
+    place, why = choose_sandbox(engine, run.sandbox, options)
+    options = msgspec.structs.replace(options, sandbox=place)
+    reasons = (*reasons, *why)
+    own_name = resolve_name(name, engine, catalog, options)
     source = engine.resolve(own_name, options)
     if not name.endswith(".gguf"):
         name = name.partition("@sha256:")[0]  # a digest pins a model; it is no part of its name
@@ -73,13 +84,14 @@ def prepare(run: RunOptions, store: Store, here: Path) -> Session:
     else:
         source = msgspec.structs.replace(source, model=_named(source.model, Path(name).name))
     source = _with_overrides(source, options)
-    choice = choose(engine, run.sandbox, options, reasons)
+    choice = choose(engine, place, options, reasons)
     if choice.sandbox == "docker":
         options = msgspec.structs.replace(options, image=options.image or pinned_image(engine.name, here))
         reasons = (f"image {options.image or 'unknown'}",)
     else:
         reasons = ()
-    choice = msgspec.structs.replace(choice, reasons=(*choice.reasons, *reasons))
+    held = held_by(engine.name, MachineNow().running(engine.name)) if choice.target == "gpu" else ()
+    choice = msgspec.structs.replace(choice, reasons=(*choice.reasons, *reasons, *held))
     request = workflow.Request(
         name=name,
         source=source,

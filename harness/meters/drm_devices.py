@@ -38,7 +38,7 @@ class DrmGpu(msgspec.Struct, frozen=True, kw_only=True):
     """One GPU by its PCI address. Bytes; ``None`` is not known, and ``why`` says why of ``free_bytes``.
 
     ``integrated``: it uses the machine's memory. Then ``free_bytes`` is bound by ``MemAvailable``, and by no cgroup: the kernel
-    does not charge what a GPU maps (GTT) to one.
+    does not charge what a GPU maps (GTT) to one. ``gfx`` is ROCm's name of an AMD GPU as a number (110501: gfx1151).
     """
 
     address: str
@@ -50,26 +50,28 @@ class DrmGpu(msgspec.Struct, frozen=True, kw_only=True):
     free_bytes: int | None = None
     asleep: bool = False
     why: str | None = None
+    gfx: int | None = None
 
 
 def drm_gpus(sys: Path = Path("/sys"), proc: Path = Path("/proc"), query: Query | None = None) -> list[DrmGpu]:
     """GPUs of AMD and Intel, in the order of their addresses; reading wakes none that sleeps."""
     found = []
+    gfx = {address: version for _, address, version in _kfd_nodes(sys)}
     for card in sorted((sys / "class" / "drm").glob("card*")):
         if re.fullmatch(r"card\d+", card.name):
             facts = dict(line.partition("=")[::2] for line in text_of(card / "device" / "uevent").splitlines())
             if facts.get("DRIVER") in get_args(Driver) and facts.get("PCI_SLOT_NAME"):
-                found.append(_gpu(card, facts, proc, query or memory_regions))
+                found.append(_gpu(card, facts, proc, query or memory_regions, gfx))
     return sorted(found, key=lambda gpu: gpu.address)
 
 
-def _gpu(card: Path, facts: dict[str, str], proc: Path, query: Query) -> DrmGpu:
+def _gpu(card: Path, facts: dict[str, str], proc: Path, query: Query, gfx: dict[str, int]) -> DrmGpu:
     device, address = card / "device", facts["PCI_SLOT_NAME"].lower()
     driver: Driver = facts["DRIVER"]  # type: ignore[assignment]
     vendor = _VENDORS.get(text_of(device / "vendor").strip(), ("PCI", ""))[0]
     number = facts.get("PCI_ID", "").lower() or "unknown"
     gpu = DrmGpu(
-        address=address, driver=driver, name=f"{vendor} GPU {number}", card=card.name,
+        address=address, driver=driver, name=f"{vendor} GPU {number}", card=card.name, gfx=gfx.get(address),
         integrated=_is_integrated(device, driver, address), asleep=is_asleep(device),
     )  # fmt: skip
     if gpu.asleep:
@@ -222,14 +224,21 @@ def hidden_processes(proc: Path = Path("/proc")) -> str | None:
 
 
 def kfd_addresses(sys: Path) -> dict[int, str]:
-    """The KFD's number of each GPU, and its PCI address (kfd_topology.c: ``location_id`` is bus, device, function)."""
-    found = {}
+    """The KFD's number of each GPU, and its PCI address."""
+    return {number: address for number, address, _ in _kfd_nodes(sys)}
+
+
+def _kfd_nodes(sys: Path) -> list[tuple[int, str, int]]:
+    """Number, address and ``gfx_target_version`` of each GPU (kfd_topology.c: ``location_id`` is bus, device, function)."""
+    found = []
     for node in (sys / "class" / "kfd" / "kfd" / "topology" / "nodes").glob("*"):
         number = number_of(node / "gpu_id")
-        facts = dict(line.split(maxsplit=1) for line in text_of(node / "properties").splitlines() if " " in line)
-        if number and facts.get("location_id", "").isdigit():
-            place, domain = int(facts["location_id"]), int(facts.get("domain", "0"))
-            found[number] = f"{domain:04x}:{place >> 8 & 0xFF:02x}:{place >> 3 & 0x1F:02x}.{place & 7}"
+        words = [line.split() for line in text_of(node / "properties").splitlines()]
+        facts = {key: int(value) for key, value in (one for one in words if len(one) == 2) if value.isdigit()}
+        if number and "location_id" in facts:
+            place = facts["location_id"]
+            address = f"{facts.get('domain', 0):04x}:{place >> 8 & 0xFF:02x}:{place >> 3 & 0x1F:02x}.{place & 7}"
+            found.append((number, address, facts.get("gfx_target_version", 0)))
     return found
 
 

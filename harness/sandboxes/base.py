@@ -7,7 +7,7 @@ endpoint, its processes, its complete log, its end.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
@@ -30,6 +30,17 @@ class GpuRequest(msgspec.Struct, frozen=True):
         if not ids:
             raise ValueError("--gpus needs all, none, or a list of GPUs")
         return cls(mode="ids", ids=ids)
+
+
+#: Stands for the private folder of an engine in a process, in the values of its environment.
+PRIVATE: Final = "/run/harness-private"
+
+
+class Home(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine finds in its private folder (processes only): files with their content, and links, by path in it."""
+
+    files: dict[str, bytes] = {}
+    links: dict[str, str] = {}
 
 
 class Mount(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +78,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
     ``network`` says that it has something to fetch first; :meth:`Running.end_network` ends that.
     ``hidden`` are values that must not stand in its log.
+    ``home`` is put into a private folder, which ends with the engine, and which values of ``env`` name by :data:`PRIVATE`.
 
     ``memory_limit`` is the most anonymous memory, in bytes, that it may take: a load that cannot fit then fails instead of
     exhausting the machine.
@@ -83,6 +95,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     network: bool = False
     secrets: dict[str, str] = {}
     hidden: tuple[str, ...] = ()
+    home: Home | None = None
 
 
 class ImageFacts(msgspec.Struct, frozen=True, kw_only=True):

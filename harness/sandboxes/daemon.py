@@ -68,7 +68,7 @@ def refusal(facts: DaemonFacts) -> UnavailableError | None:
         return None
     return UnavailableError(
         _REASONS[facts.flavour],
-        hint="use Docker Engine on this machine, or --sandbox process",
+        hint="use Docker Engine on this machine",
         code=f"docker-{facts.flavour.removeprefix('docker-')}",
     )
 

@@ -48,7 +48,7 @@ def connection_error(text: str, address: str) -> HarnessError:
         return NotPermittedError(f"the Docker socket {address} may not be used", hint=_SOCKET_HINT)
     return UnavailableError(
         f"no Docker daemon answers at {address}",
-        hint="start Docker (as root: systemctl start docker), or use --sandbox process",
+        hint="start Docker (as root: systemctl start docker)",
         code="docker-absent",
     )
 
@@ -58,7 +58,7 @@ def silent_error(address: str, limit: float, doing: str | None = None) -> Unavai
     what = f"cannot {doing}: " if doing else ""
     return UnavailableError(
         f"{what}the Docker daemon at {address} has not answered within {limit:.0f} s",
-        hint="restart it (as root: systemctl restart docker), or use --sandbox process",
+        hint="restart it (as root: systemctl restart docker)",
         code="docker-silent",
     )
 

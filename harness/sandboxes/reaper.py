@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import os
+import platform
 import queue
 import socket
 import subprocess
@@ -117,13 +118,14 @@ class Reaper:
         log: Path,
         memory_limit: int | None = None,
         secrets: Mapping[str, str] | None = None,
+        remove: Path | None = None,
     ) -> int:
         """Start an engine as the reaper's child, in its own session, its output appended to ``log``; its PID.
 
         ``argv[0]`` is a path; ``env`` is the whole environment, and
         ``memory_limit`` the most private memory that each of its processes may map (RLIMIT_DATA, bytes). ``secrets`` are
         files in a private folder that the reaper removes, whatever happens to us; its path replaces
-        ``/run/secrets`` in values of ``env``.
+        ``/run/secrets`` in values of ``env``. The folder ``remove`` goes with the engine in the same way.
 
         Raises:
             NotFoundError: there is no such program. NotPermittedError: it may not be run. CannotWriteError: the log
@@ -144,6 +146,7 @@ class Reaper:
                 "secrets_variable": SECRETS_VARIABLE,
                 "mark": MARK,
                 "owner": msgspec.json.encode(this_process()).decode(),
+                "remove": None if remove is None else _utf8(str(remove)),
             }
         )
         if answer["event"] != "spawned":
@@ -341,5 +344,9 @@ def _spawn_error(stage: str, number: int, program: str, cwd: Path, log: Path) ->
     if number in (errno.EACCES, errno.EPERM):
         return NotPermittedError(f"cannot run {program}: {why}")
     if number == errno.ENOEXEC:
-        return EngineError(f"{program} is not a program that this machine can run", code="engine-crashed")
+        return EngineError(
+            f"{program} is no program for this machine's processor ({platform.machine()})",
+            hint="install the engine's build for it",
+            code="engine-crashed",
+        )
     return EngineError(f"cannot run {program}: {why}", code="engine-crashed")

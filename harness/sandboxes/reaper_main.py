@@ -60,6 +60,7 @@ class Reaper:
         self.closing = False
         self.containers: tuple[str, str] | None = None
         self.secrets: str | None = None
+        self.folder: str | None = None
         self._buffer = b""
 
     def run(self) -> None:
@@ -152,6 +153,10 @@ class Reaper:
             return
         left = self._kill_all()
         self._forget_secrets()
+        if self.folder is not None:
+            import shutil
+
+            shutil.rmtree(self.folder, ignore_errors=True)
         self.answer({"event": "exited", "pid": self.root, "status": self.status, "left": left})
         self.root = self.status = self.kill_at = None
 
@@ -195,7 +200,7 @@ class Reaper:
             self._forget_secrets()
             stage, errno = json.loads(failure)
             return {"event": "failed", "stage": stage, "errno": errno}
-        self.root = pid
+        self.root, self.folder = pid, order.get("remove")
         return {"event": "spawned", "pid": pid, "secrets": self.secrets}
 
     def _forget_secrets(self) -> None:

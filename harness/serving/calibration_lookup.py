@@ -219,7 +219,7 @@ def _here(
     if version is not None and version != calibration.metadata.engine.version:
         newer.append(f"{calibration.engine} {calibration.metadata.engine.version}, here it is {version}")
     gpus: tuple[GpuNow, ...] = ()
-    obstacle, notes = None, []
+    obstacle, notes = None, _set_otherwise(calibration, machine) if available is None else []
     if available is None and calibration.metadata.machine.target == "host":
         available = None if machine.host_bytes is None else (machine.host_bytes,)
     elif available is None:
@@ -255,6 +255,18 @@ def _here(
     return CalibrationMatch(
         calibration=calibration, path=path, gpus=gpus, available=available, obstacle=obstacle, warnings=tuple(notes)
     )  # fmt: skip
+
+
+def _set_otherwise(calibration: Calibration, machine: MachineNow) -> list[str]:
+    """In what the servers that run here are set otherwise than the one that was calibrated."""
+    from harness.engines.registry import policy_of
+
+    policy = policy_of(calibration.engine)
+    return [
+        f"the {calibration.engine} that runs here (port {server.port}) has {difference}"
+        for server in machine.running(calibration.engine)
+        for difference in policy.differences(server, calibration.metadata.settings)
+    ]
 
 
 def _names(calibration: Calibration) -> str:

@@ -11,7 +11,7 @@ import msgspec
 
 from harness.engines.registry import policy_of
 from harness.errors import HarnessError, NotFoundError
-from harness.inventory.machine import MachineNow
+from harness.inventory.machine import MachineNow, held_by
 from harness.prediction.memory import decode_at_depth, predict
 from harness.prediction.verdict import Fate, Verdict, judge, judge_together
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, FitQuery, choose, read_question
@@ -144,6 +144,9 @@ def plan(
             continue
         warnings += chosen.warnings
         rows.append(_row(question, chosen))
+    if available is None:
+        for engine in dict.fromkeys(row.chosen.calibration.engine for row in rows):
+            warnings += held_by(engine, machine.running(engine))
     memories = tuple(_memory(name, some, given=available is not None) for name, some in _by_memory(rows).items())
     return CapacityPlan(memories=memories, warnings=tuple(dict.fromkeys(warnings)))
 

@@ -9,7 +9,7 @@ from typing import Final, Literal
 import msgspec
 
 from harness.engines.registry import policy_of
-from harness.inventory.machine import ADVICE, MachineNow, residents
+from harness.inventory.machine import ADVICE, MachineNow, held_by, residents
 from harness.prediction.verdict import Fate, Verdict, judge, judge_together
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, FitQuery, choose
 from harness.store.store import Store
@@ -110,7 +110,7 @@ def check(
             judged, fates = judge_together(requests, free, extrapolate=extrapolate)
             verdicts |= {index: pair for (index, _), pair in zip(given, zip(judged, fates, strict=True), strict=True)}
     models = tuple(
-        _judged(question, one, verdicts.get(index), wanted, now=available is None)
+        _judged(question, one, verdicts.get(index), wanted, machine if available is None else None)
         for index, (question, one) in enumerate(zip(questions, chosen, strict=True))
     )
     words = {one.word for one in models}
@@ -135,9 +135,9 @@ def _judged(
     one: CalibrationMatch | str,
     found: tuple[Verdict, Fate | None] | None,
     wanted: CalibrationFilter,
-    *,
-    now: bool,
+    machine: MachineNow | None,
 ) -> Judged:
+    """``machine`` is what the verdict is about; ``None``: a card that is not here."""
     if isinstance(one, str) or found is None:
         engine = f" --engine {wanted.engine}" if wanted.engine else ""
         variant = f" --variant {wanted.variant}" if wanted.variant else ""
@@ -147,9 +147,11 @@ def _judged(
         )  # fmt: skip
     verdict, fate = found
     warnings = [*one.warnings, *(verdict.warnings if verdict.verdict != "unknown" else ())]
-    if now and (running := residents(one.calibration)):
+    if machine is not None and (running := residents(one.calibration)):
         who = ", ".join(f"{each.engine} (process {each.pid})" for each in running)
         warnings.append(f"{one.calibration.metadata.model.name} is loaded already by {who}: this is about one more copy")
+    if machine is not None and verdict.verdict == "offload":
+        warnings += held_by(one.calibration.engine, machine.running(one.calibration.engine))
     reason, advice = verdict.reason, None
     if verdict.verdict == "unknown":
         reason, advice = (one.obstacle or reason), ADVICE if one.available is None else None

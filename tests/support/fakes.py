@@ -65,6 +65,8 @@ class World:
         self.running: FakeRunning | None = None
         self.loaded: LoadRequest | None = None
         self.log: Path | None = None
+        #: The file of the engine's program.
+        self.program: Path | None = None
         #: Changes of the text of a load's log, by its context.
         self.log_edits: dict[int, Callable[[str], str]] = {}
         self.pool = 0
@@ -269,6 +271,12 @@ class FakeEngine:
     @property
     def persistent(self) -> bool:
         return self.world.persistent
+
+    def installed(self, options: Options) -> tuple[Path, ...]:
+        return (self.world.program,) if self.world.program is not None else ()
+
+    def leaves_alone(self, integrated: bool, gfx: int | None, env: dict[str, str]) -> bool:
+        return False
 
     def resolve(self, name: str, options: Options) -> Source:
         weights = self.world.model.weights

@@ -43,8 +43,12 @@ PULL_FAULTS = [one for one in os.environ.get("STANDIN_PULL", "").split(",") if o
 ENGINE = os.environ.get("STANDIN_ENGINE", "/engine/llama-server")
 FOLDER = Path(ENGINE).parent
 LIBRARIES = {**os.environ, "LD_LIBRARY_PATH": str(FOLDER)}
+#: The embedded engine has this one as a flag alone.
+NO_REPACK = ["--no-repack"] if LIBRARIES.pop("LLAMA_ARG_REPACK", "1") == "0" else []
 CHUNK = 1 << 18
 TYPES = {0: ("F32", 1, 4), 1: ("F16", 1, 2), 8: ("Q8_0", 32, 34), 12: ("Q4_K", 256, 144), 14: ("Q6_K", 256, 210)}
+#: As Go's os.ProcessState prints them.
+SIGNALS = {signal.SIGKILL: "killed", signal.SIGILL: "illegal instruction", signal.SIGSEGV: "segmentation fault"}
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 loads = 0
 
@@ -144,7 +148,7 @@ class Runner:
         parallel = int(os.environ.get("OLLAMA_NUM_PARALLEL", "1"))
         command = [ENGINE, "--model", str(blob), "--port", str(self.port), "--host", "127.0.0.1", "--no-webui", "--offline"]
         command += ["-c", str(self.context * parallel), "-np", str(parallel)]
-        command += ["--log-verbosity", "4", "--no-log-prefix", "--no-log-timestamps"]
+        command += [*NO_REPACK, "--log-verbosity", "4", "--no-log-prefix", "--no-log-timestamps"]
         if options.get("use_mmap") is False:
             command += ["--load-mode", "none"]
         if kind := os.environ.get("OLLAMA_KV_CACHE_TYPE"):
@@ -191,7 +195,7 @@ class Runner:
     def wait(self) -> None:
         while True:
             if (status := self.process.poll()) is not None:
-                how = f"signal: {signal.Signals(-status).name.lower()[3:]}ed" if status < 0 else f"exit status {status}"
+                how = f"signal: {SIGNALS.get(signal.Signals(-status), str(-status))}" if status < 0 else f"exit status {status}"
                 slog("error loading llama server", "ERROR", error=f"llama-server process has terminated: {how}")
                 raise ApiError(500, f"llama-server process has terminated: {how}")
             with contextlib.suppress(OSError, ApiError):
@@ -251,7 +255,7 @@ def loaded(name: str, options: dict[str, Any]) -> Runner:
             Runner.current = None
         loads += 1
         misbehave(loads)
-        embedding = found["about"].get("capabilities") == ["embedding"]
+        embedding = found.get("about", {}).get("capabilities") == ["embedding"]
         runner = Runner(name, blob_path(found["layers"][0]["digest"]), decides, embedding)
         if FAULT == "kill-runner" and str(loads) == FAULT_AT:
             runner.process.kill()
@@ -376,7 +380,7 @@ class Api(BaseHTTPRequestHandler):
 
     def show(self) -> Any:
         found = known(self.body["model"])
-        about = found["about"]
+        about = found.get("about", {})
         blob = blob_path(found["layers"][0]["digest"])
         metadata, tensors = read_gguf(blob)
         parameters = sum(math.prod(one["shape"]) for one in tensors)
@@ -400,7 +404,7 @@ class Api(BaseHTTPRequestHandler):
         if not prompt and self.body.get("keep_alive") == 0:
             threading.Thread(target=unload).start()
             return {"model": name, "response": "", "done": True, "done_reason": "unload"}
-        if found["about"].get("capabilities") == ["embedding"]:
+        if found.get("about", {}).get("capabilities") == ["embedding"]:
             raise ApiError(400, f'"{name}" does not support generate')
         options = self.body.get("options") or {}
         runner = loaded(name, options)

@@ -19,7 +19,7 @@ from harness.engines.cpu import cpu_flags
 from harness.engines.llama_server.embedded import embedded_build, embedded_command, missing_instructions
 from harness.engines.llama_server.policy import LlamaServerPolicy
 from harness.engines.llama_server.xllamacpp_server import VARIABLES
-from harness.errors import EngineError, NotFoundError, NotPermittedError, UnavailableError, UsageError
+from harness.errors import BadInputError, EngineError, NotFoundError, NotPermittedError, UnavailableError, UsageError
 from harness.fit.load_plan import DEFAULT_BATCH
 from harness.model.record import EngineVersion, LoadRequest, Speed
 from harness.sandboxes.base import GpuRequest, Launch, Site
@@ -56,6 +56,9 @@ def find_command(binary: str | None) -> tuple[str, ...]:
         path = Path(found or binary).absolute()  # an engine runs in a folder of its own
         if not path.exists():
             raise NotFoundError(f"no such engine binary: {binary}", code="no-engine-binary")
+        if path.name == "ollama":
+            hint = "--engine ollama runs it"
+            raise BadInputError(f"{path} is Ollama, and no llama-server", hint=hint, code="other-engine-binary")
         if not os.access(path, os.X_OK) or path.is_dir():
             raise NotPermittedError(f"{path} is not executable", code="not-executable")
         return (str(path),)
@@ -83,6 +86,17 @@ class LlamaServer:
     name: Final = policy.name
     persistent: Final = False
     sandboxes: Final = ("process", "docker")
+
+    def installed(self, options: Options) -> tuple[Path, ...]:
+        """The program, or Python and the embedded engine's."""
+        try:
+            return tuple(Path(word) for word in find_command(options.engine_binary) if word.startswith("/"))
+        except UnavailableError:
+            return ()
+
+    def leaves_alone(self, integrated: bool, gfx: int | None, env: dict[str, str]) -> bool:
+        """None: its own list of devices says which."""
+        return False
 
     def resolve(self, name: str, options: Options) -> Source:
         """A GGUF file by its path; catalog names have become paths by now."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from harness.engines.base import Engine
     from harness.engines.policy import Policy
+    from harness.engines.running import RunningServer
 
 
 def get_policy() -> Policy:
@@ -21,3 +22,12 @@ def get_recipe() -> Engine:
     from harness.engines.ollama.recipe import Ollama
 
     return Ollama()
+
+
+def get_servers() -> tuple[RunningServer, ...]:
+    """Servers of the user's: at ``OLLAMA_HOST``, and wherever a process ``ollama serve`` says that it listens."""
+    import os
+
+    from harness.engines.ollama.servers import running
+
+    return running(os.environ.get("OLLAMA_HOST", ""))

@@ -109,6 +109,11 @@ def models_folder(text: str) -> Path | None:
     )
 
 
+def local_name(digest: str) -> str:
+    """The name under which a GGUF of the user's is loaded."""
+    return f"{LOCAL}:{digest.removeprefix('sha256:')[:12]}"
+
+
 def pull(client: httpx.Client, name: str, progress: Progress) -> None:
     """Pull a model; a broken pull goes on where it ended, a few times.
 
@@ -172,7 +177,7 @@ def create(client: httpx.Client, path: Path, digest: str, progress: Progress) ->
     """
     import httpx
 
-    name = f"{LOCAL}:{digest.removeprefix('sha256:')[:12]}"
+    name = local_name(digest)
     doing = f"take {path.name}"
     with translated(doing):
         if client.head(f"/api/blobs/{digest}").status_code != httpx.codes.OK:
@@ -215,12 +220,15 @@ def present(client: httpx.Client, source: Source, options: Options, progress: Pr
         NotFoundError: it cannot be had; the hint names what is there.
     """
     if source.path is not None:
-        name = create(client, source.path, source.model.digest or "", progress)
-        body = show(client, name)
+        name = local_name(source.model.digest or "")
+        body = show(client, name) if options.sandbox == "process" else None
+        if body is None:
+            name = create(client, source.path, source.model.digest or "", progress)
+            body = show(client, name)
     else:
         name = source.own_name
         body = show(client, name)
-        if body is None and options.models is None:
+        if body is None and options.models is None and options.sandbox != "process":
             try:
                 pull(client, name, progress)
             except NotFoundError as error:

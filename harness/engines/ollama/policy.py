@@ -6,6 +6,7 @@ Ollama's choice), ``ml/device.go`` and ``llm/memory.go`` (before).
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -26,7 +27,9 @@ from harness.text import release
 from harness.units import GIB, MIB, TOKENS_PER_UNIT, from_gib
 
 if TYPE_CHECKING:
+    from harness.engines.running import RunningServer
     from harness.fit.load_plan import BatchLimits
+    from harness.model.record import Settings
 
 #: The first version that runs llama.cpp's own server.
 LLAMA_SERVER: Final = (0, 30, 0)
@@ -106,6 +109,26 @@ class OllamaPolicy(Policy):
     ) -> LoadRequest:
         """Ollama chooses its batch itself: a request of another client would not name one either."""
         return LoadRequest(context=context, purpose="serve")
+
+    def differences(self, server: RunningServer, settings: Settings) -> tuple[str, ...]:
+        """Of the variables that decide about a load: cache type, flash attention and slots."""
+        found = []
+        kind = server.settings.get("OLLAMA_KV_CACHE_TYPE")
+        if kind and kind != settings.kv_cache_type:
+            found.append(f"OLLAMA_KV_CACHE_TYPE={kind}, and this calibration is of {settings.kv_cache_type}")
+        flash = {"1": "enabled", "true": "enabled", "0": "disabled", "false": "disabled"}.get(
+            server.settings.get("OLLAMA_FLASH_ATTENTION", "").lower()
+        )
+        if flash and settings.flash_attention and flash != settings.flash_attention:
+            found.append(f"flash attention {flash}, and this calibration is of {settings.flash_attention}")
+        slots = server.settings.get("OLLAMA_NUM_PARALLEL", "")
+        if slots.isdecimal() and int(slots) > 1:
+            found.append(f"OLLAMA_NUM_PARALLEL={slots}: ask with --num-parallel {slots}")
+        return tuple(found)
+
+    def unload_command(self, model: str) -> str:
+        """``ollama stop``."""
+        return f"ollama stop {shlex.quote(model)}"
 
     def figures(self) -> dict[str, object]:
         """Bytes, tokens, percent, a release; a batch without a limit holds at every context."""

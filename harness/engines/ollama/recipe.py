@@ -7,6 +7,7 @@ llama.cpp's server for every GGUF; before, a runner of its own.
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,10 +15,11 @@ import msgspec
 
 from harness.engines import gguf
 from harness.engines.base import Options, Progress, Source, answers_ok
+from harness.engines.ollama import native
 from harness.engines.ollama.api import connected
 from harness.engines.ollama.models import check_digest, described, manifest, models_folder, present, split_name
 from harness.engines.ollama.policy import OllamaPolicy
-from harness.errors import EngineError, NotFoundError
+from harness.errors import EngineError, NotFoundError, UnavailableError
 from harness.fit.load_plan import DEFAULT_BATCH
 from harness.model.record import EngineVersion, LoadRequest, Model, Reported, Speed
 from harness.polling import poll
@@ -46,6 +48,8 @@ _HOST_ENV: Final = {
     "LLAMA_ARG_CTX_CHECKPOINTS": "0",
     "LLAMA_ARG_CACHE_RAM": "0",
 }
+#: ``gfx_target_version`` of the one integrated AMD GPU that it uses unasked.
+_STRIX_HALO: Final = 110501
 #: Words that most tokenizers know as one token each.
 _WORDS: Final = (
     "time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state",
@@ -61,10 +65,19 @@ class Ollama:
     policy: Final = OllamaPolicy()
     name: Final = policy.name
     persistent: Final = True
-    sandboxes: Final = ("docker",)
+    sandboxes: Final = ("docker", "process")
 
     def __init__(self) -> None:
         self._prompts = itertools.count()
+
+    def installed(self, options: Options) -> tuple[Path, ...]:
+        """The user's ``ollama`` and the runner that it starts."""
+        program = native.find_program(options.engine_binary)
+        return () if program is None else native.program_files(program)
+
+    def leaves_alone(self, integrated: bool, gfx: int | None, env: dict[str, str]) -> bool:
+        """Integrated ones but gfx1151 (Strix Halo), unless ``OLLAMA_IGPU_ENABLE`` is set (discover/gpu.go, 0.30)."""
+        return integrated and gfx != _STRIX_HALO and env.get("OLLAMA_IGPU_ENABLE") not in ("1", "true")
 
     def resolve(self, name: str, options: Options) -> Source:
         """A GGUF file by its path, or a name of Ollama's, which a registry or the user's models folder has."""
@@ -74,6 +87,9 @@ class Ollama:
             model = gguf.describe(header, name, None)
             return Source(model=model, path=path.resolve(), tensors=gguf.tensor_bytes(header))
         own_name, _ = split_name(name)
+        if options.sandbox == "process":
+            native.find_store(name, options, os.environ)
+            return Source(model=Model(name=name), own_name=name)
         folder = models_folder(options.models) if options.models is not None else None
         if folder is not None and not manifest(folder, own_name).is_file():
             there = sorted(str(one.relative_to(folder / "manifests")) for one in (folder / "manifests").glob("*/*/*/*"))
@@ -98,7 +114,10 @@ class Ollama:
         return EngineVersion(version=found if isinstance(found, str) else None)
 
     def launch(self, source: Source, request: LoadRequest | None, options: Options, site: Site) -> Launch:
-        """The server, alone with its models. Loads get their settings by request; what only the environment sets is here."""
+        """The server, alone with its models. Loads get their settings by request; what only the environment sets is here.
+
+        In a process it is the user's own program with a folder of its own, which holds links to the weights of one model.
+        """
         env = {
             "OLLAMA_HOST": f"{site.host}:{site.port}",
             "OLLAMA_NUM_PARALLEL": str(options.num_parallel),
@@ -115,6 +134,8 @@ class Ollama:
         if request is None:
             env["OLLAMA_DEBUG"] = "1"  # the Go engine (0.12 to 0.24) prints exact bytes at this level only
             env |= _HOST_ENV if options.target == "host" else {}
+        if site.sandbox == "process":
+            return _process(source, options, env)
         mounts, writable, folder = _places(source, options)
         if folder is not None:
             env["OLLAMA_MODELS"] = folder
@@ -209,6 +230,26 @@ class Ollama:
             sdk.generate(source.own_name, keep_alive=0)
             if not poll(lambda: not sdk.ps().models, limit=_UNLOAD):
                 raise EngineError(f"Ollama did not unload {source.own_name} in {_UNLOAD:.0f} s", code="still-loaded")
+
+
+def _process(source: Source, options: Options, env: dict[str, str]) -> Launch:
+    """A private server of the user's program."""
+    program = native.find_program(options.engine_binary)
+    if program is None:
+        raise UnavailableError("there is no ollama on PATH", hint="name it with --engine-binary PATH", code="no-engine")
+    if source.path is None:
+        name = split_name(source.own_name)[0]
+        home = native.lent(native.find_store(name, options, os.environ), name)
+    else:
+        home = native.lent_file(source.path, source.model.digest or gguf.sha256(source.path), source.model.architecture)
+    limit = options.memory_limit if options.target == "host" else None
+    return Launch(
+        argv=(str(program), "serve"),
+        env={**env, **options.env, **native.environment(options)},
+        gpus=options.gpus,
+        home=home,
+        memory_limit=limit,
+    )
 
 
 def _places(source: Source, options: Options) -> tuple[tuple[Mount, ...], tuple[str, ...], str | None]:

@@ -46,6 +46,14 @@ class Vllm:
     persistent: Final = False
     sandboxes: Final = ("docker", "process")
 
+    def installed(self, options: Options) -> tuple[Path, ...]:
+        """Not told: a container is what its figures are made in."""
+        return ()
+
+    def leaves_alone(self, integrated: bool, gfx: int | None, env: dict[str, str]) -> bool:
+        """All but NVIDIA's: its figures here are of those."""
+        return True
+
     def resolve(self, name: str, options: Options) -> Source:
         """A folder with weights and ``config.json``, or a name of the Hugging Face hub, which the engine itself fetches."""
         folder = Path(name).expanduser()

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from harness.engines.base import Options
+from harness.engines.base import Options, Source
 from harness.engines.registry import recipe_of
-from harness.errors import ConfigError, UnavailableError, UsageError
-from harness.inventory.backend import EngineChoice, choose, choose_engine
+from harness.errors import ConfigError, NotFoundError, UnavailableError, UsageError
+from harness.inventory.backend import EngineChoice, choose, choose_engine, choose_sandbox
+from harness.model.record import Gpu, Model
 from harness.options import SandboxChoice
 from harness.sandboxes.base import GpuRequest
 from harness.store.catalog import pinned_image
 
 NONE = GpuRequest(mode="none")
+ALL = GpuRequest()
 
 
 @pytest.fixture
@@ -50,13 +52,66 @@ def test_auto_says_why_it_is_not_ollama(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_ollama_without_a_gpu_is_measured_on_host_memory() -> None:
-    choice = choose(recipe_of("ollama"), "auto", Options(gpus=NONE))
-    assert (choice.sandbox, choice.target, choice.meter, choice.gpus) == ("docker", "host", "host", ())
+    for place in ("docker", "process"):
+        choice = choose(recipe_of("ollama"), place, Options(gpus=NONE))
+        assert (choice.sandbox, choice.target, choice.meter, choice.gpus) == (place, "host", "host", ())
 
 
-def test_ollama_runs_in_no_process() -> None:
+@pytest.mark.parametrize(
+    ("sandbox", "options"),
+    [
+        ("process", Options(image="ollama/ollama:1")),
+        ("docker", Options(engine_binary="/usr/bin/ollama")),
+        ("auto", Options(image="ollama/ollama:1", engine_binary="/usr/bin/ollama")),
+    ],
+)
+def test_an_option_of_the_other_sandbox_is_refused_and_not_ignored(sandbox: SandboxChoice, options: Options) -> None:
     with pytest.raises(UsageError):
-        choose(recipe_of("ollama"), "process", Options(gpus=NONE))
+        choose_sandbox(recipe_of("ollama"), sandbox, options)
+
+
+@pytest.mark.parametrize(
+    ("docker", "installed", "gpus", "place"),
+    [
+        (None, True, NONE, "docker"),
+        ("no daemon", True, NONE, "process"),
+        ("no daemon", True, ALL, "process"),
+        ("no daemon", False, ALL, None),
+        ("no daemon", False, NONE, None),
+    ],
+)
+def test_ollama_runs_in_docker_else_as_the_program_that_is_installed(
+    monkeypatch: pytest.MonkeyPatch, docker: str | None, installed: bool, gpus: GpuRequest, place: str | None
+) -> None:
+    monkeypatch.setattr("harness.inventory.backend.docker_obstacle", lambda: docker)
+    monkeypatch.setattr("harness.inventory.backend.docker_gpu_obstacle", lambda: docker)
+    monkeypatch.setattr("harness.engines.ollama.recipe.Ollama.installed", lambda *_: (Path("/o"),) if installed else ())
+    if place is None:
+        with pytest.raises(UnavailableError) as caught:
+            choose_sandbox(recipe_of("ollama"), "auto", Options(gpus=gpus))
+        assert "no daemon" in caught.value.message
+        return
+    chosen, reasons = choose_sandbox(recipe_of("ollama"), "auto", Options(gpus=gpus))
+    assert chosen == place
+    assert bool(reasons) is (place == "process"), "why it is not the usual one is said"
+
+
+@pytest.mark.parametrize("obstacle", [None, "it has no such model"])
+def test_auto_is_this_machine_s_ollama_where_docker_has_no_gpu(monkeypatch: pytest.MonkeyPatch, obstacle: str | None) -> None:
+    def resolve(self: object, name: str, options: Options) -> Source:
+        if obstacle is not None:
+            raise NotFoundError(obstacle)
+        return Source(model=Model(name=name))
+
+    monkeypatch.setattr("harness.inventory.backend.docker_gpu_obstacle", lambda *_: "no Docker daemon answers")
+    monkeypatch.setattr("harness.inventory.backend.nvidia_gpus", lambda *_: ((Gpu(name="NVIDIA Test A"),), "nvml", "by NVML"))
+    monkeypatch.setattr("harness.engines.ollama.recipe.Ollama.installed", lambda *_: (Path("/usr/bin/ollama"),))
+    monkeypatch.setattr("harness.engines.ollama.recipe.Ollama.resolve", resolve)
+    for sandbox, told in (("auto", "no Docker daemon answers"), ("process", "processes were asked for")):
+        chosen, (reason,) = choose_engine("auto", sandbox, Options(), "qwen2.5:0.5b")  # type: ignore[arg-type]
+        assert chosen == ("ollama" if obstacle is None else "llama-server")
+        assert told in reason
+        assert (obstacle or "/usr/bin/ollama") in reason
 
 
 def test_a_missing_gpu_says_what_works_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +120,7 @@ def test_a_missing_gpu_says_what_works_without_one(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("harness.inventory.backend.nvidia_gpus", nothing)
     with pytest.raises(UnavailableError) as caught:
-        choose(recipe_of("ollama"), "auto", Options())
+        choose(recipe_of("ollama"), "docker", Options())
     assert "--gpus none" in str(caught.value.hint)
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from harness.engines.ollama.servers import running
 from harness.errors import BadInputError, UnavailableError, UsageError
-from harness.inventory.machine import MachineNow, ollama_version, residents
+from harness.inventory.machine import MachineNow, residents
 from harness.model.record import Gpu, Machine
 from harness.options import read_available
 from harness.render.check import describe
@@ -193,13 +194,13 @@ def ollama() -> Iterator[tuple[int, list[bytes]]]:
         thread.join()
 
 
-def test_the_ollama_that_runs_here_says_its_version(ollama: tuple[int, list[bytes]]) -> None:
+def test_the_ollama_that_runs_here_says_its_version(ollama: tuple[int, list[bytes]], tmp_path: Path) -> None:
     port, asked = ollama
     for host in (f"127.0.0.1:{port}", f"http://localhost:{port}/", f"0.0.0.0:{port}", f":{port}", f"[::1]:{port}"):
-        assert ollama_version(host) == "0.31.2", host
-    assert set(asked) == {b"/api/version"}
+        assert [one.version for one in running(host, tmp_path)] == ["0.31.2"], host
+    assert set(asked) == {b"/api/version", b"/api/ps"}, "nothing else is asked of it"
     for host in ("10.1.2.3:11434", "https://example.org", "nonsense:x", "127.0.0.1:1", "127.0.0.1:99999"):
-        assert ollama_version(host) is None, host
+        assert running(host, tmp_path) == (), host
 
 
 def test_host_memory_is_read_here(tmp_path: Path) -> None:

@@ -1,0 +1,229 @@
+"""Ollama as it is installed on this machine: its program, the models that it keeps, and servers of it that run.
+
+Facts: envconfig/config.go (``Models``, ``Host``), server/modelpath.go, manifest.go and scripts/install.sh of ollama/ollama.
+Nothing of it is changed: a model is lent to a server of our own by links.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from harness.engines.base import Options
+from harness.engines.ollama.models import local_name, manifest, models_folder, split_name
+from harness.engines.ollama.servers import processes
+from harness.errors import BadInputError, NotFoundError, NotPermittedError, UnavailableError
+from harness.sandboxes.base import PRIVATE, Home
+
+#: Where packages and the install script put the service's models (its home is /usr/share/ollama; distributions differ).
+_SERVICE_STORES: Final = (
+    *("/usr/share/ollama/.ollama/models", "/var/lib/ollama/.ollama/models", "/var/lib/ollama/models", "/var/lib/ollama"),
+    "/var/snap/ollama/common/models",
+)
+_UNITS: Final = ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
+_UNIT_MODELS: Final = re.compile(r"^\s*Environment=.*\bOLLAMA_MODELS=([^\"'\s]+)", re.MULTILINE)
+_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
+_MODEL: Final = "application/vnd.ollama.image.model"
+#: Hides every GPU from it: an empty value of these hides none (docs/gpu.md).
+NO_GPU: Final = {
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "HIP_VISIBLE_DEVICES": "-1",
+    "ROCR_VISIBLE_DEVICES": "-1",
+    "GGML_VK_VISIBLE_DEVICES": "-1",
+    "OLLAMA_VULKAN": "0",
+}
+
+
+def find_program(binary: str | None) -> Path | None:
+    """The ``ollama`` to run: the one asked for, else the one on PATH; ``None`` where there is none.
+
+    Raises:
+        NotFoundError, NotPermittedError: of one that was asked for. BadInputError: it is another program.
+    """
+    if binary is None:
+        found = shutil.which("ollama")
+        return Path(found) if found else None
+    path = Path(shutil.which(binary) or binary).expanduser().absolute()
+    if not path.is_file():
+        raise NotFoundError(f"no such engine binary: {binary}", code="no-engine-binary")
+    if not os.access(path, os.X_OK):
+        raise NotPermittedError(f"{path} is not executable", code="not-executable")
+    if "llama-server" in path.name or path.name == "vllm":
+        raise BadInputError(
+            f"{path} is no Ollama: --engine-binary is the program of the engine that runs",
+            hint="for this program: --engine llama-server or --engine vllm",
+            code="other-engine-binary",
+        )
+    return path
+
+
+def program_files(program: Path) -> tuple[Path, ...]:
+    """The program and the runner that it starts (llm/llama_server.go, ``LibOllamaPath``); those that are there."""
+    real = program.resolve()
+    places = (real.parent / "lib" / "ollama", real.parent.parent / "lib" / "ollama", real.parent)
+    runners = [folder / "llama-server" for folder in places]
+    return (real, *(one for one in runners if one.is_file()))
+
+
+def stores(options: Options, environ: Mapping[str, str], proc: Path = Path("/proc")) -> tuple[Path, ...]:
+    """Folders where models of this machine's Ollama may lie, those that were named first.
+
+    Raises:
+        NotFoundError: ``--models`` names none.
+    """
+    if options.models is not None:
+        folder = models_folder(options.models)
+        if folder is None:
+            raise NotFoundError(
+                f"{options.models} is the name of a Docker volume, and a process has none",
+                hint="--models with a folder, as in --models ~/.ollama",
+                code="no-models",
+            )
+        return (folder,)
+    named = [environ.get("OLLAMA_MODELS"), *(one.settings.get("OLLAMA_MODELS") for one in processes(proc)), *_of_units()]
+    own = str(Path(environ.get("HOME") or "/root") / ".ollama" / "models")
+    return tuple(dict.fromkeys(Path(one) for one in (*named, own, *_SERVICE_STORES) if one))
+
+
+def _of_units() -> Iterator[str]:
+    for folder in _UNITS:
+        for file in (Path(folder) / "ollama.service", *sorted(Path(folder).glob("ollama.service.d/*.conf"))):
+            try:
+                yield from _UNIT_MODELS.findall(file.read_text("utf-8", "replace"))
+            except OSError:
+                continue
+
+
+def find_store(name: str, options: Options, environ: Mapping[str, str], proc: Path = Path("/proc")) -> Path:
+    """The folder that has a model.
+
+    Raises:
+        NotFoundError: none has it; the hint names what is there. NotPermittedError: only another account may read it.
+    """
+    own_name, _ = split_name(name)
+    closed: list[Path] = []
+    there: list[str] = []
+    for folder in stores(options, environ, proc):
+        path = manifest(folder, own_name)
+        try:
+            text = path.read_bytes()
+        except PermissionError:
+            closed.append(folder)
+            continue
+        except OSError:
+            there += _names(folder)
+            continue
+        if all(os.access(folder / "blobs" / _blob(digest), os.R_OK) for digest in digests(text)):
+            return folder
+        closed.append(folder)
+    if closed:
+        raise NotPermittedError(
+            f"the models in {closed[0]} may be read by the account {_owner(closed[0])} alone",
+            hint="run harness as root, or lend a copy that you may read: --models DIR",
+            code="models-not-readable",
+        )
+    raise NotFoundError(
+        f"the Ollama of this machine has no model {own_name}",
+        hint=f"there are: {', '.join(sorted(there)[:20]) or 'none'}; pull it first: ollama pull {own_name}",
+        code="no-such-model",
+    )
+
+
+def _names(folder: Path) -> list[str]:
+    """Models as people call them."""
+    try:
+        found = [one.relative_to(folder / "manifests").parts for one in (folder / "manifests").glob("*/*/*/*")]
+    except OSError:
+        return []
+    library = ("registry.ollama.ai", "library")
+    return [f"{name}:{tag}" if (host, space) == library else f"{host}/{space}/{name}:{tag}" for host, space, name, tag in found]
+
+
+def _owner(folder: Path) -> str:
+    while folder != folder.parent:
+        try:
+            return folder.owner()
+        except (OSError, KeyError):
+            folder = folder.parent
+    return "of the service"
+
+
+def digests(text: bytes) -> list[str]:
+    """The blobs that a manifest names.
+
+    Raises:
+        BadInputError: it is none.
+    """
+    try:
+        body = json.loads(text)
+        found = [body.get("config") or {}, *body["layers"]]
+        return [one["digest"] for one in found if one.get("digest")]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInputError("a manifest of Ollama's was not understood", code="bad-manifest") from error
+
+
+def _blob(digest: str) -> str:
+    if not re.fullmatch(r"sha256[:-][0-9a-f]{64}", digest):
+        raise BadInputError(f"a manifest of Ollama's names an odd blob: {digest[:80]!r}", code="bad-manifest")
+    return digest.replace(":", "-")
+
+
+def lent(folder: Path, name: str) -> Home:
+    """A store of a server's own that holds one model: a copy of its manifest, and links to the weights.
+
+    Ollama never writes into a file that it reads a model from; what it makes or removes, it makes and removes beside the links.
+    """
+    path = manifest(folder, split_name(name)[0])
+    text = path.read_bytes()
+    blobs = {f"models/blobs/{_blob(digest)}": str(folder / "blobs" / _blob(digest)) for digest in digests(text)}
+    return Home(files={f"models/{path.relative_to(folder)}": text}, links=blobs)
+
+
+def lent_file(path: Path, digest: str, architecture: str | None) -> Home:
+    """A store that holds a GGUF of the user's, by a link: what ``ollama create`` would write, without a copy of the weights."""
+    config = json.dumps(
+        {
+            "model_format": "gguf",
+            "model_family": architecture or "",
+            "os": "linux",
+            "rootfs": {"type": "layers", "diff_ids": [digest]},
+        }
+    ).encode()
+    own = _sha256(config)
+    layers: list[dict[str, Any]] = [{"mediaType": _MODEL, "digest": digest, "size": path.stat().st_size}]
+    document = {
+        "schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+        "config": {"mediaType": _CONFIG, "digest": own, "size": len(config)}, "layers": layers,
+    }  # fmt: skip
+    name = manifest(Path("models"), local_name(digest))
+    files = {str(name): json.dumps(document).encode(), f"models/blobs/{_blob(own)}": config}
+    return Home(files=files, links={f"models/blobs/{_blob(digest)}": str(path)})
+
+
+def _sha256(data: bytes) -> str:
+    import hashlib
+
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def environment(options: Options) -> dict[str, str]:
+    """What makes a server's folders its own, and shows it the GPUs that it is to use.
+
+    Raises:
+        UnavailableError: GPUs by names that are not NVIDIA's.
+    """
+    own = {"HOME": PRIVATE, "OLLAMA_MODELS": f"{PRIVATE}/models"}
+    if options.gpus.mode == "none":
+        return {**NO_GPU, **own}
+    if options.gpus.mode == "ids":
+        if odd := [one for one in options.gpus.ids if not one.isdigit() and not one.startswith(("GPU-", "MIG-"))]:
+            raise UnavailableError(
+                f"Ollama takes GPUs by NVIDIA's indices or UUIDs, not {odd[0]}", hint="--gpus all", code="no-such-gpu"
+            )
+        return {**own, "CUDA_VISIBLE_DEVICES": ",".join(options.gpus.ids)}
+    return own

@@ -1,0 +1,30 @@
+"""What ``doctor`` says of an Ollama without Docker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.engines.running import RunningModel, RunningServer
+from harness.maintain import doctor_ollama
+from tests.support.ollama_installed import program
+
+
+def test_the_program_and_what_runs_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = RunningModel(name="qwen2.5:7b", size_bytes=5 << 30, gpu_bytes=4 << 30, context=4096)
+    settings = {"OLLAMA_NUM_PARALLEL": "4"}
+    servers = (
+        RunningServer(pid=1, port=11434, version="0.33.0", models=(model,), settings=settings, readable=True),
+        RunningServer(pid=2, port=11500, version="0.32.0"),
+    )
+    monkeypatch.setattr(doctor_ollama, "running_servers", lambda _: servers)
+    monkeypatch.setenv("PATH", str(program(tmp_path, Path("/engine")).parent))
+    installed, busy, idle = doctor_ollama.ollama_findings()
+    assert (installed.code, installed.state) == ("ollama-installed", "ok")
+    assert ("OLLAMA_NUM_PARALLEL=4" in busy.text, "ollama stop qwen2.5:7b" in str(busy.hint)) == (True, True)
+    assert (idle.hint, "another account's" in idle.text) == (None, True)
+    monkeypatch.setattr(doctor_ollama, "running_servers", lambda _: ())
+    monkeypatch.setenv("PATH", "/nowhere")
+    (missing,) = doctor_ollama.ollama_findings()
+    assert (missing.code, missing.state) == ("ollama-not-installed", "note")
