@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 import msgspec
 
-from harness.cli.context import command, store_at
+from harness.cli.context import as_json, command, store_at
 from harness.cli.options import query_options, store_option
-from harness.cli.output import Output
+from harness.cli.output import Result
+from harness.render.calibrations import allocation_remarks
 from harness.text import clean
-from harness.units import format_size
 
 
 @click.command()
@@ -37,27 +37,18 @@ def cli(
     variant: str | None,
     compose: bool,
     store: str | None,
-    output: Output,
-) -> None:
+) -> Result:
     """The options with which vLLM starts MODEL with a context, or why it cannot."""
     from harness.prediction.allocation import Deployment
     from harness.serving import allocate as workflow
 
     wanted = Deployment(version=engine_version, gpu=gpu_name, tensor_parallel=tensor_parallel, dtype=dtype)
     answer = workflow.answer(store_at(store), model, ctx, concurrency, wanted, variant=variant, available=available)
-    allocation = answer.allocation
-    metadata = answer.calibration.metadata
-    service = workflow.compose(answer) if compose or (output.as_json and metadata.engine.image) else None
-    if not output.as_json:
-        click.echo(clean(service if service is not None else workflow.shell(answer)), nl=service is None)
-        on = metadata.machine.gpus[0].name if metadata.machine.gpus else "host memory"
-        click.echo(
-            clean(
-                f"# {allocation.blocks} blocks of {allocation.block_size} tokens and {allocation.spare_blocks} to spare: "
-                f"{format_size(allocation.kv_cache_bytes)} beside {format_size(allocation.footprint_bytes)}, "
-                f"{format_size(allocation.available_bytes)} are free · largest context {allocation.max_context:,}\n"
-                f"# measured with vLLM {metadata.engine.version or '(version unknown)'} on {on}"
-            ),
-            err=service is None,
-        )
-    output.done({**msgspec.to_builtins(allocation), "shell": workflow.shell(answer), "compose": service})
+    allocation, image = answer.allocation, answer.calibration.metadata.engine.image
+    service = workflow.compose(answer) if compose or (as_json() and image) else None
+    command_line, remarks = workflow.shell(answer), allocation_remarks(allocation, answer.calibration)
+    return Result(
+        data={**msgspec.to_builtins(allocation), "shell": command_line, "compose": service},
+        text=lambda: [clean(command_line)] if service is None else [clean(service), remarks],
+        notes=() if as_json() or service is not None else (remarks,),
+    )

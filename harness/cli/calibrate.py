@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
-from harness.cli.context import command, store_at
+from harness.cli.context import as_json, command, store_at
 from harness.cli.options import run_options, store_option
-from harness.cli.output import Output
+from harness.cli.output import Result
 from harness.options import RunOptions
-from harness.text import clean
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
@@ -23,7 +23,7 @@ from harness.text import clean
 @click.option("--dry-run", is_flag=True, help="Say what would be done.")
 @store_option
 @command
-def cli(output: Output, **given: Any) -> None:
+def cli(**given: Any) -> Result:
     """Measure MODEL in a clean engine and write its calibration.
 
     MODEL is a name of the catalog, the engine's own name, or the path of a GGUF file.
@@ -34,44 +34,21 @@ def cli(output: Output, **given: Any) -> None:
     store = store_at(given["store"])
     session = prepare(options, store, Path.cwd())
     from harness.cli.progress import watcher
+    from harness.model.calibration import to_document
+    from harness.render import calibrations
 
-    watch = watcher(quiet=output.as_json)
+    watch = watcher(quiet=as_json())
     with watch:
         for reason in session.choice.reasons:
             watch.say(reason)
         if given["dry_run"]:
-            _dry_run(session, output)
-        result = session.calibrate(watch)
-    from harness.model.calibration import to_document
-
-    if not output.as_json:
-        _table(result)
-    output.done(
-        {
-            "artifact": str(result.artifact),
-            "record": str(result.record),
-            "calibration": to_document(result.calibration),
-        }
+            planned = session.plan()
+            return Result(
+                data={"artifact": str(planned.artifact), "loads": msgspec.to_builtins(planned.loads)},
+                text=partial(calibrations.planned, session.request.name, planned.loads, str(planned.artifact)),
+            )
+        done = session.calibrate(watch)
+    return Result(
+        data={"artifact": str(done.artifact), "record": str(done.record), "calibration": to_document(done.calibration)},
+        text=partial(calibrations.measured, done.calibration, os.path.relpath(done.artifact), done.seconds),
     )
-
-
-def _dry_run(session: Any, output: Output) -> None:
-    planned = session.plan()
-    if not output.as_json:
-        click.echo(f"would load {clean(session.request.name)}:")
-        for load in planned.loads:
-            batch = "the engine's batch" if load.num_batch is None else f"batch {load.num_batch}"
-            click.echo(f"  {load.context:>7} tokens at {batch}")
-        click.echo(f"and write {clean(str(planned.artifact))}")
-    output.done({"artifact": str(planned.artifact), "loads": msgspec.to_builtins(planned.loads)})
-
-
-def _table(result: Any) -> None:
-    from harness.render.tables import calibration_panel, console
-
-    shown = console()
-    shown.print(calibration_panel(result.calibration, result.calibration.id))
-    name = os.path.relpath(result.artifact)
-    click.echo(f"written  {clean(name)}  ({result.seconds:.0f} s)")
-    top = result.calibration.metadata.quality.valid_to
-    click.echo(click.style("next     ", dim=True) + f"harness predict {clean(result.calibration.id)} --ctx {top}")

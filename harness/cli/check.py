@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 import click
 
 from harness.cli.context import command
 from harness.cli.options import filter_options, query_options, store_option
-from harness.cli.output import Output
+from harness.cli.output import Result
 from harness.options import QueryOptions
 
 #: Exit status of each verdict.
@@ -28,18 +29,18 @@ STATUS: Final = {"fits": 0, "offload": 3, "unknown": 4}
 @filter_options
 @store_option
 @command
-def cli(names: tuple[str, ...], output: Output, **given: Any) -> None:
+def cli(names: tuple[str, ...], **given: Any) -> Result:
     """Will it fit, or spill to the CPU? Ends with 0 (fits), 3 (offload likely) or 4 (unknown).
 
     MODEL@8192 names a context, MODEL@sha256:… the exact weights. Several models are judged together, in their order.
     """
     from harness.api import judge
+    from harness.render.check import describe
 
     found = judge(names, QueryOptions.of(given))
-    for text in dict.fromkeys(text for one in found.models for text in one.warnings):
-        output.warn(text)
-    if not output.as_json:
-        from harness.render.check import describe
-
-        click.echo("\n".join(describe(found)))
-    output.done(found.to_json(), STATUS[found.verdict])
+    return Result(
+        data=found.to_json(),
+        text=partial(describe, found),
+        warnings=dict.fromkeys(text for one in found.models for text in one.warnings),
+        exit_code=STATUS[found.verdict],
+    )

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
-from harness.cli.output import Output, warn
+from harness.cli.output import Result, warn
 from harness.errors import HarnessError
 from harness.options import settings
 from harness.store.config import find_file, read_file, unknown_variables
@@ -23,22 +24,25 @@ def store_at(path: str | None) -> Store:
     return Store(Path(path) if path else default_root(dict(os.environ), Path.cwd()))
 
 
-def command(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command ``--json`` and an :class:`Output`, and turn our errors into exit codes."""
+def command(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Give a command ``--json``, and its errors the form of a result."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, also on failure.")
     @wraps(function)
-    def wrapper(*args: Any, as_json: bool, **kwargs: Any) -> None:
+    def wrapper(*args: Any, as_json: bool, **kwargs: Any) -> Result:
         name = click.get_current_context().info_name or function.__name__
-        output = Output(name, as_json)
         try:
-            function(*args, output=output, **kwargs)
+            result = function(*args, **kwargs)
         except HarnessError as error:
-            output.failed(error)
-        except BrokenPipeError:
-            output.closed()
+            result = Result(failure=error)
+        return msgspec.structs.replace(result, command=name, as_json=as_json)
 
     return wrapper
+
+
+def as_json() -> bool:
+    """Whether the command that runs was asked for a JSON document."""
+    return bool(click.get_current_context().params["as_json"])
 
 
 def load_settings(context: click.Context) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
 
 from harness.cli.context import command, store_at
 from harness.cli.options import Text, run_options, store_option
-from harness.cli.output import Output
+from harness.cli.output import Result
 from harness.cli.parse import read_log
 from harness.errors import UsageError
 from harness.model.calibration import to_document
 from harness.options import read_numbers
-from harness.text import clean
 from harness.units import parse_size
 
 
@@ -45,10 +46,10 @@ def cli(
     variant: str | None,
     force: bool,
     store: str | None,
-    output: Output,
-) -> None:
+) -> Result:
     """A calibration from an engine's LOG and the memory that others measured beside it ("-" reads standard input)."""
     from harness.maintain.import_log import ImportOptions, import_log
+    from harness.render import calibrations
 
     try:
         sizes = tuple(parse_size(one) for total in totals for one in total.split(","))
@@ -64,12 +65,8 @@ def cli(
         variant=variant,
         force=force,
     )
-    result = import_log(read_log(log).loads, told, store_at(store))
-    if not output.as_json:
-        from harness.render.tables import calibration_panel, console
-
-        console().print(calibration_panel(result.calibration, result.calibration.id))
-        click.echo(f"written  {clean(str(result.artifact))}")
-    output.done(
-        {"artifact": str(result.artifact), "record": str(result.record), "calibration": to_document(result.calibration)}
+    done = import_log(read_log(log).loads, told, store_at(store))
+    return Result(
+        data={"artifact": str(done.artifact), "record": str(done.record), "calibration": to_document(done.calibration)},
+        text=partial(calibrations.imported, done.calibration, str(done.artifact)),
     )

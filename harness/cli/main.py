@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 import click
+import msgspec
 from click.core import ParameterSource
 
 from harness import __version__
 from harness.cli.context import load_settings, wants_json
-from harness.cli.output import Output, colour
+from harness.cli.output import Result, closed, colour, finish
 from harness.cli.signals import Terminated, hear, lose_streams
 from harness.errors import CannotWriteError, ConfigError, HarnessError, NotFoundError, NotPermittedError, UsageError
 
@@ -57,6 +58,10 @@ class Lazy(click.Group):
         command: click.Command = module.cli
         return command
 
+    def invoke(self, ctx: click.Context) -> NoReturn:
+        """Run one verb, print its result and end."""
+        finish(super().invoke(ctx))
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs without importing them."""
         with formatter.section("Commands"):
@@ -83,37 +88,44 @@ def main() -> None:
 def _main() -> None:
     _open_streams()
     verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "harness")
-    output = Output(verb, wants_json())
-    hear(output)
+    ended = Result(command=verb, as_json=wants_json())
+    hear(ended)
     try:
         cli.main(standalone_mode=False, color=colour())
     except HarnessError as error:
-        output.failed(error)
+        _end(ended, error)
     except click.UsageError as error:
         if isinstance(error, click.BadParameter) and _from_the_file(error):
-            output.failed(ConfigError(f"harness.toml: {error.format_message()}"))
+            _end(ended, ConfigError(f"harness.toml: {error.format_message()}"))
         hint = f"{error.ctx.command_path} --help" if error.ctx else "harness --help"
-        output.failed(UsageError(error.format_message(), hint=hint))
+        _end(ended, UsageError(error.format_message(), hint=hint))
     except click.ClickException as error:
-        output.failed(UsageError(error.format_message()))
+        _end(ended, UsageError(error.format_message()))
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; everything was torn down", err=True)
-        _exit(130, output, "interrupted")
+        _stopped(ended, 130, "interrupted")
     except Terminated:
-        click.echo("terminated; everything was torn down", err=True)
-        _exit(143, output, "terminated")
+        _stopped(ended, 143, "terminated")
     except BrokenPipeError:
-        output.closed()
+        closed()
     except OSError as error:
         known = _refusal(error)
         if known is None:
-            _bug(output)
+            _bug(ended)
         try:
-            output.failed(known)
+            _end(ended, known)
         except OSError:  # standard output itself cannot be written
-            Output(verb, as_json=False).failed(known)
+            _end(msgspec.structs.replace(ended, as_json=False), known)
     except Exception:  # noqa: BLE001 - whatever it is, it ends as the contract says
-        _bug(output)
+        _bug(ended)
+
+
+def _end(ended: Result, error: HarnessError) -> NoReturn:
+    finish(msgspec.structs.replace(ended, failure=error))
+
+
+def _stopped(ended: Result, status: int, code: str) -> NoReturn:
+    click.echo(f"{code}; everything was torn down", err=True)
+    finish(msgspec.structs.replace(ended, exit_code=status, errors=({"code": code, "message": code, "hint": None},)))
 
 
 def _open_streams() -> None:
@@ -144,17 +156,9 @@ def _refusal(error: OSError) -> HarnessError | None:
     return None
 
 
-def _bug(output: Output) -> NoReturn:
+def _bug(ended: Result) -> NoReturn:
     """Show the exception that nothing foresaw, and end with 1."""
     import traceback
 
     click.echo(traceback.format_exc(), err=True, nl=False)
-    output.failed(HarnessError("this is a bug in harness; the lines above say where"))
-
-
-def _exit(status: int, output: Output, code: str) -> NoReturn:
-    if output.as_json:
-        from harness.cli.output import envelope
-
-        click.echo(envelope(output.command, {}, status, ({"code": code, "message": code, "hint": None},)))
-    sys.exit(status)
+    _end(ended, HarnessError("this is a bug in harness; the lines above say where"))

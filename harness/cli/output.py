@@ -1,24 +1,92 @@
-"""The envelope of ``--json``, and how results and errors reach a person."""
+"""What a command returns, and the one function that prints it and ends the program."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 import click
+import msgspec
 
 from harness.errors import EngineError, HarnessError
 from harness.text import clean
 
 
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """How a command ended.
+
+    ``data`` is the document's; ``text`` makes what people read on standard output in its place, strings and what rich can draw;
+    ``notes`` go to standard error. A ``failure`` decides the exit code; ``errors`` are only for the document.
+    """
+
+    data: Mapping[str, Any] = {}
+    text: Callable[[], Iterable[object]] = tuple
+    notes: tuple[str, ...] = ()
+    warnings: Iterable[str] = ()
+    exit_code: int = 0
+    errors: tuple[dict[str, Any], ...] = ()
+    failure: HarnessError | None = None
+    command: str = "harness"
+    as_json: bool = False
+
+
+def finish(result: Result) -> NoReturn:
+    """Print a result, as one JSON document or for people, and end with its exit code."""
+    try:
+        _print(result)
+    except BrokenPipeError:
+        closed()
+    sys.exit(result.exit_code if result.failure is None else result.failure.exit_code)
+
+
+def _print(result: Result) -> None:
+    error = result.failure
+    for text in result.warnings:
+        warn(text)
+    for line in error.tail if isinstance(error, EngineError) else ():
+        click.echo(click.style(f"  | {clean(line)}", dim=True), err=True, color=colour())
+    hint = clean(error.hint) if error is not None and error.hint else None
+    if not result.as_json:
+        show(result.text())
+    elif error is None:
+        click.echo(envelope(result.command, result.data, result.exit_code, result.errors))
+    else:
+        one = {"code": error.code, "message": clean(error.message), "hint": hint}
+        click.echo(envelope(result.command, result.data, error.exit_code, (one,)))
+    for note in result.notes:
+        click.echo(note, err=True)
+    if error is not None and not result.as_json:
+        click.echo(click.style("error: ", fg="red", bold=True) + clean(error.message), err=True, color=colour())
+        if hint:
+            click.echo(click.style("hint: ", fg="cyan") + hint, err=True, color=colour())
+
+
+def closed() -> NoReturn:
+    """End because the reader of standard output has gone (``| head``), which is no failure."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
+
+
+def show(items: Iterable[object]) -> None:
+    """Print strings as they are, and what rich can draw by rich."""
+    for item in items:
+        if isinstance(item, str):
+            click.echo(item, nl=not item.endswith("\n"))
+        else:
+            from harness.render.tables import console
+
+            console().print(item)
+
+
 def colour() -> bool | None:
-    """``False`` where nobody wants colours (no-color.org, a dumb terminal); ``None``: as the stream is."""
+    """``False`` where colours are not wanted (no-color.org, a dumb terminal); ``None``: as the stream is."""
     return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
 
 
-def envelope(command: str, data: dict[str, Any], exit_code: int = 0, errors: tuple[dict[str, Any], ...] = ()) -> str:
+def envelope(command: str, data: Mapping[str, Any], exit_code: int = 0, errors: tuple[dict[str, Any], ...] = ()) -> str:
     """The one document that ``--json`` prints; ASCII alone, so that no locale and no file name can spoil it."""
     return json.dumps(
         {
@@ -32,45 +100,6 @@ def envelope(command: str, data: dict[str, Any], exit_code: int = 0, errors: tup
         indent=2,
         allow_nan=False,
     )
-
-
-class Output:
-    """Where a command's result goes: a JSON document, or text."""
-
-    def __init__(self, command: str, as_json: bool) -> None:
-        self.command, self.as_json = command, as_json
-
-    def done(self, data: dict[str, Any], exit_code: int = 0, errors: tuple[dict[str, Any], ...] = ()) -> NoReturn:
-        """Print the document (with ``--json``) and end."""
-        if self.as_json:
-            click.echo(envelope(self.command, data, exit_code, errors))
-        sys.exit(exit_code)
-
-    def failed(self, error: HarnessError, data: dict[str, Any] | None = None) -> NoReturn:
-        """Say what went wrong, and end with its status."""
-        for line in error.tail if isinstance(error, EngineError) else ():
-            click.echo(click.style(f"  | {clean(line)}", dim=True), err=True, color=colour())
-        if self.as_json:
-            one = {
-                "code": error.code,
-                "message": clean(error.message),
-                "hint": clean(error.hint) if error.hint else None,
-            }
-            click.echo(envelope(self.command, data or {}, error.exit_code, (one,)))
-        else:
-            click.echo(click.style("error: ", fg="red", bold=True) + clean(error.message), err=True, color=colour())
-            if error.hint:
-                click.echo(click.style("hint: ", fg="cyan") + clean(error.hint), err=True, color=colour())
-        sys.exit(error.exit_code)
-
-    def closed(self) -> NoReturn:
-        """Whoever read standard output has gone (``| head``), which is no failure."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-
-    def warn(self, text: str) -> None:
-        """A warning on stderr."""
-        warn(text)
 
 
 def warn(text: str) -> None:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
-from harness.cli.context import command
-from harness.cli.output import Output
+from harness.cli.context import as_json, command
+from harness.cli.output import Result
 from harness.errors import BadInputError, NotFoundError, NotPermittedError
-from harness.logs import LogReading, missing, read_chunks, unreadable
+from harness.logs import LogReading, read_chunks, unreadable
+from harness.render.loads import loads_text
 from harness.text import clean
-from harness.units import KIB, format_size
 
 if TYPE_CHECKING:
-    from harness.model.facts import LoadFacts
+    pass
 
 _CHUNK = 1 << 20
 
@@ -27,19 +28,18 @@ _CHUNK = 1 << 20
 @click.argument("log")
 @click.option("--unread", is_flag=True, help="Print the lines that speak of memory and were not understood.")
 @command
-def cli(log: str, unread: bool, output: Output) -> None:
+def cli(log: str, unread: bool) -> Result:
     """What an engine's LOG says of each load ("-" reads standard input)."""
-    reading = read_log(log, (lambda line: click.echo(clean(line), err=output.as_json)) if unread else None)
+    lines: list[str] = []
+    reading = read_log(log, (lambda line: lines.append(clean(line))) if unread else None)
     data = {"loads": [facts.to_json() for facts in reading.loads], "unread": msgspec.to_builtins(reading.unread)}
+    failure = None
     if not reading.loads and reading.unread.count:
         message, hint = unreadable(reading)
-        output.failed(BadInputError(message, hint=hint, code="no-load"), data)
-    if not output.as_json and not unread:
-        for number, facts in enumerate(reading.loads, 1):
-            _show(number, facts)
-        if not reading.loads:
-            click.echo("no load of a model is in this log")
-    output.done(data)
+        failure = BadInputError(message, hint=hint, code="no-load")
+    if unread:
+        return Result(data=data, text=lambda: lines, notes=tuple(lines) if as_json() else (), failure=failure)
+    return Result(data=data, text=partial(loads_text, reading.loads) if failure is None else tuple, failure=failure)
 
 
 def read_log(log: str, unread: Callable[[str], None] | None = None) -> LogReading:
@@ -60,79 +60,3 @@ def _chunks(log: str) -> Iterator[bytes]:
     with sys.stdin.buffer if log == "-" else Path(log).open("rb") as file:
         while block := file.read(_CHUNK):
             yield block
-
-
-def _show(number: int, facts: LoadFacts) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from harness.render.tables import console
-
-    state = "failed" if facts.failed else "complete" if facts.complete else "incomplete"
-    layers = "" if facts.layers_total is None else f" · {facts.layers_offloaded}/{facts.layers_total} layers on GPU"
-    click.echo(
-        clean(
-            f"load {number} · {facts.engine} ({facts.dialect}) · {state}{layers}"
-            + (" · estimated" if facts.estimated else "")
-            + (f" · figures ± {format_size(facts.uncertainty_bytes)}" if facts.uncertainty_bytes else "")
-        )
-    )
-    click.echo(
-        clean(
-            f"  {facts.model or 'model unknown'} · {facts.context_cells or '–'} cells · {facts.parallel or '–'} slots · "
-            f"batch {facts.num_batch or '–'} · KV {facts.kv_cache_type or '–'} · flash attention {facts.flash_attention or '–'}"
-        )
-    )
-    if facts.vllm is not None:
-        vllm = facts.vllm
-        times = "–" if vllm.max_concurrency is None else f"{vllm.max_concurrency:g}"
-        length = f"{vllm.max_model_len:,}" if vllm.max_model_len else "–"
-        tokens = f"{vllm.kv_tokens:,}" if vllm.kv_tokens is not None else "–"
-        click.echo(clean(f"  vLLM {vllm.version or '–'} · {tokens} tokens of KV cache · {times} requests of {length} tokens"))
-    if facts.failure:
-        click.echo(clean(f"  {facts.failure}"))
-    if facts.devices:
-        table = Table(box=None, padding=(0, 2, 0, 2), header_style="dim")
-        parts = ("weights", "kv_cache", "recurrent", "compute", "output", "projector", "lora")
-        for name in ("device", "kind", *parts):
-            table.add_column(name.replace("_", " "), justify="left" if name in ("device", "kind") else "right")
-        for name, device in facts.devices.items():
-            table.add_row(Text(clean(name)), device.kind, *(format_size(getattr(device, f"{part}_bytes")) for part in parts))
-        console().print(table)
-    for note in notes(facts):
-        click.echo(clean(f"  {note}"))
-
-
-def notes(facts: LoadFacts) -> Iterator[str]:
-    """What people look for in a log, beside the table."""
-    whole = [cache for cache in facts.caches if cache.role == "full" and cache.cells and cache.total_bytes]
-    cells = facts.vllm is None and facts.context_cells
-    if whole:
-        cache = max(whole, key=lambda one: one.total_bytes)
-        a_token = cache.total_bytes / ((cache.cells or 1) * cache.streams)
-        others = sum(one.total_bytes for one in facts.caches) - cache.total_bytes
-        beside = f", and {format_size(others)} in window and draft caches" if others else ""
-        yield f"KV cache: {a_token / KIB:.3f} KiB a token{beside}"
-    elif cells and (size := facts.total("kv_cache_bytes")):
-        yield f"KV cache: about {size / cells / KIB:.3f} KiB a token"
-    if host := facts.total("weights_bytes", "host"):
-        mapped = facts.fully_offloaded and "CPU_Mapped" in facts.devices
-        yield f"weights on the host: {format_size(host)}" + (
-            " (CPU_Mapped beside a full offload is the model's file, mapped: no memory of its own)" if mapped else ""
-        )
-    for name, size in facts.optional_bytes.items():
-        yield f"without the {name}: {format_size(size)} less"
-    if facts.overridden_tensors:
-        yield f"{facts.overridden_tensors} tensors lie on the host by choice"
-    if facts.sched_copies and facts.sched_copies > 1:
-        yield f"pipeline parallelism: {facts.sched_copies} copies of the inputs on each device"
-    if facts.fit is not None and facts.fit.projected_bytes is not None:
-        free = "" if facts.fit.free_bytes is None else f" of {format_size(facts.fit.free_bytes)}"
-        yield f"the engine's projection: {format_size(facts.fit.projected_bytes)}{free}"
-    for doubt in facts.doubts:
-        yield f"doubtful: {doubt}"
-    if advice := missing(facts):
-        yield advice
-    if facts.unread.count:
-        lines = "1 line speaks" if facts.unread.count == 1 else f"{facts.unread.count} lines speak"
-        yield f"{lines} of memory and was not understood (--unread prints them)"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
 
 from harness.cli.context import command, store_at
 from harness.cli.options import filter_options, query_options, store_option
-from harness.cli.output import Output
+from harness.cli.output import Result
 from harness.options import QueryOptions
-from harness.text import clean
 
 
 @click.command()
@@ -25,9 +25,10 @@ from harness.text import clean
 @filter_options
 @store_option
 @command
-def cli(names: tuple[str, ...], markdown: bool, store: str | None, output: Output, **given: Any) -> None:
+def cli(names: tuple[str, ...], markdown: bool, store: str | None, **given: Any) -> Result:
     """The largest context of every calibrated model that fits here, its speed, and who fits with whom."""
     from harness.inventory.machine import MachineNow
+    from harness.render.capacity import plan_text
     from harness.serving.calibration_lookup import CalibrationFilter
     from harness.serving.capacity import plan
 
@@ -36,19 +37,8 @@ def cli(names: tuple[str, ...], markdown: bool, store: str | None, output: Outpu
         names, shelf, MachineNow(query.gpu), wanted=CalibrationFilter.of(query), num_parallel=query.num_parallel,
         context=given["ctx"], available=query.available,
     )  # fmt: skip
-    for text in found.warnings:
-        output.warn(text)
-    if not output.as_json:
-        if not found.memories:
-            click.echo(f"no calibrations in {clean(str(shelf.root))}; make one with: harness calibrate")
-        elif markdown:
-            from harness.render.capacity import memory_markdown
-
-            click.echo("\n\n".join(memory_markdown(one) for one in found.memories))
-        else:
-            from harness.render.capacity import memory_table
-            from harness.render.tables import console
-
-            for number, one in enumerate(found.memories):
-                console().print(*([""] if number else []), memory_table(one), sep="\n")
-    output.done({"memories": [one.to_json() for one in found.memories]})
+    return Result(
+        data={"memories": [one.to_json() for one in found.memories]},
+        text=partial(plan_text, found.memories, str(shelf.root), markdown=markdown),
+        warnings=found.warnings,
+    )

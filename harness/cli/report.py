@@ -9,11 +9,10 @@ import click
 
 from harness.cli.context import command, store_at
 from harness.cli.options import store_option
-from harness.cli.output import Output
+from harness.cli.output import Result, warn
 from harness.text import clean
 
 if TYPE_CHECKING:
-    from harness.maintain.diff import Pair
     from harness.report.page import DriftLine
 
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--against", metavar="STORE", help="Show also what moved since STORE (as `harness diff` reads it).")
 @store_option
 @command
-def cli(target: str, against: str | None, store: str | None, output: Output) -> None:
+def cli(target: str, against: str | None, store: str | None) -> Result:
     """All calibrations as one page for a browser: constants, charts, and a planner that answers as `check` does.
 
     The page needs no network and sends nothing anywhere.
@@ -35,18 +34,9 @@ def cli(target: str, against: str | None, store: str | None, output: Output) -> 
     drift: tuple[DriftLine, ...] = ()
     if against is not None:
         from harness.maintain.diff import pairs, read_side
+        from harness.render.drift import described
 
-        drift = drift_lines(pairs(read_side(against), read_side(str(shelf.root))), _words)
-    shown = write_report(shelf, Path(target), output.warn, drift=drift, against=against)
-    if not output.as_json:
-        click.echo(f"written  {clean(target)}  ({shown} calibration{'' if shown == 1 else 's'})")
-    output.done({"report": target, "calibrations": shown})
-
-
-def _words(pair: Pair) -> tuple[str, tuple[str, ...]]:
-    from harness.render.drift import effects_of, headline, percent, show, status_of
-
-    if pair.drift is None:
-        return status_of(pair), ()
-    moved = tuple(f"{one.name}: {show(one.old)} → {show(one.new)} {percent(one)}".rstrip() for one in pair.drift.moved)
-    return status_of(pair), (*headline(pair.drift.changes), *moved, *effects_of(pair))
+        drift = drift_lines(pairs(read_side(against), read_side(str(shelf.root))), described)
+    shown = write_report(shelf, Path(target), warn, drift=drift, against=against)
+    said = f"written  {clean(target)}  ({shown} calibration{'' if shown == 1 else 's'})"
+    return Result(data={"report": target, "calibrations": shown}, text=lambda: [said])

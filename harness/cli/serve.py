@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from harness.cli.context import command, store_at
+from harness.cli.context import as_json, command, store_at
 from harness.cli.options import allowed_of, filter_options, query_options, run_options, store_option, trust_options
-from harness.cli.output import Output
+from harness.cli.output import Result, show
 from harness.text import clean
 
 
@@ -37,7 +37,7 @@ from harness.text import clean
 @filter_options
 @store_option
 @command
-def cli(model: str, cmd: tuple[str, ...], store: str | None, output: Output, **given: Any) -> None:
+def cli(model: str, cmd: tuple[str, ...], store: str | None, **given: Any) -> Result:
     """Check MODEL, start it clean, and run CMD in front of it; without CMD, until Ctrl-C.
 
     CMD's environment has HARNESS_ENDPOINT and OPENAI_BASE_URL (OLLAMA_HOST for Ollama). Its status is the command's own.
@@ -51,28 +51,28 @@ def cli(model: str, cmd: tuple[str, ...], store: str | None, output: Output, **g
     question = read_question(model, given["ctx"], given["num_parallel"])
     query, options = QueryOptions.of(given), RunOptions.of(given, model=question.model, allowed=allowed_of(given))
     argv = find_command(cmd) if cmd else ()
-    watch = watcher(quiet=output.as_json)
+    watch = watcher(quiet=as_json())
     with watch:
         served = workflow.serve(
             question, options, store_at(store), on_offload=given["on_offload"], wanted=CalibrationFilter.of(query),
             available=query.available, port=given["port"], observer=watch,
         )  # fmt: skip
-    with served as server:
-        watch.rest()
-        if argv:
-            watch.say(f"endpoint {server.endpoint}")
-            # With --json standard output holds one document, so the command's goes to standard error.
-            status = run_command(
+        with served as server:
+            watch.rest()
+            if argv:
+                watch.say(f"endpoint {server.endpoint}")
+                # With --json standard output holds one document, so the command's goes to standard error.
+                status = run_command(
                     argv, server.environment(), server.check_alive, watch,
-                    stdout=sys.stderr.fileno() if output.as_json else None,
+                    stdout=sys.stderr.fileno() if as_json() else None,
                 )  # fmt: skip
-            output.done(_document(server), status)
-        if not output.as_json:
-            click.echo(f"endpoint {clean(server.endpoint)}")
-            watch.say("Ctrl-C ends it")
-        while True:
-            server.check_alive()
-            time.sleep(0.2)
+                return Result(data=_document(server), exit_code=status)
+            if not as_json():
+                show([f"endpoint {clean(server.endpoint)}"])
+                watch.say("Ctrl-C ends it")
+            while True:
+                server.check_alive()
+                time.sleep(0.2)
 
 
 def _document(server: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import time
 from types import FrameType
 from typing import Final
 
-from harness.cli.output import Output, envelope
+from harness.cli.output import Result, envelope
 
 #: How long an orderly end may take, seconds. The reaper ends the engine of a process that does not wait for it.
 LIMIT: Final = 4.0
@@ -23,7 +23,7 @@ class Terminated(BaseException):
     """SIGTERM or SIGHUP, as an exception, so that everything is torn down in order."""
 
 
-def hear(output: Output) -> None:
+def hear(ended: Result) -> None:
     """Listen to the three signals, those that were ignored before (``nohup``, a shell's background job) aside."""
     handlers = {signal.SIGINT: _interrupt, signal.SIGTERM: _terminate, signal.SIGHUP: _hang_up}
     _terminals[:] = [descriptor for descriptor in (0, 1, 2) if os.isatty(descriptor)]
@@ -34,26 +34,26 @@ def hear(output: Output) -> None:
     wakeup.setblocking(False)
     # The interpreter writes each signal's number there at once, even while the main thread hangs in a call.
     signal.set_wakeup_fd(wakeup.detach(), warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(heard, output, handlers), name="harness-signals", daemon=True).start()
+    threading.Thread(target=_watch, args=(heard, ended, handlers), name="harness-signals", daemon=True).start()
 
 
-def _watch(heard: socket.socket, output: Output, handlers: dict[signal.Signals, object]) -> None:
+def _watch(heard: socket.socket, ended: Result, handlers: dict[signal.Signals, object]) -> None:
     """In a thread: end the process some seconds after a signal that is ours to obey."""
     while True:
         for byte in heard.recv(64):
             number = signal.Signals(byte)
             if number in _ENDINGS and signal.getsignal(number) in (handlers[number], signal.SIG_IGN):
                 time.sleep(LIMIT)
-                _end(*_ENDINGS[number], output)
+                _end(*_ENDINGS[number], ended)
 
 
-def _end(status: int, word: str, output: Output) -> None:
+def _end(status: int, word: str, ended: Result) -> None:
     message = f"{word}; what did not answer within {LIMIT:.0f} s is ended by the process that guards it\n"
     try:
         os.write(2, message.encode())
-        if output.as_json:
+        if ended.as_json:
             error = {"code": word, "message": word, "hint": None}
-            os.write(1, envelope(output.command, {}, status, (error,)).encode() + b"\n")
+            os.write(1, envelope(ended.command, {}, status, (error,)).encode() + b"\n")
     finally:
         os._exit(status)
 

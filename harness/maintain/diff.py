@@ -11,7 +11,7 @@ from harness.engines.registry import is_engine, policy_of
 from harness.errors import NotFoundError, UnavailableError, UsageError
 from harness.model.calibration import Calibration
 from harness.prediction.drift import Drift, compare
-from harness.store.store import Store
+from harness.store.store import Store, key_of
 from harness.store.yaml import parse_calibration, read_calibration
 
 
@@ -69,16 +69,11 @@ def read_side(text: str) -> Side:
         return _store(text, path)
     if path.is_file():
         calibration = read_calibration(path)
-        return Side(name=text, calibrations={_key(calibration, path.stem): calibration}, single=True)
+        return Side(name=text, calibrations={key_of(calibration, path): calibration}, single=True)
     revision, colon, inside = text.partition(":")
     if not colon or not revision:
         raise NotFoundError(f"no such file or folder: {text}", code="no-such-file")
     return _revision(text, revision, inside)
-
-
-def _key(calibration: Calibration, stem: str) -> str:
-    _, at, variant = stem.partition("@")
-    return f"{calibration.id}{at}{variant}"
 
 
 def _store(name: str, folder: Path) -> Side:
@@ -87,9 +82,7 @@ def _store(name: str, folder: Path) -> Side:
     store = Store(folder.resolve().parent if one else folder)
     paths = [path for path in store.paths() if one is None or path.parent.name == one]
     found = [(path, store.read(path)) for path in paths]
-    return Side(
-        name=name, calibrations={_key(calibration, path.stem): calibration for path, calibration in found}, single=False
-    )
+    return Side(name=name, calibrations={key_of(calibration, path): calibration for path, calibration in found}, single=False)
 
 
 def _revision(name: str, revision: str, inside: str) -> Side:
@@ -102,7 +95,7 @@ def _revision(name: str, revision: str, inside: str) -> Side:
     kind = _git("cat-file", "-t", at).decode().strip()
     if kind == "blob":
         calibration = parse_calibration(_git("cat-file", "blob", at), name)
-        return Side(name=name, calibrations={_key(calibration, PurePosixPath(inside).stem): calibration}, single=True)
+        return Side(name=name, calibrations={key_of(calibration, PurePosixPath(inside)): calibration}, single=True)
     if kind != "tree":
         raise NotFoundError(
             f"{revision} has no {inside or 'path'}", hint="paths count from the repository's top", code="no-such-file"
@@ -113,7 +106,7 @@ def _revision(name: str, revision: str, inside: str) -> Side:
         engine = file.parent.name or PurePosixPath(inside).name
         if file.suffix == ".yaml" and is_engine(engine) and len(file.parts) <= 2:
             calibration = parse_calibration(_git("cat-file", "blob", f"{at}/{file}"), f"{revision}:{inside}/{file}")
-            found[_key(calibration, file.stem)] = calibration
+            found[key_of(calibration, file)] = calibration
     return Side(name=name, calibrations=found, single=False)
 
 

@@ -12,6 +12,7 @@ import msgspec
 from harness.engines.registry import policy_of
 from harness.errors import CannotWriteError, HarnessError, NotFoundError, UnavailableError, UsageError
 from harness.inventory.installed import Installed
+from harness.maintain.diff import Pair
 from harness.measure.events import Observer
 from harness.measure.prepare import Session, prepare
 from harness.model.calibration import Calibration
@@ -20,7 +21,7 @@ from harness.options import Overrides, RunOptions, asked_flash
 from harness.prediction.drift import Drift, compare
 from harness.prediction.staleness import Staleness, age, matching_gpu
 from harness.store.catalog import pinned_image
-from harness.store.store import RUNS, Store, write_atomically
+from harness.store.store import RUNS, Store, key_of, variant_of, write_atomically
 from harness.store.trust import by_digest, handed, handed_env, refuse
 
 #: Below the store's runs: what an unfinished recalibration has done.
@@ -57,6 +58,10 @@ class Recalibration(msgspec.Struct, frozen=True, kw_only=True):
     drift: Drift | None = None
     error: HarnessError | None = None
 
+    def pair(self) -> Pair:
+        """The calibration before and after."""
+        return Pair(key=self.target.key, old=self.target.calibration, new=self.new, drift=self.drift)
+
 
 class Journal(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked, and the run that each finished calibration stands on."""
@@ -80,18 +85,13 @@ def survey(
             raise NotFoundError(f"{model} is not calibrated in {store.root}", code="no-calibration")
         found += [one for one in more if one not in found]
     if not models:
-        for path in store.paths():
-            try:
-                found.append((path, store.read(path)))
-            except HarnessError as error:
-                warn(error.message)
+        found = [(one.path, one.calibration) for one in store.entries(warn)]
         found = [(path, one) for path, one in found if engine is None or one.engine == engine]
     targets = []
     for path, calibration in found:
-        _, at, variant = path.stem.partition("@")
         targets.append(
             Candidate(
-                key=f"{calibration.id}{at}{variant}",
+                key=key_of(calibration, path),
                 path=path,
                 calibration=calibration,
                 age=age(calibration, finder.here(calibration)),
@@ -108,7 +108,7 @@ def _answers(path: Path, calibration: Calibration, store: Store, finder: Install
         return None
     for other, sibling in store.find(calibration.id):
         if other != path and sibling.metadata.machine.gpus and _is_here(sibling.metadata.machine, finder):
-            return other.stem.partition("@")[2] or "the default"
+            return variant_of(other) or "the default"
     return None
 
 
@@ -163,7 +163,7 @@ def wishes_of(target: Candidate, finder: Installed) -> RunOptions:
         models=given.models,
         env=_env(target, given),
         allowed=given.allowed,
-        variant=target.path.stem.partition("@")[2] or None,
+        variant=variant_of(target.path),
         speed=any((performance.decode_tokens_per_s, performance.prompt_tokens_per_s, performance.host_decode_tokens_per_s)),
         timeout=given.timeout,
         force=True,  # what may be replaced is decided here, by refuse_other()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from harness.inventory.machine import ADVICE
@@ -137,3 +138,15 @@ def memory_markdown(memory: Memory) -> str:
     table = [line(list(_HEADS)), rule, *(line(cells(row)) for row in memory.rows)]
     below = notes(memory)
     return "\n".join([f"**{heading(memory)}**", "", *table, *(["", *(f"- {note}" for note in below)] if below else [])])
+
+
+def plan_text(memories: Sequence[Memory], root: str, *, markdown: bool) -> Iterator[object]:
+    """Each memory with what fits it, as a table or as Markdown."""
+    if not memories:
+        yield f"no calibrations in {clean(root)}; make one with: harness calibrate"
+    elif markdown:
+        yield "\n\n".join(memory_markdown(one) for one in memories)
+    else:
+        for number, one in enumerate(memories):
+            yield from ([""] if number else [])
+            yield memory_table(one)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-import click
-
+from harness.render.style import paint
 from harness.render.verdict import sentence, title
 from harness.serving.check import Check, Judged
 from harness.text import clean
@@ -19,7 +18,7 @@ def describe(check: Check) -> list[str]:
     """The lines of ``check``: one sentence group for each model, and whether they live together."""
     lines = []
     for one in check.models:
-        lines += [click.style(clean(title(one)), bold=True), "  " + styled(one)]
+        lines += [paint(clean(title(one)), bold=True), "  " + styled(one)]
     if len(check.models) > 1:
         lines.append(_together(check))
     return lines
@@ -34,19 +33,19 @@ def styled(one: Judged) -> str:
         import textwrap
 
         text = textwrap.fill(text, max(shutil.get_terminal_size().columns - 4, 40), subsequent_indent="  ")
-    return click.style(words, fg=_COLOURS[one.word], bold=True) + text[len(words) :]
+    return paint(words, _COLOURS[one.word], bold=True) + text[len(words) :]
 
 
 def _together(check: Check) -> str:
     evicted = [one.question.model for one in check.models if one.fate == "evicted"]
     spilled = [one.question.model for one in check.models if one.fate == "offload"]
     if check.verdict == "fits":
-        return click.style("TOGETHER: ", fg="green", bold=True) + "they all fit, started in this order."
+        return paint("TOGETHER: ", "green", bold=True) + "they all fit, started in this order."
     parts = []
     if spilled:
         parts.append(f"{', '.join(spilled)} would spill beside the others")
     if evicted:
         parts.append(f"Ollama would end {', '.join(evicted)} to make room")
     if not parts:
-        return click.style("TOGETHER: ", fg="yellow", bold=True) + "unknown."
-    return click.style("NOT TOGETHER: ", fg="red", bold=True) + clean("; ".join(parts)) + "."
+        return paint("TOGETHER: ", "yellow", bold=True) + "unknown."
+    return paint("NOT TOGETHER: ", "red", bold=True) + clean("; ".join(parts)) + "."

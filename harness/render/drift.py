@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
-from harness.prediction.drift import Change, Figure, sentences
+import msgspec
+
+from harness.prediction.drift import Change, Drift, Figure, sentence, sentences
+from harness.render.style import paint
 from harness.text import clean
 
 if TYPE_CHECKING:
     from harness.maintain.diff import Pair
+    from harness.maintain.recalibrate import Candidate, Recalibration
+    from harness.sweep.merge import Merged
+
+_WORDS: Final = {
+    "moved": ("moved", "yellow"),
+    "same": ("nothing beyond the measurement error", "green"),
+    "untouched": ("the same measurement", "dim"),
+    "added": ("added", "cyan"),
+    "removed": ("removed", "red"),
+}
 
 
 def status_of(pair: Pair) -> str:
@@ -49,3 +63,107 @@ def effects_of(pair: Pair) -> list[str]:
     if pair.drift is None or pair.new is None:
         return []
     return sentences(pair.drift.effects, pair.new.metadata.machine.target)
+
+
+def document(pair: Pair) -> dict[str, Any]:
+    """One calibration of ``diff --json``: every figure with its tolerance, in the figure's own unit."""
+    drift = pair.drift or Drift(figures=(), changes=())
+    calibration = pair.new or pair.old
+    return {
+        "calibration": pair.key,
+        "status": status_of(pair),
+        "figures": [{**msgspec.to_builtins(figure), "moved": figure.moved} for figure in drift.figures],
+        "changes": msgspec.to_builtins(drift.changes),
+        "effects": [
+            {
+                "kind": effect.kind,
+                "old": effect.old,
+                "new": effect.new,
+                "card_gb": effect.card_gb,
+                "context": effect.context,
+                "text": sentence([effect], calibration.metadata.machine.target if calibration else "gpu"),
+            }
+            for effect in drift.effects
+        ],
+    }
+
+
+def pairs_text(found: Sequence[Pair], names: tuple[str, str] | None = None) -> Iterator[object]:
+    """Each calibration: what moved, by how much, and what that means; ``names`` of both sides, where there may be none."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if not found and names is not None:
+        yield f"no calibrations in {clean(names[0])} and {clean(names[1])}"
+    for pair in found:
+        word, colour = _WORDS[status_of(pair)]
+        yield Text.assemble((clean(pair.key), "bold"), "  ", (word, colour))
+        if pair.drift is None:
+            continue
+        for line in headline(pair.drift.changes):
+            yield Text(f"  {line}", style="dim")
+        if pair.drift.moved:
+            table = Table(header_style="dim", box=None, padding=(0, 2, 0, 0))
+            table.add_column("", no_wrap=True)
+            for name in ("old", "new", "", "error"):
+                table.add_column(name, justify="right")
+            for figure in pair.drift.moved:
+                error = "" if figure.tolerance is None else f"± {show(figure.tolerance)}"
+                table.add_row(Text(f"  {clean(figure.name)}"), show(figure.old), show(figure.new), percent(figure), error)
+            yield table
+        for line in effects_of(pair):
+            yield Text(f"  {line}", style="bold")
+
+
+def described(pair: Pair) -> tuple[str, tuple[str, ...]]:
+    """The status of a pair, and lines on what moved and what that means."""
+    if pair.drift is None:
+        return status_of(pair), ()
+    return status_of(pair), (*headline(pair.drift.changes), *_moved(pair.drift), *effects_of(pair))
+
+
+def _moved(drift: Drift) -> tuple[str, ...]:
+    return tuple(f"{clean(one.name)}: {show(one.old)} → {show(one.new)} {percent(one)}".rstrip() for one in drift.moved)
+
+
+def merged_text(found: Sequence[Merged]) -> Iterator[str]:
+    """What became of each artifact of a merge."""
+    for one in found:
+        where = clean(f"{one.source} -> {one.target}" if one.target else one.source)
+        yield f"{one.action:>10}  {where}{f'  ({clean(one.reason)})' if one.reason else ''}"
+        if one.action == "conflict" and one.drift is not None:
+            yield from (f"{'':>12}{line}" for line in _moved(one.drift))
+    if any(one.action == "conflict" for one in found):
+        yield "nothing here was overwritten; harness diff shows more, --newer takes the newer one"
+
+
+def survey_text(targets: Sequence[Candidate], only_stale: bool) -> Iterator[str]:
+    """What is stale and why, and what would be loaded."""
+    for target in targets:
+        word, colour = ("stale", "yellow") if target.stale else ("as measured", "green")
+        if target.answers is not None:
+            word, colour = f"of another GPU; here {target.answers} answers", "blue"
+        elif not target.stale and target.age.unknown:
+            word = f"as measured, as far as can be seen (unknown: {', '.join(target.age.unknown)})"
+        yield f"{paint(clean(target.key), bold=True)}  {paint(clean(word), colour)}"
+        for reason in target.age.reasons:
+            yield f"  {reason.name}: {show(reason.old)} → {show(reason.new)}"
+        if target.stale or not only_stale:
+            loads = target.calibration.metadata.quality.loads
+            plan = ", ".join(f"{load.context:,} at batch {load.num_batch}" for load in loads)
+            yield paint(f"  would load {plan}", dim=True)
+    if not targets:
+        yield "no calibrations"
+
+
+def outcomes_text(outcomes: Sequence[Recalibration], total: int, only_stale: bool) -> Iterator[object]:
+    """What each calibration that was measured again has become, of ``total``."""
+    if not outcomes:
+        yield f"nothing is stale in {total} calibrations" if only_stale else "no calibrations"
+    yield from pairs_text([one.pair() for one in outcomes if one.new is not None])
+    for outcome in outcomes:
+        if outcome.error is not None:
+            yield f"{paint(clean(outcome.target.key), bold=True)}  {paint('failed', 'red')}"
+            yield f"  {clean(outcome.error.message)}"
+            if outcome.error.hint:
+                yield f"  {clean(outcome.error.hint)}"

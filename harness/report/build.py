@@ -19,21 +19,14 @@ if TYPE_CHECKING:
 def entries_of(store: Store, warn: Callable[[str], None]) -> tuple[ReportEntry, ...]:
     """Every calibration that can be read, with its run's record where it is there."""
     found = []
-    for path in store.paths():
-        try:
-            calibration = store.read(path)
-        except HarnessError as error:
-            warn(error.message)
-            continue
+    for one in store.entries(warn):
         record = None
-        if calibration.metadata.run is not None:
+        if one.calibration.metadata.run is not None:
             try:
-                record = read_record(store.run_folder(calibration.metadata.run))
+                record = read_record(store.run_folder(one.calibration.metadata.run))
             except HarnessError:
                 record = None  # runs are kept out of repositories; the page does without its trace
-        variant = path.stem.partition("@")[2]
-        key = f"{calibration.id}@{variant}" if variant else calibration.id
-        found.append(ReportEntry(key=key, calibration=calibration, record=record))
+        found.append(ReportEntry(key=one.key, calibration=one.calibration, record=record))
     return tuple(found)
 
 

@@ -10,7 +10,7 @@ from harness.engines.registry import ALLOCATED, policy_of
 from harness.errors import HarnessError, NotFoundError, UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.prediction.allocation import Allocation, Deployment
-from harness.store.store import Store
+from harness.store.store import Store, variant_of
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +53,7 @@ def matching(store: Store, model: str, wanted: Deployment, variant: str | None =
     """
     different, policy = [], policy_of(ALLOCATED)
     for path, calibration in store.find(model, ALLOCATED):
-        if variant is not None and path.stem.partition("@")[2] != variant:
+        if variant is not None and variant_of(path) != variant:
             continue
         if not (differs := policy.mismatches(calibration, wanted)):
             return calibration

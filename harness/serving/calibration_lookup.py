@@ -16,7 +16,7 @@ from harness.inventory.machine import GpuNow, MachineNow
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.options import MAX_CONTEXT, QueryOptions, recorded_flash
-from harness.store.store import Store
+from harness.store.store import Store, variant_of
 
 _CONTEXT: Final = re.compile(r"[+-]?\d+", re.ASCII)
 _LIKE_A_CONTEXT: Final = re.compile(r"[+-]?\d[\d.,_]*[km]|\d+(?:[,_]\d{3})+", re.ASCII | re.IGNORECASE)
@@ -67,7 +67,7 @@ class CalibrationMatch(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def variant(self) -> str | None:
         """The variant's name; ``None`` for the default file."""
-        return self.path.stem.partition("@")[2] or None
+        return variant_of(self.path)
 
 
 def read_question(spec: str, context: int | None, num_parallel: int = 1) -> FitQuery:
@@ -149,16 +149,16 @@ def _pick(
         if not found:
             return f"{question.model} was calibrated with other weights than {question.digest}"
     if wanted.variant is not None:
-        found = [one for one in found if one[0].stem.endswith(f"@{wanted.variant}")]
+        found = [one for one in found if variant_of(one[0]) == wanted.variant]
         return found[0] if found else f"{question.model} has no variant {wanted.variant!r}"
-    plain = [one for one in found if "@" not in one[0].stem]
+    plain = [one for one in found if variant_of(one[0]) is None]
     if plain == found:
         return plain[0]  # one file is all there is: nothing needs to be read to choose it
     same = [one for one in found if _same(one[1], machine, wanted, available)]
     usable = [one for one in same if one in plain] or same or plain
     if usable:
         return usable[0]
-    names = ", ".join(path.stem.partition("@")[2] for path, _ in found)
+    names = ", ".join(variant_of(path) or "" for path, _ in found)
     return f"{question.model} has only variants, for other GPUs or settings: {names}; choose one with --variant"
 
 

@@ -15,7 +15,7 @@ from harness.inventory.machine import MachineNow, held_by
 from harness.prediction.memory import decode_at_depth, predict
 from harness.prediction.verdict import Fate, Verdict, judge, judge_together
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, FitQuery, choose, read_question
-from harness.store.store import Store
+from harness.store.store import Store, stem_of
 
 #: Context at which models are put together, tokens per slot, where nobody names one.
 TOGETHER: Final = 8192
@@ -155,7 +155,7 @@ def _questions(specs: Sequence[str], store: Store, num_parallel: int, context: i
     if specs:
         yield from (read_question(spec, context, num_parallel) for spec in specs)
         return
-    ids = dict.fromkeys(f"{path.parent.name}/{path.stem.partition('@')[0]}" for path in store.paths())
+    ids = dict.fromkeys(f"{path.parent.name}/{stem_of(path)}" for path in store.paths())
     yield from (FitQuery(model=one, context=context, num_parallel=num_parallel) for one in ids)
 
 

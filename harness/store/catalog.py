@@ -34,6 +34,11 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     licence: str | None = None
     note: str | None = None
 
+    def engines(self) -> list[str]:
+        """The engines that have the model."""
+        known = {"ollama": self.ollama, "llama-server": self.gguf, "vllm": self.vllm}
+        return [name for name, one in known.items() if one]
+
 
 class Catalog(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All names."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final
 
 import msgspec
@@ -21,6 +21,7 @@ from harness.errors import (
     BusyError,
     CannotWriteError,
     ConfigError,
+    HarnessError,
     NotFoundError,
     NotPermittedError,
     UsageError,
@@ -57,6 +58,39 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise CannotWriteError(f"{path} cannot be written: {error.strerror}", code="cannot-write") from error
 
 
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One artifact of a store."""
+
+    path: Path
+    calibration: Calibration
+
+    @property
+    def variant(self) -> str | None:
+        """The variant's name; ``None`` for the default file."""
+        return variant_of(self.path)
+
+    @property
+    def key(self) -> str:
+        """``engine/name`` or ``engine/name@variant``."""
+        return key_of(self.calibration, self.path)
+
+
+def variant_of(path: PurePath) -> str | None:
+    """The variant that an artifact's file is named after; ``None`` for the default file."""
+    return path.stem.partition("@")[2] or None
+
+
+def stem_of(path: PurePath) -> str:
+    """The name of the model in an artifact's file name."""
+    return path.stem.partition("@")[0]
+
+
+def key_of(calibration: Calibration, path: PurePath) -> str:
+    """The id of a calibration, with the variant of its file."""
+    variant = variant_of(path)
+    return f"{calibration.id}@{variant}" if variant else calibration.id
+
+
 class Store:
     """One store on disk."""
 
@@ -86,6 +120,14 @@ class Store:
         for engine in sorted(self._engines()):
             yield from sorted((self.root / engine).glob("*.yaml"))
 
+    def entries(self, warn: Callable[[str], None]) -> Iterator[Entry]:
+        """All artifacts that can be read, in name order; ``warn`` hears why another cannot."""
+        for path in self.paths():
+            try:
+                yield Entry(path=path, calibration=self.read(path))
+            except HarnessError as error:
+                warn(error.message)
+
     def read(self, path: Path) -> Calibration:
         """One artifact of this store, checked to stand under its own name.
 
@@ -93,8 +135,7 @@ class Store:
             BadInputError: the file belongs to another model.
         """
         calibration = read_calibration(path)
-        stem = path.stem.split("@", 1)[0]
-        expected = f"{path.parent.name}/{stem}"
+        expected = f"{path.parent.name}/{stem_of(path)}"
         if calibration.id != expected:
             raise BadInputError(f"{path} holds the calibration of {calibration.id}, not of {expected}", code="other-model")
         return calibration
@@ -125,7 +166,7 @@ class Store:
                     found[one] = paths
                     break
         if len(found) > 1:
-            ids = ", ".join(f"{one}/{paths[0].stem.split('@')[0]}" for one, paths in found.items())
+            ids = ", ".join(f"{one}/{stem_of(paths[0])}" for one, paths in found.items())
             raise UsageError(
                 f"several engines have {name!r}: {ids}",
                 hint="say which with --engine, or give the id",

@@ -16,7 +16,7 @@ from harness.model.calibration import Calibration
 from harness.options import Allowed
 from harness.prediction.drift import Drift, compare
 from harness.store.run_folder import copy_run, read_plain
-from harness.store.store import RUNS, Store, read_record
+from harness.store.store import RUNS, Store, read_record, stem_of, variant_of
 from harness.store.trust import refuse
 from harness.store.yaml import to_yaml
 
@@ -86,7 +86,7 @@ def _take(store: Store, source: Path, theirs: Calibration, *, newer: bool) -> Me
     target = store.root / source.parent.name / source.name
     action: Action = "added"
     if target.exists() and subject(store.read(target)) != subject(theirs):
-        target = target.with_name(f"{source.stem.split('@')[0]}@{_variant(source, theirs)}.yaml")
+        target = target.with_name(f"{stem_of(source)}@{_variant(source, theirs)}.yaml")
         action = "variant"
     if not target.exists():
         store.write(target, theirs)
@@ -124,7 +124,7 @@ def _variant(source: Path, calibration: Calibration) -> str:
     gpus = calibration.metadata.machine.gpus
     named = _NOT_IN_A_VARIANT.sub("-", "+".join(gpu.name for gpu in gpus) or "host").strip("-")
     digest = hashlib.sha256(repr(subject(calibration)).encode()).hexdigest()[:8]
-    return "-".join(part for part in (source.stem.partition("@")[2], named, digest) if part)
+    return "-".join(part for part in (variant_of(source), named, digest) if part)
 
 
 def _copy_run(run: Path, store: Store) -> str:

@@ -76,7 +76,9 @@ EXCEPTIONS = {
     ): "engines.base: a method of the recipe or of its policy",
     ("render.capacity", "inventory.machine"): "model: the value that is shown, as data",
     ("render", "serving"): "model: the value that is shown, as data",
-    ("render", "maintain.diff"): "model: the value that is shown, as data",
+    ("render", "maintain"): "model: the value that is shown, as data",
+    ("render", "sweep"): "model: the value that is shown, as data",
+    ("render.loads", "logs"): "model: what a log does not say, as data",
     ("report.build", "maintain.diff"): "model: the value that is shown, as data",
     ("serving.child_process", "measure"): "measure: only what starts an engine; reading never imports it",
     ("serving.driver_overhead", "measure"): "measure: only what starts an engine; reading never imports it",
@@ -88,7 +90,7 @@ CONCRETE = ("engines.llama_server", "engines.ollama", "engines.vllm")
 ALONE: dict[str, str | tuple[str, ...]] = {
     "docker": "sandboxes/docker",
     "pynvml": "meters/nvml",
-    "click": ("cli/", "render/check.py"),  # the second until it says its colours without click
+    "click": "cli/",
     "pytest": "pytest_plugin",
 }
 #: Files of an engine's package that are handed to the pure core.

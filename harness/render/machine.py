@@ -1,0 +1,47 @@
+"""What is on this machine, for people: findings of ``doctor``, what ``clean`` found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from harness.render.style import paint
+from harness.text import clean
+
+if TYPE_CHECKING:
+    from harness.maintain.clean import Survey
+    from harness.maintain.doctor_gpu import Finding
+    from harness.prediction.gpu_transfer import DriverOverhead
+
+_MARKS: Final = {"ok": ("ok", "green"), "note": ("note", "yellow"), "missing": ("not there", "red")}
+
+
+def findings(found: Sequence[Finding], settings: Mapping[str, tuple[Any, str]]) -> Iterator[str]:
+    """What works and what does not, then each setting and where it comes from."""
+    for finding in found:
+        word, colour = _MARKS[finding.state]
+        yield f"{paint(f'{word:>9}', colour)}  {finding.subject}: {clean(finding.text)}"
+        if finding.hint:
+            yield f"{'':>9}  {paint(clean(finding.hint), dim=True)}"
+    for key, (value, origin) in sorted(settings.items()):
+        yield f"  setting  {key} = {clean(str(value))}  ({clean(origin)})"
+
+
+def overhead(found: DriverOverhead) -> Iterator[str]:
+    """What a driver takes."""
+    yield f"{clean(found.gpu)}: the driver takes {found.overhead_gb:.3f} GiB beyond what {clean(found.engine)} logs"
+
+
+def leftovers(survey: Survey, *, removed: bool) -> Iterator[str]:
+    """What harness has left, and what became of it; ``removed``: the user asked for that."""
+    for item in survey.items:
+        word = "removed" if item.removed else item.state.replace("-", " ")
+        yield f"{word:>9}  {item.kind} {clean(item.name)}"
+        yield f"{'':>9}  {paint(clean(item.why), dim=True)}"
+    if survey.docker is not None:
+        yield f"no containers were looked for: {clean(survey.docker)}"
+    abandoned = sum(item.state == "abandoned" for item in survey.items)
+    if not survey.items:
+        yield "nothing of harness is left here"
+    elif abandoned and not removed:
+        yield f"nothing was removed; harness clean --yes removes what is abandoned ({abandoned})"

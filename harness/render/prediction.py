@@ -1,0 +1,44 @@
+"""A prediction for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from harness.prediction.memory import Prediction
+from harness.units import format_size
+
+
+def prediction_text(prediction: Prediction, name: str, with_memory: Mapping[str, object] | None) -> Iterator[object]:
+    """Memory by part, speeds, and the verdict with so much memory free."""
+    from harness.render.tables import prediction_table
+
+    slots = f" × {prediction.num_parallel} slots" if prediction.num_parallel > 1 else ""
+    yield prediction_table(prediction, f"{name} at {prediction.context:,} tokens{slots}")
+    yield from _speeds(prediction)
+    if with_memory is not None:
+        yield _sentence(with_memory)
+
+
+def _speeds(prediction: Prediction) -> list[str]:
+    speed, spread = prediction.speed, f"± {prediction.speed.uncertainty:.0%}"
+    lines = []
+    if speed.decode_tokens_per_s:
+        deep = speed.decode_at_depth_tokens_per_s
+        lines.append(
+            f"decode {speed.decode_tokens_per_s:.1f} tokens/s {spread}"
+            + (f", about {deep:.1f} when the context is full" if deep else "")
+        )
+    if speed.prompt_tokens_per_s:
+        lines.append(f"prompt {speed.prompt_tokens_per_s:.1f} tokens/s {spread}")
+    return lines
+
+
+def _sentence(found: Mapping[str, object]) -> str:
+
+    size = found["available_bytes"]
+    free = f"with {format_size(size, 1)} free" if isinstance(size, int) else "with that memory"
+    if found["verdict"] == "unknown":
+        return f"{free}: not known"
+    layers, total, speed = found["layers_offloaded"], found["layers_total"], found["decode_tokens_per_s"]
+    where = "everything fits" if found["verdict"] == "fits" else f"{layers} of {total} layers stay on the GPU"
+    return f"{free}: {where}" + (f", about {speed:.1f} tokens/s" if isinstance(speed, float) else "")
