@@ -109,7 +109,7 @@ MUTANTS: Final = (
     Mutant("(?<!HTTP )server is listening", "server is listening", _LOGS),
     Mutant("if size[0] and len(load.go) < MANY", "if len(load.go) < MANY", _LOGS),
     Mutant('weights = found["all_vram"] - counted - found.get("scratch", 0)', 'weights = found["all_vram"] - counted', _LOGS),
-    Mutant("    if load.complete:\n        return  # the table", "    if False:\n        return  # the table", _LOGS),
+    Mutant("    if load.complete:\n        return taken", "    if False:\n        return taken", _LOGS),
     Mutant("self.tokens = tokens if self.tokens is None else min(self.tokens, tokens)", "self.tokens = tokens", _LOGS),
     Mutant("if start is not None and start.up:\n            return", "if False:\n            return", _LOGS),
     # the runner

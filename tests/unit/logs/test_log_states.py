@@ -84,7 +84,8 @@ common_memory_breakdown_print: |   - CUDA0 (Test A) | 24576 = {free} + ( {own} =
 def test_the_table_that_is_printed_at_exit_is_no_projection() -> None:
     before, after = BREAKDOWN.format(free=24000, own=546, compute=50), BREAKDOWN.format(free=20000, own=596, compute=100)
     load = META + WEIGHTS + GPU_WEIGHTS + CONTEXT + READY
-    assert only(load + after).fit is None
+    projected = "common_params_fit_impl: projected to use 546 MiB of device memory vs. 24000 MiB of free device memory\n"
+    assert only(load + after + projected).fit is None
     facts = only(before + load + after)
     assert facts.fit is not None
     assert [(row.free_bytes, row.compute_bytes) for row in facts.fit.rows] == [(24000 * MIB, 50 * MIB)]
