@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import UnknownVerdictError
+from harness.model.calibration import PARTS_UNKNOWN
 from harness.prediction.rules import Rules
 
 if TYPE_CHECKING:
@@ -74,9 +75,11 @@ class Policy(Rules):
 
     def outcome(self, load: Load, target: Target) -> str | None:
         """What to say of a load that became ready beside its memory; ``None``: nothing."""
-        from harness.fit.observations import spill_reason
+        from harness.fit.observations import spill_reason, understood
 
-        return None if load.facts is None else spill_reason(load.facts, target, ready=load.ready is not None)
+        if load.facts is None or not understood(load.facts):
+            return PARTS_UNKNOWN if load.ready is not None else None
+        return spill_reason(load.facts, target, ready=load.ready is not None)
 
     def describe(self, facts: LoadFacts, target: Target) -> str:
         """Where a load lies, by its log, for people."""

@@ -103,6 +103,10 @@ def fit_record(record: Record) -> Calibration:
     Raises:
         UntrustedError: too few points, settings that differ, an overhead that moves, or an error above 1 %.
     """
+    from harness.fit.totals import fit_totals, totals_of
+
+    if totals := totals_of(record):
+        return fit_totals(record, totals)
     points, notes = points_of(record)
     if not points:
         raise UntrustedError(

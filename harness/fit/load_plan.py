@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from harness.errors import UntrustedError
 from harness.fit.batch_fit import bends, fit_batches
-from harness.fit.observations import points_of, spill_reason
+from harness.fit.observations import points_of, spill_reason, understood
 from harness.model.record import Load, LoadRequest, Record, Target
 from harness.units import CELL_PADDING
 
@@ -126,12 +126,12 @@ def further_loads(record: Record) -> tuple[LoadRequest, ...]:
 
 
 def is_point(load: Load, target: Target) -> bool:
-    """Whether a load lay completely on the target."""
-    return (
-        load.outcome == "ok"
-        and load.facts is not None
-        and spill_reason(load.facts, target, ready=load.ready is not None) is None
-    )
+    """Whether a load lay completely on the target, or became ready and has a log that does not say where it lies."""
+    if load.outcome != "ok":
+        return False
+    if load.facts is None or not understood(load.facts):
+        return load.ready is not None
+    return spill_reason(load.facts, target, ready=load.ready is not None) is None
 
 
 def smaller_first(planned: Sequence[LoadRequest], record: Callable[[], Record]) -> LoadOrder:

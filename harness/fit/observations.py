@@ -10,7 +10,7 @@ import msgspec
 from harness.errors import UntrustedError
 from harness.model.facts import DeviceKind, LoadFacts, device_kind
 from harness.model.record import Load, Record, Target
-from harness.model.trace import BASELINE_TOLERANCE
+from harness.model.trace import BASELINE_TOLERANCE, Plateau
 from harness.units import MIB, format_size
 
 #: An engine's own figure may differ from its log by this much, or by this share, before a note says so.
@@ -21,6 +21,8 @@ _ALL_PARTS: Final = (
 )  # fmt: skip
 
 
+#: Meters that are the log itself.
+BY_LOG: Final = ("log", "import")
 _SPREAD: Final = 8 * MIB
 _SPREAD_SHARE: Final = 0.005
 
@@ -115,7 +117,7 @@ def points_of(record: Record) -> tuple[list[Point], list[str]]:
             continue
         point, note = _point(load, record)
         if point is not None:
-            _refuse_disturbed(load)
+            refuse_disturbed(load)
             notes += _meter_notes(load)
             points.append(point)
         if note is not None and note not in notes:
@@ -154,6 +156,8 @@ def _point(load: Load, record: Record) -> tuple[Point | None, str | None]:
     target = record.machine.target
     if (reason := spill_reason(facts, target, ready=load.ready is not None)) is not None:
         return None, f"{asked}: not a point of the fit ({reason})"
+    if record.machine.meter not in BY_LOG and not understood(facts):
+        return None, f"{asked}: the log was not understood"
     batch, wanted = facts.num_batch, load.request.num_batch
     if batch is not None and wanted is not None and batch != wanted:
         return None, f"{asked}: not a point of the fit (the engine ran it with batch {batch}, not {wanted})"
@@ -171,7 +175,7 @@ def _point(load: Load, record: Record) -> tuple[Point | None, str | None]:
     if record.machine.meter == "log":
         total, overhead = float(logged), None
     else:
-        plateau = load.busy if target == "gpu" else load.idle
+        plateau = _plateau(load, record)
         if plateau is None or plateau.total_bytes is None:
             why = (plateau.reason if plateau else None) or "no plateau was read"
             return None, f"{asked}: the meter has no reading ({why})"
@@ -199,7 +203,33 @@ def _point(load: Load, record: Record) -> tuple[Point | None, str | None]:
     )
 
 
-def _refuse_disturbed(load: Load) -> None:
+def _plateau(load: Load, record: Record) -> Plateau | None:
+    """The plateau that counts: after a prompt on a GPU, idle on the host."""
+    return load.busy if record.machine.target == "gpu" else load.idle
+
+
+def measured_total(load: Load, record: Record) -> float | None:
+    """Bytes on the target as the meter saw them; ``None`` without a reading."""
+    plateau = _plateau(load, record)
+    return None if plateau is None or plateau.total_bytes is None else float(plateau.total_bytes)
+
+
+def logged_bytes(load: Load, record: Record) -> int:
+    """Bytes on the target that the log names."""
+    kind: DeviceKind | None = "gpu" if record.machine.target == "gpu" else None
+    return 0 if load.facts is None else _part(load.facts, _ALL_PARTS, kind)
+
+
+def understood(facts: LoadFacts | None) -> bool:
+    """Whether a log names what every load has: weights, and buffers to compute in."""
+    if facts is None:
+        return False
+    if facts.estimated or facts.vllm is not None:
+        return True
+    return facts.total("weights_bytes") is not None and facts.total("compute_bytes") is not None
+
+
+def refuse_disturbed(load: Load) -> None:
     """Refuse a point during which somebody else used the GPU, or that rests on a baseline which did not come back.
 
     Raises:

@@ -19,6 +19,9 @@ SCHEMA_VERSION: Final = 1
 #: No figure of an artifact comes near it (bytes of a block, tokens, GiB).
 _LARGEST: Final = 1e15
 
+#: What is said of a calibration whose parts are ``null``.
+PARTS_UNKNOWN: Final = "parts unknown: this engine's log was not understood"
+
 Positive = Annotated[int, msgspec.Meta(gt=0)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -32,11 +35,14 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Breakdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What base is made of; the four parts sum to it exactly. ``overhead`` is ``null`` where only the log was read."""
+    """What base is made of; the four parts sum to it exactly.
 
-    weights: float
-    fixed_cache: float
-    compute: float
+    ``overhead`` is ``null`` where only the log was read; all parts are where the log was not understood.
+    """
+
+    weights: float | None
+    fixed_cache: float | None
+    compute: float | None
     overhead: float | None
     budget: float | None = None
 
@@ -49,7 +55,7 @@ class Band(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     base_vram_gb: NonNegative
     kv_cache_gb_per_10k: NonNegative
     compute_gb_per_10k: float
-    fixed_cache_gb: NonNegative
+    fixed_cache_gb: NonNegative | None
 
 
 class MeasuredLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -6,7 +6,8 @@ from typing import Final
 
 import msgspec
 
-from harness.model.calibration import Calibration
+from harness.errors import UnknownVerdictError
+from harness.model.calibration import PARTS_UNKNOWN, Calibration
 from harness.units import TOKENS_PER_UNIT, from_gib, pad_cells
 
 #: Speeds are not foretold to better than this.
@@ -24,15 +25,18 @@ class SpeedPrediction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
-    """Memory of one model on its target; bytes. The parts sum to ``total_bytes`` (unknown overhead counts 0)."""
+    """Memory of one model on its target; bytes. The parts sum to ``total_bytes`` (unknown overhead counts 0).
+
+    All parts are ``None`` where the engine's log was not understood: then the total alone was measured.
+    """
 
     context: int
     num_parallel: int
     total_bytes: int
-    weights_bytes: int
-    fixed_cache_bytes: int
-    context_cache_bytes: int
-    compute_bytes: int
+    weights_bytes: int | None
+    fixed_cache_bytes: int | None
+    context_cache_bytes: int | None
+    compute_bytes: int | None
     overhead_bytes: int | None
     within_range: bool
     num_batch: int | None
@@ -62,6 +66,7 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
 
     Raises:
         ValueError: context or slots below one.
+        UnknownVerdictError: the parts are unknown, and the loads had another number of slots.
     """
     if context < 1 or num_parallel < 1:
         raise ValueError("context and slots must be at least 1")
@@ -71,20 +76,33 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
     band = calibration.band_for(context, num_batch, num_parallel)
     breakdown = metadata.breakdown_gb
     units = cells / TOKENS_PER_UNIT
-    weights = from_gib(breakdown.weights)
-    overhead = None if breakdown.overhead is None else from_gib(breakdown.overhead)
-    compute_start = band.base_vram_gb - breakdown.weights - (breakdown.overhead or 0.0) - band.fixed_cache_gb
-    fixed_cache = from_gib(num_parallel * band.fixed_cache_gb)
-    context_cache = from_gib(units * num_parallel * band.kv_cache_gb_per_10k)
-    compute = from_gib(compute_start + units * band.compute_gb_per_10k)
-    total = weights + (overhead or 0) + fixed_cache + context_cache + compute
+    weights = fixed_cache = context_cache = compute = overhead = None
+    if breakdown.weights is None or band.fixed_cache_gb is None:
+        measured = metadata.settings.num_parallel
+        if num_parallel != measured:
+            raise UnknownVerdictError(
+                f"{PARTS_UNKNOWN}, so what {num_parallel} slots take does not follow from what {measured} took",
+                hint=f"calibrate with --num-parallel {num_parallel}",
+                code="parts-unknown",
+            )
+        total = from_gib(band.base_vram_gb + units * num_parallel * band.kv_cache_gb_per_10k)
+    else:
+        weights = from_gib(breakdown.weights)
+        overhead = None if breakdown.overhead is None else from_gib(breakdown.overhead)
+        compute_start = band.base_vram_gb - breakdown.weights - (breakdown.overhead or 0.0) - band.fixed_cache_gb
+        fixed_cache = from_gib(num_parallel * band.fixed_cache_gb)
+        context_cache = from_gib(units * num_parallel * band.kv_cache_gb_per_10k)
+        compute = from_gib(compute_start + units * band.compute_gb_per_10k)
+        total = weights + (overhead or 0) + fixed_cache + context_cache + compute
     within = context <= metadata.quality.valid_to
     warnings: list[str] = []
     if not within:
         warnings.append(f"context {context} is beyond {metadata.quality.valid_to}, the range of this calibration: extrapolated")
     if band.num_batch is not None and cells < band.num_batch:
         warnings.append(f"context {context} is below the physical batch of {band.num_batch}: an upper bound")
-    if overhead is None:
+    if weights is None:
+        warnings.append(PARTS_UNKNOWN)
+    elif overhead is None:
         warnings.append("logged, not measured: the driver's own memory is not included")
     return Prediction(
         context=context,

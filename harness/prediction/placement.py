@@ -57,16 +57,17 @@ class Layers(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def layers_of(calibration: Calibration, needed: Prediction, rules: Rules) -> Layers | None:
-    """The layers of a calibrated model at a context; ``None`` where their number is not known.
+    """The layers of a calibrated model at a context; ``None`` where their number, or their weights, are not known.
 
     Unknown per-layer figures are spread evenly.
     """
     placement, count = calibration.metadata.placement, calibration.metadata.model.layers
-    if not count:
+    weights = needed.weights_bytes
+    if not count or weights is None:
         return None
     whole = from_gib(placement.layer_weights_gb) if placement.layer_weights_gb is not None else None
-    if whole is None or whole > needed.weights_bytes:
-        whole = needed.weights_bytes * count // (count + 1)
+    if whole is None or whole > weights:
+        whole = weights * count // (count + 1)
     dense = [float(from_gib(size)) for size in placement.layers_gb]
     experts = [float(from_gib(size)) for size in placement.experts_gb]
     if len(dense) != count:
@@ -78,7 +79,7 @@ def layers_of(calibration: Calibration, needed: Prediction, rules: Rules) -> Lay
         dense=tuple(dense),
         experts=tuple(experts) if len(experts) == count else (0.0,) * count,
         cache=_caches(placement.layer_kinds, count, needed),
-        output=max(needed.weights_bytes - sum(dense) - sum(experts), 0.0),
+        output=max(weights - sum(dense) - sum(experts), 0.0),
         expert_use=1.0 if placement.expert_use is None else placement.expert_use,
         output_last=go_runner,
     )
@@ -94,7 +95,7 @@ def _caches(kinds: str | None, count: int, needed: Prediction) -> tuple[float, .
         holders = holders if any(holders) else [True] * count
         return [size / sum(holders) if holds else 0.0 for holds in holders]
 
-    parts = zip(share(needed.context_cache_bytes, growing), share(needed.fixed_cache_bytes, fixed), strict=True)
+    parts = zip(share(needed.context_cache_bytes or 0, growing), share(needed.fixed_cache_bytes or 0, fixed), strict=True)
     return tuple(one + other for one, other in parts)
 
 
@@ -109,7 +110,7 @@ def place(
     layers = layers_of(calibration, needed, rules)
     if layers is None:
         return None
-    compute = Compute(calibration.metadata.placement, layers, context, needed.compute_bytes)
+    compute = Compute(calibration.metadata.placement, layers, context, needed.compute_bytes or 0)
     return _fill(layers, compute, budget - (needed.overhead_bytes or 0))
 
 

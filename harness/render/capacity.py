@@ -100,7 +100,7 @@ def _bar(row: Row, memory: Memory) -> Text:
     if not free or taken is None:
         return Text("")
     full = min(round(_BAR * taken / free), _BAR)
-    solid = min(round(_BAR * row.weights_bytes / free), full)
+    solid = min(round(_BAR * (row.weights_bytes or 0) / free), full)
     bar = Text("█" * solid, style="blue")
     return bar.append("▓" * (full - solid), style="cyan").append("░" * (_BAR - full), style="dim")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Final
 
-from harness.model.calibration import Calibration
+from harness.model.calibration import PARTS_UNKNOWN, Calibration
 from harness.prediction.memory import Prediction
 from harness.text import clean
 from harness.units import format_size, from_gib, gib
@@ -63,7 +63,9 @@ def calibration_panel(calibration: Calibration, title: str) -> RenderableType:
         parts.add_column(name, justify="right")
     pieces = metadata.breakdown_gb
     parts.add_row(size_of(pieces.weights), size_of(pieces.fixed_cache), size_of(pieces.compute), size_of(pieces.overhead))
-    lines: list[RenderableType] = [grid, Text(""), Text("base is made of", style="dim"), parts, Text("")]
+    known: tuple[RenderableType, ...] = (Text("base is made of", style="dim"), parts)
+    told: tuple[RenderableType, ...] = (Text(PARTS_UNKNOWN, style="yellow"),) if pieces.weights is None else known
+    lines: list[RenderableType] = [grid, Text(""), *told, Text("")]
     lines += _details(calibration)
     heading = f"[bold]{clean(title).replace('[', chr(92) + '[')}[/]"
     return Panel(Group(*lines), title=heading, title_align="left", border_style="green", expand=False, padding=(1, 2))

@@ -36,7 +36,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     chosen: CalibrationMatch
     largest_context: int | None
     verdict: Verdict
-    weights_bytes: int
+    weights_bytes: int | None
     full_decode_tokens_per_s: float | None
     reason: str | None = None
 
@@ -186,7 +186,7 @@ def _memory(key: tuple[str, ...], rows: list[Row], *, given: bool) -> Memory:
     names = " + ".join(gpu.name for gpu in chosen.gpus)
     totals = [gpu.total_bytes for gpu in chosen.gpus]
     name = "host memory" if key[0] == "host" else "a card" if given else names or "GPU"
-    rows = sorted(rows, key=lambda row: row.verdict.required_bytes or row.weights_bytes)
+    rows = sorted(rows, key=lambda row: row.verdict.required_bytes or row.weights_bytes or 0)
     return Memory(
         name=name,
         available_bytes=None if chosen.available is None else sum(chosen.available),

@@ -51,7 +51,7 @@ def zoo(rng: random.Random) -> dict[str, Calibration]:
     """Calibrations that differ in all that a verdict goes by: engine and version, bands, layers, experts, dry runs, target."""
     plain = base()
     layers = plain.metadata.model.layers or 0
-    weights = plain.metadata.breakdown_gb.weights
+    weights = plain.metadata.breakdown_gb.weights or 0.0
     each = tuple(round(weights * 0.8 / layers * rng.uniform(0.7, 1.3), 6) for _ in range(layers))
     grid = tuple(
         SplitCompute(layers=count, context=context, compute_gb=round(0.06 + context / 1e6 + 0.01 * (layers - count), 6))

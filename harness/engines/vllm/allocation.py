@@ -213,7 +213,7 @@ def _card(calibration: Calibration, vllm: VllmSettings, available: tuple[int, ..
     return _Card(
         total=from_gib(total),
         free=min(available),
-        footprint=from_gib(calibration.constants.base_vram_gb - breakdown.fixed_cache),
+        footprint=from_gib(calibration.constants.base_vram_gb - (breakdown.fixed_cache or 0.0)),
         budget=None if breakdown.budget is None else from_gib(breakdown.budget),
         by_bytes=by_bytes,
         graphs_on_top=not at_least(version, GRAPHS_IN_BUDGET),

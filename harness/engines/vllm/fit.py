@@ -220,7 +220,8 @@ def fit_vllm(record: Record) -> Calibration:
     if record.machine.meter == "host" and beside:
         part = _on_host(part, beside, spread, starts)
     breakdown, part_notes = _breakdown(part, parts, blocks, record)
-    base = round(breakdown.weights + breakdown.fixed_cache + breakdown.compute + (breakdown.overhead or 0.0), 6)
+    pieces = (breakdown.weights, breakdown.fixed_cache, breakdown.compute, breakdown.overhead)
+    base = round(sum(piece or 0.0 for piece in pieces), 6)
     slope = gib(blocks.per_block * blocks.bytes / blocks.size * TOKENS_PER_UNIT)
     error = _left_out(starts)
     if error is not None and error > MAX_ERROR:

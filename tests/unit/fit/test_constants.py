@@ -43,7 +43,7 @@ def test_three_loads_give_the_constants_that_made_them() -> None:
 def test_the_parts_of_base_sum_to_it_exactly() -> None:
     calibration = fit_record(record(load(8192), load(16384), load(32768)))
     parts = calibration.metadata.breakdown_gb
-    assert round(parts.weights + parts.fixed_cache + parts.compute + (parts.overhead or 0), 6) == (
+    assert round((parts.weights or 0) + (parts.fixed_cache or 0) + (parts.compute or 0) + (parts.overhead or 0), 6) == (
         calibration.constants.base_vram_gb
     )
 
@@ -61,7 +61,7 @@ def test_a_prediction_is_the_truth_at_contexts_and_slots_never_loaded(context: i
         prediction.compute_bytes,
         prediction.overhead_bytes or 0,
     )
-    assert sum(parts) == prediction.total_bytes
+    assert sum(part or 0 for part in parts) == prediction.total_bytes
 
 
 def test_bands_of_one_load_take_their_slopes_from_the_band_with_three() -> None:
@@ -152,8 +152,8 @@ def test_beyond_the_range_a_prediction_is_marked() -> None:
 def test_slots_multiply_the_caches_and_nothing_else() -> None:
     calibration = fit_record(record(load(8192), load(16384), load(32768)))
     one, four = predict(calibration, 16384), predict(calibration, 16384, 4)
-    assert four.context_cache_bytes == pytest.approx(4 * one.context_cache_bytes, abs=4)
-    assert four.fixed_cache_bytes == pytest.approx(4 * one.fixed_cache_bytes, abs=4)
+    assert four.context_cache_bytes == pytest.approx(4 * (one.context_cache_bytes or 0), abs=4)
+    assert four.fixed_cache_bytes == pytest.approx(4 * (one.fixed_cache_bytes or 0), abs=4)
     assert four.weights_bytes == one.weights_bytes
     assert four.compute_bytes == one.compute_bytes
     assert four.overhead_bytes == one.overhead_bytes

@@ -219,4 +219,4 @@ def test_the_compute_of_another_batch_follows_by_its_share() -> None:
     """Half the batch: half the compute buffers at the start, and half the growth."""
     low = placed_by_law(0.0).metadata.bands[0]
     assert low.compute_gb_per_10k * GIB == pytest.approx(2 * 512 * 10_000, rel=1e-4)
-    assert (low.base_vram_gb - low.fixed_cache_gb) * GIB == pytest.approx(WEIGHTS + OVERHEAD + COMPUTE_START, rel=1e-6)
+    assert (low.base_vram_gb - (low.fixed_cache_gb or 0)) * GIB == pytest.approx(WEIGHTS + OVERHEAD + COMPUTE_START, rel=1e-6)

@@ -65,7 +65,7 @@ def test_the_parts_are_the_ones_that_made_the_loads(model: TrueModel) -> None:
     assert parts.fixed_cache == pytest.approx((window + model.recurrent) / GIB, rel=1e-3, abs=5e-5)
     assert parts.overhead == pytest.approx(model.overhead / GIB, abs=5e-5)
     assert parts.weights == pytest.approx(model.weights / GIB, abs=2e-5)
-    whole = round(parts.weights + parts.fixed_cache + parts.compute + (parts.overhead or 0.0), 6)
+    whole = round((parts.weights or 0) + (parts.fixed_cache or 0) + (parts.compute or 0) + (parts.overhead or 0.0), 6)
     assert whole == constants.base_vram_gb
 
 

@@ -37,7 +37,7 @@ class Machine:
         self.version, self.blocks = metadata.engine.version, metadata.kv_blocks
         self.total, self.free = from_gib(metadata.machine.total_cuda_gb or 0), free
         self.budget = from_gib(metadata.breakdown_gb.budget) + drift
-        self.footprint = from_gib(calibration.constants.base_vram_gb - metadata.breakdown_gb.fixed_cache) + drift
+        self.footprint = from_gib(calibration.constants.base_vram_gb - (metadata.breakdown_gb.fixed_cache or 0.0)) + drift
 
     def refuses(self, utilization: float | Fraction, kv: int | None, context: int, sequences: int = 1) -> str | None:
         """Why a start fails, or cannot hold ``sequences`` at full length; ``None`` if all is well."""

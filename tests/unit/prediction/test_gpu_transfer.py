@@ -39,7 +39,7 @@ def test_only_the_driver_s_part_changes(context: int, slots: int) -> None:
     assert new.metadata.machine.gpus[0].name == "NVIDIA A100"
     assert new.constants.kv_cache_gb_per_10k == old.constants.kv_cache_gb_per_10k
     parts = new.metadata.breakdown_gb
-    assert parts.weights + parts.fixed_cache + parts.compute + (parts.overhead or 0) == pytest.approx(
+    assert (parts.weights or 0) + (parts.fixed_cache or 0) + (parts.compute or 0) + (parts.overhead or 0) == pytest.approx(
         new.constants.base_vram_gb, abs=2e-6
     )
 
