@@ -19,7 +19,7 @@ from harness.fit.load_plan import DEFAULT_CONTEXTS, BatchLimits, usable_contexts
 from harness.inventory.backend import Choice
 from harness.measure.dry_runs import measure_splits
 from harness.measure.events import Observer
-from harness.measure.interference import interference_notes, refuse_blind
+from harness.measure.interference import interference_notes, refuse_blind, refuse_unwatched
 from harness.measure.load import LoadRunner, StageHook, no_hook
 from harness.measure.overwrite import refuse_overwrite
 from harness.measure.speed import HOST_SPEED_PROMPTS, SPEED_PROMPTS, no_host_speed
@@ -283,6 +283,7 @@ class Run:
         plateau = load.busy or load.idle
         self.observer.point(request.context, request.num_batch, plateau.total_bytes if plateau else None, reason)
         refuse_blind(load, self.record.machine.target)
+        refuse_unwatched(load, self.record.machine, self.runner.folder)
         return load
 
     def _speed(self) -> None:

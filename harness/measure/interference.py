@@ -1,10 +1,13 @@
-"""Who else used the GPU during a run, and a meter that sees nothing."""
+"""Who else used the GPU during a run, and a meter that sees nothing, or another GPU."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from harness.errors import UntrustedError
 from harness.fit.observations import spill_reason
-from harness.model.record import Load, Record, Target
+from harness.logs.pci import device_addresses
+from harness.model.record import Load, Machine, Record, Target
 from harness.units import format_size
 
 
@@ -44,3 +47,26 @@ def refuse_blind(load: Load, target: Target) -> None:
     raise UntrustedError(
         f"the meter {trace.meter} sees nothing: {why}", hint="harness doctor says what it needs", code="no-reading"
     )
+
+
+def refuse_unwatched(load: Load, machine: Machine, folder: Path) -> None:
+    """End a run whose engine says that it uses another GPU than the meter reads.
+
+    For the meter ``drm`` alone: its GPUs were found by vendor and size, as an engine's list has no addresses. Its log has.
+
+    Raises:
+        UntrustedError: naming both.
+    """
+    if machine.meter != "drm" or load.log is None:
+        return
+    try:
+        log = (folder / load.log).read_bytes()[load.log_start : load.log_end]
+    except OSError:
+        return
+    used, watched = set(device_addresses(log).values()), {gpu.uuid for gpu in machine.gpus}
+    if other := sorted(used - watched):
+        raise UntrustedError(
+            f"the engine uses GPU {', '.join(other)}, and the meter reads {', '.join(sorted(filter(None, watched)))}",
+            hint="name the engine's device with --gpus, as harness doctor lists them",
+            code="other-gpu",
+        )
