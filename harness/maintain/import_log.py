@@ -19,6 +19,7 @@ from harness.engines.base import Source
 from harness.engines.registry import policy_of
 from harness.errors import BadInputError, CannotWriteError, UntrustedError, UsageError
 from harness.fit.observations import spill_reason
+from harness.maintain.refit import fitted
 from harness.measure.calibrate import Result, model_stem
 from harness.measure.overwrite import refuse_overwrite
 from harness.model.calibration import artifact_name
@@ -55,7 +56,7 @@ def import_log(found: Sequence[LoadFacts], told: ImportOptions, store: Store) ->
     target: Target = "gpu" if any(_on_gpu(facts) for facts in loads) else "host"
     name = _name(loads, told)
     record = _record(loads, told, target, name)
-    calibration = policy_of(record.engine_name).fit(record)
+    calibration = fitted(record, told.log)
     path = store.path_of(record.engine_name, model_stem(name), told.variant)
     store.check_writable(path)
     with store.lock(path):
@@ -179,6 +180,8 @@ def _load(facts: LoadFacts, index: int, told: ImportOptions, target: Target) -> 
     logged = None if facts.context_cells is None else facts.context_cells // parallel
     if asked is not None and logged is not None and not 0 <= logged - asked < 256:
         raise BadInputError(f"--ctx says {asked}, and the log {logged} tokens a slot", code="context-differs")
+    if logged == 0:
+        raise BadInputError(f"the log says {facts.context_cells} cells for {parallel} slots", code="facts-missing")
     if logged is None and asked is None:
         raise UsageError("the log does not say the context", hint="say it with --ctx", code="no-context")
     total = told.totals[index]

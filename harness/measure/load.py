@@ -24,6 +24,7 @@ from harness.model.record import EngineVersion, Load, LoadOutcome, LoadRequest, 
 from harness.model.trace import BASELINE_TOLERANCE, MemoryTrace, Occupancy, Plateau
 from harness.polling import poll
 from harness.sandboxes.base import Running, Sandbox
+from harness.text import one_line
 
 if TYPE_CHECKING:
     import httpx
@@ -118,6 +119,7 @@ class LoadRunner:
         if self.identity is None and (running.image is not None or self.engine.persistent):
             with self.client(running) as client:
                 version = self.engine.version(self.options, client).version
+            version = None if version is None else one_line(version, 64)
             image = running.image
             self.identity = EngineVersion(
                 version=version,

@@ -21,6 +21,10 @@ _LARGEST: Final = 1e15
 
 #: What is said of a calibration whose parts are ``null``.
 PARTS_UNKNOWN: Final = "parts unknown: this engine's log was not understood"
+#: Constants and the last band are the same figures, GiB.
+_ROUNDED: Final = 2e-6
+#: What ends a line, moves a cursor or turns the direction of a text round (Unicode: Cc, line and paragraph ends, bidi).
+_CONTROL: Final = re.compile("[\\x00-\\x08\\x0a-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]")
 
 Positive = Annotated[int, msgspec.Meta(gt=0)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]
@@ -119,12 +123,12 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     processes may have cost, if that is more; absent where neither is known.
     """
 
-    load_s: float | None
-    prompt_tokens_per_s: float | None
-    decode_tokens_per_s: float | None
-    host_decode_tokens_per_s: float | None
+    load_s: NonNegative | None
+    prompt_tokens_per_s: NonNegative | None
+    decode_tokens_per_s: NonNegative | None
+    host_decode_tokens_per_s: NonNegative | None
     depths: tuple[DepthSpeed, ...] = ()
-    spread: float | None = None
+    spread: NonNegative | None = None
 
 
 class KvBlocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -147,7 +151,7 @@ class KvBlocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Metadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the constants come from."""
 
-    schema_version: int
+    schema_version: Positive
     calibrated_at: str
     model: Model
     engine: EngineVersion
@@ -240,17 +244,29 @@ def from_document(document: object, where: str = "artifact") -> Calibration:
         calibration = msgspec.convert(document, Calibration, strict=True)
     except msgspec.ValidationError as error:
         raise BadInputError(f"{where} is not a calibration: {error}", code="bad-artifact") from error
-    if not _sane(msgspec.to_builtins(calibration)):
-        raise BadInputError(f"{where} is not a calibration: a figure in it is none", code="bad-artifact")
+    if not is_sane(msgspec.to_builtins(calibration)):
+        raise BadInputError(f"{where} is not a calibration: a figure or a text in it is none", code="bad-artifact")
+    last, constants = calibration.metadata.bands[-1], calibration.constants
+    for name in ("base_vram_gb", "kv_cache_gb_per_10k", "compute_gb_per_10k"):
+        if abs(getattr(constants, name) - getattr(last, name)) > _ROUNDED:
+            raise BadInputError(
+                f"{where} contradicts itself: {name} is {getattr(constants, name)}, and {getattr(last, name)} in its last band",
+                code="bad-artifact",
+            )
     return calibration
 
 
-def _sane(value: object) -> bool:
-    """Whether every number is one that can be calculated with: YAML also has infinities and NaN."""
+def is_sane(value: object, *, texts: bool = True) -> bool:
+    """Whether every number can be calculated with, and no text has control characters: one line may not look like two.
+
+    Without ``texts``, numbers alone are looked at.
+    """
     if isinstance(value, dict):
-        return all(map(_sane, value.values()))
+        return all(is_sane(key, texts=texts) and is_sane(one, texts=texts) for key, one in value.items())
     if isinstance(value, list | tuple):
-        return all(map(_sane, value))
+        return all(is_sane(one, texts=texts) for one in value)
+    if isinstance(value, str):
+        return not texts or not _CONTROL.search(value)
     return not isinstance(value, int | float) or abs(value) < _LARGEST
 
 

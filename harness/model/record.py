@@ -59,10 +59,10 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked of the engine at every load; ``num_batch`` is ``None`` where each band has its own."""
 
-    num_parallel: Annotated[int, msgspec.Meta(gt=0)] = 1
-    num_batch: int | None = None
-    kv_cache_type: str = "f16"
-    flash_attention: str | None = None
+    num_parallel: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)] = 1
+    num_batch: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)] | None = None
+    kv_cache_type: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,31}(/[A-Za-z0-9_.+-]{1,32})?$")] = "f16"
+    flash_attention: Literal["enabled", "disabled"] | None = None
     env: dict[str, str] = {}
     vllm: VllmSettings | None = None
 
@@ -139,8 +139,8 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     given instead.
     """
 
-    context: int
-    num_batch: int | None = None
+    context: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+    num_batch: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)] | None = None
     purpose: Purpose = "point"
     gpu_layers: int | None = None
     experts_on_host: bool = False
@@ -188,8 +188,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     outcome: LoadOutcome
     reason: str | None = None
     log: str | None = None
-    log_start: Annotated[int, msgspec.Meta(ge=0)] = 0
-    log_end: int | None = None
+    log_start: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)] = 0
+    log_end: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)] | None = None
     facts: LoadFacts | None = None
     idle: Plateau | None = None
     busy: Plateau | None = None

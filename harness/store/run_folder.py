@@ -119,14 +119,22 @@ def remove(folder: Path) -> None:
         raise CannotWriteError(f"{folder} cannot be removed: {error.strerror}") from error
 
 
-def read_plain(path: Path) -> bytes:
-    """A file's content.
+def is_plain(path: Path) -> bool:
+    """Whether it is a file, and no link, pipe or name that no file can have."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def read_plain(path: Path, most: int = -1) -> bytes:
+    """A file's content, ``most`` bytes of it at most.
 
     Raises:
         NotFoundError: there is none, or it is a link, a pipe or a folder.
     """
     with _opened(path) as file:
-        return file.read()
+        return file.read(most)
 
 
 def copy_run(source: Path, target: Path) -> None:

@@ -26,14 +26,16 @@ from harness.errors import (
     NotPermittedError,
     UsageError,
 )
-from harness.model.calibration import Calibration, artifact_name, json_schema
+from harness.model.calibration import Calibration, artifact_name, from_document, is_sane, json_schema, to_document
 from harness.model.facts import EngineName
 from harness.model.record import RECORD_VERSION, Record
+from harness.store.run_folder import read_plain
 from harness.store.yaml import read_calibration, to_yaml
 
 RUNS: Final = "runs"
 _STEM: Final = re.compile(r"[A-Za-z0-9._%-]*[A-Za-z0-9_%-][A-Za-z0-9._%-]*")
 _VARIANT: Final = re.compile(r"[A-Za-z0-9._-]+")
+_RUN: Final = re.compile(r"[A-Za-z0-9@%._+-]{1,255}", re.ASCII)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -193,7 +195,12 @@ class Store:
         return paths
 
     def write(self, path: Path, calibration: Calibration) -> None:
-        """Write an artifact, whole or not at all."""
+        """Write an artifact, whole or not at all, and only one that can be read again.
+
+        Raises:
+            BadInputError: its figures contradict each other. CannotWriteError: it cannot be written.
+        """
+        from_document(to_document(calibration), str(path))
         write_atomically(path, to_yaml(calibration).encode())
 
     def check_writable(self, path: Path) -> None:
@@ -229,7 +236,13 @@ class Store:
             lock.release()  # the file stays: were it removed, two others could hold locks on different files
 
     def run_folder(self, run: str) -> Path:
-        """The folder of a run."""
+        """The folder of a run.
+
+        Raises:
+            NotFoundError: no run can have that name.
+        """
+        if not _RUN.fullmatch(run) or set(run) <= {"."}:
+            raise NotFoundError(f"no such run: {run}", code="no-such-run")
         return self.root / RUNS / run
 
     def write_record(self, record: Record) -> Path:
@@ -251,16 +264,26 @@ def read_record(path: Path) -> Record:
     """
     file = path / "record.json" if path.is_dir() else path
     try:
-        data = file.read_bytes()
-    except OSError as error:
+        data = read_plain(file, _LARGEST_RECORD + 1)
+    except NotFoundError as error:
         raise NotFoundError(f"no such run: {path}", code="no-such-run") from error
+    if len(data) > _LARGEST_RECORD:
+        raise BadInputError(f"{file} is not a record: it is larger than any", code="bad-record")
     try:
         version = msgspec.json.decode(data, type=_Version).schema_version
         if version > RECORD_VERSION:
             raise ConfigError(f"{file}: record schema {version} is newer than {RECORD_VERSION}", code="newer-schema")
-        return msgspec.json.decode(data, type=Record)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        record = msgspec.json.decode(data, type=Record)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInputError(f"{file} is not a record: {error}", code="bad-record") from error
+    written = (record.id, record.run, record.model, record.engine, record.settings, record.machine)
+    if not is_sane(msgspec.to_builtins(written)) or not is_sane(msgspec.to_builtins(record), texts=False):
+        raise BadInputError(f"{file} is not a record: a figure or a text in it is none", code="bad-record")
+    return record
+
+
+#: Records hold samples of memory of some loads, bytes.
+_LARGEST_RECORD: Final = 256 << 20
 
 
 class _Version(msgspec.Struct):

@@ -109,3 +109,10 @@ def test_a_measured_calibration_of_another_gpu_is_not_overwritten(tmp_path: Path
     code, answer = run(tmp_path, MIDDLE, "--total", "5g", "--model", "m", "--gpu", "NVIDIA Y")
     assert (code, answer["errors"][0]["code"]) == (73, "would-overwrite")
     assert run(tmp_path, MIDDLE, "--total", "5g", "--model", "m", "--gpu", "NVIDIA Y", "--variant", "y")[0] == 0
+
+
+def test_more_slots_than_cells_is_no_load(tmp_path: Path) -> None:
+    text = MIDDLE.replace("n_seq_max             = 1\n", "n_seq_max             = 111111\n")
+    assert text != MIDDLE
+    code, answer = run(tmp_path, text, "--total", "5g", "--model", "m")
+    assert (code, answer["errors"][0]["code"]) == (65, "facts-missing")

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import msgspec
@@ -14,13 +15,21 @@ import pytest
 import yaml
 
 from harness.engines.base import Source
-from harness.errors import BadInputError, BusyError, CannotWriteError, ConfigError, NotPermittedError, UsageError
+from harness.errors import (
+    BadInputError,
+    BusyError,
+    CannotWriteError,
+    ConfigError,
+    NotFoundError,
+    NotPermittedError,
+    UsageError,
+)
 from harness.fit.constants import fit_record
 from harness.measure.overwrite import refuse_overwrite
 from harness.model.calibration import Calibration, artifact_name, from_document, json_schema, to_document
 from harness.model.record import Machine, Settings
 from harness.store.store import Store, read_record, schema_text
-from harness.store.yaml import parse_calibration, read_calibration, to_yaml
+from harness.store.yaml import parse_calibration, parse_yaml, read_calibration, to_yaml
 from tests.support.records import load, record
 
 
@@ -67,9 +76,11 @@ def test_every_string_of_an_artifact_is_quoted(calibration: Calibration) -> None
         ),
     )
     text = to_yaml(hostile)
-    assert from_document(yaml.safe_load(text)) == hostile
+    assert yaml.safe_load(text) == json.loads(json.dumps(to_document(hostile)))
     assert "\x1b" not in text
     assert "run: '20261124T000000Z-llama-server-made-up'" in text
+    with pytest.raises(BadInputError, match="a text in it"):  # one line may not look like two, nor move a cursor
+        parse_calibration(text.encode(), "it")
 
 
 def test_artifacts_obey_the_published_schema(calibration: Calibration) -> None:
@@ -231,10 +242,17 @@ def test_an_enormous_file_is_not_read_to_its_end(tmp_path: Path) -> None:
         (r"total_gb: [\d.]+", "total_gb: 1.0e+300"),
         (r"  bands:\n(  - .*\n)+", "  bands: []\n"),
         (r"num_parallel: 1", "num_parallel: 0"),
+        (r"num_parallel: 1", "num_parallel: 111111111"),
+        (r"base_vram_gb: [\d.]+", "base_vram_gb: 0.0"),  # and another figure in the last band
+        (r"decode_tokens_per_s: \S+", "decode_tokens_per_s: -5.0}"),
+        (r"flash_attention: '\w+'", "flash_attention: 'sometimes'"),
+        (r"kv_cache_type: 'f16'", "kv_cache_type: '../x'"),
+        (r"name: '[^']*'", 'name: "1\\x0aFITS: all of it"'),
+        (r"schema_version: 1", "schema_version: -1"),
     ],
 )
 def test_figures_that_nothing_can_be_calculated_with_are_refused(calibration: Calibration, pattern: str, wrong: str) -> None:
-    text = re.sub(pattern, wrong, to_yaml(calibration), count=1)
+    text = re.sub(pattern, lambda _: wrong, to_yaml(calibration), count=1)
     assert wrong in text
     with pytest.raises(BadInputError):
         parse_calibration(text.encode(), "it")
@@ -281,3 +299,56 @@ def test_numbers_stay_numbers_of_six_decimals(calibration: Calibration, value: f
     back = yaml.safe_load(to_yaml(msgspec.structs.replace(calibration, constants=constants)))["constants"]["base_vram_gb"]
     assert isinstance(back, float)
     assert back == value
+
+
+@pytest.mark.parametrize("run", ["../../etc", "/etc", "..", ".", "a/b", "", "a\nb", "x" * 300])
+def test_a_run_has_a_plain_name(store: Store, run: str) -> None:
+    with pytest.raises(NotFoundError):
+        store.run_folder(run)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"loads": [{"request": {"context": 0}, "outcome": "ok"}]},
+        {"loads": [{"request": {"context": 8192, "num_batch": -1}, "outcome": "ok"}]},
+        {"loads": [{"request": {"context": 8192}, "outcome": "ok", "log_start": 1 << 60}]},
+        {"loads": [{"request": {"context": 8192}, "outcome": "ok", "started": 1e300}]},
+        {"engine": {"version": "1\nFITS: all of it"}},
+        {"run": "a\x1b[2Jb"},
+        {"seconds": 1e400},
+        {"reserve_bytes": 10**17},
+    ],
+)
+def test_a_record_of_absurd_figures_is_refused(store: Store, change: dict[str, Any]) -> None:
+    path = store.write_record(record(load(8192), load(16384), load(32768)))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(BadInputError):
+        read_record(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &x [1]\nb: *x",
+        "a: !!python/name:os.system",
+        "a: !!timestamp x",
+        f"a: {'9' * 5000}",
+        "a: 9223372036854775808",
+        "a: .nan",
+        "a: 1e999",
+        "[" * 100 + "]" * 100,
+        "a: 'x",
+        "? [1]\n: 2",
+        "\x00",
+    ],
+)
+def test_yaml_is_plain_values_within_limits(text: str) -> None:
+    with pytest.raises(BadInputError):
+        parse_yaml(text.encode(), "it")
+
+
+def test_dates_are_texts_and_numbers_are_as_they_are_written() -> None:
+    text = b"a: 2026-01-01\nb: 1:30\nc: 010\nd: 1e-05\ne: on\nf: ~\ng: 0x10\nh: '1'\ni: -3.5"
+    found = parse_yaml(text, "it")
+    assert found == {"a": "2026-01-01", "b": "1:30", "c": 10, "d": 1e-05, "e": True, "f": None, "g": 16, "h": "1", "i": -3.5}
