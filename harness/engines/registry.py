@@ -79,6 +79,19 @@ def running_servers(name: EngineName) -> tuple[RunningServer, ...]:
     return () if ask is None else tuple(ask())
 
 
+def stored_digest(name: EngineName, model: str) -> str | None:
+    """The digest of a model's weights in the engine's own store on this machine.
+
+    ``None`` where the engine has no store (``get_stored_digest`` is optional), or it does not show the model.
+
+    Raises:
+        UnavailableError: there is no such engine here.
+    """
+    find = getattr(_package(name), "get_stored_digest", None)
+    found: str | None = None if find is None else find(model)
+    return found
+
+
 @functools.cache
 def engine_names() -> tuple[EngineName, ...]:
     """All engines: harness's own first, then others by name."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import functools
-import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from harness.engines import gguf
 from harness.engines.base import Options
 from harness.engines.ollama.models import models_folder, stored_digest
 from harness.engines.registry import recipe_of
 from harness.errors import HarnessError
 from harness.inventory.backend import resolve_name
+from harness.inventory.digests import cached_sha256
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.model.record import Gpu
@@ -21,8 +19,8 @@ from harness.model.trace import MeterName
 from harness.options import Overrides
 from harness.prediction.staleness import Environment
 from harness.sandboxes.container_config import repository
-from harness.store.catalog import cache_folder, find_catalog, pinned_image, read_catalog
-from harness.store.store import Store, read_record, write_atomically
+from harness.store.catalog import find_catalog, pinned_image, read_catalog
+from harness.store.store import Store, read_record
 from harness.units import gib
 
 
@@ -142,20 +140,3 @@ class Installed:
             return recipe_of(name).version(Options(engine_binary=self.given.engine_binary), None).version
         except HarnessError:
             return None
-
-
-def cached_sha256(path: Path) -> str:
-    """A file's SHA-256, kept in the cache folder by size and time: models have tens of gigabytes."""
-    state = path.stat()
-    key, seen = str(path), [state.st_size, state.st_mtime_ns]
-    cache = cache_folder() / "digests.json"
-    known: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        known = dict(json.loads(cache.read_text()))
-    with suppress(KeyError, TypeError, IndexError):
-        if known[key][0] == seen:
-            return str(known[key][1])
-    digest = gguf.sha256(path)
-    with suppress(HarnessError):  # without a cache it is hashed again next time
-        write_atomically(cache, json.dumps({**known, key: [seen, digest]}, indent=1).encode())
-    return digest

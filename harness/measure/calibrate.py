@@ -25,6 +25,7 @@ from harness.measure.overwrite import refuse_overwrite
 from harness.measure.speed import HOST_SPEED_PROMPTS, SPEED_PROMPTS, no_host_speed
 from harness.meters.base import Meter
 from harness.model.calibration import Calibration, artifact_name
+from harness.model.facts import LoadFacts
 from harness.model.record import EngineVersion, Load, LoadRequest, Record, Settings
 from harness.options import recorded_flash
 from harness.sandboxes.base import Sandbox
@@ -238,9 +239,13 @@ class Run:
         self.request = msgspec.structs.replace(self.request, source=source)
         self.record = msgspec.structs.replace(self.record, model=source.model, tensors=source.tensors, estimate=source.estimate)
         self._identify()
+        self._refuse_overwrite()
+
+    def _refuse_overwrite(self, facts: LoadFacts | None = None) -> None:
         if not self.request.force:
             path = self.store.path_of(self.engine.name, model_stem(self.request.name), self.request.variant)
-            refuse_overwrite(path, source, self.record.settings, self.record.machine, self.store)
+            settings, machine = self.record.settings, self.record.machine
+            refuse_overwrite(path, self.request.source, settings, machine, self.store, facts)
 
     def _identify(self) -> None:
         """Note what only a started engine tells: its version and image, and the rules of that version."""
@@ -277,6 +282,8 @@ class Run:
         self.observer.phase(f"load {request.context} tokens{batch}", step, self.steps)
         load = self.runner.measure(self.request.source, request)
         self._add(load)
+        if len(self.record.loads) == 1:
+            self._refuse_overwrite(load.facts)
         reason = load.reason
         if load.facts is not None and load.outcome == "ok":
             reason = self.engine.policy.outcome(load, self.record.machine.target)

@@ -6,12 +6,17 @@ from pathlib import Path
 
 from harness.engines.base import Source
 from harness.errors import CannotWriteError
+from harness.model.facts import LoadFacts
 from harness.model.record import Machine, Settings
 from harness.store.store import Store
 
 
-def refuse_overwrite(path: Path, source: Source, settings: Settings, machine: Machine, store: Store) -> None:
+def refuse_overwrite(
+    path: Path, source: Source, settings: Settings, machine: Machine, store: Store, facts: LoadFacts | None = None
+) -> None:
     """Refuse to replace a calibration of another GPU, model or settings.
+
+    What was left to the engine (flash attention, the physical batch) is known from the ``facts`` of the first load.
 
     Raises:
         CannotWriteError: it would; ``--variant`` or ``--force`` is the way on.
@@ -22,6 +27,8 @@ def refuse_overwrite(path: Path, source: Source, settings: Settings, machine: Ma
     differs = []
     if old.model.digest and source.model.digest and old.model.digest != source.model.digest:
         differs.append("model digest")
+    elif old.model.name != source.model.name and None in (old.model.digest, source.model.digest):
+        differs.append(f"model ({old.model.name}: the names share a file)")
     if [gpu.name for gpu in old.machine.gpus] != [gpu.name for gpu in machine.gpus]:
         differs.append("GPU")
     if old.machine.target != machine.target:
@@ -32,11 +39,15 @@ def refuse_overwrite(path: Path, source: Source, settings: Settings, machine: Ma
         differs.append("physical batch")
     if settings.kv_cache_type not in ("auto", old.settings.kv_cache_type):
         differs.append("KV cache type")
-    if settings.flash_attention is not None and settings.flash_attention != old.settings.flash_attention:
+    flash = settings.flash_attention or (facts.flash_attention if facts else None)
+    if flash is not None and old.settings.flash_attention not in (None, flash):
         differs.append("flash attention")
+    batches = {band.num_batch for band in old.bands}
+    if facts is not None and facts.num_batch is not None and not batches & {None, facts.num_batch}:
+        differs.append("physical batch")
     if differs:
         raise CannotWriteError(
-            f"{path} is a calibration of another {', '.join(differs)}",
+            f"{path} is a calibration of another {', '.join(dict.fromkeys(differs))}",
             hint="keep both with --variant NAME, or replace it with --force",
             code="would-overwrite",
         )

@@ -7,11 +7,15 @@ from typing import Final
 import msgspec
 
 from harness.errors import UnknownVerdictError
-from harness.model.calibration import PARTS_UNKNOWN, Calibration
-from harness.units import TOKENS_PER_UNIT, from_gib, pad_cells
+from harness.model.calibration import PARTS_UNKNOWN, Band, Calibration
+from harness.units import CELL_PADDING, MIB, TOKENS_PER_UNIT, from_gib, pad_cells
 
-#: Speeds are not foretold to better than this.
+#: Speeds are not predicted to better than this.
 SPEED_UNCERTAINTY: Final = 0.15
+#: Relative error where none was measured: a run above it is refused.
+UNMEASURED_ERROR: Final = 0.01
+#: What one reading of a meter may be off, bytes: NVML counts in steps of 2 MiB; a log has two decimals of MiB, a few parts.
+READING_ERROR: Final[dict[str, int]] = {"nvml": 2 * MIB, "drm": 2 * MIB, "import": MIB, "host": MIB // 4, "log": MIB // 20}
 
 
 class SpeedPrediction(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,7 +31,8 @@ class SpeedPrediction(msgspec.Struct, frozen=True, kw_only=True):
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """Memory of one model on its target; bytes. The parts sum to ``total_bytes`` (unknown overhead counts 0).
 
-    All parts are ``None`` where the engine's log was not understood: then the total alone was measured.
+    All parts are ``None`` where the engine's log was not understood: then the total alone was measured. The truth lies within
+    ``uncertainty_bytes`` of ``total_bytes``: a prediction interval, which is wider beyond the loads.
     """
 
     context: int
@@ -40,7 +45,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     overhead_bytes: int | None
     within_range: bool
     num_batch: int | None
-    uncertainty_bytes: int | None
+    uncertainty_bytes: int
     speed: SpeedPrediction
     warnings: tuple[str, ...] = ()
 
@@ -115,10 +120,29 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
         overhead_bytes=overhead,
         within_range=within,
         num_batch=band.num_batch,
-        uncertainty_bytes=None if metadata.quality.max_error is None else round(metadata.quality.max_error * total),
+        uncertainty_bytes=_interval(calibration, band, cells, total),
         speed=predict_speed(calibration, context),
         warnings=tuple(warnings),
     )
+
+
+def _interval(calibration: Calibration, band: Band, cells: int, total: int) -> int:
+    """Half the width of the prediction interval, bytes.
+
+    Between the loads of a batch it is the error of the worst load when it is left out. Beyond them it grows with the distance
+    from the nearest load in units of the stretch that the loads span, as the error of a line's slope does. Of one load, or
+    where no error was measured, :data:`UNMEASURED_ERROR` stands for it.
+    """
+    quality = calibration.metadata.quality
+    loads = [load for load in quality.loads if load.num_batch == band.num_batch] or list(quality.loads)
+    contexts = [load.context for load in loads]
+    low, high = (min(contexts), max(contexts)) if contexts else (cells, cells)
+    error = UNMEASURED_ERROR if quality.max_error is None else quality.max_error
+    largest = from_gib(max((load.total_gb for load in loads), default=0.0))
+    reading = READING_ERROR.get(calibration.metadata.machine.meter, MIB)
+    away = max(cells - pad_cells(high), low - cells, 0)
+    times = 1 + away / max(high - low, CELL_PADDING)
+    return round(max(error * total, (error * largest + reading) * times))
 
 
 def predict_speed(calibration: Calibration, depth: int) -> SpeedPrediction:

@@ -50,6 +50,8 @@ class Rules:
     title: ClassVar[str]
     #: Whether a model that does not fit lies partly on the host; else it does not start.
     spills: ClassVar[bool] = True
+    #: Whether its KV cache is an array of ggml blocks, so that another type changes it by the ratio of their sizes.
+    ggml_caches: ClassVar[bool] = True
 
     def placement(self, calibration: Calibration) -> Rule:
         """The placement rule of the version that a calibration was made with.

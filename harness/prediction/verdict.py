@@ -16,12 +16,17 @@ from harness.prediction.rules import Rules, Sized
 from harness.units import CELL_PADDING
 
 Fate = Literal["resident", "offload", "evicted"]
+#: Where the figures of an answer come from.
+Source = Literal["measured", "derived"]
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """One model at one context; bytes, tokens, tokens per second. ``None`` is not known.
 
-    ``fits`` says that ``required_bytes + reserve_bytes <= available_bytes``; ``short_bytes`` is what is missing (0 if it fits).
+    ``fits`` says that ``required_bytes + reserve_bytes <= available_bytes`` at the upper end of the prediction interval, with
+    ``uncertainty_bytes`` more. ``margin_bytes`` is what is left at the predicted figure, ``short_bytes`` what is missing
+    there (0 where nothing is); ``tight`` says that the interval holds both outcomes. ``source`` says whether the
+    figures are those of a measured calibration or calculated from one of other settings.
     ``max_context`` is the largest context per slot that fits, 0 where none does. ``layers_total`` counts the output layer.
     """
 
@@ -32,6 +37,9 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     reserve_bytes: int | None
     available_bytes: int | None
     short_bytes: int | None
+    uncertainty_bytes: int | None
+    margin_bytes: int | None
+    tight: bool
     max_context: int | None
     layers_total: int | None
     layers_offloaded: int | None
@@ -41,6 +49,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     num_parallel: int
     reason: str | None
     warnings: tuple[str, ...]
+    source: Source = "measured"
 
 
 def judge(
@@ -91,7 +100,9 @@ def _judge(calibration: Calibration, context: int, num_parallel: int, free: int,
     reserve = rule.reserve_bytes * devices
     batch = rules.batch(calibration, context, num_parallel, free)
     needed = predict(calibration, context, num_parallel, num_batch=batch)
-    short = max(needed.total_bytes + reserve - free, 0)
+    margin = free - needed.total_bytes - reserve
+    doubt = needed.uncertainty_bytes
+    spills = margin < doubt
     warnings = list(needed.warnings)
     if rule.estimates:
         version = calibration.metadata.engine.version
@@ -99,24 +110,27 @@ def _judge(calibration: Calibration, context: int, num_parallel: int, free: int,
     if devices > 1:
         warnings.append("judged by the sum over the devices")
     placed: Placed | None = None
-    if short and calibration.metadata.machine.target == "gpu" and devices == 1:
+    if spills and calibration.metadata.machine.target == "gpu" and devices == 1:
         placed = place(calibration, context, num_parallel, free - reserve, batch, rules)
     layers = calibration.metadata.model.layers
     total = placed.total if placed else None if layers is None else layers + 1
     on_host = calibration.metadata.machine.target == "host"
     return Verdict(
         model=calibration.metadata.model.name,
-        verdict="offload" if short else "fits",
+        verdict="offload" if spills else "fits",
         basis=calibration.metadata.machine.target,
         required_bytes=needed.total_bytes,
         reserve_bytes=reserve,
         available_bytes=free,
-        short_bytes=short,
+        short_bytes=max(-margin, 0),
+        uncertainty_bytes=doubt,
+        margin_bytes=margin,
+        tight=-doubt <= margin < doubt,
         max_context=_largest(calibration, num_parallel, free, devices, rules),
         layers_total=total,
-        layers_offloaded=0 if on_host else placed.offloaded if placed else None if short else total,
-        layers_overflowing=placed.overflowing if placed else None if short and not on_host else 0,
-        decode_tokens_per_s=_decode(calibration, placed) if placed or not short else None,
+        layers_offloaded=None if on_host else placed.offloaded if placed else None if spills else total,
+        layers_overflowing=None if on_host else placed.overflowing if placed else None if spills else 0,
+        decode_tokens_per_s=_decode(calibration, placed) if placed or not spills else None,
         context=context,
         num_parallel=num_parallel,
         reason=None,
@@ -136,6 +150,9 @@ def _judge_sized(calibration: Calibration, needed: Prediction, sized: Sized, rul
         reserve_bytes=sized.reserve_bytes,
         available_bytes=sized.available_bytes,
         short_bytes=sized.short_bytes,
+        uncertainty_bytes=0,
+        margin_bytes=sized.available_bytes - sized.required_bytes - sized.reserve_bytes,
+        tight=False,
         max_context=sized.max_context,
         layers_total=total,
         layers_offloaded=None if sized.short_bytes else total,
@@ -191,7 +208,8 @@ def _largest(calibration: Calibration, num_parallel: int, free: int, devices: in
 
     def fits(context: int) -> bool:
         batch = rules.batch(calibration, context, num_parallel, free)
-        return predict(calibration, context, num_parallel, num_batch=batch).total_bytes + reserve <= free
+        needed = predict(calibration, context, num_parallel, num_batch=batch)
+        return needed.total_bytes + needed.uncertainty_bytes + reserve <= free
 
     top = calibration.metadata.quality.valid_to
     if fits(top):
@@ -262,6 +280,9 @@ def _unknown(
         reserve_bytes=rules.placement(calibration).reserve_bytes,
         available_bytes=sum(available) if available else None,
         short_bytes=None,
+        uncertainty_bytes=needed.uncertainty_bytes if needed.within_range else None,
+        margin_bytes=None,
+        tight=False,
         max_context=largest_context(calibration, needed.num_parallel, available, rules),
         layers_total=None if layers is None else layers + 1,
         layers_offloaded=None,

@@ -52,8 +52,11 @@ def _size(size: int | None) -> str:
 
 def _need(verdict: Verdict) -> str:
     keeps = f" and keeps {_size(verdict.reserve_bytes)} free" if verdict.reserve_bytes else ""
-    spare = (verdict.available_bytes or 0) - (verdict.required_bytes or 0) - (verdict.reserve_bytes or 0)
-    outcome = f"short by {_size(verdict.short_bytes)}." if verdict.short_bytes else f"{_size(spare)} to spare."
+    spare = verdict.margin_bytes or 0
+    outcome = f"short by {_size(verdict.short_bytes)}" if verdict.short_bytes else f"{_size(spare)} to spare"
+    if verdict.tight:
+        outcome += f", and the prediction is good to {_size(verdict.uncertainty_bytes)}: it may fit or not"
+    outcome += "."
     free = f"{_size(verdict.available_bytes)} are"
     if not keeps:
         free += " free" if verdict.basis == "gpu" else " available"

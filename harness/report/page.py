@@ -17,8 +17,9 @@ import msgspec
 from harness.engines.registry import BUILT_IN, policy_of
 from harness.model.calibration import Calibration, to_document
 from harness.model.record import Record
+from harness.prediction.memory import READING_ERROR, UNMEASURED_ERROR
 from harness.prediction.rules import FIT_TARGET
-from harness.units import CELL_PADDING, TOKENS_PER_UNIT
+from harness.units import CELL_PADDING, MIB, TOKENS_PER_UNIT
 
 
 class ReportEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +51,14 @@ def planner_figures() -> dict[str, object]:
     found: dict[str, object] = {"fit_target": FIT_TARGET}
     for name in BUILT_IN:
         found |= policy_of(name).figures()
-    return {**found, "tokens_per_unit": TOKENS_PER_UNIT, "cell_padding": CELL_PADDING}
+    return {
+        **found,
+        "tokens_per_unit": TOKENS_PER_UNIT,
+        "cell_padding": CELL_PADDING,
+        "unmeasured_error": UNMEASURED_ERROR,
+        "reading_error": READING_ERROR,
+        "reading_error_else": MIB,
+    }
 
 
 def page(

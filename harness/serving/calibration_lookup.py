@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import msgspec
 
@@ -16,6 +16,8 @@ from harness.inventory.machine import GpuNow, MachineNow
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.options import MAX_CONTEXT, QueryOptions, recorded_flash
+from harness.prediction.settings import AskedSettings, derive
+from harness.serving.weights import Identity, identify
 from harness.store.store import Store, variant_of
 
 _CONTEXT: Final = re.compile(r"[+-]?\d+", re.ASCII)
@@ -39,6 +41,12 @@ class CalibrationFilter(msgspec.Struct, frozen=True, kw_only=True):
     variant: str | None = None
     kv_cache_type: str | None = None
     flash_attention: Literal["enabled", "disabled"] | None = None
+    num_batch: int | None = None
+
+    @property
+    def asked(self) -> AskedSettings:
+        """The settings among them."""
+        return AskedSettings(kv_cache_type=self.kv_cache_type, flash_attention=self.flash_attention, num_batch=self.num_batch)
 
     @classmethod
     def of(cls, query: QueryOptions) -> CalibrationFilter:
@@ -54,7 +62,8 @@ class CalibrationFilter(msgspec.Struct, frozen=True, kw_only=True):
 class CalibrationMatch(msgspec.Struct, frozen=True, kw_only=True):
     """A calibration and what it holds for: ``gpus`` are those of this machine, empty for host memory or where none was read.
 
-    ``obstacle`` says why nothing could be read.
+    ``obstacle`` says why nothing could be read. ``derived`` says which figures were calculated for other settings than were
+    measured, ``identity`` how the weights were told.
     """
 
     calibration: Calibration
@@ -63,6 +72,8 @@ class CalibrationMatch(msgspec.Struct, frozen=True, kw_only=True):
     available: tuple[int, ...] | None = None
     obstacle: str | None = None
     warnings: tuple[str, ...] = ()
+    derived: tuple[str, ...] = ()
+    identity: Identity | str = "name"
 
     @property
     def variant(self) -> str | None:
@@ -110,13 +121,27 @@ def choose(
     found = _pick(question, store, machine, wanted, available)
     if isinstance(found, str):
         return found
-    chosen = _here(*found, machine, wanted, available)
-    if len(chosen.gpus) != 1:
-        return chosen
-    from harness.serving.driver_overhead import on_this_gpu
+    path, calibration = found
+    identity = identify(question.model, calibration)
+    if identity not in get_args(Identity):
+        return identity
+    at = derive(calibration, wanted.asked, ggml_caches=policy_of(calibration.engine).ggml_caches)
+    if at.obstacles:
+        return f"{path.stem} was calibrated with {' and '.join(at.obstacles)}: its figures do not hold"
+    chosen = _here(path, at.calibration, machine, available)
+    calibration, note = chosen.calibration, None
+    if len(chosen.gpus) == 1:
+        from harness.serving.driver_overhead import on_this_gpu
 
-    calibration, note = on_this_gpu(chosen.calibration, chosen.gpus[0].name, store)
-    return msgspec.structs.replace(chosen, calibration=calibration, warnings=(*chosen.warnings, *((note,) if note else ())))
+        calibration, note = on_this_gpu(chosen.calibration, chosen.gpus[0].name, store)
+    notes = (*(f"derived: {one}" for one in at.derived), *chosen.warnings, *((note,) if note else ()))
+    return msgspec.structs.replace(
+        chosen,
+        calibration=calibration,
+        warnings=notes,
+        derived=at.derived,
+        identity=identity,
+    )
 
 
 def load(model: str, store: Store, wanted: CalibrationFilter | None = None) -> Calibration:
@@ -163,7 +188,8 @@ def _pick(
 
 
 def _same(calibration: Calibration, machine: MachineNow, wanted: CalibrationFilter, available: tuple[int, ...] | None) -> bool:
-    if _other_settings(calibration, wanted):
+    at = derive(calibration, wanted.asked)
+    if at.obstacles or at.derived:
         return False
     if available is not None:
         return True  # a card that is not here
@@ -199,21 +225,9 @@ def _room(gpu: GpuNow) -> int:
     return gpu.free_bytes or 0
 
 
-def _other_settings(calibration: Calibration, wanted: CalibrationFilter) -> list[str]:
-    settings = calibration.metadata.settings
-    differs = []
-    if wanted.kv_cache_type not in (None, settings.kv_cache_type):
-        differs.append(f"KV cache {settings.kv_cache_type}, not {wanted.kv_cache_type}")
-    if wanted.flash_attention not in (None, settings.flash_attention):
-        differs.append(f"flash attention {settings.flash_attention}, not {wanted.flash_attention}")
-    return differs
-
-
-def _here(
-    path: Path, calibration: Calibration, machine: MachineNow, wanted: CalibrationFilter, available: tuple[int, ...] | None
-) -> CalibrationMatch:
+def _here(path: Path, calibration: Calibration, machine: MachineNow, available: tuple[int, ...] | None) -> CalibrationMatch:
     """What is free for a calibration, and what differs from where it was made."""
-    other = [*_other_settings(calibration, wanted)]
+    other: list[str] = []
     newer = []
     version = machine.engine_version(calibration)
     if version is not None and version != calibration.metadata.engine.version:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from typing import Final, Literal
@@ -51,13 +52,15 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
         }
         for field in FIELDS:
             document[field] = None if self.verdict is None else getattr(self.verdict, field)
+        document["identity"] = None if self.chosen is None else self.chosen.identity
         return {**document, "reason": self.reason, "advice": self.advice, "warnings": list(self.warnings)}
 
 
 #: Fields of a verdict in ``check --json``.
 FIELDS: Final = (
-    *("basis", "required_bytes", "reserve_bytes", "available_bytes", "short_bytes", "max_context", "layers_total"),
-    *("layers_offloaded", "layers_overflowing", "decode_tokens_per_s"),
+    *("basis", "source", "required_bytes", "reserve_bytes", "available_bytes", "short_bytes", "uncertainty_bytes"),
+    *("margin_bytes", "tight", "max_context", "layers_total", "layers_offloaded", "layers_overflowing"),
+    "decode_tokens_per_s",
 )
 
 
@@ -130,6 +133,21 @@ def _sharing(chosen: list[CalibrationMatch | str]) -> list[list[int]]:
     return list(groups.values())
 
 
+def options_of(wanted: CalibrationFilter) -> str:
+    """The options of a question as ``harness calibrate`` takes them; settings of their own get a variant of their own."""
+    settings = {
+        "--kv-cache-type": wanted.kv_cache_type,
+        "--flash-attention": {"enabled": "on", "disabled": "off"}.get(wanted.flash_attention or ""),
+        "--num-batch": None if wanted.num_batch is None else str(wanted.num_batch),
+    }
+    given = {option: value for option, value in settings.items() if value is not None}
+    variant = wanted.variant
+    if variant is None and given:
+        variant = "-".join(re.sub(r"[^A-Za-z0-9._-]+", "-", f"{option[2:4]}-{value}") for option, value in given.items())
+    options = {"--engine": wanted.engine, **given, "--variant": variant}
+    return "".join(f" {option} {shlex.quote(value)}" for option, value in options.items() if value is not None)
+
+
 def _judged(
     question: FitQuery,
     one: CalibrationMatch | str,
@@ -138,14 +156,12 @@ def _judged(
     machine: MachineNow | None,
 ) -> Judged:
     """``machine`` is what the verdict is about; ``None``: a card that is not here."""
+    command = f"harness calibrate {shlex.quote(question.model)}"
     if isinstance(one, str) or found is None:
-        engine = f" --engine {wanted.engine}" if wanted.engine else ""
-        variant = f" --variant {wanted.variant}" if wanted.variant else ""
-        return Judged(
-            question=question, word="unknown", reason=str(one),
-            advice=f"harness calibrate {shlex.quote(question.model)}{engine}{variant}",
-        )  # fmt: skip
+        return Judged(question=question, word="unknown", reason=str(one), advice=command + options_of(wanted))
     verdict, fate = found
+    if one.derived:
+        verdict = msgspec.structs.replace(verdict, source="derived")
     warnings = [*one.warnings, *(verdict.warnings if verdict.verdict != "unknown" else ())]
     if machine is not None and (running := residents(one.calibration)):
         who = ", ".join(f"{each.engine} (process {each.pid})" for each in running)
@@ -158,7 +174,7 @@ def _judged(
         train = one.calibration.metadata.model.train_context
         if question.context > one.calibration.metadata.quality.valid_to:
             contexts = ",".join(str(question.context // part) for part in (4, 2, 1) if question.context >= part)
-            advice = f"harness calibrate {shlex.quote(question.model)} --ctx {contexts}"
+            advice = f"{command} --ctx {contexts}{options_of(wanted)}"
             if train is not None and question.context > train:
                 advice = f"the model was trained on {train} tokens; --extrapolate answers all the same"
     return Judged(

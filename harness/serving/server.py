@@ -275,7 +275,7 @@ def _started(
         stack.callback(runner.stop)
         source = session.request.source
         if engine.persistent and source.path is not None:  # it is told the weights by their digest
-            from harness.inventory.installed import cached_sha256
+            from harness.inventory.digests import cached_sha256
 
             watch.progress("hashing the model", 0, None)
             model = msgspec.structs.replace(source.model, digest=cached_sha256(source.path))

@@ -19,6 +19,7 @@ FIELDS = {
     "reserve_bytes": "reserve",
     "available_bytes": "available",
     "short_bytes": "short",
+    "tight": "tight",
     "max_context": "maxContext",
     "layers_total": "layersTotal",
     "layers_offloaded": "layersOffloaded",

@@ -31,3 +31,21 @@ def get_servers() -> tuple[RunningServer, ...]:
     from harness.engines.ollama.servers import running
 
     return running(os.environ.get("OLLAMA_HOST", ""))
+
+
+def get_stored_digest(name: str) -> str | None:
+    """The digest of a model's weights in the stores of Ollama on this machine that may be read; ``None``: it is in none."""
+    import os
+
+    from harness.engines.base import Options
+    from harness.engines.ollama.models import stored_digest
+    from harness.engines.ollama.native import stores
+    from harness.errors import HarnessError
+
+    for folder in stores(Options(), os.environ):
+        try:
+            if (found := stored_digest(folder, name)) is not None:
+                return found
+        except (OSError, HarnessError):
+            continue  # it may not be read, or is no name of Ollama's
+    return None

@@ -42,6 +42,7 @@ class VllmPolicy(Policy):
     name = "vllm"
     title = "vLLM"
     spills = False
+    ggml_caches = False
     default_cache_type = "auto"
     runs_on_host = False
     plans_anew = True

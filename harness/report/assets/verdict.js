@@ -44,7 +44,20 @@ const verdictsBy = rules => {
       withinRange: context <= metadata.quality.valid_to,
     };
     found.total = found.weights + (overhead ?? 0) + found.fixedCache + found.contextCache + found.compute;
+    found.doubt = interval(calibration, band, padCells(context), found.total);
     return found;
+  }
+
+  function interval(calibration, band, cells, total) {
+    const {quality, machine} = calibration.metadata;
+    const own = quality.loads.filter(load => load.num_batch === band.num_batch), loads = own.length ? own : quality.loads;
+    const contexts = loads.length ? loads.map(load => load.context) : [cells];
+    const low = Math.min(...contexts), high = Math.max(...contexts);
+    const error = quality.max_error ?? rules.unmeasured_error;
+    const most = fromGib(loads.length ? Math.max(...loads.map(load => load.total_gb)) : 0);
+    const reading = rules.reading_error[machine.meter] ?? rules.reading_error_else;
+    const times = 1 + Math.max(cells - padCells(high), low - cells, 0) / Math.max(high - low, PADDING);
+    return round(Math.max(error * total, (error * most + reading) * times));
   }
 
   const versionOf = text => {
@@ -245,7 +258,7 @@ const verdictsBy = rules => {
     const needed = predict(calibration, context, parallel), devices = devicesOf(calibration);
     const unknown = reason => ({
       verdict: "unknown", reason, required: needed.withinRange ? needed.total : null, reserve: reserveOf(calibration),
-      available: available.length ? sum(available) : null, short: null,
+      available: available.length ? sum(available) : null, short: null, tight: false,
       maxContext: largestContext(calibration, parallel, available),
       layersTotal: known(metadata.model.layers) ? metadata.model.layers + 1 : null,
       layersOffloaded: null, layersOverflowing: null, decode: null,
@@ -258,17 +271,17 @@ const verdictsBy = rules => {
     }
     const free = sum(available), reserve = reserveOf(calibration) * devices;
     const batch = batchOf(calibration, context, parallel, free);
-    const required = predict(calibration, context, parallel, batch).total;
-    const short = Math.max(required + reserve - free, 0);
-    const there = short && target === "gpu" && devices === 1 ? place(calibration, context, parallel, free - reserve, batch) : null;
+    const {total: required, doubt} = predict(calibration, context, parallel, batch);
+    const margin = free - required - reserve, spills = margin < doubt, tight = spills && margin >= -doubt;
+    const there = spills && target === "gpu" && devices === 1 ? place(calibration, context, parallel, free - reserve, batch) : null;
     const total = there ? there.total : known(metadata.model.layers) ? metadata.model.layers + 1 : null;
     return {
-      verdict: short ? "offload" : "fits", reason: null, required, reserve, available: free, short,
+      verdict: spills ? "offload" : "fits", reason: null, required, reserve, available: free, short: Math.max(-margin, 0), tight,
       maxContext: largest(calibration, parallel, free, devices),
       layersTotal: total,
-      layersOffloaded: target === "host" ? 0 : there ? there.offloaded : short ? null : total,
-      layersOverflowing: there ? there.overflowing : short && target !== "host" ? null : 0,
-      decode: there || !short ? decode(calibration, there) : null,
+      layersOffloaded: target === "host" ? null : there ? there.offloaded : spills ? null : total,
+      layersOverflowing: target === "host" ? null : there ? there.overflowing : spills ? null : 0,
+      decode: there || !spills ? decode(calibration, there) : null,
     };
   }
 
@@ -288,8 +301,10 @@ const verdictsBy = rules => {
 
   function largest(calibration, parallel, free, devices) {
     const reserve = reserveOf(calibration) * devices, top = calibration.metadata.quality.valid_to;
-    const fits = context =>
-      predict(calibration, context, parallel, batchOf(calibration, context, parallel, free)).total + reserve <= free;
+    const fits = context => {
+      const needed = predict(calibration, context, parallel, batchOf(calibration, context, parallel, free));
+      return needed.total + needed.doubt + reserve <= free;
+    };
     if (fits(top)) return top;
     const ends = new Set([0, top, ...calibration.metadata.bands.map(band => band.up_to)]);
     const steps = [...ends].sort((a, b) => a - b);

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from harness.cli.main import cli
 from harness.errors import CannotWriteError, NotPermittedError, UnavailableError, UsageError
 from harness.fit.constants import fit_record
-from harness.inventory.installed import Installed, cached_sha256
+from harness.inventory.digests import cached_sha256
+from harness.inventory.installed import Installed
 from harness.maintain.recalibrate import Candidate, refuse_other, survey, wishes_of
 from harness.model.calibration import Calibration
 from harness.model.record import EngineVersion, Gpu, LoadRequest, Machine, Model, Settings

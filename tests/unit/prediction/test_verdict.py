@@ -29,10 +29,16 @@ def calibrated(engine: str = "llama-server", version: str = "b10434", **changes:
     return msgspec.structs.replace(made, engine=engine, id=f"{engine}/made-up", metadata=metadata)
 
 
-def test_the_edge_is_required_plus_reserve() -> None:
+def test_what_fits_fits_at_the_upper_end_of_the_prediction() -> None:
     calibration = calibrated()
-    need = predict(calibration, 16384).total_bytes + RESERVE
-    assert judge(calibration, 16384, 1, (need,)).verdict == "fits"
+    needed = predict(calibration, 16384)
+    need, doubt = needed.total_bytes + RESERVE, needed.uncertainty_bytes
+    fits = judge(calibration, 16384, 1, (need + doubt,))
+    assert (fits.verdict, fits.tight, fits.margin_bytes) == ("fits", False, doubt)
+    tight = judge(calibration, 16384, 1, (need + doubt - 1,))
+    assert (tight.verdict, tight.tight, tight.short_bytes) == ("offload", True, 0)
+    assert judge(calibration, 16384, 1, (need - doubt,)).tight
+    assert not judge(calibration, 16384, 1, (need - doubt - 1,)).tight
     beyond = judge(calibration, 16384, 1, (need - 1,))
     assert (beyond.verdict, beyond.short_bytes, beyond.required_bytes) == ("offload", 1, need - RESERVE)
     assert beyond.layers_offloaded == 28
@@ -89,10 +95,11 @@ def test_another_set_of_gpus_is_unknown() -> None:
 
 def test_on_the_host_nothing_is_kept_free() -> None:
     host = calibrated(machine=Machine(target="host", sandbox="process", meter="host"))
-    need = predict(host, 8192).total_bytes
-    verdict = judge(host, 8192, 1, (need,))
+    needed = predict(host, 8192)
+    verdict = judge(host, 8192, 1, (needed.total_bytes + needed.uncertainty_bytes,))
     assert (verdict.verdict, verdict.basis, verdict.reserve_bytes) == ("fits", "host", 0)
-    assert judge(host, 8192, 1, (need - 1,)).verdict == "offload"
+    assert judge(host, 8192, 1, (needed.total_bytes,)).verdict == "offload"
+    assert verdict.layers_offloaded is None, "host memory has no layers to offload"
 
 
 def test_an_older_ollama_puts_the_output_layer_on_the_gpu_last() -> None:

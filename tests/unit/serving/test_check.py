@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -12,8 +14,9 @@ import msgspec
 import pytest
 
 from harness.engines.ollama.servers import running
-from harness.errors import BadInputError, UnavailableError, UsageError
+from harness.errors import BadInputError, NotFoundError, UnavailableError, UsageError
 from harness.inventory.machine import MachineNow, residents
+from harness.model.calibration import Calibration
 from harness.model.record import Gpu, Machine
 from harness.options import read_available
 from harness.render.check import describe
@@ -44,7 +47,9 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MachineNow, "engine_version", lambda *_: None)
 
 
-def ask(store: Store, *models: str, available: tuple[int, ...] | None = CARD, gpu: str | None = None, **wanted: str) -> Check:
+def ask(
+    store: Store, *models: str, available: tuple[int, ...] | None = CARD, gpu: str | None = None, **wanted: object
+) -> Check:
     questions = [read_question(spec, 8192) for spec in models]
     return check(questions, store, MachineNow(gpu), wanted=msgspec.convert(wanted, CalibrationFilter), available=available)
 
@@ -151,10 +156,97 @@ def test_the_variant_with_the_settings_asked_for_answers(tmp_path: Path) -> None
     (one,) = ask(store, "made-up", kv_cache_type="q8_0").models
     assert one.chosen is not None
     assert (one.chosen.variant, one.warnings) == ("small", ())
-    (one,) = ask(store, "made-up", kv_cache_type="q4_0").models
+
+
+def test_settings_that_were_not_measured_and_do_not_follow_are_unknown(tmp_path: Path) -> None:
+    """A fixed cache of layers of unknown kind: windows change with the type, recurrent state does not."""
+    store = store_of(tmp_path, made_up())
+    for settings, text, command in (
+        ({"kv_cache_type": "q4_0"}, "KV cache f16, not q4_0", "--kv-cache-type q4_0 --variant kv-q4_0"),
+        ({"flash_attention": "disabled"}, "flash attention enabled, not disabled", "--flash-attention off --variant fl-off"),
+        ({"num_batch": 2048}, "physical batch 512, not 2048", "--num-batch 2048 --variant nu-2048"),
+    ):
+        (one,) = ask(store, "made-up", **settings).models
+        assert one.word == "unknown"
+        assert text in str(one.reason)
+        assert one.advice == f"harness calibrate made-up {command}"
+
+
+def of_kinds(kinds: str, **settings: object) -> Calibration:
+    made = with_settings(made_up(), **settings)
+    placement = msgspec.structs.replace(made.metadata.placement, layer_kinds=kinds)
+    return msgspec.structs.replace(made, metadata=msgspec.structs.replace(made.metadata, placement=placement))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "fixed_ratio"), [("f" * 14 + "w" * 14, 17 / 32), ("f" * 14 + "r" * 14, 1.0)], ids=["window", "recurrent"]
+)
+def test_another_cache_type_follows_from_the_sizes_of_blocks(tmp_path: Path, kinds: str, fixed_ratio: float) -> None:
+    made = on_host(of_kinds(kinds))
+    store = store_of(tmp_path, made)
+    (full,) = ask(store, "made-up").models
+    (small,) = ask(store, "made-up", kv_cache_type="q8_0").models
+    assert (full.verdict.source, small.verdict.source) == ("measured", "derived")  # type: ignore[union-attr]
+    cache = 28 * 1024 * 8192 * (1 - 17 / 32)
+    fixed = (made.metadata.bands[0].fixed_cache_gb or 0.0) * GIB * (1 - fixed_ratio)
+    saved = full.verdict.required_bytes - small.verdict.required_bytes  # type: ignore[union-attr, operator]
+    assert saved == pytest.approx(cache + fixed, rel=0.001)
+    assert small.warnings[0].startswith("derived: KV cache q8_0 from f16")
+
+
+def test_a_calibration_of_a_small_cache_never_answers_for_a_large_one_with_its_figures(tmp_path: Path) -> None:
+    """f16 asked of a q8_0 calibration needs nearly twice the cache: what q8_0 fits into is too small."""
+    store = store_of(tmp_path, of_kinds("f" * 28, kv_cache_type="q8_0"))
+    (own,) = ask(store, "made-up@65536", available=(8 * GIB,)).models
+    (asked,) = ask(store, "made-up@65536", kv_cache_type="f16", available=(8 * GIB,)).models
+    assert (own.word, asked.word) == ("fits", "offload")
+
+
+def test_a_quantised_cache_without_flash_attention_is_no_setting(tmp_path: Path) -> None:
+    store = store_of(tmp_path, of_kinds("f" * 28, flash_attention="disabled"))
+    (one,) = ask(store, "made-up", kv_cache_type="q8_0").models
+    assert "which needs flash attention" in str(one.reason)
+
+
+def test_a_file_is_judged_by_its_weights_not_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    other = tmp_path / "other" / "made-up.gguf"
+    other.parent.mkdir()
+    other.write_bytes(b"other weights")
+    made = made_up()
+    store = store_of(tmp_path / "store", made)
+    (one,) = ask(store, f"{other}@8192").models
+    assert one.word == "unknown"
+    assert "other weights" in str(one.reason)
+    with pytest.raises(NotFoundError, match="there is no file"):
+        ask(store, f"{tmp_path}/none/made-up.gguf@8192")
+
+    digest = "sha256:" + hashlib.sha256(b"other weights").hexdigest()
+    model = msgspec.structs.replace(made.metadata.model, digest=digest)
+    same = msgspec.structs.replace(made, metadata=msgspec.structs.replace(made.metadata, model=model))
+    (one,) = ask(store_of(tmp_path / "same", same), f"{other}@8192").models
+    assert one.word == "fits"
     assert one.chosen is not None
-    assert one.chosen.variant is None
-    assert "KV cache f16, not q4_0" in one.warnings[0]
+    assert one.chosen.identity == "digest"
+    other.write_bytes(b"OTHER WEIGHTS")
+    (one,) = ask(store_of(tmp_path / "same", same), f"{other}@8192").models
+    assert one.word == "unknown"
+
+
+def test_a_name_of_ollamas_is_judged_by_the_weights_in_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "models"))
+    manifest = tmp_path / "models/manifests/registry.ollama.ai/library/made-up/latest"
+    manifest.parent.mkdir(parents=True)
+    made = made_up()
+    store = store_of(tmp_path / "store", msgspec.structs.replace(made, engine="ollama", id="ollama/made-up"))
+    (one,) = ask(store, "made-up").models
+    assert one.chosen is not None
+    assert one.chosen.identity == "name"
+    for digest, word in ((made.metadata.model.digest, "fits"), (f"sha256:{'0' * 64}", "unknown")):
+        layer = {"mediaType": "application/vnd.ollama.image.model", "digest": digest}
+        manifest.write_text(json.dumps({"layers": [layer]}))
+        (one,) = ask(store, "made-up").models
+        assert one.word == word
 
 
 def test_only_variants_for_something_else_are_unknown_and_named(tmp_path: Path) -> None:

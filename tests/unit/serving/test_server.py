@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import cast
 
@@ -67,7 +68,7 @@ def test_shrinking_takes_the_largest_context_that_fits_and_no_other(tmp_path: Pa
 def test_what_others_measured_starts_in_whatever_sandbox_there_is(tmp_path: Path) -> None:
     weights = tmp_path / "made-up.gguf"
     weights.touch()
-    measured = made_up()
+    measured = of_others(made_up(), {})
     machine = msgspec.structs.replace(measured.metadata.machine, sandbox="unknown", meter="import")
     imported = msgspec.structs.replace(measured, metadata=msgspec.structs.replace(measured.metadata, machine=machine))
     for calibration, sandbox in ((measured, "process"), (imported, "auto")):
@@ -75,12 +76,17 @@ def test_what_others_measured_starts_in_whatever_sandbox_there_is(tmp_path: Path
         assert completed(RunOptions(model=str(weights)), said, Store(tmp_path)).sandbox == sandbox
 
 
+#: SHA-256 of the weights that these tests lay down.
+EMPTY_FILE = f"sha256:{hashlib.sha256().hexdigest()}"
+
+
 def of_others(calibration: Calibration, env: dict[str, str], **engine: str) -> Calibration:
     metadata = calibration.metadata
     settings = msgspec.structs.replace(metadata.settings, env=env)
     machine = msgspec.structs.replace(metadata.machine, sandbox="docker" if engine else metadata.machine.sandbox)
     version = msgspec.structs.replace(metadata.engine, **engine)
-    changed = msgspec.structs.replace(metadata, settings=settings, machine=machine, engine=version)
+    model = msgspec.structs.replace(metadata.model, digest=EMPTY_FILE)
+    changed = msgspec.structs.replace(metadata, settings=settings, machine=machine, engine=version, model=model)
     return msgspec.structs.replace(calibration, metadata=changed)
 
 

@@ -27,6 +27,7 @@ from harness.errors import (
 from harness.fit.constants import fit_record
 from harness.measure.overwrite import refuse_overwrite
 from harness.model.calibration import Calibration, artifact_name, from_document, json_schema, to_document
+from harness.model.facts import LoadFacts
 from harness.model.record import Machine, Settings
 from harness.store.store import Store, read_record, schema_text
 from harness.store.yaml import parse_calibration, parse_yaml, read_calibration, to_yaml
@@ -161,6 +162,35 @@ def test_a_calibration_of_other_settings_is_not_overwritten(store: Store, calibr
         assert caught.value.exit_code == 73
     with pytest.raises(CannotWriteError, match="target"):
         refuse_overwrite(path, source, settings, Machine(target="host", sandbox="process", meter="host"), store)
+
+
+def test_what_was_left_to_the_engine_is_compared_once_a_load_tells_it(store: Store, calibration: Calibration) -> None:
+    """A plain calibration does not replace one with ``--flash-attention off`` or ``--num-batch 4096``."""
+    path = store.path_of("llama-server", "made-up")
+    metadata = calibration.metadata
+    plain = msgspec.structs.replace(metadata.settings, num_batch=None, flash_attention=None)
+    source = Source(model=metadata.model)
+    chosen = LoadFacts(engine="llama-server", dialect="llama.cpp", flash_attention="enabled", num_batch=512)
+    store.write(path, calibration)
+    refuse_overwrite(path, source, plain, metadata.machine, store, chosen)
+    for changed in ({"flash_attention": "disabled"}, {"num_batch": 4096}):
+        facts = msgspec.structs.replace(chosen, **changed)
+        with pytest.raises(CannotWriteError, match=r"flash attention|physical batch"):
+            refuse_overwrite(path, source, plain, metadata.machine, store, facts)
+
+
+def test_two_names_that_share_a_file_are_two_models(store: Store, calibration: Calibration) -> None:
+    """``a:b`` and ``a-b``; the same weights under both are the same model."""
+    path = store.path_of("llama-server", "made-up")
+    metadata = calibration.metadata
+    known = msgspec.structs.replace(metadata.model, digest=f"sha256:{'1' * 64}")
+    metadata = msgspec.structs.replace(metadata, model=known)
+    store.write(path, msgspec.structs.replace(calibration, metadata=metadata))
+    renamed = msgspec.structs.replace(metadata.model, name="made:up", digest=None)
+    with pytest.raises(CannotWriteError, match="the names share a file"):
+        refuse_overwrite(path, Source(model=renamed), metadata.settings, metadata.machine, store)
+    same = msgspec.structs.replace(renamed, digest=metadata.model.digest)
+    refuse_overwrite(path, Source(model=same), metadata.settings, metadata.machine, store)
 
 
 def test_a_record_comes_back_and_a_newer_one_is_refused(store: Store) -> None:

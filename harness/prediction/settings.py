@@ -1,0 +1,150 @@
+"""What a calibration says of other settings than it was made with: derived where the arithmetic is exact, else nothing.
+
+Settings are part of a calibration's identity. The KV cache is an array of blocks, so another type changes it by the ratio of
+block sizes (ggml ``ggml-common.h``, ``block_q8_0`` and others); recurrent state is f32 whatever the type. Slots multiply the
+caches. Flash attention changes the compute buffers by an amount that only a measurement tells.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from harness.model.calibration import Band, Calibration
+
+#: Bytes of one value of a KV cache, by ggml type: block bytes over values in a block (ggml ``ggml-common.h``).
+VALUE_BYTES: Final[dict[str, float]] = {
+    "f32": 4.0,
+    "f16": 2.0,
+    "bf16": 2.0,
+    "q8_0": 34 / 32,
+    "q5_1": 24 / 32,
+    "q5_0": 22 / 32,
+    "q4_1": 20 / 32,
+    "q4_0": 18 / 32,
+    "iq4_nl": 18 / 32,
+}
+#: Types of a cache that only flash attention reads (llama.cpp ``llama_init_from_model``: "V cache quantization requires").
+QUANTIZED: Final = frozenset(VALUE_BYTES) - {"f32", "f16", "bf16"}
+
+
+class AskedSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of a question; ``None`` is what the calibration has. ``kv_cache_type`` is one type, or ``K/V``."""
+
+    kv_cache_type: str | None = None
+    flash_attention: str | None = None
+    num_batch: int | None = None
+
+
+class Derivation(msgspec.Struct, frozen=True, kw_only=True):
+    """A calibration as it holds for asked settings.
+
+    ``derived`` says what was calculated instead of measured, ``obstacles`` what differs and cannot be calculated; with an
+    obstacle the calibration answers nothing.
+    """
+
+    calibration: Calibration
+    derived: tuple[str, ...] = ()
+    obstacles: tuple[str, ...] = ()
+
+
+def derive(calibration: Calibration, asked: AskedSettings, *, ggml_caches: bool = True) -> Derivation:
+    """The calibration at the settings that are asked for.
+
+    Args:
+        calibration: as measured.
+        asked: what differs.
+        ggml_caches: whether the engine's KV caches are arrays of ggml blocks, so that their type can be exchanged.
+    """
+    own = calibration.metadata.settings
+    obstacles: list[str] = []
+    derived: list[str] = []
+    flash: str | None = own.flash_attention
+    if asked.flash_attention not in (None, flash):
+        obstacles.append(f"flash attention {flash or 'as the engine chose'}, not {asked.flash_attention}")
+        flash = asked.flash_attention
+    batches = {band.num_batch for band in calibration.metadata.bands}
+    if asked.num_batch is not None and asked.num_batch not in batches:
+        measured = ", ".join(str(batch) for batch in sorted(batch for batch in batches if batch is not None)) or "unknown"
+        obstacles.append(f"physical batch {measured}, not {asked.num_batch}")
+    wanted, made = _types(asked.kv_cache_type), _types(own.kv_cache_type)
+    if wanted is not None and wanted != made:
+        name = f"KV cache {own.kv_cache_type}, not {asked.kv_cache_type}"
+        scaled = _with_cache(calibration, made, wanted) if ggml_caches and made is not None else None
+        if scaled is None:
+            obstacles.append(name)
+        elif flash != "enabled" and wanted[1] in QUANTIZED:
+            obstacles.append(f"{name}, which needs flash attention")
+        else:
+            calibration = scaled
+            derived.append(f"KV cache {asked.kv_cache_type} from {own.kv_cache_type}, by the sizes of their blocks")
+    return Derivation(calibration=calibration, derived=tuple(derived), obstacles=tuple(obstacles))
+
+
+def _types(text: str | None) -> tuple[str, str] | None:
+    """Types of K and V; ``None`` where one is not a ggml type (``auto``, vLLM's)."""
+    if text is None:
+        return None
+    key, _, value = text.partition("/")
+    found = (key, value or key)
+    return found if all(one in VALUE_BYTES for one in found) else None
+
+
+def _with_cache(calibration: Calibration, made: tuple[str, str], wanted: tuple[str, str]) -> Calibration | None:
+    """The same with caches of another type; ``None`` where what they hold is not known well enough.
+
+    K and V may have values of different sizes (MLA), so a type each can only be exchanged where both have one.
+    """
+    if made[0] != made[1] or wanted[0] != wanted[1]:
+        return None
+    ratio = VALUE_BYTES[wanted[0]] / VALUE_BYTES[made[0]]
+    metadata = calibration.metadata
+    kinds = metadata.placement.layer_kinds
+    if metadata.breakdown_gb.weights is None or any(band.fixed_cache_gb is None for band in metadata.bands):
+        return None  # the parts are unknown, so the cache is no slope of its own
+    fixed = any(band.fixed_cache_gb for band in metadata.bands)
+    if fixed and kinds is None:
+        return None
+    window = any(kind in "w" for kind in kinds or "")
+    recurrent = any(kind in "rb" for kind in kinds or "")
+    if fixed and window and recurrent:
+        return None
+    fixed_ratio = 1.0 if recurrent else ratio
+    copies = (wanted[0] in QUANTIZED) - (made[0] in QUANTIZED)
+    more = copies * _layer_f16_gb(calibration, made[0]) if metadata.machine.meter == "nvml" else 0.0
+
+    def scaled(band: Band) -> Band:
+        own = band.fixed_cache_gb or 0.0
+        fixed_cache = own * fixed_ratio
+        return msgspec.structs.replace(
+            band,
+            kv_cache_gb_per_10k=band.kv_cache_gb_per_10k * ratio,
+            compute_gb_per_10k=max(band.compute_gb_per_10k + more, 0.0),
+            fixed_cache_gb=fixed_cache,
+            base_vram_gb=band.base_vram_gb + fixed_cache - own,
+        )
+
+    bands = tuple(scaled(band) for band in metadata.bands)
+    last = bands[-1]
+    settings = msgspec.structs.replace(metadata.settings, kv_cache_type=wanted[0])
+    parts = metadata.breakdown_gb
+    breakdown = msgspec.structs.replace(parts, fixed_cache=(parts.fixed_cache or 0.0) * fixed_ratio)
+    constants = msgspec.structs.replace(
+        calibration.constants,
+        base_vram_gb=last.base_vram_gb,
+        kv_cache_gb_per_10k=last.kv_cache_gb_per_10k,
+        compute_gb_per_10k=last.compute_gb_per_10k,
+    )
+    metadata = msgspec.structs.replace(metadata, bands=bands, settings=settings, breakdown_gb=breakdown)
+    return msgspec.structs.replace(calibration, constants=constants, metadata=metadata)
+
+
+def _layer_f16_gb(calibration: Calibration, made: str) -> float:
+    """GiB per 10 000 tokens of the keys and values of one layer in f16.
+
+    CUDA's flash attention reads a quantised cache through such a copy, reserved with the compute buffers (llama.cpp #23907).
+    """
+    kinds = calibration.metadata.placement.layer_kinds or ""
+    layers = sum(kind in "fb" for kind in kinds) or calibration.metadata.model.layers or 1
+    return calibration.constants.kv_cache_gb_per_10k / layers * VALUE_BYTES["f16"] / VALUE_BYTES[made]

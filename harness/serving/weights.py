@@ -1,0 +1,58 @@
+"""Whether a question is about the weights that a calibration is of: by their digest where they can be seen, else by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from harness.errors import NotFoundError
+from harness.model.calibration import Calibration
+
+#: How the weights of an answer were told: by their digest, by the calibration's own id, or by a name alone.
+Identity = Literal["digest", "id", "name"]
+_SHOWN = 19
+
+
+def identify(model: str, calibration: Calibration) -> Identity | str:
+    """How it is known that a model is the one of a calibration; a text (with a space in it) says that it is another.
+
+    Args:
+        model: a path, a name, or an id, as it was asked for.
+        calibration: that the store has under it.
+
+    Raises:
+        NotFoundError: a path to a file that is not there.
+    """
+    if model == calibration.id:
+        return "id"
+    known = calibration.metadata.model.digest
+    path = Path(model).expanduser()
+    if model.endswith(".gguf"):
+        if path.is_file():
+            return _compared(model, _file_digest(path), known)
+        if path.parent != Path():
+            raise NotFoundError(f"there is no file {model}", hint="give the id of a calibration to ask without its weights")
+        return "name"
+    seen = _stored(calibration.engine, calibration.metadata.model.name)
+    return "name" if seen is None or known is None else _compared(model, seen, known)
+
+
+def _compared(model: str, seen: str, known: str | None) -> Identity | str:
+    if known is None:
+        return f"the calibration under the name of {model} does not say which weights it is of"
+    if seen == known:
+        return "digest"
+    return f"{model} is {seen[:_SHOWN]}…, and what is calibrated under its name is {known[:_SHOWN]}…: other weights"
+
+
+def _file_digest(path: Path) -> str:
+    from harness.inventory.digests import cached_sha256
+
+    return cached_sha256(path.resolve())
+
+
+def _stored(engine: str, name: str) -> str | None:
+    """The digest that a name has in an engine's own store of models, where that may be read."""
+    from harness.engines.registry import stored_digest
+
+    return stored_digest(engine, name)
