@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
 from contextlib import suppress
 from pathlib import Path
 
 from harness.engines.base import Options
 from harness.engines.ollama.models import models_folder, stored_digest
+from harness.engines.ollama.native import find_store
 from harness.engines.registry import recipe_of
 from harness.errors import HarnessError
 from harness.inventory.backend import resolve_name
@@ -84,8 +86,12 @@ class Installed:
                 path = self.model_path(calibration)
                 return None if path is None else cached_sha256(path.resolve())
             if calibration.engine == "ollama":
-                folder = self._ollama_folder()
-                return None if folder is None else stored_digest(folder, self.own_name(calibration))
+                name = self.own_name(calibration)
+                if calibration.metadata.machine.sandbox == "process":
+                    folder: Path | None = find_store(name, Options(models=self.given.models), os.environ)
+                else:
+                    folder = self._ollama_folder()
+                return None if folder is None else stored_digest(folder, name)
         except (OSError, HarnessError):
             return None
         return None

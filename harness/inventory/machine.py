@@ -163,15 +163,16 @@ def held_by(engine: EngineName, servers: Sequence[RunningServer]) -> tuple[str, 
     """What servers of an engine hold now, one sentence a model, with what to type so that it goes."""
     from harness.engines.registry import policy_of
 
-    found = []
+    policy, found = policy_of(engine), []
     for server in servers:
         for model in server.models:
             gpu = f", {format_size(model.gpu_bytes)} of it on the GPU" if model.gpu_bytes else ""
             context = f" at {model.context} tokens" if model.context else ""
-            command = policy_of(engine).unload_command(model.name)
+            size = "it does not say how much" if model.size_bytes is None else format_size(model.size_bytes)
+            command = policy.unload_command(model.name)
             found.append(
-                f"the {engine} that runs here (port {server.port}) holds {model.name}{context}: "
-                f"{format_size(model.size_bytes)}{gpu}{f'; to free it: {command}' if command else ''}"
+                f"the {policy.title} that runs here (port {server.port}) holds {model.name}{context}: "
+                f"{size}{gpu}{f'; to free it: {command}' if command else ''}"
             )
     return tuple(found)
 

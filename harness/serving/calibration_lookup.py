@@ -277,7 +277,7 @@ def _set_otherwise(calibration: Calibration, machine: MachineNow) -> list[str]:
 
     policy = policy_of(calibration.engine)
     return [
-        f"the {calibration.engine} that runs here (port {server.port}) has {difference}"
+        f"the {policy.title} that runs here (port {server.port}) has {difference}"
         for server in machine.running(calibration.engine)
         for difference in policy.differences(server, calibration.metadata.settings)
     ]

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -68,6 +69,20 @@ def program_files(program: Path) -> tuple[Path, ...]:
     places = (real.parent / "lib" / "ollama", real.parent.parent / "lib" / "ollama", real.parent)
     runners = [folder / "llama-server" for folder in places]
     return (real, *(one for one in runners if one.is_file()))
+
+
+def program_version(program: Path) -> str | None:
+    """What ``ollama --version`` says of the program itself; ``None`` where it does not run.
+
+    It asks the server at ``OLLAMA_HOST`` first and prints that one's version where it answers: so it is sent to where none is.
+    """
+    env = {"HOME": os.environ.get("HOME", "/"), "PATH": os.environ.get("PATH", os.defpath), "OLLAMA_HOST": "127.0.0.1:1"}
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20, check=False, env=env)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"version is (\S+)", done.stdout + done.stderr)
+    return found[1] if found else None
 
 
 def stores(options: Options, environ: Mapping[str, str], proc: Path = Path("/proc")) -> tuple[Path, ...]:

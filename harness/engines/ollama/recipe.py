@@ -101,11 +101,12 @@ class Ollama:
         return Source(model=Model(name=name), own_name=name)  # with its digest, which prepare() compares
 
     def version(self, options: Options, client: httpx.Client | None) -> EngineVersion:
-        """``GET /api/version``; not known before a server runs."""
+        """``GET /api/version``; of a program that is installed what ``ollama --version`` prints."""
         import httpx
 
         if client is None:
-            return EngineVersion()
+            program = native.find_program(options.engine_binary)
+            return EngineVersion(version=None if program is None else native.program_version(program))
         try:
             body = client.get("/api/version").raise_for_status().json()
         except (httpx.HTTPError, ValueError):

@@ -77,8 +77,9 @@ def running(host: str, proc: Path = Path("/proc")) -> tuple[RunningServer, ...]:
 
 def _model(entry: dict[str, Any]) -> RunningModel:
     def count(key: str) -> int | None:
+        """Of a model on the CPU it says 0 for both sizes, which is no size."""
         value = entry.get(key)
-        return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
     name = str(entry.get("name") or entry.get("model") or "")
     return RunningModel(

@@ -195,3 +195,15 @@ def test_what_a_server_is_set_to_otherwise_is_said() -> None:
     told = differences(RunningServer(pid=1, port=1, settings=other), settings)
     assert len(told) == 3
     assert "--num-parallel 4" in told[2]
+
+
+def test_the_program_s_own_version_is_told_and_not_a_server_s(tmp_path: Path) -> None:
+    binary = tmp_path / "ollama"
+    binary.write_text(
+        '#!/bin/sh\n[ "$OLLAMA_HOST" = 127.0.0.1:1 ] && echo "Warning: client version is 0.33.0" && exit\n'
+        'echo "ollama version is 9.9.9"\n'
+    )
+    binary.chmod(0o755)
+    assert Ollama().version(Options(engine_binary=str(binary)), None).version == "0.33.0"
+    binary.write_text("#!/bin/sh\nexit 3\n")
+    assert Ollama().version(Options(engine_binary=str(binary)), None).version is None

@@ -15,7 +15,7 @@ import pytest
 
 from harness.engines.ollama.servers import running
 from harness.errors import BadInputError, NotFoundError, UnavailableError, UsageError
-from harness.inventory.machine import MachineNow, residents
+from harness.inventory.machine import MachineNow, held_by, residents
 from harness.model.calibration import Calibration
 from harness.model.record import Gpu, Machine
 from harness.options import read_available
@@ -274,7 +274,9 @@ def ollama() -> Iterator[tuple[int, list[bytes]]]:
             asked.append(self.path.encode())
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(b'{"version":"0.31.2"}')
+            model = '{"name":"m:latest","size":0,"size_vram":0,"context_length":4096}'
+            body = f'{{"models":[{model},7]}}' if self.path == "/api/ps" else '{"version":"0.31.2"}'
+            self.wfile.write(body.encode())
 
         def log_message(self, *_: object) -> None: ...
 
@@ -291,6 +293,9 @@ def test_the_ollama_that_runs_here_says_its_version(ollama: tuple[int, list[byte
     for host in (f"127.0.0.1:{port}", f"http://localhost:{port}/", f"0.0.0.0:{port}", f":{port}", f"[::1]:{port}"):
         assert [one.version for one in running(host, tmp_path)] == ["0.31.2"], host
     assert set(asked) == {b"/api/version", b"/api/ps"}, "nothing else is asked of it"
+    (sentence,) = held_by("ollama", running(f":{port}", tmp_path))
+    assert "m:latest at 4096 tokens: it does not say how much" in sentence, "0 bytes is no size"
+    assert "ollama stop m:latest" in sentence
     for host in ("10.1.2.3:11434", "https://example.org", "nonsense:x", "127.0.0.1:1", "127.0.0.1:99999"):
         assert running(host, tmp_path) == (), host
 
