@@ -14,7 +14,7 @@ from harness.engines.registry import engine_names
 from harness.errors import CannotWriteError, UnavailableError
 from harness.sandboxes.docker_client import Daemon
 from harness.sandboxes.leftovers import Leftover, leftovers, remove
-from harness.sandboxes.reaper_main import SECRET_PLACES, SECRETS_PREFIX, remove_secrets
+from harness.sandboxes.reaper_main import HOME_PLACES, HOME_PREFIX, SECRET_PLACES, SECRETS_PREFIX, remove_folder
 from harness.store.run_folder import is_locked, life_of, others
 from harness.store.run_folder import remove as remove_run
 from harness.store.store import RUNS
@@ -28,7 +28,7 @@ State = Literal["abandoned", "in-use", "kept"]
 class Item(msgspec.Struct, frozen=True, kw_only=True):
     """Something of harness's. Only what is ``abandoned`` is ever removed; ``why`` is for the user."""
 
-    kind: Literal["container", "volume", "network", "file", "run", "secrets"]
+    kind: Literal["container", "volume", "network", "file", "folder", "run", "secrets"]
     name: str
     state: State
     why: str
@@ -94,6 +94,8 @@ def _of_store(store: Path) -> Iterator[tuple[Path, Item]]:
         yield from _of_run(folder)
     for folder in (folder for place in SECRET_PLACES for folder in _folders(Path(place))):
         yield from _of_secrets(folder)
+    for folder in (folder for place in HOME_PLACES for folder in _folders(Path(place))):
+        yield from _of_home(folder)
 
 
 def _partials(place: Path) -> Iterator[tuple[Path, Item]]:
@@ -148,6 +150,16 @@ def _of_secrets(folder: Path) -> Iterator[tuple[Path, Item]]:
         yield folder, Item(kind="secrets", name=str(folder), state="in-use", why=why)
 
 
+def _of_home(folder: Path) -> Iterator[tuple[Path, Item]]:
+    """The home of an engine in a process, which goes with it unless harness and its reaper were both killed."""
+    life = life_of(folder) if folder.name.startswith(HOME_PREFIX) else None
+    if life == "gone" and folder.stat().st_uid == os.geteuid():
+        yield folder, Item(kind="folder", name=str(folder), state="abandoned", why="the home of an engine that has ended")
+    elif life is not None:
+        why = "its harness still runs" if life == "alive" else "its harness cannot be seen from here"
+        yield folder, Item(kind="folder", name=str(folder), state="in-use", why=why)
+
+
 def _folders(place: Path) -> list[Path]:
     return [path for path in _entries(place) if path.is_dir() and not path.is_symlink()]
 
@@ -172,8 +184,8 @@ def _status(record: Path) -> str | None:
 
 
 def _remove(path: Path) -> None:
-    if path.name.startswith(SECRETS_PREFIX):
-        remove_secrets(str(path))
+    if path.name.startswith((SECRETS_PREFIX, HOME_PREFIX)):
+        remove_folder(str(path))
         return
     if path.is_dir():
         remove_run(path)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal
 
 from harness.errors import BusyError, NotFoundError, NotPermittedError, UsageError
-from harness.sandboxes.base import PRIVATE, Home, ImageFacts, Launch, Site
+from harness.sandboxes.base import ImageFacts, Launch, Site
 from harness.sandboxes.log_pump import hidden_values, scrub_file
 from harness.sandboxes.ownership import MARK
 from harness.sandboxes.reaper import Reaper
@@ -74,22 +73,12 @@ class ProcessSandbox:
         for name in launch.secrets:
             check_secret_name(name)
         start = log.stat().st_size if log.exists() else 0
-        private = _private_folder(launch.home) if launch.home is not None else None
-        if private is not None:
-            env = {name: value.replace(PRIVATE, private.name) for name, value in env.items()}
-        try:
-            pid = self._reaper.spawn(
-                (program, *launch.argv[1:]), env=env, cwd=Path("/"), log=log, memory_limit=launch.memory_limit,
-                secrets=launch.secrets, remove=None if private is None else Path(private.name),
-            )  # fmt: skip
-        except BaseException:
-            if private is not None:
-                private.cleanup()
-            raise
+        pid = self._reaper.spawn(
+            (program, *launch.argv[1:]), env=env, cwd=Path("/"), log=log, memory_limit=launch.memory_limit,
+            secrets=launch.secrets, home=launch.home,
+        )  # fmt: skip
         hidden = hidden_values(launch, self._environ)
-        self._running = ProcessEngine(
-            self._reaper, pid, f"http://{site.host}:{site.port}", log, start=start, hidden=hidden, private=private
-        )
+        self._running = ProcessEngine(self._reaper, pid, f"http://{site.host}:{site.port}", log, start=start, hidden=hidden)
         return self._running
 
     def close(self) -> None:
@@ -114,12 +103,10 @@ class ProcessEngine:
         *,
         start: int,
         hidden: tuple[bytes, ...],
-        private: tempfile.TemporaryDirectory[str] | None,
     ) -> None:
         self._reaper = reaper
         self._start: int | None = start
         self._hidden = hidden
-        self._private = private
         self.pid = pid
         self.endpoint = endpoint
         self.log = log
@@ -148,8 +135,6 @@ class ProcessEngine:
         try:
             self._reaper.end(self.pid, timeout)
         finally:
-            if self._private is not None:
-                self._private.cleanup()
             if self._start is not None:
                 scrub_file(self.log, self._start, self._hidden)
                 self._start = None
@@ -222,27 +207,3 @@ def clean_environment(environ: Mapping[str, str], *, network: bool = False) -> d
     clean = {name: value for name, value in environ.items() if passed(name)}
     clean.setdefault("PATH", os.defpath)
     return clean
-
-
-def _private_folder(home: Home) -> tempfile.TemporaryDirectory[str]:
-    """A folder of mode 0700 with what an engine finds in its home; it ends with the engine.
-
-    On the disk that keeps temporary files over a reboot, where there is one: an engine may write gigabytes.
-    """
-    place = "/var/tmp" if os.access("/var/tmp", os.W_OK | os.X_OK) else None  # noqa: S108 - mkdtemp makes it private
-    folder: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(
-        prefix="harness-", dir=place, ignore_cleanup_errors=True
-    )
-    try:
-        for name, data in home.files.items():
-            path = Path(folder.name, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        for name, target in home.links.items():
-            path = Path(folder.name, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.symlink_to(target)
-    except BaseException:
-        folder.cleanup()
-        raise
-    return folder

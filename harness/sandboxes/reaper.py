@@ -33,9 +33,10 @@ from harness.errors import (
     NotFoundError,
     NotPermittedError,
 )
+from harness.sandboxes.base import PRIVATE, Home
 from harness.sandboxes.container_config import SECRETS
 from harness.sandboxes.ownership import MARK, this_process
-from harness.sandboxes.reaper_main import remove_secrets
+from harness.sandboxes.reaper_main import remove_folder
 
 if TYPE_CHECKING:
     import psutil
@@ -69,7 +70,7 @@ class Reaper:
         self._left: dict[int, list[int]] = {}
         self._engine: int | None = None
         self._seen: dict[int, psutil.Process] = {}
-        self._secrets: str | None = None
+        self._folders: list[str] = []
         self._watching = False
         self._closing = False
         self._lost = False
@@ -118,14 +119,14 @@ class Reaper:
         log: Path,
         memory_limit: int | None = None,
         secrets: Mapping[str, str] | None = None,
-        remove: Path | None = None,
+        home: Home | None = None,
     ) -> int:
         """Start an engine as the reaper's child, in its own session, its output appended to ``log``; its PID.
 
         ``argv[0]`` is a path; ``env`` is the whole environment, and
         ``memory_limit`` the most private memory that each of its processes may map (RLIMIT_DATA, bytes). ``secrets`` are
         files in a private folder that the reaper removes, whatever happens to us; its path replaces
-        ``/run/secrets`` in values of ``env``. The folder ``remove`` goes with the engine in the same way.
+        ``/run/secrets`` in values of ``env``. ``home`` is another such folder, whose path replaces :data:`PRIVATE`.
 
         Raises:
             NotFoundError: there is no such program. NotPermittedError: it may not be run. CannotWriteError: the log
@@ -141,18 +142,15 @@ class Reaper:
                 "cwd": _utf8(str(cwd)),
                 "log": _utf8(str(log.absolute())),
                 "memory_limit": memory_limit,
-                "secrets": dict(secrets or {}),
-                "secrets_at": SECRETS,
-                "secrets_variable": SECRETS_VARIABLE,
+                "folders": _private(secrets, home),
                 "mark": MARK,
                 "owner": msgspec.json.encode(this_process()).decode(),
-                "remove": None if remove is None else _utf8(str(remove)),
             }
         )
         if answer["event"] != "spawned":
             raise _spawn_error(answer["stage"], answer["errno"], argv[0], cwd, log)
         pid: int = answer["pid"]
-        self._secrets = answer["secrets"]
+        self._folders = answer["folders"]
         self.pids()  # whom to end, should the reaper be lost
         return pid
 
@@ -303,8 +301,8 @@ class Reaper:
         """Without the reaper: kill what it last had, and whatever shares the engine's session; remove its secrets."""
         import psutil
 
-        if self._secrets is not None:
-            remove_secrets(self._secrets)
+        for folder in self._folders:
+            remove_folder(folder)
 
         targets = dict(self._seen)
         for one in psutil.process_iter():
@@ -314,6 +312,18 @@ class Reaper:
         for one in targets.values():
             with contextlib.suppress(psutil.Error):
                 one.kill()  # psutil refuses where the PID has been given to another process
+
+
+def _private(secrets: Mapping[str, str] | None, home: Home | None) -> list[dict[str, Any]]:
+    """The private folders of an engine, as the reaper makes them."""
+    found: list[dict[str, Any]] = []
+    if secrets:
+        found.append({"kind": "secrets", "files": dict(secrets), "links": {}, "at": SECRETS, "variable": SECRETS_VARIABLE})
+    if home is not None:
+        files = {name: data.decode("utf-8", "surrogateescape") for name, data in home.files.items()}
+        links = {name: _utf8(target) for name, target in home.links.items()}
+        found.append({"kind": "home", "files": files, "links": links, "at": PRIVATE, "variable": None})
+    return found
 
 
 def _utf8(text: str) -> str:
@@ -335,6 +345,8 @@ def _spawn_error(stage: str, number: int, program: str, cwd: Path, log: Path) ->
         return BusyError("an engine runs already; one sandbox starts one at a time")
     if stage == "secrets":
         return CannotWriteError(f"cannot write the engine's secrets: {why}")
+    if stage == "home":
+        return CannotWriteError(f"the engine's private folder cannot be made: {why}", hint="make room in /var/tmp")
     if stage == "log":
         return CannotWriteError(f"cannot write the engine's log {log}: {why}")
     if stage == "folder":

@@ -44,6 +44,10 @@ OOM_SCORE: Final = "500"
 #: Where folders of secrets are made (mode 0700): in memory, else where a reboot empties; and their names.
 SECRET_PLACES: Final = ("/dev/shm", "/tmp")  # noqa: S108
 SECRETS_PREFIX: Final = "harness-secrets-"
+#: Where homes of engines are made (mode 0700): on the disk that keeps files over a reboot, as an engine may write gigabytes.
+HOME_PLACES: Final = ("/var/tmp", "/tmp")  # noqa: S108
+HOME_PREFIX: Final = "harness-private-"
+FOLDERS: Final = {"secrets": (SECRET_PLACES, SECRETS_PREFIX), "home": (HOME_PLACES, HOME_PREFIX)}
 
 Order = dict[str, Any]
 
@@ -59,8 +63,7 @@ class Reaper:
         self.kill_at: float | None = None
         self.closing = False
         self.containers: tuple[str, str] | None = None
-        self.secrets: str | None = None
-        self.folder: str | None = None
+        self.folders: list[str] = []
         self._buffer = b""
 
     def run(self) -> None:
@@ -94,7 +97,7 @@ class Reaper:
                 else:
                     self.close()
             self._advance()
-        self._forget_secrets()
+        self._forget_folders()
         if self.containers is not None:
             remove_containers(*self.containers)
 
@@ -152,11 +155,7 @@ class Reaper:
         if self.status is None and (self.kill_at is None or time.monotonic() < self.kill_at):
             return
         left = self._kill_all()
-        self._forget_secrets()
-        if self.folder is not None:
-            import shutil
-
-            shutil.rmtree(self.folder, ignore_errors=True)
+        self._forget_folders()
         self.answer({"event": "exited", "pid": self.root, "status": self.status, "left": left})
         self.root = self.status = self.kill_at = None
 
@@ -183,11 +182,12 @@ class Reaper:
     def _spawn(self, order: Order) -> Order:
         if self.root is not None:
             return {"event": "failed", "stage": "busy", "errno": 0}
-        if order.get("secrets"):
+        for asked in order["folders"]:
             try:
-                self.secrets = write_secrets(order)
+                self.folders.append(write_folder(order, **asked))
             except OSError as error:
-                return {"event": "failed", "stage": "secrets", "errno": error.errno}
+                self._forget_folders()
+                return {"event": "failed", "stage": asked["kind"], "errno": error.errno}
         report, failures = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -197,46 +197,51 @@ class Reaper:
             failure = stream.read()  # ends when the program has taken over, or with the reason why it has not
         if failure:
             os.waitpid(pid, 0)
-            self._forget_secrets()
+            self._forget_folders()
             stage, errno = json.loads(failure)
             return {"event": "failed", "stage": stage, "errno": errno}
-        self.root, self.folder = pid, order.get("remove")
-        return {"event": "spawned", "pid": pid, "secrets": self.secrets}
+        self.root = pid
+        return {"event": "spawned", "pid": pid, "folders": self.folders}
 
-    def _forget_secrets(self) -> None:
-        if self.secrets is not None:
-            remove_secrets(self.secrets)
-            self.secrets = None
+    def _forget_folders(self) -> None:
+        for folder in self.folders:
+            remove_folder(folder)
+        self.folders = []
 
 
-def write_secrets(order: Order) -> str:
-    """A private folder with a file of mode 0400 for each secret, in memory where there is such a place; its path.
+def write_folder(order: Order, kind: str, files: dict[str, str], links: dict[str, str], at: str, variable: str | None) -> str:
+    """A private folder with files of mode 0400 and links, by path in it; its path.
 
-    It bears the mark of harness, so that whoever clears up can tell whose it is. In the order's environment the path takes the
-    place of ``secrets_at``.
+    It bears the mark of harness, so that whoever clears up can tell whose it is. In the order's environment its path takes the
+    place of ``at``, and stands in ``variable``.
     """
-    place = next((path for path in SECRET_PLACES if os.access(path, os.W_OK | os.X_OK)), "/")
-    folder = f"{place}/{SECRETS_PREFIX}{os.urandom(8).hex()}"
+    places, prefix = FOLDERS[kind]
+    place = next((path for path in places if os.access(path, os.W_OK | os.X_OK)), "/")
+    folder = f"{place}/{prefix}{os.urandom(8).hex()}"
     os.mkdir(folder, 0o700)  # noqa: PTH102 - pathlib costs start-up time
     try:
-        for name, content in {order["mark"]: order["owner"], **order["secrets"]}.items():
+        for name, content in {order["mark"]: order["owner"], **files}.items():
+            os.makedirs(os.path.dirname(f"{folder}/{name}"), exist_ok=True)  # noqa: PTH103, PTH120 - as above
             file = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o400)
-            os.write(file, content.encode())
+            os.write(file, content.encode("utf-8", "surrogateescape"))
             os.close(file)
+        for name, target in links.items():
+            os.makedirs(os.path.dirname(f"{folder}/{name}"), exist_ok=True)  # noqa: PTH103, PTH120 - as above
+            os.symlink(target, f"{folder}/{name}")  # noqa: PTH211 - as above
     except OSError:
-        remove_secrets(folder)
+        remove_folder(folder)
         raise
-    order["env"] = {name: value.replace(order["secrets_at"], folder) for name, value in order["env"].items()}
-    order["env"][order["secrets_variable"]] = folder
+    order["env"] = {name: value.replace(at, folder) for name, value in order["env"].items()}
+    if variable is not None:
+        order["env"][variable] = folder
     return folder
 
 
-def remove_secrets(folder: str) -> None:
-    """Remove a folder of secrets."""
-    with contextlib.suppress(OSError):
-        for name in os.listdir(folder):  # noqa: PTH208 - as above
-            os.unlink(f"{folder}/{name}")  # noqa: PTH108 - as above
-        os.rmdir(folder)  # noqa: PTH106 - as above
+def remove_folder(folder: str) -> None:
+    """Remove a private folder; what its links lead to stays."""
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def become(order: Order, failures: int, reaper: int) -> NoReturn:

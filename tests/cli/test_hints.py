@@ -26,7 +26,15 @@ OPTION = re.compile(r"--(engine-binary|engine|sandbox|gpus|models|image)(?: (?!-
 #: Options one after the other are typed together.
 TOGETHER = re.compile(rf"(?:{OPTION.pattern.replace('(engine', '(?:engine').replace('([^', '(?:[^')} ?)+")
 #: What a hint tells to do outside harness: following it is not for a test.
-ELSEWHERE = ("start Docker", "install", "ollama pull", "run harness as root", "works here:", "the path of a .gguf file")
+ELSEWHERE = (
+    "start Docker",
+    "install",
+    "ollama pull",
+    "run harness as root",
+    "works here:",
+    "the path of a .gguf file",
+    "give a name",
+)
 
 
 class Machine(NamedTuple):
@@ -39,7 +47,7 @@ class Machine(NamedTuple):
 
 
 MACHINES = [Machine(*has) for has in itertools.product((True, False), repeat=4)]
-ENGINES, SANDBOXES, GPUS = ("auto", "ollama", "llama-server"), ("auto", "docker", "process"), ("all", "none")
+ENGINES, SANDBOXES, GPUS = ("auto", "ollama", "llama-server", "vllm"), ("auto", "docker", "process"), ("all", "none")
 Set = Callable[[Machine], Path]
 
 

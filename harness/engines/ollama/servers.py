@@ -22,8 +22,8 @@ _HOST: Final = re.compile(r"(?:(?:http://)?(?:127\.0\.0\.1|localhost|0\.0\.0\.0|
 _PORT: Final = 11434
 #: How long an Ollama on this machine may take to answer, seconds.
 _ANSWER: Final = 0.3
-#: The private folder of a server that harness started (sandboxes/process.py).
-_OURS: Final = re.compile(r"/harness-[a-z0-9_]{8}/models$")
+#: The private folder of a server that harness started (sandboxes/reaper_main.py).
+_OURS: Final = re.compile(r"/harness-private-[0-9a-f]{16}/models$")
 #: Its variables that decide how much memory a model takes.
 SETTINGS: Final = (
     *("OLLAMA_NUM_PARALLEL", "OLLAMA_KV_CACHE_TYPE", "OLLAMA_FLASH_ATTENTION", "OLLAMA_CONTEXT_LENGTH", "OLLAMA_GPU_OVERHEAD"),

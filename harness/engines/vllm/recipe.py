@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -47,8 +48,9 @@ class Vllm:
     sandboxes: Final = ("docker", "process")
 
     def installed(self, options: Options) -> tuple[Path, ...]:
-        """Not told: a container is what its figures are made in."""
-        return ()
+        """The program ``vllm``, which starts the rest of its package."""
+        found = shutil.which(options.engine_binary or "vllm")
+        return () if found is None else (Path(found),)
 
     def leaves_alone(self, integrated: bool, gfx: int | None, env: dict[str, str]) -> bool:
         """All but NVIDIA's: its figures here are of those."""

@@ -177,7 +177,13 @@ def test_servers_of_the_machine_and_what_they_are_set_to(tmp_path: Path) -> None
 
     process(10, "/usr/bin/ollama", "serve", HOME="/root", OLLAMA_KV_CACHE_TYPE="q8_0", OLLAMA_HOST=":11500", SECRET="x")
     process(11, "/usr/local/bin/ollama", "serve")
-    process(12, "/usr/bin/ollama", "serve", OLLAMA_MODELS="/var/tmp/harness-abcd1234/models", OLLAMA_HOST="127.0.0.1:9")
+    process(
+        12,
+        "/usr/bin/ollama",
+        "serve",
+        OLLAMA_MODELS="/var/tmp/harness-private-0123456789abcdef/models",
+        OLLAMA_HOST="127.0.0.1:9",
+    )
     process(13, "/usr/bin/ollama", "run", "x")
     process(14, "python3", "serve")
     assert [(one.pid, one.port, one.settings, one.readable) for one in processes(tmp_path)] == [

@@ -19,6 +19,7 @@ from harness.store.run_folder import RunFolder
 @pytest.fixture(autouse=True)
 def no_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
+    monkeypatch.setattr("harness.maintain.clean.HOME_PLACES", (str(tmp_path / "var-tmp"),))  # not what runs beside the tests
 
 
 def write(path: Path, text: str = "") -> Path:
@@ -126,4 +127,21 @@ def test_tokens_of_an_engine_whose_guard_was_killed_too_are_removed(tmp_path: Pa
     }
     assert not gone.exists()
     assert theirs.exists()
+    alive.close()
+
+
+def test_the_home_of_an_engine_whose_guard_was_killed_too_is_removed_and_the_weights_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.maintain.clean.HOME_PLACES", (str(tmp_path / "tmp"),))
+    weights = write(tmp_path / "models" / "weights")
+    gone = killed_run(tmp_path / "tmp" / "harness-private-0").parent
+    (gone / "models").symlink_to(tmp_path / "models")
+    theirs = killed_run(tmp_path / "tmp" / "harness-other").parent
+    alive = RunFolder(tmp_path / "tmp" / "harness-private-1")
+    assert {name: state for name, (state, _) in states(tmp_path, yes=True).items()} == {
+        "tmp/harness-private-0": "abandoned",
+        "tmp/harness-private-1": "in-use",
+    }
+    assert (gone.exists(), theirs.exists(), weights.exists()) == (False, True, True)
     alive.close()
