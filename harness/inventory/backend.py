@@ -96,11 +96,12 @@ def choose_sandbox(engine: Engine, wanted: SandboxChoice, options: Options) -> t
     if wanted != "auto" and wanted not in engine.sandboxes:
         raise UsageError(f"{engine.name} does not run in sandbox {wanted}", hint=f"--sandbox {engine.sandboxes[0]}")
     if options.image is not None and (wanted == "process" or options.engine_binary is not None):
-        raise UsageError("--image is for sandbox docker, not for a process", hint="leave --image out", code="other-sandbox")
-    if options.engine_binary is not None and wanted == "docker":
         raise UsageError(
-            "--engine-binary is for sandbox process", hint="--image names a container's engine", code="other-sandbox"
+            "--image (HARNESS_IMAGE) is for sandbox docker, not for a process", hint="leave it out", code="other-sandbox"
         )
+    if options.engine_binary is not None and wanted == "docker":
+        what = "--engine-binary (HARNESS_ENGINE_BINARY) is for sandbox process"
+        raise UsageError(what, hint="--image names the engine of a container", code="other-sandbox")
     if wanted != "auto":
         return wanted, ()
     if options.image is not None and "docker" in engine.sandboxes:

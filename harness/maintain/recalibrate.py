@@ -159,7 +159,7 @@ def wishes_of(target: Candidate, finder: Installed) -> RunOptions:
         num_parallel=settings.num_parallel,
         gpus=given.gpus or _gpus(metadata.machine, finder),
         image=image if by_pin or image is None else by_digest(metadata.engine),
-        engine_binary=given.engine_binary,
+        engine_binary=given.engine_binary if metadata.machine.sandbox == "process" else None,
         models=given.models,
         env=_env(target, given),
         allowed=given.allowed,

@@ -10,6 +10,7 @@ import msgspec
 from harness.engines import gguf
 from harness.engines.base import Engine, Options, Source
 from harness.engines.registry import recipe_of
+from harness.engines.running import RunningServer
 from harness.errors import UnavailableError
 from harness.inventory.backend import Choice, choose, choose_engine, choose_sandbox, elsewhere, resolve_name
 from harness.inventory.machine import MachineNow, held_by
@@ -90,7 +91,10 @@ def prepare(run: RunOptions, store: Store, here: Path) -> Session:
         reasons = (f"image {options.image or 'unknown'}",)
     else:
         reasons = ()
-    held = held_by(engine.name, MachineNow().running(engine.name)) if choice.target == "gpu" else ()
+    servers = MachineNow().running(engine.name)
+    held = held_by(engine.name, servers) if choice.target == "gpu" else ()
+    if servers and choice.sandbox == "process":
+        held = (*_other_versions(engine, options, servers), *held)
     choice = msgspec.structs.replace(choice, reasons=(*choice.reasons, *reasons, *held))
     request = workflow.Request(
         name=name,
@@ -104,6 +108,16 @@ def prepare(run: RunOptions, store: Store, here: Path) -> Session:
     )
     options = msgspec.structs.replace(options, target=choice.target, memory_limit=memory_budget(choice))
     return Session(engine=engine, choice=choice, options=options, request=request, store=store)
+
+
+def _other_versions(engine: Engine, options: Options, servers: tuple[RunningServer, ...]) -> tuple[str, ...]:
+    """That a server which runs here is of another version than the program that will be measured."""
+    version = engine.version(options, None).version
+    return tuple(
+        f"the {engine.policy.title} that runs here (port {one.port}) is {one.version}, the program measured now {version}"
+        for one in servers
+        if version is not None and one.version != version
+    )
 
 
 def memory_budget(choice: Choice) -> int | None:

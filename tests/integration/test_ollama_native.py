@@ -16,7 +16,7 @@ from harness.engines.gguf import sha256
 from harness.errors import EngineError, UntrustedError
 from harness.measure.calibrate import Result
 from harness.measure.events import Silent
-from harness.measure.prepare import prepare
+from harness.measure.prepare import Session, prepare
 from harness.options import RunOptions
 from harness.store.store import Store
 from harness.units import GIB
@@ -37,10 +37,14 @@ def ours() -> Iterator[set[Path]]:
     until(lambda: set(PRIVATE.glob("harness-*")) <= before, "the private folders to go")
 
 
-def calibrate(folder: Path, binary: Path, model: str = "tiny", hook: Any = lambda _: None, **given: Any) -> Result:
+def ready(folder: Path, binary: Path, model: str = "tiny", **given: Any) -> Session:
     wished = {"contexts": (1024, 2048, 4096), "speed": False, "timeout": 60.0, **given}
     asked = RunOptions(model=model, engine="ollama", gpus="none", engine_binary=str(binary), **wished)
-    return prepare(asked, Store(folder / "store"), folder).calibrate(Silent(), hook)
+    return prepare(asked, Store(folder / "store"), folder)
+
+
+def calibrate(folder: Path, binary: Path, model: str = "tiny", hook: Any = lambda _: None, **given: Any) -> Result:
+    return ready(folder, binary, model, **given).calibrate(Silent(), hook)
 
 
 def test_a_model_of_the_user_s_is_measured_and_nothing_of_theirs_is_touched(
@@ -49,9 +53,11 @@ def test_a_model_of_the_user_s_is_measured_and_nothing_of_theirs_is_touched(
     """Their server runs meanwhile: it is asked nothing that changes it, and their store is as it was."""
     models = store(tmp_path / "models")
     before = state(models)
-    with standin(tmp_path, OLLAMA_MODELS=str(models)) as client:
+    with standin(tmp_path, OLLAMA_MODELS=str(models), STANDIN_VERSION="0.32.0") as client:
         monkeypatch.setenv("OLLAMA_HOST", f"{client.base_url.host}:{client.base_url.port}")
-        result = calibrate(tmp_path, program(tmp_path / "bin", engine_bin), models=str(models))
+        session = ready(tmp_path, program(tmp_path / "bin", engine_bin), models=str(models))
+        assert any("is 0.32.0, the program measured now 0.33.0" in reason for reason in session.choice.reasons)
+        result = session.calibrate(Silent())
         assert client.get("/api/version").is_success, "it still runs"
     asked = {line.split('"')[1] for line in (tmp_path / "log").read_text().splitlines() if line.startswith("[GIN]")}
     assert asked <= {"/api/version", "/api/ps"}

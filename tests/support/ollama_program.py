@@ -529,6 +529,9 @@ def hold(megabytes: str) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "--version":
+        os.write(1, f"ollama version is {VERSION}\n".encode())
+        sys.exit()
     if sys.argv[1] == "serve":
         serve()
     hold(sys.argv[2])
