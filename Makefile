@@ -12,7 +12,7 @@ MAKEOVERRIDES :=
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup calibrate recalibrate test lint format type bench bench-accuracy bench-drift bench-faults bench-fuzz bench-mutants bench-verdicts schema lock clean distclean docs reference
+.PHONY: help setup calibrate recalibrate test test-gpu lint format type bench bench-accuracy bench-drift bench-faults bench-fuzz bench-mutants bench-verdicts schema lock clean distclean docs reference
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,9 @@ recalibrate: setup ## Measure again what is in models/calibrations/ (ARGS='--sta
 
 test: setup ## Run the tests; what this machine lacks is skipped with the reason
 	@set -f; exec $(PYTHON) -m pytest $$COMMAND_ARGS
+
+test-gpu: ## Say what this machine's NVIDIA GPU does: gpu-report.tar.gz (ARGS="--engine-binary PATH"; 8 minutes)
+	@set -f; exec sh scripts/gpu_report.sh $$COMMAND_ARGS
 
 lint: setup ## Check style, formatting and spelling
 	$(PYTHON) -m ruff check .

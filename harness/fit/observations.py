@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Final
 
 import msgspec
@@ -33,7 +34,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     ``context`` is tokens per slot (the cells that the log names, over the slots). Of one slot: ``kv_per_slot`` the caches that
     grow with the context, ``window`` those of a sliding window, ``recurrent`` the state of recurrent layers. ``window_cells``
     are the cells of the window cache of one slot. ``overhead`` is what the meter saw beyond the log (``None`` with the log as
-    meter), ``uncertainty`` how far the log's figures may be off because they are rounded.
+    meter), ``idle_overhead`` that before the first prompt, ``filled`` the tokens in the cache when ``total`` was read, and
+    ``uncertainty`` how far the log's figures may be off because they are rounded.
     """
 
     context: int
@@ -47,6 +49,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     compute: float
     total: float
     overhead: float | None
+    idle_overhead: float | None = None
+    filled: int | None = None
     kv_cache_type: str | None = None
     flash_attention: str | None = None
     basis: str | None = None
@@ -131,7 +135,42 @@ def points_of(record: Record) -> tuple[list[Point], list[str]]:
         if len(values) > 1:
             listed = ", ".join(sorted(str(value) for value in values))
             raise UntrustedError(f"the loads ran with different {part}: {listed}", code="settings-differ")
-    return _of_equal_weights(points, notes), notes
+    return _with_full_pools(_of_equal_weights(points, notes)), notes
+
+
+def _with_full_pools(points: list[Point]) -> list[Point]:
+    """Points as they would be with a full context, where the driver's pool grows with the tokens in the cache.
+
+    Without flash attention CUDA keeps the scores of a batch in its pool, which no log tells of: ``2*heads*u`` bytes a token (an
+    H100, llama.cpp b11434: 32 KiB for 32 heads at u = 512, exact to 2 MiB from 8,128 to 32,704 tokens). The slope is measured
+    over the loads of a batch, and goes with the batch; it then counts as compute, which grows with the context as well.
+    """
+    grown = [point for point in points if point.flash_attention == "disabled" and point.overhead is not None and point.filled]
+    slopes: dict[int, float] = {}
+    for batch in {point.num_batch or 0 for point in grown}:
+        values = [(float(p.filled or 0), p.overhead or 0.0) for p in grown if (p.num_batch or 0) == batch]
+        if max(x for x, _ in values) >= 2 * min(x for x, _ in values):
+            slopes[batch] = max(_slope(values), 0.0)
+    if not slopes or len(grown) < len(points):
+        return points
+    known = max(slopes)
+    full = []
+    for point in points:
+        slope = slopes.get(point.num_batch or 0, slopes[known] * (point.num_batch or 0) / (known or 1))
+        rest = slope * max(point.context - (point.filled or 0), 0)
+        overhead = (point.overhead or 0.0) + rest - slope * point.context
+        full.append(
+            msgspec.structs.replace(
+                point, total=point.total + rest, compute=point.compute + slope * point.context, overhead=overhead
+            )
+        )
+    return full
+
+
+def _slope(values: Sequence[tuple[float, float]]) -> float:
+    """Least squares through values at different places."""
+    mean_x, mean_y = fmean(x for x, _ in values), fmean(y for _, y in values)
+    return sum((x - mean_x) * (y - mean_y) for x, y in values) / sum((x - mean_x) ** 2 for x, _ in values)
 
 
 def _of_equal_weights(points: list[Point], notes: list[str]) -> list[Point]:
@@ -172,6 +211,7 @@ def _point(load: Load, record: Record) -> tuple[Point | None, str | None]:
     logged = weights + compute + kv + recurrent
     note = _host_weights(facts, target, asked) or _shared(facts, parallel)
     basis: str | None = None
+    idle = load.idle.total_bytes if load.idle is not None and record.machine.meter == "nvml" else None
     if record.machine.meter == "log":
         total, overhead = float(logged), None
     else:
@@ -194,6 +234,8 @@ def _point(load: Load, record: Record) -> tuple[Point | None, str | None]:
             compute=compute,
             total=total,
             overhead=overhead,
+            filled=load.prompt_tokens,
+            idle_overhead=None if idle is None else idle - logged,
             kv_cache_type=facts.kv_cache_type,
             flash_attention=facts.flash_attention,
             basis=basis,

@@ -8,7 +8,7 @@ from typing import Final
 
 from harness.model.calibration import DepthSpeed, Performance, Placement, SplitCompute
 from harness.model.record import Load, Record, Speed, Tensors
-from harness.units import TOKENS_PER_UNIT, gib
+from harness.units import TOKENS_PER_UNIT, from_gib, gib
 
 #: Prompts of which the longer is at most this much longer are of one depth.
 SAME_DEPTH: Final = 1.25
@@ -102,7 +102,26 @@ def fit_placement(record: Record) -> Placement:
         expert_use=tensors.expert_use if tensors and experts else None,
         estimate_base_gb=None if estimate is None else gib(estimate.file_bytes),
         estimate_gb_per_10k=None if estimate is None else gib(estimate.cache_bytes_per_token * TOKENS_PER_UNIT),
+        start_gb=_start_gb(record),
     )
+
+
+def _start_gb(record: Record) -> float | None:
+    """What the engine had taken of its only GPU when it read what was free; ``None`` where one of the figures is not known.
+
+    The projection in its log names what was free then, in whole MiB; the baseline of the run what was free before.
+    """
+    gpus, before = record.machine.gpus, record.before
+    if len(gpus) != 1 or gpus[0].memory_gb is None or before is None or len(before.devices) != 1:
+        return None
+    free = from_gib(gpus[0].memory_gb) - sum(before.devices.values())
+    found = [
+        free - load.facts.fit.free_bytes
+        for load in record.loads
+        if load.facts is not None and load.facts.fit is not None and load.facts.fit.free_bytes is not None
+    ]
+    taken = median(found) if found else 0
+    return gib(taken) if taken > 0 else None
 
 
 def _layers_gb(tensors: Tensors | None) -> tuple[float, ...]:

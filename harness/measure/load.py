@@ -14,7 +14,7 @@ from harness.engines.base import NO_ANSWER, Engine, Options, Source
 from harness.engines.settings import hidden
 from harness.errors import BusyError, EngineError, UnavailableError, WontFitError
 from harness.fit.load_plan import DEFAULT_BATCH
-from harness.measure.engine_log import await_facts, check_alive
+from harness.measure.engine_log import await_facts, check_alive, read_facts
 from harness.measure.events import Observer
 from harness.measure.program import ProgramWatch
 from harness.measure.timing import CpuWatch, prompts_to_time
@@ -35,6 +35,8 @@ SETTLE: Final = 15.0
 RETURN: Final = 10.0
 #: A prompt after which the driver's pools have grown: two physical batches.
 BATCHES_OF_PROMPT: Final = 2
+#: Without flash attention the pools grow with the tokens in the cache: the whole context is filled, up to this many tokens.
+LONGEST_PROMPT: Final = 32_768
 #: Tokens written when a speed is measured.
 DECODE_TOKENS: Final = 48
 
@@ -211,7 +213,7 @@ class LoadRunner:
         """
         started = self.now()
         log_start = self._log_size()
-        state = _State()
+        state = _State(log_start)
         outcome: LoadOutcome = "ok"
         reason: str | None = None
         try:
@@ -277,13 +279,17 @@ class LoadRunner:
         running: Running,
         state: _State,
     ) -> None:
-        """The plateau after a prompt of two physical batches: driver pools grow at the first real batch."""
+        """The plateau after a prompt: driver pools grow at the first real batch, without flash attention at every batch."""
         if self.meter.name == "log":
             return
         sampler.mark("prompt")
         begin = time.monotonic()
-        length = min(BATCHES_OF_PROMPT * (request.num_batch or DEFAULT_BATCH), request.context - 8)
-        self.engine.generate(client, source, request, self.options, length, 1)
+        length = BATCHES_OF_PROMPT * (request.num_batch or DEFAULT_BATCH)
+        facts = read_facts(running.log, state.log_start, None, self.engine.policy) if self.meter.name == "nvml" else None
+        if facts is not None and facts.flash_attention == "disabled":
+            length = max(length, LONGEST_PROMPT)
+        speed = self.engine.generate(client, source, request, self.options, min(length, request.context - 8), 1)
+        state.prompt = speed.prompt_tokens
         state.requested = time.monotonic() - begin
         self.hook("prompted")
         begin = time.monotonic()
@@ -378,6 +384,7 @@ class LoadRunner:
             left_bytes=state.left,
             settle_seconds=round(state.settled, 3),
             request_seconds=round(state.requested, 3),
+            prompt_tokens=state.prompt,
             cpu_by_others=state.others,
         )
 
@@ -385,7 +392,9 @@ class LoadRunner:
 class _State:
     """What a load has come to so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, log_start: int = 0) -> None:
+        self.log_start = log_start
+        self.prompt: int | None = None
         self.idle: Plateau | None = None
         self.busy: Plateau | None = None
         self.trace: MemoryTrace | None = None

@@ -51,8 +51,11 @@ class Breakdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     budget: float | None = None
 
 
-class Band(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The straight line that holds up to ``up_to`` tokens per slot, at physical batch ``num_batch``."""
+class Band(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The straight line that holds up to ``up_to`` tokens per slot, at physical batch ``num_batch``.
+
+    ``overhead_gb`` is what the meter saw beyond the log at that batch, where it is another than the artifact's.
+    """
 
     up_to: Positive
     num_batch: Positive | None
@@ -60,6 +63,7 @@ class Band(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     kv_cache_gb_per_10k: NonNegative
     compute_gb_per_10k: float
     fixed_cache_gb: NonNegative | None
+    overhead_gb: float | None = None
 
 
 class MeasuredLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,6 +96,9 @@ class SplitCompute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What decides which layers stay on the GPU. ``reserve_gb`` is what the engine keeps free.
 
+    ``start_gb`` is what the engine has taken of the GPU, driver and all, when it reads what is free (llama.cpp): less than the
+    overhead, which holds what kernels and their workspaces take later.
+
     ``layer_kinds`` has one letter a layer: ``f`` attends to everything, ``w`` to a window, ``r`` is recurrent, ``b`` is both
     recurrent and attending. ``layers_gb`` are the weights of each layer without its experts, ``experts_gb`` those of its
     experts, of which a token goes through the share ``expert_use``. ``estimate_*`` is what Ollama reckons (file and cache).
@@ -107,6 +114,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     expert_use: float | None = None
     estimate_base_gb: float | None = None
     estimate_gb_per_10k: float | None = None
+    start_gb: float | None = None
 
 
 class DepthSpeed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

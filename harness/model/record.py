@@ -181,7 +181,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     ``busy`` the one after a prompt. ``left_bytes`` is what the devices still held above their baseline after the model was
     unloaded (0: all came back; ``None``: not looked at). Seconds are since the start of the run; ``settle_seconds`` are
     those spent waiting for memory to settle, and to come back. ``cpu_by_others`` is the share of this machine's CPU time that
-    other processes took while speeds were timed.
+    other processes took while speeds were timed. ``prompt_tokens`` is the length of the prompt before ``busy``.
     """
 
     request: LoadRequest
@@ -203,6 +203,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     settle_seconds: float = 0.0
     cpu_by_others: float | None = None
     request_seconds: float = 0.0
+    prompt_tokens: int | None = None
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,7 +33,12 @@ def transferred(calibration: Calibration, overhead: DriverOverhead) -> Calibrati
         return calibration
     more = overhead.overhead_gb - (metadata.breakdown_gb.overhead or 0.0)
     bands = tuple(
-        msgspec.structs.replace(band, base_vram_gb=round(band.base_vram_gb + more, _DIGITS)) for band in metadata.bands
+        msgspec.structs.replace(
+            band,
+            base_vram_gb=round(band.base_vram_gb + more, _DIGITS),
+            overhead_gb=None if band.overhead_gb is None else round(band.overhead_gb + more, _DIGITS),
+        )
+        for band in metadata.bands
     )
     gpu = Gpu(name=overhead.gpu, driver=overhead.driver)
     return msgspec.structs.replace(
@@ -44,6 +49,7 @@ def transferred(calibration: Calibration, overhead: DriverOverhead) -> Calibrati
             bands=bands,
             breakdown_gb=msgspec.structs.replace(metadata.breakdown_gb, overhead=overhead.overhead_gb),
             machine=msgspec.structs.replace(metadata.machine, gpus=(gpu,)),
+            placement=msgspec.structs.replace(metadata.placement, start_gb=None),
             performance=Performance(
                 load_s=None, prompt_tokens_per_s=None, decode_tokens_per_s=None, host_decode_tokens_per_s=None
             ),

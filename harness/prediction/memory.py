@@ -93,8 +93,9 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
         total = from_gib(band.base_vram_gb + units * num_parallel * band.kv_cache_gb_per_10k)
     else:
         weights = from_gib(breakdown.weights)
-        overhead = None if breakdown.overhead is None else from_gib(breakdown.overhead)
-        compute_start = band.base_vram_gb - breakdown.weights - (breakdown.overhead or 0.0) - band.fixed_cache_gb
+        beyond_log = breakdown.overhead if band.overhead_gb is None else band.overhead_gb
+        overhead = None if beyond_log is None else from_gib(beyond_log)
+        compute_start = band.base_vram_gb - breakdown.weights - (beyond_log or 0.0) - band.fixed_cache_gb
         fixed_cache = from_gib(num_parallel * band.fixed_cache_gb)
         context_cache = from_gib(units * num_parallel * band.kv_cache_gb_per_10k)
         compute = from_gib(compute_start + units * band.compute_gb_per_10k)

@@ -21,15 +21,23 @@ LOG_ROUNDING: Final = 0.02 * MIB
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """A model stays on its device if ``required + reserve_bytes <= available``.
+    """A model stays on its device if ``required + reserve_of(overhead) <= available``.
 
+    ``start_bytes`` is what the engine has taken when it reads what is free; what comes later comes out of the reserve.
     ``estimates`` says that the engine decides by an estimate of its own, which may differ from what it then takes;
     ``go_runner`` that Ollama's Go runner places the layers, not llama.cpp's fit.
     """
 
     reserve_bytes: int
+    start_bytes: int | None = None
     go_runner: bool = False
     estimates: bool = False
+
+    def reserve_of(self, overhead: int | None) -> int:
+        """What has to be free beside a model whose overhead is ``overhead``, bytes."""
+        if self.start_bytes is None or overhead is None:
+            return self.reserve_bytes
+        return max(self.reserve_bytes - max(overhead - self.start_bytes, 0), 0)
 
 
 class Sized(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,13 +64,17 @@ class Rules:
     def placement(self, calibration: Calibration) -> Rule:
         """The placement rule of the version that a calibration was made with.
 
-        llama.cpp reads free memory when its driver context is there already, so overhead counts as required.
+        llama.cpp reads free memory when its driver context is there already, so that context counts as required; kernels and
+        workspaces come later, out of what it has kept free.
         """
         metadata = calibration.metadata
         if metadata.machine.target == "host":
             return Rule(reserve_bytes=0)
-        recorded = metadata.placement.reserve_gb
-        return Rule(reserve_bytes=FIT_TARGET if recorded is None else from_gib(recorded))
+        recorded, start = metadata.placement.reserve_gb, metadata.placement.start_gb
+        return Rule(
+            reserve_bytes=FIT_TARGET if recorded is None else from_gib(recorded),
+            start_bytes=None if start is None else from_gib(start),
+        )
 
     def batch(self, calibration: Calibration, context: int, num_parallel: int, available: int | None) -> int | None:
         """The physical batch that it will take, of those measured; ``None`` where it takes one at every context."""

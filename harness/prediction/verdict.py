@@ -97,9 +97,9 @@ def judge(
 
 def _judge(calibration: Calibration, context: int, num_parallel: int, free: int, devices: int, rules: Rules) -> Verdict:
     rule = rules.placement(calibration)
-    reserve = rule.reserve_bytes * devices
     batch = rules.batch(calibration, context, num_parallel, free)
     needed = predict(calibration, context, num_parallel, num_batch=batch)
+    reserve = rule.reserve_of(needed.overhead_bytes) * devices
     margin = free - needed.total_bytes - reserve
     doubt = needed.uncertainty_bytes
     spills = margin < doubt
@@ -204,12 +204,12 @@ def largest_context(calibration: Calibration, num_parallel: int, available: tupl
 
 
 def _largest(calibration: Calibration, num_parallel: int, free: int, devices: int, rules: Rules) -> int:
-    reserve = rules.placement(calibration).reserve_bytes * devices
+    rule = rules.placement(calibration)
 
     def fits(context: int) -> bool:
         batch = rules.batch(calibration, context, num_parallel, free)
         needed = predict(calibration, context, num_parallel, num_batch=batch)
-        return needed.total_bytes + needed.uncertainty_bytes + reserve <= free
+        return needed.total_bytes + needed.uncertainty_bytes + rule.reserve_of(needed.overhead_bytes) * devices <= free
 
     top = calibration.metadata.quality.valid_to
     if fits(top):
@@ -277,7 +277,7 @@ def _unknown(
         verdict="unknown",
         basis=calibration.metadata.machine.target,
         required_bytes=needed.total_bytes if needed.within_range else None,
-        reserve_bytes=rules.placement(calibration).reserve_bytes,
+        reserve_bytes=rules.placement(calibration).reserve_of(needed.overhead_bytes),
         available_bytes=sum(available) if available else None,
         short_bytes=None,
         uncertainty_bytes=needed.uncertainty_bytes if needed.within_range else None,

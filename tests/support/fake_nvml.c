@@ -6,12 +6,15 @@
  *   gpu UUID TOTAL USED NAME...         bytes; the n-th line is the GPU with index n
  *   mig GPU UUID TOTAL USED NAME...     an instance of a GPU in MIG mode, after all gpu lines; counted on with them
  *   process GPU LIST PID BYTES|NA       LIST: C compute, G graphics, M MPS
+ *   processes FOLDER                    each file in it is a process of GPU 0 that runs: its PID, holding BYTES, used as well
  *   account GPU PID BYTES               accounting mode is on, and this was a process's largest use
  *   fail FUNCTION CODE                  that function returns CODE
  *   growing N                           the first N filled lists turn out too short
  *
  * Without the file the driver is not loaded. -DBEFORE_510 leaves out the _v3 lists, as drivers before 510 do.
  */
+#include <dirent.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,10 +36,30 @@ static struct {
 } state;
 static int initialised, grown;
 
+static void read_folder(const char *folder) {
+    DIR *opened = opendir(folder);
+    if (!opened) return;
+    for (struct dirent *entry; (entry = readdir(opened));) {
+        char path[768];
+        process *p = &state.process[state.processes % PROCESSES];
+        if (sscanf(entry->d_name, "%u", &p->pid) != 1 || kill((int)p->pid, 0)) continue;
+        snprintf(path, sizeof path, "%s/%s", folder, entry->d_name);
+        FILE *file = fopen(path, "r");
+        if (file && fscanf(file, "%llu", &p->used) == 1) {
+            p->gpu = 0;
+            p->list = 'C';
+            state.gpu[0].used += p->used;
+            state.processes++;
+        }
+        if (file) fclose(file);
+    }
+    closedir(opened);
+}
+
 static int enter(const char *function) {
     const char *path = getenv("FAKE_NVML_STATE");
     FILE *file = path ? fopen(path, "r") : NULL;
-    char line[512], word[128], size[32];
+    char line[512], word[128], size[32], folder[256] = "";
     int code, failure = OK;
     if (!file) return NOT_LOADED;
     memset(&state, 0, sizeof state);
@@ -56,9 +79,11 @@ static int enter(const char *function) {
             p->used = strcmp(size, "NA") ? strtoull(size, NULL, 10) : ~0ULL;
             state.processes++;
         }
+        if (sscanf(line, "processes %255s", folder) == 1) continue;
         if (sscanf(line, "fail %127s %d", word, &code) == 2 && !strcmp(word, function)) failure = code;
     }
     fclose(file);
+    read_folder(folder);
     if (!state.growing) grown = 0;
     if (failure) return failure;
     return initialised || !strncmp(function, "nvmlInit", 8) ? OK : UNINITIALIZED;

@@ -16,9 +16,9 @@ OTHER = "GPU-66666666-7777-8888-9999-000000000000"
 GIB = 1 << 30
 
 
-def compile_library(folder: Path, *flags: str) -> Path:
-    library = folder / f"fake_nvml{''.join(flags)}.so"
-    command = ["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", *flags, "-o", str(library), str(SOURCE)]
+def compile_library(folder: Path, *flags: str, source: str = SOURCE.name) -> Path:
+    library = folder / f"{Path(source).stem}{''.join(flags)}.so"
+    command = ["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", *flags, "-o", str(library), str(SOURCE.with_name(source))]
     subprocess.run(command, check=True, timeout=60)
     return library
 

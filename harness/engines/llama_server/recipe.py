@@ -134,8 +134,7 @@ class LlamaServer:
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise EngineError(f"{binary} does not run: {error}") from error
-        match = re.search(r"version: (\S+)", done.stderr + done.stdout)
-        return EngineVersion(version=match[1] if match else None)
+        return EngineVersion(version=build_of(done.stderr + done.stdout))
 
     def devices(self, options: Options) -> dict[str, tuple[str, int, int]]:
         """GPU devices that the engine sees: name to (title, total bytes, free bytes).
@@ -251,6 +250,12 @@ class LlamaServer:
         """Nothing: it ends with the process."""
 
 
+def build_of(text: str) -> str | None:
+    """The build in what ``--version`` prints: ``version: 10434 (1a2b3c4)``, or ``version: 0.6.0-dev (build 11434, …)``."""
+    match = re.search(r"version: (\S+)(?: \(build (\d+))?", text)
+    return None if match is None else f"b{match[2]}" if match[2] else match[1]
+
+
 def _build(client: httpx.Client) -> str | None:
     """``build_info`` of a running server, like ``b10434-1a2b3c4``."""
     import httpx
@@ -268,9 +273,15 @@ def _rate(count: float, milliseconds: float) -> float | None:
 
 
 def _library_env(command: tuple[str, ...]) -> dict[str, str]:
-    """Releases of llama-server have their libraries beside the binary, some of them without an RPATH."""
+    """Releases of llama-server have their libraries beside the binary, some of them without an RPATH.
+
+    What else the user's path names stays on it: a driver's own libraries may be found in no other way.
+    """
     folder = Path(command[0]).parent
-    return {"LD_LIBRARY_PATH": str(folder)} if (folder / "libggml-base.so.0").exists() else {}
+    if not (folder / "libggml-base.so.0").exists():
+        return {}
+    others = os.environ.get("LD_LIBRARY_PATH")
+    return {"LD_LIBRARY_PATH": f"{folder}:{others}" if others else str(folder)}
 
 
 def _check_settings(command: tuple[str, ...], env: dict[str, str]) -> None:

@@ -33,8 +33,9 @@ const verdictsBy = rules => {
     const metadata = calibration.metadata, parts = metadata.breakdown_gb;
     const band = bandFor(calibration, context, batch, parallel);
     const units = padCells(context) / UNIT;
-    const overhead = known(parts.overhead) ? fromGib(parts.overhead) : null;
-    const start = band.base_vram_gb - parts.weights - (parts.overhead ?? 0) - band.fixed_cache_gb;
+    const beyondLog = band.overhead_gb ?? parts.overhead ?? null;
+    const overhead = beyondLog === null ? null : fromGib(beyondLog);
+    const start = band.base_vram_gb - parts.weights - (beyondLog ?? 0) - band.fixed_cache_gb;
     const found = {
       weights: fromGib(parts.weights),
       overhead,
@@ -74,13 +75,13 @@ const verdictsBy = rules => {
     return machine.target !== "host" && calibration.engine === "ollama" && version !== null && before(version, SERVER_SINCE);
   }
 
-  function reserveOf(calibration) {
+  function reserveOf(calibration, overhead) {
     const metadata = calibration.metadata;
     if (metadata.machine.target === "host") return 0;
-    const recorded = metadata.placement.reserve_gb;
+    if (goRunner(calibration)) return Math.max(GO_MINIMUM - fromGib(metadata.breakdown_gb.overhead ?? 0), 0);
+    const {reserve_gb: recorded, start_gb: taken} = metadata.placement;
     const reserve = known(recorded) ? fromGib(recorded) : FIT_TARGET;
-    if (!goRunner(calibration)) return reserve;
-    return Math.max(GO_MINIMUM - fromGib(metadata.breakdown_gb.overhead ?? 0), 0);
+    return known(taken) && overhead !== null ? Math.max(reserve - Math.max(overhead - fromGib(taken), 0), 0) : reserve;
   }
 
   function estimate(calibration, context, parallel) {
@@ -257,7 +258,7 @@ const verdictsBy = rules => {
     const metadata = calibration.metadata, target = metadata.machine.target;
     const needed = predict(calibration, context, parallel), devices = devicesOf(calibration);
     const unknown = reason => ({
-      verdict: "unknown", reason, required: needed.withinRange ? needed.total : null, reserve: reserveOf(calibration),
+      verdict: "unknown", reason, required: needed.withinRange ? needed.total : null, reserve: reserveOf(calibration, needed.overhead),
       available: available.length ? sum(available) : null, short: null, tight: false,
       maxContext: largestContext(calibration, parallel, available),
       layersTotal: known(metadata.model.layers) ? metadata.model.layers + 1 : null,
@@ -269,9 +270,9 @@ const verdictsBy = rules => {
       const found = unknown(`calibrated on ${devices} devices`);
       return {...found, available: null};
     }
-    const free = sum(available), reserve = reserveOf(calibration) * devices;
-    const batch = batchOf(calibration, context, parallel, free);
-    const {total: required, doubt} = predict(calibration, context, parallel, batch);
+    const free = sum(available), batch = batchOf(calibration, context, parallel, free);
+    const {total: required, doubt, overhead} = predict(calibration, context, parallel, batch);
+    const reserve = reserveOf(calibration, overhead) * devices;
     const margin = free - required - reserve, spills = margin < doubt, tight = spills && margin >= -doubt;
     const there = spills && target === "gpu" && devices === 1 ? place(calibration, context, parallel, free - reserve, batch) : null;
     const total = there ? there.total : known(metadata.model.layers) ? metadata.model.layers + 1 : null;
@@ -300,10 +301,10 @@ const verdictsBy = rules => {
   }
 
   function largest(calibration, parallel, free, devices) {
-    const reserve = reserveOf(calibration) * devices, top = calibration.metadata.quality.valid_to;
+    const top = calibration.metadata.quality.valid_to;
     const fits = context => {
       const needed = predict(calibration, context, parallel, batchOf(calibration, context, parallel, free));
-      return needed.total + needed.doubt + reserve <= free;
+      return needed.total + needed.doubt + reserveOf(calibration, needed.overhead) * devices <= free;
     };
     if (fits(top)) return top;
     const ends = new Set([0, top, ...calibration.metadata.bands.map(band => band.up_to)]);

@@ -5,8 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
+
 from harness.engines.base import Options, Source
-from harness.engines.llama_server.recipe import LlamaServer
+from harness.engines.llama_server.recipe import LlamaServer, build_of
 from harness.model.record import LoadRequest, Model
 from harness.sandboxes.base import GpuRequest, Site
 
@@ -37,3 +39,35 @@ def test_speed_with_nothing_on_the_gpu_still_has_the_gpu(tmp_path: Path) -> None
     assert {("-ngl", "0"), ("-fit", "off"), ("-dev", "Vulkan0")} <= pairs(argv)
     on_host = arguments(LoadRequest(context=2048, purpose="speed"), tmp_path, target="host")
     assert {("-ngl", "0"), ("-dev", "none")} <= pairs(on_host)
+
+
+@pytest.mark.parametrize(
+    ("said", "build"),
+    [
+        ("version: 10434 (1a2b3c4)\nbuilt with GNU 11.4.0", "10434"),
+        ("ggml_cuda_init: found 1 CUDA devices\nversion: 0.6.0-dev (build 11434, commit 7e4c0a9)", "b11434"),
+        ("version: b1 (stand-in)\n", "b1"),
+        ("llama-server: command not understood", None),
+    ],
+)
+def test_the_build_is_read_from_either_form_of_the_version(said: str, build: str | None) -> None:
+    assert build_of(said) == build
+
+
+def test_libraries_beside_the_engine_come_before_those_that_the_user_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver's library may be found by LD_LIBRARY_PATH alone."""
+    (tmp_path / "libggml-base.so.0").touch()
+    binary = tmp_path / "llama-server"
+    binary.write_text("#!/bin/sh\n")
+    binary.chmod(0o755)
+    options = Options(engine_binary=str(binary))
+    source = Source(model=Model(name="m"), path=tmp_path / "m.gguf")
+    site = Site(sandbox="process", host="127.0.0.1", port=1)
+    for named, expected in ((None, f"{tmp_path}"), ("/usr/local/nvidia/lib64", f"{tmp_path}:/usr/local/nvidia/lib64")):
+        monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+        if named is not None:
+            monkeypatch.setenv("LD_LIBRARY_PATH", named)
+        launch = LlamaServer().launch(source, LoadRequest(context=1024), options, site)
+        assert launch.env["LD_LIBRARY_PATH"] == expected

@@ -29,7 +29,7 @@ def with_compute(load: Load, size: int) -> Load:
     more = size - (device.compute_bytes or 0)
     facts = msgspec.structs.replace(load.facts, devices={GPU: msgspec.structs.replace(device, compute_bytes=size)})
     busy = msgspec.structs.replace(load.busy, total_bytes=(load.busy.total_bytes or 0) + more)
-    return msgspec.structs.replace(load, facts=facts, busy=busy)
+    return msgspec.structs.replace(load, facts=facts, idle=busy, busy=busy)
 
 
 def bent(*contexts: int, at: int = 11_264) -> Record:

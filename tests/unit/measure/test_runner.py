@@ -566,3 +566,13 @@ def test_the_same_again_takes_its_place(on_host: World, tmp_path: Path, monkeypa
     first = calibrate(on_host, monkeypatch, tmp_path)
     assert calibrate(World(MODEL), monkeypatch, tmp_path).artifact == first.artifact
     assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_without_flash_attention_the_prompt_fills_the_context(
+    on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver's pool then grows with the tokens in the cache."""
+    on_gpu.model = msgspec.structs.replace(MODEL, flash_attention=False)
+    calibrate(on_gpu, monkeypatch, tmp_path, contexts=(2048, 4096, 65_536))
+    assert [event for event in on_gpu.events if event.startswith("read")][:3] == ["read 2040", "read 4088", "read 32768"]
+    assert [load.prompt_tokens for load in only_record(tmp_path).loads[:3]] == [2040, 4088, 32_768]
