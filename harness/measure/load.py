@@ -13,11 +13,10 @@ import msgspec
 from harness.engines.base import NO_ANSWER, Engine, Options, Source
 from harness.engines.settings import hidden
 from harness.errors import BusyError, EngineError, UnavailableError, WontFitError
-from harness.fit.load_plan import DEFAULT_BATCH
 from harness.measure.engine_log import await_facts, check_alive, read_facts
 from harness.measure.events import Observer
 from harness.measure.program import ProgramWatch
-from harness.measure.timing import CpuWatch, prompts_to_time
+from harness.measure.timing import CpuWatch, prompt_length, prompts_to_time
 from harness.meters.base import DeviceMeter, Meter
 from harness.meters.sampler import Sampler
 from harness.model.record import EngineVersion, Load, LoadOutcome, LoadRequest, Reported, Speed
@@ -33,10 +32,6 @@ if TYPE_CHECKING:
 SETTLE: Final = 15.0
 #: A driver takes its time to free memory: how long it may take to come back after an unload, seconds.
 RETURN: Final = 10.0
-#: A prompt after which the driver's pools have grown: two physical batches.
-BATCHES_OF_PROMPT: Final = 2
-#: Without flash attention the pools grow with the tokens in the cache: the whole context is filled, up to this many tokens.
-LONGEST_PROMPT: Final = 32_768
 #: Tokens written when a speed is measured.
 DECODE_TOKENS: Final = 48
 
@@ -284,12 +279,9 @@ class LoadRunner:
             return
         sampler.mark("prompt")
         begin = time.monotonic()
-        length = BATCHES_OF_PROMPT * (request.num_batch or DEFAULT_BATCH)
         facts = read_facts(running.log, state.log_start, None, self.engine.policy) if self.meter.name == "nvml" else None
-        if facts is not None and facts.flash_attention == "disabled":
-            length = max(length, LONGEST_PROMPT)
-        speed = self.engine.generate(client, source, request, self.options, min(length, request.context - 8), 1)
-        state.prompt = speed.prompt_tokens
+        length = prompt_length(request, facts)
+        state.prompt = self.engine.generate(client, source, request, self.options, length, 1).prompt_tokens
         state.requested = time.monotonic() - begin
         self.hook("prompted")
         begin = time.monotonic()

@@ -1,4 +1,4 @@
-"""Which speeds are worth their time, and who else used the CPU meanwhile."""
+"""Prompts: how long those of a load are, which speeds are worth their time, and who else used the CPU meanwhile."""
 
 from __future__ import annotations
 
@@ -7,12 +7,26 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
-from harness.model.record import Speed
+from harness.fit.load_plan import DEFAULT_BATCH
+from harness.model.facts import LoadFacts
+from harness.model.record import LoadRequest, Speed
 
+#: A prompt after which the driver's pools have grown: two physical batches.
+BATCHES_OF_PROMPT: Final = 2
+#: Without flash attention the pools grow with the tokens in the cache: the whole context is filled, up to this many tokens.
+LONGEST_PROMPT: Final = 32_768
 #: A prompt that would take longer than this to read is not timed, seconds (a software GPU reads a few tokens a second).
 PROMPT_BUDGET: Final = 60.0
 #: A timing that took longer than this is not repeated, seconds.
 REPEAT_BUDGET: Final = 5.0
+
+
+def prompt_length(request: LoadRequest, facts: LoadFacts | None) -> int:
+    """Tokens of the prompt after which a load's memory is read; ``facts`` where a driver's meter reads it."""
+    length = BATCHES_OF_PROMPT * (request.num_batch or DEFAULT_BATCH)
+    if facts is not None and facts.flash_attention == "disabled":
+        length = max(length, LONGEST_PROMPT)
+    return min(length, request.context - 8)
 
 
 def prompts_to_time(prompts: Sequence[int], speeds: Sequence[Speed]) -> Iterator[int]:
