@@ -388,7 +388,7 @@ def cards(kit: Kit, name: str, context: int, shares: Sequence[float]) -> dict[st
 
 _VERDICT: Final = (
     "verdict", "required_bytes", "reserve_bytes", "available_bytes", "short_bytes", "layers_total", "layers_offloaded",
-    "layers_overflowing", "decode_tokens_per_s", "max_context",
+    "layers_overflowing", "decode_tokens_per_s", "max_context", "margin_bytes", "tight",
 )  # fmt: skip
 
 

@@ -93,7 +93,9 @@ def test_overhead_is_told_before_and_after_a_prompt(report: dict[str, Any]) -> N
 def test_verdicts_on_cards_acted_out_by_another_process_are_what_the_engine_does(report: dict[str, Any]) -> None:
     cards = report["sections"]["edge"]["cards"]
     assert {card["check"]["verdict"] for card in cards} == {"fits", "offload"}
-    for card in cards:
+    decided = [card for card in cards if not card["check"]["tight"]]
+    assert len(decided) >= 5
+    for card in decided:
         assert (card["check"]["verdict"] == "fits") == card["engine"]["fully"]
         assert card["check"]["layers_offloaded"] == card["engine"]["layers"]
 
