@@ -7,10 +7,11 @@ and only lines that are new without them are searched for signs of a fact; a lin
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -40,7 +41,12 @@ _RANKED: Final = [
 _SHARED: Final = Counter(word for _, sign, _ in _RANKED for word in set(_WORD.findall(sign)))
 #: Rows by the rarest word of their sign; few signs have none.
 _INDEX: Final[dict[str, list[tuple[int, str, Row]]]] = {}
-_WORDLESS: Final = [one for one in _RANKED if not _WORD.search(one[1])]
+_WORDLESS: Final = [
+    (place, text, row)
+    for place, sign, row in _RANKED
+    if not _WORD.search(sign)
+    for text in {sign, re.sub(r"\d", "", json.dumps(row.sign)[1:-1])}  # as JSON escapes it
+]
 for _one in _RANKED:
     if _words := _WORD.findall(_one[1]):
         _INDEX.setdefault(min(_words, key=lambda word: (_SHARED[word], -len(word))), []).append(_one)
@@ -191,7 +197,7 @@ class LogReader:
         last = None
         for row in plan:
             take = row.take
-            if take is last or not (row.sign in text or (message.fields and row.sign in message.fields)):
+            if take is last or not (row.sign in text or (message.fields and _holds(message.fields, row.sign))):
                 continue
             if row.role == "failure" and taken and row.reader == "llama":
                 continue
@@ -220,15 +226,20 @@ class LogReader:
 def _plan(line: bytes) -> Plan:
     """Who may take a line: everybody whose sign it holds. A line with a size is looked at, whether or not anybody knows it."""
     text = line.decode("latin-1")
+    wordless = [one for one in _WORDLESS if one[1] in text]
     if "\\" in text:
         text = text.replace("\\n", "\n").replace("\\t", "\t").replace("\\u", "\n")
     words = _INDEX.keys() & _WORD.findall(text)
     rows = [one for word in words for one in _INDEX[word] if one[1] in text]
-    rows += [one for one in _WORDLESS if one[1] in text]
+    rows += wordless
     if not rows:
         return (_UNKNOWN,) if any(unit in text for unit in _UNITS) else ()
     rows.sort()
     return () if rows[-1][2].role == "noise" else tuple(row for _, _, row in rows)
+
+
+def _holds(fields: dict[str, Any], sign: str) -> bool:
+    return sign in fields or fields.get("type") == sign
 
 
 def read_chunks(chunks: Iterable[bytes], unread: Callable[[str], None] | None = None) -> LogReading:

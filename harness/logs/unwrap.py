@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import csv
 import html
+import itertools
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 
@@ -85,8 +85,9 @@ _BEFORE: Final = re.compile(
   | [-\u2013\u2014](?=\s)
   | <\d{{1,3}}>\d?\s? | [\[(]{_TIME}[\])](?:\s?[|,;:-](?=\s))? | {_TIME}(?=[\s|,;:\])]|$)(?:\s?[|,;:](?=\s)|,)?
   | \[?std(?:err|out)\]?(?:\s[FP](?=\s))?\s?[|:,]?(?=\s)\s? | \[(?:pod|container|service)?/[^\]\s]{{1,200}}\]
-  | (?:[\w.@/-]{{1,80}}\s)?(?P<program>[\w./@:-]{{1,80}})\[\d{{1,9}}\]:(?=\s)
-  | (?:L?\d{{1,7}}:|L?\d{{1,7}}\s?[|\u2502])(?=\s) | MESSAGE=
+  | (?:[\w.@/-]{{1,80}}\s)?(?P<program>[\w./@:-]{{1,80}})\[[\w.]{{1,20}}\]:(?=\s)
+  | (?:L?\d{{1,7}}:|[/\w.-]{{1,200}}\.(?:log|txt|out):(?:\d{{1,7}}:)?)(?=\D)|L?\d{{1,7}}\s?[|\u2502](?=\s)|\[\s{{0,9}}\d{{1,9}}\.\d{{1,9}}\](?=\s)
+  | MESSAGE=
   | [\w.@/-]{{1,80}}\s{{0,30}}\|(?=\s)(?!\s{{0,40}}-?\d{{1,9}}\s{{0,9}}=) | \[(?P<pid>\d{{2,8}})\](?=\s)""",
     re.VERBOSE,
 )
@@ -98,12 +99,16 @@ _TOKEN: Final = re.compile(r"[\[<{]?[\w.@/+-]+[\]>}]?[|>,;:]?")
 _FUNCTION: Final = re.compile(r"[A-Za-z_~]\w*:")
 #: How a message of its own begins: a function's name, a pair, a process, a record, a level.
 _HEAD: Final = re.compile(
-    r"[\w~]{2,60}:\s|[a-z]{2,8}\s{1,20}\w{1,40}:\s|[\w.]{1,40}=\S|\([A-Z]\w{1,40} |[{\[]|(?:INFO|WARNING|ERROR|DEBUG)\s"
+    r"[\w~]{2,60}:\s|[a-z]{2,8}\s{1,20}\w{1,40}:\s|[\w.]{1,40}=\S|\([A-Z]\w{1,40} |[{\[]|(?:INFO|WARNING|ERROR|DEBUG)\s|[\w./-]{1,200}\.\w{1,4}:\d{1,6}: "
 )
 #: A line that begins as messages do, and one that holds nothing which could be a wrapping's.
 _BARE: Final = re.compile(r"[A-Za-z_~]\w*: |[a-z]{2,8} {1,20}\w{1,40}: ")
 _SPECIAL: Final = re.compile(r"[^ !#$%'-;=?-Z^_a-z{}~]")
-_CSV: Final = re.compile(r'(?:"(?:[^"]|"")*+"|[^",\n]*+)(?:[,;\t](?:"(?:[^"]|"")*+"|[^",\n]*+))++\s*')
+_RECORD: Final = re.compile(r"\{\s{0,8}\"|\[\s{0,8}[\[{\"]")
+_STRING: Final = re.compile(r'\s*"((?:[^"\\]|\\.)*+)",?')
+#: A cell in quotes, which only a whole cell has; pairs, of which one holds a message.
+_QUOTED_CELL: Final = re.compile(r"""(?:^|[,;\t])"(?:[^"]|"")*"(?=[,;\t]|$)""")
+_PAIRS: Final = re.compile(r'\s*(?:[\w.]{1,40}=(?:"(?:[^"\\]|\\.)*+"|\S*)\s+){1,20}')
 _NESTED: Final = re.compile(r'\b(?:msg|message|log|line|MESSAGE)="((?:[^"\\]|\\.)*+)"')
 _DEEPEST: Final = 5
 _MOST: Final = 10_000
@@ -116,17 +121,25 @@ class Layout:
         self.seen: dict[str, None] = {}
         self._common: re.Pattern[str] | None = None
         self.width = self.inner_width = 0
-        self.folded = False
+        self.starts: set[str] = set()
+        self.folded = self._encoded = False
+        self._column: tuple[int, str, int] | None = None
+        self._logfmt = False
         if not lines:
             return
-        rows = [(line.rstrip(), [message.text for message in self.messages(line)]) for line in lines]
+        self._column = _column(next((line for line in lines if line.strip()), ""))
+        nested = [found[1] for line in lines if _PAIRS.match(line) and (found := _NESTED.search(line))]
+        heads = sum(bool(_HEAD.match(_unescape(one))) for one in nested)
+        self._logfmt = len(nested) * 2 > len(lines) and heads * 4 > len(nested)
+        self._encoded = any('"MESSAGE":[' in line.replace(" ", "") for line in lines)
+        rows = [(line, [message.text for message in self.messages(line)]) for line in map(self.clean, lines)]
         self._common = _common([text for _, inner in rows for text in inner])
         if self._common is not None:
             rows = [(line, [message.text for message in self.messages(line)]) for line, _ in rows]
-        heads = {text.split(None, 1)[0] for _, inner in rows for text in inner if _HEAD.match(text)}
-        torn, width = _width([(line, (inner or [""])[0]) for line, inner in rows], heads)
-        inner_torn, inner_width = _width([(inner[0], inner[0]) for _, inner in rows if len(inner) == 1], heads)
-        self.width, self.inner_width = (0, inner_width) if inner_torn >= torn else (width, 0)
+        self.starts = {text.split(None, 1)[0] for _, inner in rows for text in inner if _HEAD.match(text)}
+        torn, width = _width([(line, (inner or [""])[0]) for line, inner in rows], self.starts)
+        inner_torn, inner_width = _width([(inner[0], inner[0]) for _, inner in rows if len(inner) == 1], self.starts)
+        self.width, self.inner_width = (width, 0) if torn >= inner_torn else (0, inner_width)
         self.folded = any(
             "level=" in text and (_open_quote(text) or (after[:1] == " " and not _HEAD.match(after) and "=" in after))
             for text, after in zip((one for _, inner in rows for one in inner), [line for line, _ in rows][1:], strict=False)
@@ -134,8 +147,8 @@ class Layout:
 
     @property
     def joins(self) -> bool:
-        """Whether lines have to be put together."""
-        return bool(self.width or self.inner_width or self.folded)
+        """Whether lines have to be put together, or hide what they say."""
+        return bool(self.width or self.inner_width or self.folded or self._encoded)
 
     def messages(self, line: str) -> list[Message]:
         """What one line holds: mostly one message; none, or several, where it is a record."""
@@ -149,12 +162,15 @@ class Layout:
 
     def _open(self, line: str, depth: int) -> Iterator[Message]:
         text = self.clean(line)
-        if depth < _DEEPEST and '"' in text and (records := self._records(text)) is not None:
-            origin = self._origin(text) if "|" in text[:90] else ""
+        if depth < _DEEPEST and ('"' in text or self._column) and (records := self._records(text, depth)) is not None:
+            _, writer, program = self._strip(text)
+            origin = writer or (self._origin(text) if "|" in text[:90] else "")
             for inner, fields in records:
                 for part in inner.replace("\r", "\n").split("\n"):
                     for message in self._open(part, depth + 1):
-                        yield message._replace(fields=message.fields or fields, origin=message.origin or origin)
+                        yield message._replace(
+                            fields=message.fields or fields, origin=message.origin or origin, program=message.program or program
+                        )
             return
         yield self._bare(text)
 
@@ -176,62 +192,42 @@ class Layout:
             text = _TAG.sub("", text)
         return text
 
-    def _records(self, text: str) -> list[tuple[str, dict[str, Any] | None]] | None:
+    def _records(self, text: str, depth: int) -> list[tuple[str, dict[str, Any] | None]] | None:
         """The messages of a line of JSON, CSV or key="value" pairs around another program's line; ``None`` if it is none."""
-        found: list[tuple[str, dict[str, Any] | None]] = []
-        brace = text.find("{")
-        square = text.find("[")
-        start = min((at for at in (brace, square) if at >= 0), default=-1)
-        if (
-            start >= 0
-            and text.rstrip(" ,;").endswith(("}", "]"))
-            and text[start + 1 : start + 12].lstrip()[:1] in ('"', "{", "[")
-        ):
+        if depth == 0 and self._column is not None and len(cells := _cells(text, self._column[1])) == self._column[2]:
+            return [(cells[self._column[0]], None)]
+        if (begin := _RECORD.search(text)) and text.rstrip(" ,;").endswith(("}", "]")):
             with suppress(ValueError, RecursionError):
-                record = json.loads(text[start:].rstrip(" ,;"))
-                inner = list(_texts(record, 0))[:_MOST]
-                whole = not self._strip(text[:start])[0]
-                if inner and (whole or any(fields is record for _, fields in inner)):
+                record = json.loads(text[begin.start() :].rstrip(" ,;"))
+                found = list(itertools.islice(_texts(record, 0), _MOST))
+                alone = not self._strip(text[: begin.start()])[0]
+                if sure := [(inner, fields) for inner, fields, named in found if named and (alone or fields is record)]:
                     self._note("json")
-                    if isinstance(record, dict) and not any(fields is record for _, fields in inner):
-                        found.append(("", None))
-                        return [(text[start:].replace('{"', "{ ", 1), record), *inner]
-                    return inner
-                if whole and isinstance(record, dict):
-                    return [(text[start:].replace('{"', "{ ", 1), record)]
-        if '":' in text or '" :' in text:
-            if (
-                (cut := _SURE.search(text))
-                and len(cut[1]) > 1
-                and not self._strip(text[: cut.start()].replace("{", " "))[0].strip('"{[, :\\')
-            ):
+                    return sure
+                if alone:
+                    whole = text[begin.start() :].replace('{"', "{ ", 1)
+                    longest = max((inner for inner, _, _ in found), key=len, default=whole)
+                    return [(longest, record)] if isinstance(record, dict) else [(inner, fields) for inner, fields, _ in found]
+        if '":' in text or '" :' in text:  # a piece of a document, or a record that was cut
+            pieces = [one for one in _SURE.finditer(text) if len(one[1]) > 1]
+            before = self._strip(text[: pieces[0].start()])[0].strip('"{[, :\\') if pieces else ""
+            if pieces and (not before or text.lstrip()[:2] in ('{"', '["', "[{")):
                 self._note("json")
-                return [(_unescape(cut[1]), None)]
-            fragments = [_unescape(one[1]) for one in _SURE.finditer(text)] if text.lstrip()[:2] in ('{"', '["', "[{") else []
-            if fragments:
-                self._note("json")
-                return [(one, None) for one in fragments]
-        if (
-            '"' in text
-            and ('",' in text or ',"' in text or '";' in text or ';"' in text or '\t"' in text)
-            and _CSV.fullmatch(text)
-        ):
-            cells = next(
-                csv.reader([text], delimiter="," if '",' in text or ',"' in text else ";" if ";" in text else "\t"), []
-            )
-            best = max(cells, key=lambda cell: (" " in cell, len(cell)), default="")
+                return [(_unescape(one[1]), None) for one in pieces]
+        if text.endswith(('"', '",')) and (string := _STRING.fullmatch(text)):
+            return [(_unescape(string[1]), None)]
+        delimiter = "," if ',"' in text or '",' in text else ";" if ";" in text else "\t"
+        if _QUOTED_CELL.search(text) and (cells := _cells(text, delimiter)):
+            best = max(cells, key=lambda cell: (" " in cell, len(cell)))
             if len(cells) > 1 and best != text:
                 self._note("csv")
                 return [(best, None)]
-        if '\\"' in text:
-            if nested := _NESTED.search(text):
+        if (nested := _NESTED.search(text)) and (self._logfmt or '\\"' in nested[1]):
+            inner = _unescape(nested[1])
+            if _HEAD.match(inner) or (self._logfmt and depth == 0):
                 self._note("logfmt")
-                return [(_unescape(nested[1]), None)]
-            return [(text.replace('\\"', '"'), None)]
-        if (nested := _NESTED.search(text)) and _FUNCTION.match(nested[1]) and len(nested[1]) > 20:
-            self._note("logfmt")
-            return [(nested[1], None)]
-        return None
+                return [(inner, None)]
+        return [(text.replace('\\"', '"'), None)] if '\\"' in text and '=\\"' in text else None
 
     def _strip(self, text: str) -> tuple[str, str, str]:
         """A text without what stands before it, and the writer and the program that this names."""
@@ -272,37 +268,40 @@ class Joiner:
 
     def feed(self, line: str) -> list[Message]:
         """The messages that are complete now that this line came."""
-        line = self._layout.clean(line).rstrip()
+        line = self._layout.clean(line)
         messages = self._layout.messages(line)
         if len(self._pending) == len(messages) == 1 and (joined := self._joined(line, messages[0].text)) is not None:
             self._pending = [self._pending[0]._replace(text=joined)]
             return []
         done, self._pending = self._pending, messages
         text = messages[-1].text if messages else ""
-        self._before = line[: len(line) - len(text)] if line.endswith(text) else ""
-        self._full = self._is_full(line, text)
-        return done
+        self._before = line[: line.rfind(text)] if text and text in line else ""
+        self._see(line, text)
+        return [message._replace(text=message.text.rstrip()) for message in done]
 
     def finish(self) -> list[Message]:
         """The last ones."""
         done, self._pending = self._pending, []
         return done
 
-    def _is_full(self, line: str, text: str) -> bool:
+    def _see(self, line: str, text: str) -> None:
+        """Remember whether a line is as long as the terminal was wide, with the blanks at its end."""
         layout = self._layout
-        return bool(text) and len(line if layout.width else text) == (layout.width or layout.inner_width)
+        self._full = bool(text) and len(line if layout.width else text) == (layout.width or layout.inner_width)
+        if self._full and layout.width and self._pending:
+            last = self._pending[-1]
+            self._pending[-1] = last._replace(text=last.text + " " * (len(line) - len(line.rstrip())))
 
     def _joined(self, line: str, text: str) -> str | None:
-        before, own = self._pending[0].text, bool(_HEAD.match(text))
+        before, own = self._pending[0].text, _HEAD.match(text) and text.split(None, 1)[0] in self._layout.starts
         if len(before) > 1 << 14:
             return None
         if self._full and not own:
-            if self._layout.width:
-                text = line
-            elif line.endswith(text) and _masked(line[: len(self._before)]) == _masked(self._before):
-                text = line[len(self._before) :]  # what looks like a bullet or a time may be the message's own
-            self._full = self._is_full(line, text)
-            return before + text
+            if self._layout.width:  # what looks like a bullet or a time may be the message's own
+                again = _masked(line[: len(self._before)]) == _masked(self._before)
+                text = line[len(self._before) :] if again else line
+            self._full = len(line if self._layout.width else text) == (self._layout.width or self._layout.inner_width)
+            return before + (text if self._full else text.rstrip())
         pair = self._layout.folded and "level=" in before and "time=" not in text and (line[:1] in " \t" or _open_quote(before))
         return f"{before} {text}" if pair and (not own or "=" in text.split(" ", 1)[0]) else None
 
@@ -311,34 +310,42 @@ def _masked(text: str) -> str:
     return re.sub(r"\d", "0", text)
 
 
-def _texts(record: Any, depth: int) -> Iterator[tuple[str, dict[str, Any] | None]]:
-    """The messages in a record, with the innermost record around each."""
+def _texts(record: Any, depth: int) -> Iterator[tuple[str, dict[str, Any] | None, bool]]:
+    """The messages in a record, the innermost record around each, and whether its name says that it is one."""
     if depth > _DEEPEST:
         return
     if isinstance(record, dict):
         for key in _KEYS:
             value = record.get(key)
             if isinstance(value, str):
-                yield value, record
+                yield value, record, True
                 return
             if key == "MESSAGE" and isinstance(value, list) and all(isinstance(one, int) and 0 <= one < 256 for one in value):
-                yield bytes(value).decode("utf-8", "replace"), record  # journald's form of what is no text
+                yield bytes(value).decode("utf-8", "replace"), record, True  # journald's form of what is no text
                 return
-        nested = [one for value in record.values() if isinstance(value, dict | list) for one in _texts(value, depth + 1)]
-        texts = [value for value in record.values() if isinstance(value, str) and value.count(" ") > 1]
-        if nested or not texts:
-            yield from nested
-        else:
-            yield max(texts, key=len), record
+        for value in record.values():
+            if isinstance(value, dict | list):
+                yield from _texts(value, depth + 1)
+        if texts := [value for value in record.values() if isinstance(value, str) and value.count(" ") > 1]:
+            yield max(texts, key=len), record, False
     elif isinstance(record, list):
         if len(record) == 2 and all(isinstance(one, str) for one in record):  # Loki's pairs of a time and a line
-            yield record[1], None
+            yield record[1], None, True
             return
         for one in record:
             if isinstance(one, str) and " " in one:
-                yield one, None
+                yield one, None, True
             else:
                 yield from _texts(one, depth + 1)
+
+
+def _cells(text: str, delimiter: str) -> list[str]:
+    if delimiter not in text:
+        return []
+    try:
+        return next(csv.reader([text], delimiter=delimiter, strict=True), [])
+    except csv.Error:
+        return []
 
 
 def _unescape(text: str) -> str:
@@ -350,6 +357,16 @@ def _unescape(text: str) -> str:
 
 def _open_quote(text: str) -> bool:
     return text.replace('\\"', "").count('"') % 2 == 1
+
+
+def _column(header: str) -> tuple[int, str, int] | None:
+    """Where the message stands in a table whose first line names its columns: its place, the delimiter, how many there are."""
+    for delimiter in ",;\t|":
+        names = [name.strip(' "').lower() for name in header.split(delimiter)]
+        if len(names) > 1 and all(re.fullmatch(r"[@\w. -]{1,40}", name) for name in names):
+            place = next((at for key in _KEYS for at, name in enumerate(names) if name == key.lower()), None)
+            return None if place is None else (place, delimiter, len(names))
+    return None
 
 
 def _common(texts: Sequence[str]) -> re.Pattern[str] | None:
@@ -374,6 +391,6 @@ def _width(rows: Sequence[tuple[str, str]], heads: set[str]) -> tuple[int, int]:
     longest = max((len(line) for line, _ in rows), default=0)
     if not 40 <= longest <= 400:
         return 0, 0
-    after = [inner for (line, _), (_, inner) in pairwise(rows) if len(line) == longest and inner]
+    after = [inner for (line, _), (_, inner) in itertools.pairwise(rows) if len(line) == longest and inner]
     torn = sum(not (_HEAD.match(text) and text.split(None, 1)[0] in heads) for text in after)
     return (torn, longest) if len(after) > 1 and torn * 4 >= len(after) * 3 else (0, 0)
