@@ -86,8 +86,8 @@ _BEFORE: Final = re.compile(
   | <\d{{1,3}}>\d?\s? | [\[(]{_TIME}[\])](?:\s?[|,;:-](?=\s))? | {_TIME}(?=[\s|,;:\])]|$)(?:\s?[|,;:](?=\s)|,)?
   | \[?std(?:err|out)\]?(?:\s[FP](?=\s))?\s?[|:,]?(?=\s)\s? | \[(?:pod|container|service)?/[^\]\s]{{1,200}}\]
   | (?:[\w.@/-]{{1,80}}\s)?(?P<program>[\w./@:-]{{1,80}})\[[\w.]{{1,20}}\]:(?=\s)
-  | (?:L?\d{{1,7}}:|[/\w.-]{{1,200}}\.(?:log|txt|out):(?:\d{{1,7}}:)?)(?=\D)|L?\d{{1,7}}\s?[|\u2502](?=\s)|\[\s{{0,9}}\d{{1,9}}\.\d{{1,9}}\](?=\s)
-  | MESSAGE=
+  | (?:L?\d{{1,7}}:|[/\w.-]{{1,200}}\.(?:log|txt|out):(?:\d{{1,7}}:)?)(?=\D)|L?\d{{1,7}}\s?[|\u2502](?=\s)
+  | \[\s{{0,9}}\d{{1,9}}\.\d{{1,9}}\](?=\s) | MESSAGE=
   | [\w.@/-]{{1,80}}\s{{0,30}}\|(?=\s)(?!\s{{0,40}}-?\d{{1,9}}\s{{0,9}}=) | \[(?P<pid>\d{{2,8}})\](?=\s)""",
     re.VERBOSE,
 )
@@ -99,7 +99,8 @@ _TOKEN: Final = re.compile(r"[\[<{]?[\w.@/+-]+[\]>}]?[|>,;:]?")
 _FUNCTION: Final = re.compile(r"[A-Za-z_~]\w*:")
 #: How a message of its own begins: a function's name, a pair, a process, a record, a level.
 _HEAD: Final = re.compile(
-    r"[\w~]{2,60}:\s|[a-z]{2,8}\s{1,20}\w{1,40}:\s|[\w.]{1,40}=\S|\([A-Z]\w{1,40} |[{\[]|(?:INFO|WARNING|ERROR|DEBUG)\s|[\w./-]{1,200}\.\w{1,4}:\d{1,6}: "
+    r"[\w~]{2,60}:\s|[a-z]{2,8}\s{1,20}\w{1,40}:\s|[\w.]{1,40}=\S|\([A-Z]\w{1,40} |[{\[]|(?:INFO|WARNING|ERROR|DEBUG)\s"
+    r"|[\w./-]{1,200}\.\w{1,4}:\d{1,6}: "
 )
 #: A line that begins as messages do, and one that holds nothing which could be a wrapping's.
 _BARE: Final = re.compile(r"[A-Za-z_~]\w*: |[a-z]{2,8} {1,20}\w{1,40}: ")
@@ -109,6 +110,7 @@ _STRING: Final = re.compile(r'\s*"((?:[^"\\]|\\.)*+)",?')
 #: A cell in quotes, which only a whole cell has; pairs, of which one holds a message.
 _QUOTED_CELL: Final = re.compile(r"""(?:^|[,;\t])"(?:[^"]|"")*"(?=[,;\t]|$)""")
 _PAIRS: Final = re.compile(r'\s*(?:[\w.]{1,40}=(?:"(?:[^"\\]|\\.)*+"|\S*)\s+){1,20}')
+_START: Final = re.compile(r"[^\s=:]{1,60}[=:]?")
 _NESTED: Final = re.compile(r'\b(?:msg|message|log|line|MESSAGE)="((?:[^"\\]|\\.)*+)"')
 _DEEPEST: Final = 5
 _MOST: Final = 10_000
@@ -121,7 +123,9 @@ class Layout:
         self.seen: dict[str, None] = {}
         self._common: re.Pattern[str] | None = None
         self.width = self.inner_width = 0
-        self.starts: set[str] = set()
+        #: How messages begin, and what stands before every line, digits as 0; both where lines are broken.
+        self.starts: frozenset[str] = frozenset()
+        self.outer = ""
         self.folded = self._encoded = False
         self._column: tuple[int, str, int] | None = None
         self._logfmt = False
@@ -136,10 +140,16 @@ class Layout:
         self._common = _common([text for _, inner in rows for text in inner])
         if self._common is not None:
             rows = [(line, [message.text for message in self.messages(line)]) for line, _ in rows]
-        self.starts = {text.split(None, 1)[0] for _, inner in rows for text in inner if _HEAD.match(text)}
-        torn, width = _width([(line, (inner or [""])[0]) for line, inner in rows], self.starts)
-        inner_torn, inner_width = _width([(inner[0], inner[0]) for _, inner in rows if len(inner) == 1], self.starts)
-        self.width, self.inner_width = (width, 0) if torn >= inner_torn else (0, inner_width)
+        torn, width, starts = _width([(line, (inner or [""])[0]) for line, inner in rows])
+        inner_torn, inner_width, inner_starts = _width([(inner[0], inner[0]) for _, inner in rows if len(inner) == 1])
+        if torn * 2 >= inner_torn:
+            self.width, self.starts = width, starts
+            masked = [_masked(line) for line, _ in rows if line.strip()]
+            first, last = min(masked, default=""), max(masked, default="")
+            same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+            self.outer = "".join(one for one, _ in same)
+        else:
+            self.inner_width, self.starts = inner_width, inner_starts
         self.folded = any(
             "level=" in text and (_open_quote(text) or (after[:1] == " " and not _HEAD.match(after) and "=" in after))
             for text, after in zip((one for _, inner in rows for one in inner), [line for line, _ in rows][1:], strict=False)
@@ -264,7 +274,6 @@ class Joiner:
         self._layout = layout
         self._pending: list[Message] = []
         self._full = False
-        self._before = ""
 
     def feed(self, line: str) -> list[Message]:
         """The messages that are complete now that this line came."""
@@ -275,7 +284,6 @@ class Joiner:
             return []
         done, self._pending = self._pending, messages
         text = messages[-1].text if messages else ""
-        self._before = line[: line.rfind(text)] if text and text in line else ""
         self._see(line, text)
         return [message._replace(text=message.text.rstrip()) for message in done]
 
@@ -293,21 +301,26 @@ class Joiner:
             self._pending[-1] = last._replace(text=last.text + " " * (len(line) - len(line.rstrip())))
 
     def _joined(self, line: str, text: str) -> str | None:
-        before, own = self._pending[0].text, _HEAD.match(text) and text.split(None, 1)[0] in self._layout.starts
+        before, outer = self._pending[0].text, self._layout.outer
         if len(before) > 1 << 14:
             return None
-        if self._full and not own:
+        if self._full and _start(text) not in self._layout.starts:
             if self._layout.width:  # what looks like a bullet or a time may be the message's own
-                again = _masked(line[: len(self._before)]) == _masked(self._before)
-                text = line[len(self._before) :] if again else line
+                text = line[len(outer) :] if _masked(line[: len(outer)]) == outer else line
             self._full = len(line if self._layout.width else text) == (self._layout.width or self._layout.inner_width)
             return before + (text if self._full else text.rstrip())
         pair = self._layout.folded and "level=" in before and "time=" not in text and (line[:1] in " \t" or _open_quote(before))
-        return f"{before} {text}" if pair and (not own or "=" in text.split(" ", 1)[0]) else None
+        return f"{before} {text}" if pair and (not _HEAD.match(text) or "=" in text.split(" ", 1)[0]) else None
 
 
 def _masked(text: str) -> str:
     return re.sub(r"\d", "0", text)
+
+
+def _start(text: str) -> str:
+    """How a message begins: its first word, up to a colon or the sign of a pair."""
+    found = _START.match(text)
+    return _masked(found[0]) if found else ""
 
 
 def _texts(record: Any, depth: int) -> Iterator[tuple[str, dict[str, Any] | None, bool]]:
@@ -386,11 +399,18 @@ def _common(texts: Sequence[str]) -> re.Pattern[str] | None:
     return re.compile(r"\s+".join(parts) + r"(?=\s)") if parts else None
 
 
-def _width(rows: Sequence[tuple[str, str]], heads: set[str]) -> tuple[int, int]:
-    """How often a terminal broke lines, and at which width: none is longer, and what follows a full one begins no message."""
+def _width(rows: Sequence[tuple[str, str]]) -> tuple[int, int, frozenset[str]]:
+    """How often a terminal broke lines, at which width, and how messages begin.
+
+    No line is longer than the width, and what follows a full one begins as no other message does.
+    """
     longest = max((len(line) for line, _ in rows), default=0)
     if not 40 <= longest <= 400:
-        return 0, 0
-    after = [inner for (line, _), (_, inner) in itertools.pairwise(rows) if len(line) == longest and inner]
-    torn = sum(not (_HEAD.match(text) and text.split(None, 1)[0] in heads) for text in after)
-    return (torn, longest) if len(after) > 1 and torn * 4 >= len(after) * 3 else (0, 0)
+        return 0, 0, frozenset()
+    starts = frozenset(_start(text) for (line, _), (_, text) in itertools.pairwise([("", ""), *rows]) if len(line) < longest)
+    if sum(len(line) == longest and line.endswith(" ") for line, _ in rows) * 2 > len(rows):
+        return 0, 0, frozenset()  # a screen fills its lines with blanks
+    after = [text for (line, _), (_, text) in itertools.pairwise(rows) if len(line) == longest and text]
+    torn = [text for text in after if _start(text) not in starts]
+    sure = len(after) > 1 and len(torn) * 4 >= len(after) * 3 and any(not _HEAD.match(text) for text in torn)
+    return (len(torn), longest, starts) if sure else (0, 0, frozenset())
