@@ -16,9 +16,10 @@ from typing import Any, Final
 import msgspec
 
 from harness.logs import llama, llama_table, vllm
+from harness.logs.folds import Joiner
 from harness.logs.table import Row
 from harness.logs.text import MAX_LINE, TextLines
-from harness.logs.unwrap import Joiner, Layout, Message
+from harness.logs.unwrap import Layout, Message
 from harness.model.facts import EngineName, LoadFacts, Unread
 
 #: Bytes of a log that show how its lines are wrapped.

@@ -7,7 +7,6 @@ the log begins with it. Lines that a terminal or a mailer folded are put togethe
 
 from __future__ import annotations
 
-import csv
 import html
 import itertools
 import json
@@ -16,6 +15,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
+
+from harness.logs.folds import HEAD, masked, open_quote, width_of
+from harness.logs.records import DEEPEST, cells_of, column, texts, unescape
 
 
 class Message(NamedTuple):
@@ -31,25 +33,6 @@ class Message(NamedTuple):
     cut: bool = False
 
 
-#: Names under which collectors keep a message, the surest first: docker, journald, Loki, Google Cloud, Splunk, Kibana,
-#: OpenTelemetry, Azure, Datadog.
-_KEYS: Final = (
-    *(
-        "log",
-        "MESSAGE",
-        "message",
-        "@message",
-        "Message",
-        "msg",
-        "line",
-        "Line",
-        "textPayload",
-        "_raw",
-        "LogMessage",
-        "logMessage",
-    ),
-    *("stringValue", "body", "text", "content", "event"),
-)
 _SURE: Final = re.compile(
     r'"(?:log|@?message|Message|MESSAGE|msg|line|Line|textPayload|_raw|LogMessage|logMessage|stringValue|body)"\s{0,8}:\s{0,8}"((?:[^"\\]|\\.)*+)"?'
 )
@@ -97,11 +80,6 @@ _LEVELS: Final = frozenset(
 )
 _TOKEN: Final = re.compile(r"[\[<{]?[\w.@/+-]+[\]>}]?[|>,;:]?")
 _FUNCTION: Final = re.compile(r"[A-Za-z_~]\w*:")
-#: How a message of its own begins: a function's name, a pair, a process, a record, a level.
-_HEAD: Final = re.compile(
-    r"[\w~]{2,60}:\s|[a-z]{2,8}\s{1,20}\w{1,40}:\s|[\w.]{1,40}=\S|\([A-Z]\w{1,40} |[{\[]|(?:INFO|WARNING|ERROR|DEBUG)\s"
-    r"|[\w./-]{1,200}\.\w{1,4}:\d{1,6}: "
-)
 #: A line that begins as messages do, and one that holds nothing which could be a wrapping's.
 _BARE: Final = re.compile(r"[A-Za-z_~]\w*: |[a-z]{2,8} {1,20}\w{1,40}: ")
 _SPECIAL: Final = re.compile(r"[^ !#$%'-;=?-Z^_a-z{}~]")
@@ -110,9 +88,7 @@ _STRING: Final = re.compile(r'\s*"((?:[^"\\]|\\.)*+)",?')
 #: A cell in quotes, which only a whole cell has; pairs, of which one holds a message.
 _QUOTED_CELL: Final = re.compile(r"""(?:^|[,;\t])"(?:[^"]|"")*"(?=[,;\t]|$)""")
 _PAIRS: Final = re.compile(r'\s*(?:[\w.]{1,40}=(?:"(?:[^"\\]|\\.)*+"|\S*)\s+){1,20}')
-_START: Final = re.compile(r"[^\s=:]{1,60}[=:]?")
 _NESTED: Final = re.compile(r'\b(?:msg|message|log|line|MESSAGE)="((?:[^"\\]|\\.)*+)"')
-_DEEPEST: Final = 5
 _MOST: Final = 10_000
 
 
@@ -131,27 +107,27 @@ class Layout:
         self._logfmt = False
         if not lines:
             return
-        self._column = _column(next((line for line in lines if line.strip()), ""))
+        self._column = column(next((line for line in lines if line.strip()), ""))
         nested = [found[1] for line in lines if _PAIRS.match(line) and (found := _NESTED.search(line))]
-        heads = sum(bool(_HEAD.match(_unescape(one))) for one in nested)
+        heads = sum(bool(HEAD.match(unescape(one))) for one in nested)
         self._logfmt = len(nested) * 2 > len(lines) and heads * 4 > len(nested)
         self._encoded = any('"MESSAGE":[' in line.replace(" ", "") for line in lines)
         rows = [(line, [message.text for message in self.messages(line)]) for line in map(self.clean, lines)]
         self._common = _common([text for _, inner in rows for text in inner])
         if self._common is not None:
             rows = [(line, [message.text for message in self.messages(line)]) for line, _ in rows]
-        torn, width, starts = _width([(line, (inner or [""])[0]) for line, inner in rows])
-        inner_torn, inner_width, inner_starts = _width([(inner[0], inner[0]) for _, inner in rows if len(inner) == 1])
+        torn, width, starts = width_of([(line, (inner or [""])[0]) for line, inner in rows])
+        inner_torn, inner_width, inner_starts = width_of([(inner[0], inner[0]) for _, inner in rows if len(inner) == 1])
         if torn * 2 >= inner_torn:
             self.width, self.starts = width, starts
-            masked = [_masked(line) for line, _ in rows if line.strip()]
+            masked = [masked(line) for line, _ in rows if line.strip()]
             first, last = min(masked, default=""), max(masked, default="")
             same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
             self.outer = "".join(one for one, _ in same)
         else:
             self.inner_width, self.starts = inner_width, inner_starts
         self.folded = any(
-            "level=" in text and (_open_quote(text) or (after[:1] == " " and not _HEAD.match(after) and "=" in after))
+            "level=" in text and (open_quote(text) or (after[:1] == " " and not HEAD.match(after) and "=" in after))
             for text, after in zip((one for _, inner in rows for one in inner), [line for line, _ in rows][1:], strict=False)
         )
 
@@ -172,7 +148,7 @@ class Layout:
 
     def _open(self, line: str, depth: int) -> Iterator[Message]:
         text = self.clean(line)
-        if depth < _DEEPEST and ('"' in text or self._column) and (records := self._records(text, depth)) is not None:
+        if depth < DEEPEST and ('"' in text or self._column) and (records := self._records(text, depth)) is not None:
             _, writer, program = self._strip(text)
             origin = writer or (self._origin(text) if "|" in text[:90] else "")
             for inner, fields in records:
@@ -204,12 +180,12 @@ class Layout:
 
     def _records(self, text: str, depth: int) -> list[tuple[str, dict[str, Any] | None]] | None:
         """The messages of a line of JSON, CSV or key="value" pairs around another program's line; ``None`` if it is none."""
-        if depth == 0 and self._column is not None and len(cells := _cells(text, self._column[1])) == self._column[2]:
+        if depth == 0 and self._column is not None and len(cells := cells_of(text, self._column[1])) == self._column[2]:
             return [(cells[self._column[0]], None)]
         if (begin := _RECORD.search(text)) and text.rstrip(" ,;").endswith(("}", "]")):
             with suppress(ValueError, RecursionError):
                 record = json.loads(text[begin.start() :].rstrip(" ,;"))
-                found = list(itertools.islice(_texts(record, 0), _MOST))
+                found = list(itertools.islice(texts(record, 0), _MOST))
                 alone = not self._strip(text[: begin.start()])[0]
                 if sure := [(inner, fields) for inner, fields, named in found if named and (alone or fields is record)]:
                     self._note("json")
@@ -223,18 +199,18 @@ class Layout:
             before = self._strip(text[: pieces[0].start()])[0].strip('"{[, :\\') if pieces else ""
             if pieces and (not before or text.lstrip()[:2] in ('{"', '["', "[{")):
                 self._note("json")
-                return [(_unescape(one[1]), None) for one in pieces]
+                return [(unescape(one[1]), None) for one in pieces]
         if text.endswith(('"', '",')) and (string := _STRING.fullmatch(text)):
-            return [(_unescape(string[1]), None)]
+            return [(unescape(string[1]), None)]
         delimiter = "," if ',"' in text or '",' in text else ";" if ";" in text else "\t"
-        if _QUOTED_CELL.search(text) and (cells := _cells(text, delimiter)):
+        if _QUOTED_CELL.search(text) and (cells := cells_of(text, delimiter)):
             best = max(cells, key=lambda cell: (" " in cell, len(cell)))
             if len(cells) > 1 and best != text:
                 self._note("csv")
                 return [(best, None)]
         if (nested := _NESTED.search(text)) and (self._logfmt or '\\"' in nested[1]):
-            inner = _unescape(nested[1])
-            if _HEAD.match(inner) or (self._logfmt and depth == 0):
+            inner = unescape(nested[1])
+            if HEAD.match(inner) or (self._logfmt and depth == 0):
                 self._note("logfmt")
                 return [(inner, None)]
         return [(text.replace('\\"', '"'), None)] if '\\"' in text and '=\\"' in text else None
@@ -267,121 +243,6 @@ class Layout:
         return found[1] if found else ""
 
 
-class Joiner:
-    """Puts messages together whose lines were folded; one line behind."""
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._pending: list[Message] = []
-        self._full = False
-
-    def feed(self, line: str) -> list[Message]:
-        """The messages that are complete now that this line came."""
-        line = self._layout.clean(line)
-        messages = self._layout.messages(line)
-        if len(self._pending) == len(messages) == 1 and (joined := self._joined(line, messages[0].text)) is not None:
-            self._pending = [self._pending[0]._replace(text=joined)]
-            return []
-        done, self._pending = self._pending, messages
-        text = messages[-1].text if messages else ""
-        self._see(line, text)
-        return [message._replace(text=message.text.rstrip()) for message in done]
-
-    def finish(self) -> list[Message]:
-        """The last ones."""
-        done, self._pending = self._pending, []
-        return done
-
-    def _see(self, line: str, text: str) -> None:
-        """Remember whether a line is as long as the terminal was wide, with the blanks at its end."""
-        layout = self._layout
-        self._full = bool(text) and len(line if layout.width else text) == (layout.width or layout.inner_width)
-        if self._full and layout.width and self._pending:
-            last = self._pending[-1]
-            self._pending[-1] = last._replace(text=last.text + " " * (len(line) - len(line.rstrip())))
-
-    def _joined(self, line: str, text: str) -> str | None:
-        before, outer = self._pending[0].text, self._layout.outer
-        if len(before) > 1 << 14:
-            return None
-        if self._full and _start(text) not in self._layout.starts:
-            if self._layout.width:  # what looks like a bullet or a time may be the message's own
-                text = line[len(outer) :] if _masked(line[: len(outer)]) == outer else line
-            self._full = len(line if self._layout.width else text) == (self._layout.width or self._layout.inner_width)
-            return before + (text if self._full else text.rstrip())
-        pair = self._layout.folded and "level=" in before and "time=" not in text and (line[:1] in " \t" or _open_quote(before))
-        return f"{before} {text}" if pair and (not _HEAD.match(text) or "=" in text.split(" ", 1)[0]) else None
-
-
-def _masked(text: str) -> str:
-    return re.sub(r"\d", "0", text)
-
-
-def _start(text: str) -> str:
-    """How a message begins: its first word, up to a colon or the sign of a pair."""
-    found = _START.match(text)
-    return _masked(found[0]) if found else ""
-
-
-def _texts(record: Any, depth: int) -> Iterator[tuple[str, dict[str, Any] | None, bool]]:
-    """The messages in a record, the innermost record around each, and whether its name says that it is one."""
-    if depth > _DEEPEST:
-        return
-    if isinstance(record, dict):
-        for key in _KEYS:
-            value = record.get(key)
-            if isinstance(value, str):
-                yield value, record, True
-                return
-            if key == "MESSAGE" and isinstance(value, list) and all(isinstance(one, int) and 0 <= one < 256 for one in value):
-                yield bytes(value).decode("utf-8", "replace"), record, True  # journald's form of what is no text
-                return
-        for value in record.values():
-            if isinstance(value, dict | list):
-                yield from _texts(value, depth + 1)
-        if texts := [value for value in record.values() if isinstance(value, str) and value.count(" ") > 1]:
-            yield max(texts, key=len), record, False
-    elif isinstance(record, list):
-        if len(record) == 2 and all(isinstance(one, str) for one in record):  # Loki's pairs of a time and a line
-            yield record[1], None, True
-            return
-        for one in record:
-            if isinstance(one, str) and " " in one:
-                yield one, None, True
-            else:
-                yield from _texts(one, depth + 1)
-
-
-def _cells(text: str, delimiter: str) -> list[str]:
-    if delimiter not in text:
-        return []
-    try:
-        return next(csv.reader([text], delimiter=delimiter, strict=True), [])
-    except csv.Error:
-        return []
-
-
-def _unescape(text: str) -> str:
-    try:
-        return str(json.loads(f'"{text}"', strict=False))
-    except ValueError:
-        return text.replace('\\"', '"').replace("\\n", "\n").replace("\\t", "\t").replace("\\\\", "\\")
-
-
-def _open_quote(text: str) -> bool:
-    return text.replace('\\"', "").count('"') % 2 == 1
-
-
-def _column(header: str) -> tuple[int, str, int] | None:
-    """Where the message stands in a table whose first line names its columns: its place, the delimiter, how many there are."""
-    for delimiter in ",;\t|":
-        names = [name.strip(' "').lower() for name in header.split(delimiter)]
-        if len(names) > 1 and all(re.fullmatch(r"[@\w. -]{1,40}", name) for name in names):
-            place = next((at for key in _KEYS for at, name in enumerate(names) if name == key.lower()), None)
-            return None if place is None else (place, delimiter, len(names))
-    return None
-
-
 def _common(texts: Sequence[str]) -> re.Pattern[str] | None:
     """What nearly every message begins with: names of hosts, pods, files, prompts."""
     rows = [text[:200].split(None, 5) for text in texts[:4000]]
@@ -397,20 +258,3 @@ def _common(texts: Sequence[str]) -> re.Pattern[str] | None:
             break
         parts.append(re.escape(token).replace("0", r"\d+"))
     return re.compile(r"\s+".join(parts) + r"(?=\s)") if parts else None
-
-
-def _width(rows: Sequence[tuple[str, str]]) -> tuple[int, int, frozenset[str]]:
-    """How often a terminal broke lines, at which width, and how messages begin.
-
-    No line is longer than the width, and what follows a full one begins as no other message does.
-    """
-    longest = max((len(line) for line, _ in rows), default=0)
-    if not 40 <= longest <= 400:
-        return 0, 0, frozenset()
-    starts = frozenset(_start(text) for (line, _), (_, text) in itertools.pairwise([("", ""), *rows]) if len(line) < longest)
-    if sum(len(line) == longest and line.endswith(" ") for line, _ in rows) * 2 > len(rows):
-        return 0, 0, frozenset()  # a screen fills its lines with blanks
-    after = [text for (line, _), (_, text) in itertools.pairwise(rows) if len(line) == longest and text]
-    torn = [text for text in after if _start(text) not in starts]
-    sure = len(after) > 1 and len(torn) * 4 >= len(after) * 3 and any(not _HEAD.match(text) for text in torn)
-    return (len(torn), longest, starts) if sure else (0, 0, frozenset())
