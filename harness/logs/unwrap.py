@@ -120,8 +120,8 @@ class Layout:
         inner_torn, inner_width, inner_starts = width_of([(inner[0], inner[0]) for _, inner in rows if len(inner) == 1])
         if torn * 2 >= inner_torn:
             self.width, self.starts = width, starts
-            masked = [masked(line) for line, _ in rows if line.strip()]
-            first, last = min(masked, default=""), max(masked, default="")
+            rest = [masked(line) for line, _ in rows if line.strip()]
+            first, last = min(rest, default=""), max(rest, default="")
             same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
             self.outer = "".join(one for one, _ in same)
         else:
