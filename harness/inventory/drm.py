@@ -28,7 +28,7 @@ def recorded(gpus: Sequence[DrmGpu] | None = None) -> tuple[Gpu, ...]:
 
 
 def used_by_default(devices: Mapping[str, tuple[str, int, int]]) -> dict[str, tuple[str, int, int]]:
-    """Of the devices that llama.cpp lists (name to title, total, free), those that it uses when nobody names any.
+    """Of the devices that llama.cpp lists (name to title, total, free), those that it uses where none is named.
 
     Integrated GPUs only where there is no other (src/llama.cpp, ``llama_prepare_model_devices``).
     """

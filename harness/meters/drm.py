@@ -7,6 +7,7 @@ reason, never 0. A GPU that sleeps is not read: xe wakes it for that.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ class Client(msgspec.Struct, frozen=True, kw_only=True):
 def read_client(text: str) -> Client | None:
     """The text of a ``fdinfo`` file; ``None`` where it is of no PCI GPU.
 
-    ``drm-resident-`` is what lies in a region now, ``drm-memory-`` its older name; ``drm-total-`` where a driver has neither.
+    ``drm-resident-`` is what is in a region now, ``drm-memory-`` its older name; ``drm-total-`` where a driver has neither.
     """
     facts = {key.strip(): value.strip() for key, found, value in (line.partition(":") for line in text.splitlines()) if found}
     if "drm-driver" not in facts or "drm-pdev" not in facts:
@@ -75,7 +76,7 @@ class DrmMeter:
     """
 
     name: MeterName = "drm"
-    #: Every open file of every process is looked at: 8 ms with 1 600 of them.
+    #: Every open file of every process is looked at: 3.5 ms with 90 processes and 530 files.
     interval: float = 0.25
     peek_interval: float = 0.05
 
@@ -145,14 +146,16 @@ class DrmMeter:
         return held, evicted
 
     def _clients(self, pid: int) -> Iterator[Client]:
-        folder = self._proc / str(pid)
-        if not self._may_read(pid):
-            return
-        for link in _entries(folder / "fd"):
+        folder = f"{self._proc}/{pid}"
+        try:
+            names = os.listdir(f"{folder}/fd")  # noqa: PTH208 - pathlib takes several times as long, four times a second
+        except OSError:
+            return  # it ended, or is another user's
+        for name in names:
             try:
-                if "/dri/" not in str(link.readlink()):
+                if "/dri/" not in os.readlink(f"{folder}/fd/{name}"):  # noqa: PTH115 - as above
                     continue
-                client = read_client((folder / "fdinfo" / link.name).read_text("utf-8", "replace"))
+                client = read_client(Path(folder, "fdinfo", name).read_text("utf-8", "replace"))
             except OSError:
                 continue  # closed meanwhile
             if client is not None:
@@ -181,7 +184,7 @@ class DrmMeter:
         return None
 
     def _rise_instead(self, why: str, strangers: dict[int, int | None]) -> Reading:
-        """A reading without figures by process: what the devices rose by, where nobody else is on them."""
+        """A reading without figures by process: what the devices rose by, where no other process is on them."""
         if strangers:
             why = f"{why}; as others are on the GPU, neither does its rise tell"
             return Reading(total_bytes=None, reason=why, strangers=strangers)

@@ -2,7 +2,7 @@
 
 Sources, all of the Linux kernel: Documentation/gpu/amdgpu/driver-misc.rst (``mem_info_*``), include/uapi/drm/xe_drm.h and
 i915_drm.h (memory regions), drivers/gpu/drm/amd/amdkfd/kfd_topology.c, Documentation/power/runtime_pm.rst. A GPU that sleeps
-(runtime power management) is not asked: opening it would wake it, and what it held lies in host memory then.
+(runtime power management) is not asked: opening it would wake it, and what it held is in host memory then.
 """
 
 from __future__ import annotations

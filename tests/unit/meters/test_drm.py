@@ -119,7 +119,7 @@ def test_without_figures_by_process_the_card_s_own_rise_is_named_as_such(tree: T
     assert (reading.total_bytes, reading.basis) == (4 * GIB, "device-delta")
     assert meter.peek() == 4 * GIB
     tree.process(99, amdgpu(7, 300 * MIB))
-    assert meter.read(ENGINE).total_bytes is None, "beside others the rise is nobody's"
+    assert meter.read(ENGINE).total_bytes is None, "beside others the rise cannot be attributed"
 
 
 def test_a_full_card_whose_driver_moves_memory_to_the_host_is_no_reading(tree: Tree) -> None:
