@@ -38,7 +38,7 @@ _PARTS: Final = (
     "weights_bytes", "lora_bytes", "projector_bytes", "kv_cache_bytes", "recurrent_bytes", "compute_bytes", "output_bytes",
 )  # fmt: skip
 #: Free memory in which a model is placed beside what the engine keeps free, as shares of what it is predicted to need.
-CARDS: Final = (1.003, 1.0006, 0.9994, 0.997, 0.8, 0.5, 0.25)
+CARDS: Final = (1.02, 1.003, 1.0006, 0.9994, 0.997, 0.8, 0.5, 0.25)
 RESERVE: Final = GIB
 
 
