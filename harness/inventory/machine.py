@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class GpuNow(msgspec.Struct, frozen=True, kw_only=True):
     """One GPU at this moment; bytes, ``None`` where the driver does not say, and ``why`` says why.
 
-    ``key`` is its index, its PCI address or the engine's name.
+    ``key`` is its index, its PCI address or the engine's name. ``shared``: it uses the machine's memory.
     """
 
     key: str
@@ -45,6 +45,7 @@ class GpuNow(msgspec.Struct, frozen=True, kw_only=True):
     total_bytes: int | None = None
     driver: str | None = None
     why: str | None = None
+    shared: bool = False
 
 
 class Resident(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +72,7 @@ class MachineNow:
             found = tuple(
                 GpuNow(
                     key=str(gpu.index), name=gpu.name, uuid=gpu.uuid, free_bytes=gpu.free_bytes,
-                    total_bytes=gpu.memory_bytes, driver=gpu.driver,
+                    total_bytes=gpu.memory_bytes, driver=gpu.driver, shared=gpu.unified,
                 )
                 for gpu in gpus()
             )  # fmt: skip
@@ -94,7 +95,7 @@ class MachineNow:
             tuple(
                 GpuNow(
                     key=gpu.address, name=gpu.name, uuid=gpu.address, free_bytes=free[gpu.address],
-                    total_bytes=gpu.total_bytes, driver=gpu.driver, why=gpu.why,
+                    total_bytes=gpu.total_bytes, driver=gpu.driver, why=gpu.why, shared=gpu.integrated,
                 )
                 for gpu in kernel
             )

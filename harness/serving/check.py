@@ -168,6 +168,8 @@ def _judged(
         warnings.append(f"{one.calibration.metadata.model.name} is loaded already by {who}: this is about one more copy")
     if machine is not None and verdict.verdict == "offload":
         warnings += held_by(one.calibration.engine, machine.running(one.calibration.engine))
+        if shared := [gpu.name for gpu in one.gpus if gpu.shared]:
+            warnings.append(f"{shared[0]} shares the machine's memory: layers that go to the host take the same memory")
     reason, advice = verdict.reason, None
     if verdict.verdict == "unknown":
         reason, advice = (one.obstacle or reason), ADVICE if one.available is None else None

@@ -17,6 +17,7 @@ from harness.meters import drm_devices
 from harness.model.record import Gpu, Machine
 from harness.serving.calibration_lookup import CalibrationFilter, FitQuery
 from harness.serving.calibration_lookup import choose as select
+from harness.serving.check import check
 from tests.support.calibrations import made_up, store_of
 from tests.support.drm_tree import APU, ARC, CARD, GIB, INTEL_IGPU, Tree
 
@@ -108,3 +109,13 @@ def test_an_nvidia_gpu_that_slept_is_said_to_be_woken(tree: Tree) -> None:
         tree.write(folder / "class", "0x030000")
         tree.write(folder / "power" / "runtime_status", status)
     assert [finding.subject for finding in sleeping_nvidia(tree.sys)] == ["GPU 0000:01:00.0"]
+
+
+def test_on_a_gpu_that_shares_the_machine_s_memory_a_spill_wins_nothing(tree: Tree, tmp_path: Path) -> None:
+    tree.write(tree.proc / "meminfo", f"MemAvailable: {3 << 20} kB")
+    tree.apu()
+    gpus = (Gpu(name="AMD GPU 1002:744c", uuid=APU, driver="amdgpu"),)
+    store = store_of(tmp_path / "s", made_up(machine=Machine(target="gpu", sandbox="process", meter="drm", gpus=gpus)))
+    (one,) = check([FitQuery(model="made-up", context=8192)], store, MachineNow()).models
+    assert one.word == "offload"
+    assert any("take the same memory" in warning for warning in one.warnings)
