@@ -221,15 +221,21 @@ def _reach(record: Record, last: BatchFit, notes: list[str]) -> int:
         why = "no load reached the full size of the sliding window's cache"
     elif last.points[0].flash_attention == "disabled" and record.model.architecture in LATENT_ATTENTION:
         why = "without flash attention the compute buffers of latent attention step at a context that depends on the batch"
-    elif last.points[0].flash_attention == "disabled" and bends(last) and len(last.compute) == 1:
-        why = "without flash attention the compute buffers bend between the loads"
-    elif last.points[0].flash_attention == "disabled" and not last.extrapolated and not confirms_law(last):
-        why = "without flash attention the compute buffers do not grow by whole rows of scores, so a bend may follow"
+    elif bends(last) and len(last.compute) == 1:
+        why = "the compute buffers bend between the loads"
+    elif not last.extrapolated and not confirms_law(last) and not _is_measured_line(last):
+        why = "the compute buffers do not grow by whole rows of masks or scores, so a bend may follow"
     else:
         return reach
     if measured < reach:
         notes.append(f"valid to {measured}: {why}")
     return min(measured, reach)
+
+
+def _is_measured_line(fitted: BatchFit) -> bool:
+    """Whether three loads with flash attention lie on one line: nothing steps there but with the context."""
+    contexts = {point.context for point in fitted.points if not point.below_window}
+    return fitted.points[0].flash_attention == "enabled" and len(contexts) > 2
 
 
 def _max_error(fits: Sequence[BatchFit], ends: Sequence[int], notes: list[str]) -> float | None:
@@ -240,7 +246,11 @@ def _max_error(fits: Sequence[BatchFit], ends: Sequence[int], notes: list[str]) 
         raise UntrustedError(
             f"a load left out is predicted with an error of {error:.2%}, above {MAX_ERROR:.0%}: memory is not a straight "
             "line over these contexts",
-            hint="calibrate with --ctx beyond the sliding window plus the batch, or with more contexts",
+            hint=(
+                "calibrate with --ctx beyond the sliding window plus the batch"
+                if any(fitted.window_cells is not None for fitted in fits)
+                else "calibrate with more contexts, or larger ones (--ctx)"
+            ),
             code="not-a-line",
         )
     doubt = placement_doubt(fits, ends)

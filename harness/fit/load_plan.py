@@ -95,8 +95,8 @@ def plan_loads(
 def further_loads(record: Record) -> tuple[LoadRequest, ...]:
     """Loads that the loads made so far ask for, up to :data:`MAX_LOADS` in all.
 
-    Without flash attention the compute buffers step where a sliding window is full, so both sides need loads of their own;
-    and where they bend between the loads, both lines are measured.
+    Without flash attention the compute buffers step where a sliding window is full, so both sides need loads of their own.
+    Where they bend between the loads, with or without it, both lines are measured.
     """
     try:
         points, _ = points_of(record)
@@ -106,14 +106,15 @@ def further_loads(record: Record) -> tuple[LoadRequest, ...]:
     if not fits:
         return ()
     fitted, room = fits[-1], MAX_LOADS - sum(load.request.purpose == "point" for load in record.loads)
-    if len(fits) > 1 or fitted.points[0].flash_attention == "enabled":
+    if len(fits) > 1:
         return ()
     contexts = sorted({point.context for point in fitted.points})
     wanted: list[int] = []
-    if fitted.window_cells is not None and fitted.window_cells > SMALLEST_KNEE and contexts[0] > fitted.window_cells:
-        wanted.append(fitted.window_cells // 2)
-    if fitted.window_cells is not None and contexts[-2] <= fitted.window_cells < contexts[-1]:
-        wanted.append((fitted.window_cells + contexts[-1]) // 2)
+    window = None if fitted.points[0].flash_attention == "enabled" else fitted.window_cells
+    if window is not None and window > SMALLEST_KNEE and contexts[0] > window:
+        wanted.append(window // 2)
+    if window is not None and contexts[-2] <= window < contexts[-1]:
+        wanted.append((window + contexts[-1]) // 2)
     if bends(fitted):
         wanted += [contexts[0] // 2, (contexts[-2] + contexts[-1]) // 2]
     floor = max(fitted.num_batch or DEFAULT_BATCH, CELL_PADDING)

@@ -119,6 +119,21 @@ def test_a_range_that_a_bend_cuts_short_is_said(train: int, said: bool) -> None:
     assert any("valid to 32768" in note for note in quality.notes) == said
 
 
+@pytest.mark.parametrize(
+    ("sizes", "valid_to"),
+    [((8.0, 16.0, 32.0), 131072), ((8.0, 17.0, 25.5), 32768), ((8.0, 17.0, 35.0), 131072), ((8.0, 17.0), 16384)],
+    ids=["one mask a token", "Ollama 0.24", "a line of its own", "two loads that show no line"],
+)
+def test_flash_attention_is_no_proof_that_compute_is_a_line(sizes: tuple[float, ...], valid_to: int) -> None:
+    """0.24's llama runner with qwen2 0.5B: 85.5, 94.5, 103.0 MiB at 8k, 16k, 32k tokens, then 3 KiB a token."""
+    loads = []
+    for context, mib in zip(CONTEXTS, sizes, strict=False):
+        one = load(context)
+        law = 2 * 512 * context / MIB
+        loads.append(altered(one, compute=(mib - law) * MIB))
+    assert fit_record(record(*loads)).metadata.quality.valid_to == valid_to
+
+
 def test_two_parallel_lines_are_no_bend() -> None:
     """A step between the loads: no context is where one line passes into the other, and none is made up."""
     plain = [altered(load(context), flash_attention="disabled") for context in (8192, 16384, 32768, 65536)]
