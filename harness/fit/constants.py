@@ -225,11 +225,18 @@ def _reach(record: Record, last: BatchFit, notes: list[str]) -> int:
         why = "the compute buffers bend between the loads"
     elif not last.extrapolated and not confirms_law(last) and not _is_measured_line(last):
         why = "the compute buffers do not grow by whole rows of masks or scores, so a bend may follow"
+    elif (failed := _failed(record)) is not None and measured < failed <= reach:
+        why = f"a load at {failed} tokens did not fit here"
     else:
         return reach
     if measured < reach:
         notes.append(f"valid to {measured}: {why}")
     return min(measured, reach)
+
+
+def _failed(record: Record) -> int | None:
+    """The smallest context at which the engine could not allocate; ``None`` where it always could."""
+    return min((load.request.context for load in record.loads if load.outcome == "wont-fit"), default=None)
 
 
 def _is_measured_line(fitted: BatchFit) -> bool:

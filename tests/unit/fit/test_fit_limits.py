@@ -235,3 +235,11 @@ def test_the_compute_of_another_batch_follows_by_its_share() -> None:
     low = placed_by_law(0.0).metadata.bands[0]
     assert low.compute_gb_per_10k * GIB == pytest.approx(2 * 512 * 10_000, rel=1e-4)
     assert (low.base_vram_gb - (low.fixed_cache_gb or 0)) * GIB == pytest.approx(WEIGHTS + OVERHEAD + COMPUTE_START, rel=1e-6)
+
+
+def test_a_context_that_did_not_fit_is_never_inside_the_range() -> None:
+    """One runner killed at 65 536 tokens: nothing was seen there, so no verdict stands on it."""
+    killed = Load(request=LoadRequest(context=65536, num_batch=512), outcome="wont-fit", reason="signal: killed")
+    quality = fit_record(record(*(load(context) for context in CONTEXTS), killed)).metadata.quality
+    assert quality.valid_to == 32768
+    assert any("a load at 65536 tokens did not fit here" in note for note in quality.notes)
