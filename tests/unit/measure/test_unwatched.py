@@ -41,3 +41,8 @@ def test_another_gpu_than_the_meter_s_ends_the_run(tmp_path: Path, meter: str, a
     with pytest.raises(UntrustedError) as caught:
         refuse_unwatched(one, machine, tmp_path)
     assert (caught.value.code, OTHER.lower() in caught.value.message) == ("other-gpu", True)
+
+
+def test_a_real_log_has_the_kernel_s_address() -> None:
+    log = Path(__file__).parents[2] / "golden" / "llama-server" / "b11434-cuda-h100" / "full-8192.log"
+    assert device_addresses(log.read_bytes()) == {"CUDA0": "0000:00:06.0"}
