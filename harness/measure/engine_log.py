@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,7 @@ from harness.model.facts import LoadFacts
 from harness.polling import poll
 from harness.sandboxes.base import Running
 from harness.sandboxes.tail import last_lines
+from harness.units import format_size
 
 #: 128 + SIGILL.
 ILLEGAL_INSTRUCTION: Final = 132
@@ -59,6 +61,13 @@ def check_alive(running: Running, policy: Policy) -> None:
     facts = read_facts(running.log, 0, None, policy)
     if facts is not None and (error := policy.explain_exit(facts, status, tail)) is not None:
         raise error
+    if could_not_allocate("\n".join(tail)) and (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+        raise EngineError(
+            f"the engine could not allocate memory, of which this shell allows a process {format_size(limit)} (ulimit -v)",
+            tail=tail,
+            hint="ulimit -v unlimited",
+            code="memory-limited",
+        )
     if could_not_allocate("\n".join(tail)):
         raise WontFitError("the engine could not allocate this load", tail=tail)
     if status == ILLEGAL_INSTRUCTION:

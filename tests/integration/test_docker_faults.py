@@ -316,3 +316,20 @@ def test_a_container_is_confined(place: DockerPlace) -> None:
         assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
         assert status["NoNewPrivs"] == "1"
         assert status["Seccomp"] == "2"
+
+
+def test_a_reaper_that_is_killed_beside_a_container_is_noticed(place: DockerPlace) -> None:
+    """Nothing would end the engine after us: it is ended now, and the run is void."""
+    running = place.start("sleep")
+    assert place.reaper.pid is not None
+    os.kill(place.reaper.pid, signal.SIGKILL)
+
+    def noticed() -> bool:
+        try:
+            running.exit_status()
+        except EngineError as error:
+            return error.code == "supervision-lost"
+        return False
+
+    until(noticed, "the end of the guard")
+    assert place.leftovers() == []

@@ -21,7 +21,7 @@ def test_every_engine_has_an_image_pinned_by_tag() -> None:
     assert PINS.keys() == {"ollama", "vllm", "llama-server"}
     for image in PINS.values():
         assert check_reference(image) == image
-        assert re.search(r":(?!latest$)[\w.-]+$", image)
+        assert re.search(r":(?!latest(?:@|$))[\w.-]+(?:@sha256:[0-9a-f]{64})?$", image)
 
 
 def test_the_llama_server_that_is_pinned_is_the_one_of_the_lock() -> None:
@@ -55,3 +55,28 @@ def test_harness_in_a_container_sees_the_machine_s_processes_and_says_what_its_s
     assert ".:${PWD}" in service["volumes"], "the daemon mounts models by the machine's paths"
     assert not {"command", "entrypoint", "privileged"} & service.keys()
     assert "is root on this machine" in text
+
+
+def test_what_an_image_fetches_is_checked_against_hashes() -> None:
+    for path in DOCKERFILES:
+        commands = " ".join(path.read_text().replace("\\\n", " ").split())
+        fetching = re.findall(r"pip (?:download|install|wheel) [^&]*", commands)
+        assert fetching
+        for command in fetching:
+            assert "--require-hashes" in command or "--no-index" in command, command
+
+
+def test_a_job_that_may_write_runs_nothing_of_the_repository() -> None:
+    """What runs there could change what it writes: the credentials stay out of reach of installed and built code."""
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        workflow = yaml.safe_load(path.read_text())
+        assert workflow["permissions"] == {}
+        for name, job in workflow["jobs"].items():
+            writes = "write" in job["permissions"].values()
+            for step in job["steps"]:
+                if "actions/checkout" in step.get("uses", ""):
+                    assert step["with"]["persist-credentials"] is False
+                if "uses" in step:
+                    assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", step["uses"]), f"{name}: {step['uses']} is no commit"
+                if writes:
+                    assert not re.search(r"make |\.venv|pip |python|scripts/|\./", step.get("run", "")), name
