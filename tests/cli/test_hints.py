@@ -169,3 +169,30 @@ def test_options_of_a_hint_are_typed_as_they_stand(tmp_path: Path) -> None:
         {"--sandbox": "process"},
         {"--models": str(tmp_path / "lent")},
     ]
+
+
+def hints() -> list[tuple[str, str]]:
+    """Every text that stands in a ``hint=`` or ``advice=``, with its file; what is put in is an ellipsis."""
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.keyword) and node.arg in ("hint", "advice"):
+                parts = [
+                    one.value for one in ast.walk(node.value) if isinstance(one, ast.Constant) and isinstance(one.value, str)
+                ]
+                found.append((path.name, " ".join(parts)))
+    return [one for one in found if one[1]]
+
+
+def test_every_verb_and_option_that_a_hint_names_exists() -> None:
+    from harness.cli.main import cli
+
+    verbs = {name: cli.get_command(None, name) for name in cli.list_commands(None)}  # type: ignore[arg-type]
+    options = {flag for command in verbs.values() if command for param in command.params for flag in param.opts}
+    named = hints()
+    assert len(named) > 100
+    for file, text in named:
+        for verb in re.findall(r"(?<!run )(?<!start )\bharness ([a-z]+)\b", text):
+            assert verb in {*verbs, "runs"}, f"{file}: {text}"
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text):
+            assert flag in options | {"--runtime"}, f"{file}: {text}"
