@@ -223,6 +223,8 @@ def _reach(record: Record, last: BatchFit, notes: list[str]) -> int:
         why = "without flash attention the compute buffers of latent attention step at a context that depends on the batch"
     elif bends(last) and len(last.compute) == 1:
         why = "the compute buffers bend between the loads"
+    elif any(point.pool for point in last.points):
+        why = "without flash attention the driver's pool grows with the prompt, and was measured up to there"
     elif not last.extrapolated and not confirms_law(last) and not _is_measured_line(last):
         why = "the compute buffers do not grow by whole rows of masks or scores, so a bend may follow"
     elif (failed := _failed(record)) is not None and measured < failed <= reach:

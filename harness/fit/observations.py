@@ -34,8 +34,9 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     ``context`` is tokens per slot (the cells that the log names, over the slots). Of one slot: ``kv_per_slot`` the caches that
     grow with the context, ``window`` those of a sliding window, ``recurrent`` the state of recurrent layers. ``window_cells``
     are the cells of the window cache of one slot. ``overhead`` is what the meter saw beyond the log (``None`` with the log as
-    meter), ``idle_overhead`` that before the first prompt, ``filled`` the tokens in the cache when ``total`` was read, and
-    ``uncertainty`` how far the log's figures may be off because they are rounded.
+    meter), ``idle_overhead`` that before the first prompt, ``filled`` the tokens in the cache when ``total`` was read, ``pool``
+    the part of compute that only the meter saw, and ``uncertainty`` how far the log's figures may be off because they are
+    rounded.
     """
 
     context: int
@@ -51,6 +52,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     overhead: float | None
     idle_overhead: float | None = None
     filled: int | None = None
+    pool: float = 0.0
     kv_cache_type: str | None = None
     flash_attention: str | None = None
     basis: str | None = None
@@ -161,7 +163,11 @@ def _with_full_pools(points: list[Point]) -> list[Point]:
         overhead = (point.overhead or 0.0) + rest - slope * point.context
         full.append(
             msgspec.structs.replace(
-                point, total=point.total + rest, compute=point.compute + slope * point.context, overhead=overhead
+                point,
+                total=point.total + rest,
+                compute=point.compute + slope * point.context,
+                pool=slope * point.context,
+                overhead=overhead,
             )
         )
     return full

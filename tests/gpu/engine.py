@@ -256,9 +256,7 @@ def load_row(load: Load) -> dict[str, Any]:
 
 def batches(kit: Kit) -> dict[str, Any]:
     """Overheads of one model at three physical batches, near and far: do they differ by batch, by context?"""
-    loads = tuple(
-        LoadRequest(context=context, num_batch=batch) for batch in (512, 1024, 2048) for context in (8192, kit_top(kit.small()))
-    )
+    loads = tuple(LoadRequest(context=context, num_batch=batch) for batch in (512, 1024, 2048) for context in (8192, 32_768))
     return kit.calibrate(kit.small(), loads=loads, speed=False, variant="batches")
 
 
@@ -426,7 +424,7 @@ def variants(kit: Kit) -> dict[str, Any]:
     cases: list[tuple[str, int, int, dict[str, Any]]] = [
         ("two slots", 16_384, 512, {"num_parallel": 2}),
         *((f"no flash attention, batch {batch}", context, batch, {"flash_attention": "off"})
-            for context, batch in ((8192, 512), (16_384, 512), (32_768, 512), (16_384, 1024))),
+            for context, batch in ((16_384, 512), (16_384, 1024))),
     ]  # fmt: skip
     found = {}
     name = kit.small()
@@ -438,6 +436,21 @@ def variants(kit: Kit) -> dict[str, Any]:
                 rows.append({"prompt": prompt, "total": engine.settled(), "tokens_per_s": speed.prompt_tokens_per_s})
             found[f"{name} at {context}: {title}"] = {"logged": logged_bytes(engine.facts()), "rows": rows}
         kit.note("variants", found)
+    return found
+
+
+def unfused(kit: Kit) -> dict[str, Any]:
+    """Without flash attention: a calibration, and what it predicts for twice its largest context against a full one."""
+    name, far = kit.small(), 65_536
+    options: dict[str, Any] = {"flash_attention": "off"}
+    found = kit.calibrate(name, contexts=(8192, 16_384, 32_768), speed=False, variant="unfused", **options)
+    predicted = kit.harness("predict", f"llama-server/{name}", "--variant", "unfused", "--ctx", str(far), "--json")
+    with kit.loaded(name, far, purpose="point", **options) as engine:
+        speed = engine.generate(far - 64, 1)
+        found["far"] = {
+            "context": far, "predicted": predicted["data"], "logged": logged_bytes(engine.facts()),
+            "total": engine.settled(), "tokens_per_s": speed.prompt_tokens_per_s,
+        }  # fmt: skip
     return found
 
 
@@ -497,6 +510,7 @@ SECTIONS: Final[dict[str, tuple[Callable[[Kit], dict[str, Any]], float]]] = {
     "middle batches": (middle_batches, 60),
     "variants": (variants, 70),
     "sampling": (sampling, 30),
+    "no flash attention": (unfused, 90),
     "edge small": (edge_small, 100),
     "edge moe": (edge_moe, 110),
     "large": (large, 120),

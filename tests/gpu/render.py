@@ -79,6 +79,9 @@ def _calibration(found: dict[str, Any]) -> list[str]:
     lines = table(head, rows)
     if "error" in found:
         lines += [f"not trusted: {found['error']}", ""]
+    if far := found.get("far"):
+        said = mib(far["predicted"]["total_bytes"])
+        lines += [f"{far['context']} tokens, all of them filled: {mib(far['total'])} MiB, predicted {said} MiB", ""]
     speeds = [one for load in found["loads"] for one in load["speeds"]]
     return [*lines, *(f"- {one}" for one in speeds), ""]
 
@@ -142,6 +145,6 @@ def _plain(found: dict[str, Any]) -> list[str]:
 _DRAWN: Final = {
     "machine": _machine, "allocations": _allocations, "reading": _reading, "namespaces": _plain, "frameworks": _plain,
     "batches": _calibration, "middle": _calibration, "middle batches": _calibration, "large": _calibration,
-    "edge": _cards, "edge small": _cards, "edge moe": _cards, "filled": _filled, "devices": _devices, "sampling": _plain,
-    "variants": _filled, "decisions": _decisions,
+    "no flash attention": _calibration, "edge": _cards, "edge small": _cards, "edge moe": _cards, "filled": _filled,
+    "variants": _filled, "devices": _devices, "decisions": _decisions, "sampling": _plain,
 }  # fmt: skip
