@@ -12,7 +12,7 @@ MAKEOVERRIDES :=
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup calibrate recalibrate test test-gpu lint format type bench bench-accuracy bench-drift bench-faults bench-fuzz bench-mutants bench-verdicts schema lock clean distclean docs reference
+.PHONY: help setup calibrate recalibrate test test-gpu lint format type bench bench-accuracy bench-drift bench-faults bench-fuzz bench-red-team bench-mutants bench-verdicts schema lock clean distclean docs reference
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +55,9 @@ bench-faults: setup ## Kill harness a hundred times, count lost log lines, time 
 
 bench-fuzz: setup ## Read 100 000 damaged files of each format: no traceback, two seconds, two GiB (40 minutes)
 	@set -f; $(PYTHON) -m bench.log_fuzz --count 100000 && exec $(PYTHON) -m bench.input_fuzz $$COMMAND_ARGS
+
+bench-red-team: setup ## Act out attacks and accidents with real containers (needs Docker; two minutes)
+	@set -f; exec $(PYTHON) -m bench.red_team
 
 bench-mutants: setup ## Change each threshold and operator in a copy: which change does no fast test notice? (10 minutes)
 	@set -f; exec $(PYTHON) -m bench.mutants $$COMMAND_ARGS

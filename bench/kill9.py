@@ -1,6 +1,6 @@
-"""Kill harness -9 again and again, at every stage of a start, and count what stays.
+"""Kill harness again and again, at every stage of a start, and count what stays.
 
-    python -m bench.kill9 [--sandbox docker|process] [--count 100]
+    python -m bench.kill9 [--sandbox docker|process] [--count 100] [--signal KILL|HUP|TERM|INT]
 
 Prints how many containers, processes and locks were left, and how long the engine outlived harness.
 """
@@ -45,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sandbox", choices=sorted(STAGES), default="process")
     parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--signal", choices=("KILL", "HUP", "TERM", "INT"), default="KILL")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     chance = random.Random(options.seed)  # noqa: S311 - not a secret
@@ -60,7 +61,7 @@ def main() -> None:
                 victim.wait_for_stage(stage)
                 victim.let_go()
                 time.sleep(chance.uniform(0, 0.1))  # anywhere between this stage and the next
-                victim.die(signal.SIGKILL)
+                victim.die(signal.Signals[f"SIG{options.signal}"])
                 gone.append(seconds_until(lambda: not place.leftovers(), f"the engine's end, killed when {stage}"))
                 locks_left += not lock_is_free(place.mark, folder)
                 victims.append(victim)
@@ -68,7 +69,7 @@ def main() -> None:
         until(lambda: not any(victim.reapers() for victim in victims), "the end of the reapers", limit=90)
         left = place.leftovers()
     gone.sort()
-    print(f"sandbox {options.sandbox}: {options.count} x kill -9 at {', '.join(STAGES[options.sandbox])}")
+    print(f"sandbox {options.sandbox}: {options.count} x SIG{options.signal} at {', '.join(STAGES[options.sandbox])}")
     print(f"left: {len(left)} containers and processes, {locks_left} locks")
     print(f"engine gone after: median {gone[len(gone) // 2]:.2f} s, longest {gone[-1]:.2f} s")
 

@@ -23,6 +23,7 @@ OWNER_PID: Final = "harness.owner.pid"
 OWNER_START: Final = "harness.owner.start"
 OWNER_NAMESPACE: Final = "harness.owner.pidns"
 OWNER_BOOT: Final = "harness.owner.boot"
+OWNER_CLOCK: Final = "harness.owner.timens"
 
 #: The file that says whose a folder is.
 MARK: Final = ".harness-run"
@@ -32,13 +33,17 @@ Life = Literal["alive", "gone", "unknown"]
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
-    """A process, so that it can be told from every other one; empty strings where that could not be read."""
+    """A process, so that it can be told from every other one; empty strings where that could not be read.
+
+    ``namespace`` is of PIDs, ``clock`` of times.
+    """
 
     pid: int
     start: str
     namespace: str
     boot: str
     machine: str = ""
+    clock: str = ""
 
     def life(self) -> Life:
         """Whether it runs, as far as that can be proved from here."""
@@ -47,7 +52,9 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
         if self.boot != _boot_id():
             # Another boot: of this machine (it is gone), or of another one.
             return "gone" if self.machine in ("", machine_id()) else "unknown"
-        if self.namespace == _pid_namespace():
+        if self.clock and self.clock != _namespace("time"):
+            return "unknown"  # start times are told by another clock there (time_namespaces(7))
+        if self.namespace == _namespace("pid"):
             return "alive" if start_time(self.pid) == self.start else "gone"
         return _life_in(self.namespace, self.pid, self.start)
 
@@ -56,7 +63,8 @@ def this_process() -> Owner:
     """The owner of what is started here."""
     pid = os.getpid()
     return Owner(
-        pid=pid, start=start_time(pid) or "", namespace=_pid_namespace(), boot=_boot_id(), machine=machine_id()
+        pid=pid, start=start_time(pid) or "", namespace=_namespace("pid"), boot=_boot_id(), machine=machine_id(),
+        clock=_namespace("time"),
     )  # fmt: skip
 
 
@@ -71,6 +79,7 @@ def owner_labels(run: str) -> dict[str, str]:
         OWNER_START: owner.start,
         OWNER_NAMESPACE: owner.namespace,
         OWNER_BOOT: owner.boot,
+        OWNER_CLOCK: owner.clock,
     }
 
 
@@ -82,6 +91,7 @@ def life_of(labels: Mapping[str, str]) -> Life:
         start=labels.get(OWNER_START, ""),
         namespace=labels.get(OWNER_NAMESPACE, ""),
         boot=labels.get(OWNER_BOOT, ""),
+        clock=labels.get(OWNER_CLOCK, ""),
     ).life()
 
 
@@ -133,8 +143,8 @@ def _read(path: str) -> str:
         return ""
 
 
-def _pid_namespace() -> str:
+def _namespace(kind: str) -> str:
     try:
-        return str(Path("/proc/self/ns/pid").readlink())
+        return str(Path("/proc/self/ns", kind).readlink())
     except OSError:
         return ""

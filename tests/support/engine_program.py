@@ -43,6 +43,12 @@ def serve(host: str, port: str) -> None:
     server.serve_forever()
 
 
+def environment() -> None:
+    """Print every variable, and end."""
+    for name, value in os.environ.items():
+        say(f"{name}={value}")
+
+
 def reach(host: str, port: str) -> None:
     """Say whether something listens there, and again whenever that changes."""
     said = ""

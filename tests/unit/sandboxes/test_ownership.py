@@ -12,6 +12,7 @@ import pytest
 from harness.sandboxes.ownership import (
     LABEL,
     OWNER_BOOT,
+    OWNER_CLOCK,
     OWNER_NAMESPACE,
     OWNER_PID,
     OWNER_START,
@@ -49,6 +50,7 @@ def test_a_dead_owner_leaves_it() -> None:
         ({OWNER_START: "1"}, True),  # the PID was given to another process
         ({OWNER_BOOT: "another"}, True),  # the machine was started anew
         ({OWNER_NAMESPACE: "pid:[1]", OWNER_PID: "999999999"}, False),  # an owner that cannot be seen from here
+        ({OWNER_CLOCK: "time:[1]", OWNER_START: "1"}, False),  # its start is told by another clock
         ({"harness.deadline": "1"}, False),  # of an older harness: no clock counts against an owner that lives
         ({OWNER_PID: "", "harness.deadline": "soon"}, False),  # damaged labels: hands off
         ({OWNER_PID: "-1"}, False),
