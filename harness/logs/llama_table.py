@@ -95,7 +95,7 @@ TABLE: Final = (
         for sign in (
             *("MiB free", "Total VRAM", "VRAM available", "VRAM usage", "vram-based", "vram mode", "inference compute"),
             *("gpu memory", "system memory", "host memory", "total memory", "memory.available", "memory.required"),
-            "runner.vram",
+            *("runner.vram", "compute capability"),
             *("checkpoint", "checkpoints", "cache state", "prompt cache", "prompt save", "cache size limit"),
             "context compression",
             *("file size", "ctx size", "metadata size", "piece cache", "print_meta", "input buffer", "backend buffer"),
