@@ -63,7 +63,7 @@ class Building:
         self.sched_copies: int | None = None
         self.fit_rows: list[FitRow] = []
         self.fit_used: dict[str, int] = {}
-        self.fit_done = False
+        self.fit_done = self.fits = False  # a fit has come to its end, has begun
         self.held: list[FitRow] = []  # the table of an engine that ends
         self.reading: list[FitRow] = self.fit_rows
         self.layer_kinds: dict[int, str] = {}
@@ -94,7 +94,7 @@ class Building:
     @property
     def progress(self) -> bool:
         """Whether anything of the load itself was seen."""
-        return self.seen or self.complete or self.failure is not None or self.projects
+        return self.seen or self.complete or self.failure is not None or self.projects or bool(self.held)
 
     @property
     def projects(self) -> bool:
@@ -299,6 +299,11 @@ class Building:
 
     def facts(self) -> LoadFacts:
         """The load as it stands."""
+        quoted = self.fit_rows and not (self.fits or self.started or self.own or self.held)
+        if quoted and all(
+            (row.total_bytes or 0) - (row.free_bytes or 0) >= row.self_bytes for row in self.fit_rows if row.total_bytes
+        ):
+            self.held, self.fit_rows = self.fit_rows, []  # a table that no fit announced, and the devices lack what it says
         fit = None
         if self.projects:
             fit = FitFacts(

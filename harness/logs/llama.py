@@ -205,14 +205,23 @@ class LlamaReader:
         buffers.buffer(self._open(), match)
 
     def _begins_again(self) -> None:
-        """A cache after everything was reserved, and no draft that it could belong to: another run follows in one paste."""
+        """A context after everything was reserved, and no draft that it could belong to: another run follows in one paste."""
         load = self._open()
-        contexts = load.current.contexts
-        if contexts and contexts[-1].reserved and contexts[-1].caches and not load.drafts and load.models[0].contexts:
+        contexts = load.models[0].contexts
+        caches = contexts and (contexts[-1].caches or contexts[-1].kv_total is not None)
+        if (
+            caches
+            and contexts[-1].reserved
+            and not load.drafts
+            and not load.retrying
+            and any(load.models[0].weights.values() or [1])
+        ):
             self._another()
 
     def _weights(self, match: re.Match[str]) -> None:
-        load = self._fresh(tensors=True)
+        if not self._fresh(tensors=True).current.again:
+            self._begins_again()
+        load = self._open()
         load.seen = True
         model = load.current
         if model.again or any(context.used for context in model.contexts):
@@ -228,18 +237,21 @@ class LlamaReader:
             return False
         if "msg=" in message.text:
             return self.go(message)
-        load = self._fresh(tensors=True)
-        self._pass(load, "layers")
+        load = self._pass(self._fresh(tensors=True), "layers")
         if not load.current.draft:
             load.offloaded = (int(found[1]), int(found[2]))
         return True
 
-    def _pass(self, load: Building, sign: str) -> None:
+    def _pass(self, load: Building, sign: str) -> Building:
         """A line that stands once in a pass: seen again, or behind contexts, it begins a new one."""
+        if not load.current.again:
+            self._begins_again()
+            load = self._open()
         model = load.current
         if model.again or sign in model.signs or any(context.used for context in model.contexts):
             load.restart(model)
         model.signs.add(sign)
+        return load
 
     def sizes(self, message: Message) -> bool:
         load = self._open()
@@ -247,7 +259,9 @@ class LlamaReader:
         if (found := buffers.TOTAL.search(message.text)) and caches and not load.drafts:
             last = caches[-1]
             twin = (count(found[2]), count(found[3]))
-            if not last.announced and any(one.sized and (one.cells, one.layers) == twin for one in caches):
+            if not last.announced and any(
+                one.sized and one.layers == twin[1] and (one.cells or 0) <= twin[0] for one in caches
+            ):
                 load.current.context.caches = [one for one in caches if one.sized]
                 load = self._another()  # two runs in one paste: one context has no two caches alike
                 if not last.sized:
@@ -264,6 +278,7 @@ class LlamaReader:
             return True
         model = self._open().current
         if ("n_ctx " in message.text or "n_seq_max" in message.text) and model.contexts and model.contexts[-1].used:
+            self._begins_again()
             self.context(message)
         return buffers.setting(self._open(), message.text, cut=message.cut)
 
@@ -353,7 +368,9 @@ class LlamaReader:
             return True
         if self._load is not None and self._load.failure is not None and "initial parameters:" in text:
             self._fresh()
-        return fitting.read(self._open(), text) or "params_fit" in text
+        load = self._open()
+        load.fits = load.fits or "_fit_" in text or "fit_params" in text
+        return fitting.read(load, text) or "params_fit" in text
 
     def fit_record(self, message: Message) -> bool:
         data = (message.fields or {}).get("data")

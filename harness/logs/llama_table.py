@@ -13,6 +13,7 @@ _CPP, _SERVER, _OLLAMA_GO = "llama.cpp ", "llama.cpp tools/server/", "ollama "
 #: Every kind of message that is looked at. A sign holds no quote and no digit, so that no wrapping hides it.
 TABLE: Final = (
     # what was allocated
+    Row("layers to GPU", LlamaReader.layers, _CPP + "src/llama-model.cpp, since b600; ollama ml/backend/ggml, 0.9.6 to 0.24"),
     Row("buffer size", LlamaReader.buffers, _CPP + "src/llama-{model,kv-cache,context}.cpp, tools/mtmd, since b1800"),
     Row(" cells,", LlamaReader.sizes, _CPP + "src/llama-kv-cache.cpp, since b5900"),
     Row("KV self size", LlamaReader.sizes, _CPP + "src/llama.cpp, b1800 to b5900"),
@@ -34,7 +35,6 @@ TABLE: Final = (
     Row("msg=memory", LlamaReader.go, _OLLAMA_GO + "ml/backend/ggml, 0.7.1 to 0.24, at DEBUG"),
     # how
     Row("Operation:", LlamaReader.go, _OLLAMA_GO + "runner/ollamarunner, 0.11.5 to 0.24"),
-    Row("layers to GPU", LlamaReader.layers, _CPP + "src/llama-model.cpp, since b600; ollama ml/backend/ggml, 0.9.6 to 0.24"),
     Row("n_ctx ", LlamaReader.setting, _CPP + "src/llama-context.cpp, since b100"),
     Row("n_ctx=", LlamaReader.setting, _CPP + "src/llama-context.cpp, retyped"),
     Row("n_seq_max", LlamaReader.setting, _CPP + "src/llama-context.cpp, since b4800"),

@@ -267,7 +267,7 @@ class VllmReader:
             self._wrapped = None
             return False
         text, left = self._wrapped
-        joined = text + line.strip("\n")
+        joined = text + (" " if text.endswith((",", ".", ";")) else "") + line.strip("\n")
         failure = classify(joined)
         if failure is not None:
             self._start.cause = failure

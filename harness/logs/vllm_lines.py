@@ -18,8 +18,10 @@ AVAILABLE: Final = re.compile(
 )
 IN_USE: Final = re.compile(rf"Current kv cache memory in use is (?:(\d{{1,18}}) bytes|{_N} GiB)")
 TOKENS: Final = re.compile(rf"KV cache size: {_COUNT} tokens")
-BLOCKS: Final = re.compile(r"# (?P<device>\w{1,20}) blocks: (?P<blocks>\d{1,12})|num_gpu_blocks is: (?P<exact>\d{1,12})")
-CONCURRENCY: Final = re.compile(rf"Maximum concurrency for {_COUNT} tokens per request: {_N}x")
+BLOCKS: Final = re.compile(
+    r"(?<!\w)(?P<device>[A-Za-z]\w{1,19}) blocks: (?P<blocks>\d{1,12})|num_gpu_blocks is: (?P<exact>\d{1,12})"
+)
+CONCURRENCY: Final = re.compile(rf"Maximum concurrency for {_COUNT} tokens per request: ~?{_N}x")
 GRAPHS: Final = re.compile(rf"Graph capturing finished in {_N} secs?, took {_N} GiB")
 ESTIMATE: Final = re.compile(rf"Estimated CUDA graph memory: {_N} GiB")
 POOL: Final = re.compile(rf"CUDA graph pool memory: {_N} GiB \(actual\)(?:, {_N} GiB \(estimated\))?")
