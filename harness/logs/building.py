@@ -87,6 +87,14 @@ class Building:
         return self.models[-1]
 
     @property
+    def whole(self) -> bool:
+        """Whether the load's own model has caches and compute buffers, and its weights are no probe's."""
+        main = self.models[0]
+        last = main.contexts[-1] if main.contexts else None
+        made = last is not None and last.reserved and bool(last.caches or last.kv_total is not None)
+        return made and any(main.weights.values() or (1,))
+
+    @property
     def drafts(self) -> bool:
         """Whether a draft was announced."""
         return any(model.draft or any(context.draft for context in model.contexts) for model in self.models)

@@ -57,7 +57,7 @@ class LlamaReader:
     def note(self, message: Message) -> None:
         """Who wrote a message."""
         if not self.ollama and (
-            message.program or ".go:" in message.text or "blobs" in message.text or "ext_server" in message.text
+            message.program or "sha256" in message.text or ".go:" in message.text or "ext_s" in message.text
         ):
             self.ollama = "ollama" in message.program or _OLLAMA.search(message.text) is not None
 
@@ -207,15 +207,7 @@ class LlamaReader:
     def _begins_again(self) -> None:
         """A context after everything was reserved, and no draft that it could belong to: another run follows in one paste."""
         load = self._open()
-        contexts = load.models[0].contexts
-        caches = contexts and (contexts[-1].caches or contexts[-1].kv_total is not None)
-        if (
-            caches
-            and contexts[-1].reserved
-            and not load.drafts
-            and not load.retrying
-            and any(load.models[0].weights.values() or [1])
-        ):
+        if load.whole and not load.drafts and not load.retrying:
             self._another()
 
     def _weights(self, match: re.Match[str]) -> None:
