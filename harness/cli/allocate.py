@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 import msgspec
 
 from harness.cli.context import as_json, command, store_at
-from harness.cli.options import query_options, store_option
+from harness.cli.options import allowed_of, query_options, store_option, trust_options
 from harness.cli.output import Result
 from harness.render.calibrations import allocation_remarks
 from harness.text import clean
@@ -23,6 +26,7 @@ from harness.text import clean
 @click.option("--dtype", metavar="T")
 @query_options("variant")
 @click.option("--compose", is_flag=True, help="Print a service for Docker Compose instead of a command line.")
+@trust_options
 @store_option
 @command
 def cli(
@@ -37,13 +41,16 @@ def cli(
     variant: str | None,
     compose: bool,
     store: str | None,
+    **allowed: Any,
 ) -> Result:
     """The options with which vLLM starts MODEL with a context, or why it cannot."""
     from harness.prediction.allocation import Deployment
     from harness.serving import allocate as workflow
+    from harness.store.trust import refuse
 
     wanted = Deployment(version=engine_version, gpu=gpu_name, tensor_parallel=tensor_parallel, dtype=dtype)
     answer = workflow.answer(store_at(store), model, ctx, concurrency, wanted, variant=variant, available=available)
+    refuse(answer.calibration, Path.cwd(), allowed_of(allowed), answer.calibration.id)
     allocation, image = answer.allocation, answer.calibration.metadata.engine.image
     service = workflow.compose(answer) if compose or (as_json() and image) else None
     command_line, remarks = workflow.shell(answer), allocation_remarks(allocation, answer.calibration)

@@ -8,6 +8,7 @@ refused unless the user allows it by name.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -63,6 +64,9 @@ def refusals(calibration: Calibration, pinned: str | None, named: str | None = N
 def _refusals(calibration: Calibration, pinned: str | None, named: str | None) -> Iterator[Refusal]:
     metadata = calibration.metadata
     yield from refused_variables(metadata.settings.env)
+    vllm = metadata.settings.vllm
+    if vllm is not None and ARGUMENTS not in metadata.settings.env:  # what is told to be added to a command line
+        yield from refused_variables({ARGUMENTS: shlex.join(vllm.arguments)})
     if metadata.machine.sandbox == "docker" and not is_known_image(metadata.engine, pinned):
         yield Refusal(what="image", value=metadata.engine.image or "none", option="--allow-image")
     place = place_of_weights(calibration, named)

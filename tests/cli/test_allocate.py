@@ -89,3 +89,13 @@ def test_check_says_that_vllm_would_not_start(store: Path) -> None:
     assert done.exit_code == 3
     assert "CPU OFFLOAD LIKELY" in done.output
     assert "vLLM does not start with this: it moves nothing to the CPU. Largest context that fits: 93" in done.output
+
+
+def test_a_command_line_of_others_adds_no_code(tmp_path: Path) -> None:
+    theirs = Store(tmp_path)
+    theirs.write(theirs.path_of("vllm", "acme/tern-8b"), vllm_calibration(arguments=("--trust-remote-code",)))
+    done = run(tmp_path, "acme/tern-8b", "--ctx", "8192", "--available", "79GiB")
+    assert done.exit_code == 77
+    assert "--trust-remote-code" in done.stderr
+    assert "vllm serve" not in done.stdout
+    assert run(tmp_path, "acme/tern-8b", "--ctx", "8192", "--available", "79GiB", "--allow-env", "VLLM_ARGS").exit_code == 0

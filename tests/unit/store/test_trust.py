@@ -149,6 +149,16 @@ def test_weights_come_from_where_the_name_says() -> None:
     assert of("short", "Org/Long", "vllm/short", named="Org/Long") == []
 
 
+def test_options_that_a_file_adds_to_a_command_line_are_looked_at_too() -> None:
+    def of(*arguments: str) -> list[str]:
+        settings = Settings(vllm=VllmSettings(model="org/name", max_num_seqs=8, arguments=arguments))
+        one = made(model=Model(name="org/name"), settings=settings)
+        return asked(msgspec.structs.replace(one, id="vllm/org--name"))
+
+    assert of("--dtype", "half", "--enforce-eager") == []
+    assert of("--trust-remote-code") == of("--config", "/tmp/x.yaml") == of("--dtype", "$(reboot)") == ["VLLM_ARGS"]
+
+
 def test_a_redacted_value_is_asked_of_the_user() -> None:
     settings = Settings(env={"GH_TOKEN": "(redacted)", "VLLM_ARGS": "--dtype half --hf-token '(redacted)'"})
     assert asked(made(settings.env)) == ["VLLM_ARGS"]  # an option that is no setting
