@@ -160,12 +160,12 @@ def calibrate(
     speed: bool = False,
 ) -> Calibration:
     """Calibrate at small contexts only, as ``harness calibrate --ctx 1024,2048,4096`` does."""
-    env = {key: value for key, value in device.wishes().items() if key != "LLAMA_ARG_FIT"}
-    wishes = RunOptions(
+    env = {key: value for key, value in device.asked().items() if key != "LLAMA_ARG_FIT"}
+    asked = RunOptions(
         model=str(model), engine="llama-server", contexts=contexts, kv_cache_type=kv_cache_type, flash_attention="on",
         gpus=device.name, engine_binary=str(PROGRAMS / "llama-server"), env=env, speed=speed, force=True,
     )  # fmt: skip
-    return prepare(wishes, Store(folder), folder).calibrate(Silent()).calibration
+    return prepare(asked, Store(folder), folder).calibrate(Silent()).calibration
 
 
 def judge_cards(

@@ -49,10 +49,10 @@ TOKENS: Final = 64
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
-    """One card loaded whole: layers on the GPU and layers that overflow, as they came to lie and as foretold."""
+    """One card loaded whole: layers on the GPU and layers that overflow, as they came to lie and as predicted."""
 
     layers: tuple[int | None, int]
-    foretold: tuple[int | None, int | None]
+    predicted: tuple[int | None, int | None]
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,7 +150,7 @@ def check_load(device: Device, model: Path, calibration: Calibration) -> Loaded:
         facts = next(one for one in parse_log(log.read_bytes()) if one.complete)
     return Loaded(
         layers=(facts.layers_offloaded, facts.layers_overflowing or 0),
-        foretold=(verdict.layers_offloaded, verdict.layers_overflowing),
+        predicted=(verdict.layers_offloaded, verdict.layers_overflowing),
     )
 
 
@@ -214,18 +214,19 @@ def speed(folder: Path, name: str) -> Iterator[str]:
                     placed[budget] = facts.layers_offloaded or 0
         for budget in budgets:
             verdict = judge(calibration, SPEED_CONTEXT, 1, (budget * MIB + RESERVE,))
-            rates, foretold = measured[budget], verdict.decode_tokens_per_s or 0.0
+            rates, predicted = measured[budget], verdict.decode_tokens_per_s or 0.0
             middle = median(rates)
-            spread, error = (max(rates) - min(rates)) / middle, foretold / middle - 1
+            spread, error = (max(rates) - min(rates)) / middle, predicted / middle - 1
             held = "yes" if abs(error) <= max(0.15, 2 * spread) else "NO"
             yield (
                 f"| {name} | {budget} MiB | {placed[budget]} | {verdict.layers_offloaded} | {middle:.2f} | {spread:.1%} "
-                f"| {foretold:.2f} | {error:+.1%} | {held} |"
+                f"| {predicted:.2f} | {error:+.1%} | {held} |"
             )
 
 
 SPEED_HEAD: Final = (
-    "| device | card less reserve | layers | foretold | tokens/s | spread | foretold | error | within max(15 %, 2 x spread) |\n"
+    "| device | card less reserve | layers | predicted | tokens/s | spread | predicted | error "
+    "| within max(15 %, 2 x spread) |\n"
     "|---|---|---|---|---|---|---|---|---|"
 )
 
@@ -248,12 +249,12 @@ def summary(cases: Sequence[Case]) -> str:
         [
             f"- {len(cards)} cards, {len(far)} of them more than 1 % from the edge: "
             f"{sum(card.false_fit for card in far)} false fits, {sum(card.false_offload for card in far)} false offloads.",
-            f"- {len(off)} cards on which something spills: layers exact on {sum(one == 0 for one in off) / len(off):.1%}, "
+            f"- {len(off)} cards with an offload: layers exact on {sum(one == 0 for one in off) / len(off):.1%}, "
             f"within 1 on {sum(one <= 1 for one in off) / len(off):.1%}, worst {max(off)}.",
             f"- {len(moe)} cards on which experts overflow: foreseen on {foreseen}, share of weights on the host off by "
             f"at most {max(shares, default=0):.1%}.",
-            f"- {len(loaded)} cards loaded whole: layers and overflow as foretold on "
-            f"{sum(one.layers == one.foretold for one in loaded)}.",
+            f"- {len(loaded)} cards loaded whole: layers and overflow as predicted on "
+            f"{sum(one.layers == one.predicted for one in loaded)}.",
             f"- Ollama's estimate on the {len(far)} cards: "
             f"{sum(card.estimate <= card.budget * MIB and not card.truth.full for card in far)} false fits, "
             f"{sum(card.estimate > card.budget * MIB and card.truth.full for card in far)} false offloads.",

@@ -112,7 +112,7 @@ def check(
     extrapolate: bool = False,
     store: str | Path | None = None,
 ) -> Check:
-    """Will it fit now, or spill to the CPU? Several models are judged together, started in their order.
+    """Will it fit now, or be offloaded to the CPU? Several models are checked together, started in their order.
 
     Args:
         models: each ``MODEL``, ``MODEL@8192`` (a context) or ``MODEL@sha256:…`` (the exact weights).
@@ -157,8 +157,8 @@ def require_fit(model: str, ctx: int | None = None, **options: Any) -> Judged:
     """:func:`check` for one model, as a guard: it returns what was judged, or raises.
 
     Raises:
-        OffloadLikelyError: it would spill to the CPU. UnknownVerdictError: not calibrated, or outside of the calibrated range.
-            Otherwise as :func:`check`.
+        OffloadLikelyError: it would be offloaded to the CPU. UnknownVerdictError: not calibrated, or outside of the calibrated
+            range. Otherwise as :func:`check`.
     """
     from harness.serving.server import require_fit as guard
 
@@ -186,7 +186,7 @@ def serve(
         model: as in :func:`check`, or the path of a GGUF file.
         ctx: tokens per slot.
         num_parallel: slots.
-        on_offload: where it would spill: ``warn`` starts it all the same, ``refuse`` raises, ``shrink`` takes the largest
+        on_offload: where it would be offloaded: ``warn`` starts it anyway, ``refuse`` raises, ``shrink`` takes the largest
             context that fits.
         available: free memory instead of reading it.
         port: of 127.0.0.1; ``None``: a free one.

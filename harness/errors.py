@@ -30,7 +30,7 @@ class UsageError(HarnessError):
 
 
 class OffloadLikelyError(HarnessError):
-    """The model would spill to the CPU, and the caller asked for a refusal."""
+    """The model would be offloaded to the CPU, and the caller asked for a refusal."""
 
     exit_code = 3
     default_code = "offload"
@@ -96,7 +96,7 @@ class CannotWriteError(HarnessError):
 
 
 class BusyError(HarnessError):
-    """Something is held by somebody else, or a deadline passed: trying again may help."""
+    """Something is held by another process, or a deadline passed: trying again may help."""
 
     exit_code = 75
     default_code = "busy"

@@ -268,7 +268,7 @@ class CalibrationOptions(_Validated, frozen=True, kw_only=True):
     gpus: Annotated[str, Option(metavar="all|none|IDS", check=_check_gpus)] = "all"
     image: Annotated[str | None, Option(metavar="REF", help="Image of the engine, by tag or digest.")] = None
     engine_binary: Annotated[str | None, Option(metavar="PATH", help="Your own llama-server, ollama or vllm.")] = None
-    models: Annotated[str | None, Option(metavar="VOLUME|DIR", help="Where the engine's models lie already.")] = None
+    models: Annotated[str | None, Option(metavar="VOLUME|DIR", help="Where the engine's models are already.")] = None
     env: Annotated[
         dict[str, str],
         Option(

@@ -1,7 +1,7 @@
 """pytest: ``@pytest.mark.needs_model("qwen2.5", ctx=32768)`` asks before the test starts whether the model fits now.
 
-A model that would spill to the CPU skips the test, fails it, or is a warning, by ``--model-offload`` or the ini value
-``model_offload``; a model that nobody has calibrated likewise by ``--model-unknown`` and ``model_unknown``. Each question is
+A model that would be offloaded to the CPU skips the test, fails it, or is a warning, by ``--model-offload`` or the ini value
+``model_offload``; a model that is not calibrated likewise by ``--model-unknown`` and ``model_unknown``. Each question is
 asked once a session: later, the model itself may take the memory.
 """
 
@@ -21,14 +21,14 @@ _ANSWERS = pytest.StashKey[dict[tuple[Any, ...], "list[Judged]"]]()
 
 
 class ModelOffloadWarning(UserWarning):
-    """A test runs although its model may be slow: it would spill to the CPU, or nobody knows."""
+    """A test runs although its model may be slow: it would be offloaded to the CPU, or that is unknown."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options and ini values."""
     group = parser.getgroup("harness", "local models")
     for word, default, what in (
-        ("offload", "skip", "whose model would spill to the CPU"),
+        ("offload", "skip", "whose model would be offloaded to the CPU"),
         ("unknown", "warn", "whose model has no calibration"),
     ):
         group.addoption(f"--model-{word}", choices=_WAYS, help=f"what becomes of a test {what}")
@@ -39,8 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Make the marker known."""
     config.addinivalue_line(
         "markers",
-        "needs_model(name, ctx=, num_parallel=1, ...): skip, fail or warn before the test starts where the model would spill "
-        "to the CPU (the arguments are those of harness.check)",
+        "needs_model(name, ctx=, num_parallel=1, ...): skip, fail or warn before the test starts where the model would be "
+        "offloaded to the CPU (the arguments are those of harness.check)",
     )
     config.stash[_ANSWERS] = {}
 

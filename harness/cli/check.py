@@ -24,15 +24,15 @@ STATUS: Final = {"fits": 0, "offload": 3, "unknown": 4}
     "available",
     "gpu",
     "extrapolate",
-    gpu="Judge for this GPU: an index, a UUID, or the engine's name of it.",
+    gpu="Check for this GPU: an index, a UUID, or the engine's name of it.",
 )
 @filter_options
 @store_option
 @command
 def cli(names: tuple[str, ...], **given: Any) -> Result:
-    """Will it fit, or spill to the CPU? Ends with 0 (fits), 3 (offload likely) or 4 (unknown).
+    """Will it fit, or be offloaded to the CPU? Ends with 0 (fits), 3 (offload likely) or 4 (unknown).
 
-    MODEL@8192 names a context, MODEL@sha256:… the exact weights. Several models are judged together, in their order.
+    MODEL@8192 names a context, MODEL@sha256:… the exact weights. Several models are checked together, in their order.
     """
     from harness.api import judge
     from harness.render.check import describe

@@ -18,7 +18,7 @@ from harness.render.machine import leftovers
 @store_option
 @command
 def cli(yes: bool, store: str | None) -> Result:
-    """List what harness has left here, and with --yes remove what nobody owns any more.
+    """List what harness has left here, and with --yes remove orphaned resources.
 
     Only containers and volumes with harness's own label, and half-written files of the store, are looked at.
     """

@@ -55,7 +55,7 @@ def cli(
         sizes = tuple(parse_size(one) for total in totals for one in total.split(","))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    told = ImportOptions(
+    options = ImportOptions(
         log=log,
         totals=sizes,
         chosen=chosen,
@@ -65,7 +65,7 @@ def cli(
         variant=variant,
         force=force,
     )
-    done = import_log(read_log(log).loads, told, store_at(store))
+    done = import_log(read_log(log).loads, options, store_at(store))
     return Result(
         data={"artifact": str(done.artifact), "record": str(done.record), "calibration": to_document(done.calibration)},
         text=partial(calibrations.imported, done.calibration, str(done.artifact)),

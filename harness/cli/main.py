@@ -23,8 +23,8 @@ from harness.errors import CannotWriteError, ConfigError, HarnessError, NotFound
 #: Verb -> (module, one line of help). Help is here so that `harness --help` imports nothing.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "calibrate": ("calibrate", "Measure a model in a clean engine and write its calibration."),
-    "check": ("check", "Will it fit now, or spill to the CPU? Ends with 0, 3 or 4."),
-    "plan": ("plan", "What fits a card or this machine: contexts, speeds, and who fits with whom."),
+    "check": ("check", "Will it fit now, or be offloaded to the CPU? Ends with 0, 3 or 4."),
+    "plan": ("plan", "What fits a card or this machine: contexts, speeds, and which models fit together."),
     "serve": ("serve", "Check a model, start it clean, and run a command in front of it."),
     "predict": ("predict", "Memory and speed of a calibrated model at a context."),
     "allocate": ("allocate", "The options with which vLLM starts with a context."),
@@ -72,7 +72,7 @@ class Lazy(click.Group):
 @click.version_option(__version__, prog_name="harness")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """How much memory will this model need, at this context, on this engine, and will it spill to the CPU?"""
+    """How much memory will this model need, at this context, on this engine, and will it be offloaded to the CPU?"""
     load_settings(context)
 
 

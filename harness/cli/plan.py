@@ -26,7 +26,7 @@ from harness.options import QueryOptions
 @store_option
 @command
 def cli(names: tuple[str, ...], markdown: bool, store: str | None, **given: Any) -> Result:
-    """The largest context of every calibrated model that fits here, its speed, and who fits with whom."""
+    """The largest context of every calibrated model that fits here, its speed, and which models fit together."""
     from harness.inventory.machine import MachineNow
     from harness.render.capacity import plan_text
     from harness.serving.calibration_lookup import CalibrationFilter

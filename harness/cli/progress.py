@@ -114,7 +114,7 @@ class Live(PlainProgress):
         self._bars.stop()
 
     def rest(self) -> None:
-        """The bar disappears: the terminal belongs to somebody else now."""
+        """The bar disappears: the terminal belongs to the command now."""
         self._bars.stop()
 
     def _line(self, text: str, style: str = "") -> None:

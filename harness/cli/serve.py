@@ -25,7 +25,7 @@ from harness.text import clean
     type=click.Choice(["warn", "refuse", "shrink"]),
     default="warn",
     show_default=True,
-    help="Where it would spill: start it all the same, refuse (3, or 4 if unknown), or take the largest context that fits.",
+    help="Where it would be offloaded: start it anyway, refuse (3, or 4 if unknown), or take the largest context that fits.",
 )
 @query_options("available")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port on 127.0.0.1; else a free one.")
@@ -81,7 +81,8 @@ def _document(server: Any) -> dict[str, Any]:
         **server.judged.to_json(),
         "endpoint": server.endpoint,
         "served_context": server.context,
-        "truth": server.truth,
+        "observed_placement": server.observed_placement,
+        "truth": server.observed_placement,  # its name before 0.2
         "disagreement": server.disagreement,
         "record": None if record is None else str(record),
     }

@@ -101,7 +101,7 @@ class Engine(Protocol):
         """Sandboxes that it can run in, the preferred one first."""
 
     def installed(self, options: Options) -> tuple[Path, ...]:
-        """The files of the program that a process would run, its own first; empty where there is none, or it is not told.
+        """The files of the program that a process would run, its own first; empty where there is none, or it is not known.
 
         Raises:
             NotFoundError, NotPermittedError: of a program that was asked for. BadInputError: it is of another engine.

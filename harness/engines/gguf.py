@@ -259,7 +259,7 @@ def _expert_use(header: Header) -> float | None:
 
 
 def server_estimate(header: Header, size: int) -> Estimate | None:
-    """What Ollama >= 0.30 reckons this model to take (llm/llama_server.go, ``PredictServerVRAM``); ``None`` without its shape.
+    """What Ollama >= 0.30 estimates for this model (llm/llama_server.go, ``PredictServerVRAM``); ``None`` without its shape.
 
     Keys and values as F16 in every layer, with the smallest count of KV heads (1 where it is 0) and ``width / heads`` of the
     layer with most heads, whatever the model's own head size, KV type or window.

@@ -27,13 +27,13 @@ class Policy(Rules):
     The defaults are those of a server that loads one GGUF at each start and leaves placement to llama.cpp's fit.
     """
 
-    #: The type of its KV cache where nobody sets one.
+    #: The type of its KV cache where it is unset.
     default_cache_type: ClassVar[str] = "f16"
     #: Whether it can print the memory of a layout without loading weights (llama.cpp's ``--fit``).
     has_dry_runs: ClassVar[bool] = False
     #: Whether it loads GGUF files by their path; else it has names of its own for models.
     loads_files: ClassVar[bool] = False
-    #: Whether it spreads a model over all GPUs unless told otherwise.
+    #: Whether it spreads a model over all GPUs by default.
     spreads: ClassVar[bool] = False
     #: Whether its loads depend on each other, so that they are planned anew when a model is measured again.
     plans_anew: ClassVar[bool] = False
@@ -82,7 +82,7 @@ class Policy(Rules):
         return spill_reason(load.facts, target, ready=load.ready is not None)
 
     def describe(self, facts: LoadFacts, target: Target) -> str:
-        """Where a load lies, by its log, for people."""
+        """Where a load is placed, by its log, for people."""
         from harness.prediction.verification import describe_placement
 
         return describe_placement(facts, target)
@@ -126,7 +126,7 @@ class Policy(Rules):
         return LoadRequest(context=context, purpose="serve", num_batch=calibration.band_for(context).num_batch)
 
     def batch_limits(self, version: str | None, *, target: str = "gpu", flash_attention: str = "auto") -> BatchLimits:
-        """The batch that it takes where nobody sets one: (largest context, batch), ascending; empty where it is fixed."""
+        """The batch that it takes where it is unset: (largest context, batch), ascending; empty where it is fixed."""
         return ()
 
     def reserve_bytes(self, version: str | None, env: dict[str, str], projector_bytes: int = 0) -> int | None:
@@ -134,7 +134,7 @@ class Policy(Rules):
         return None
 
     def differences(self, server: RunningServer, settings: Settings) -> tuple[str, ...]:
-        """In what a server that runs is set otherwise than the one that was calibrated; what is not set is not told."""
+        """In what a server that runs is set otherwise than the one that was calibrated; what is not set is not compared."""
         return ()
 
     def unload_command(self, model: str) -> str | None:

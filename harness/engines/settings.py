@@ -1,6 +1,6 @@
 """Variables of engines that are settings and nothing else: their names, and the values that they may have.
 
-What a file of somebody else may set is this list; what is written in clear is this list too. A name is on it if no value of the
+A file of another author may set this list; what is written in clear is this list too. A name is on it if no value of the
 pattern can name a file, an address, a library, a program or a secret. Pure.
 
 Names: llama.cpp b10434 (common/arg.cpp), Ollama 0.12 to 0.33 (envconfig/config.go), vLLM 0.6 to 0.33 (vllm/envs.py,

@@ -11,13 +11,13 @@ from harness.fit.observations import points_of, spill_reason, understood
 from harness.model.record import Load, LoadRequest, Record, Target
 from harness.units import CELL_PADDING
 
-#: Contexts when nobody asks for others.
+#: Contexts where none are asked for.
 DEFAULT_CONTEXTS: Final = (8192, 16384, 32768)
 #: A plan never grows beyond this.
 MAX_LOADS: Final = 5
 #: Contexts below this are not worth a load of their own.
 SMALLEST_KNEE: Final = 2048
-#: llama.cpp's physical batch when nobody sets one (common.h, ``n_ubatch``).
+#: llama.cpp's physical batch where it is unset (common.h, ``n_ubatch``).
 DEFAULT_BATCH: Final = 512
 
 BatchLimits = tuple[tuple[int, int], ...]
@@ -127,7 +127,7 @@ def further_loads(record: Record) -> tuple[LoadRequest, ...]:
 
 
 def is_point(load: Load, target: Target) -> bool:
-    """Whether a load lay completely on the target, or became ready and has a log that does not say where it lies."""
+    """Whether a load lay completely on the target, or became ready and has a log that does not say where it is."""
     if load.outcome != "ok":
         return False
     if load.facts is None or not understood(load.facts):

@@ -95,7 +95,7 @@ def spill_reason(facts: LoadFacts, target: Target, *, ready: bool = False) -> st
         return "no weights on a GPU"
     for name, device in facts.devices.items():
         if device.kind == "host" and (_bytes(device.kv_cache_bytes) or _bytes(device.recurrent_bytes)):
-            return f"KV cache or recurrent state lies on {name}"
+            return f"KV cache or recurrent state is on {name}"
     return None
 
 
@@ -278,7 +278,7 @@ def understood(facts: LoadFacts | None) -> bool:
 
 
 def refuse_disturbed(load: Load) -> None:
-    """Refuse a point during which somebody else used the GPU, or that rests on a baseline which did not come back.
+    """Refuse a point during which another process used the GPU, or that rests on a baseline which did not come back.
 
     Raises:
         UntrustedError: with what was seen.
@@ -288,7 +288,7 @@ def refuse_disturbed(load: Load) -> None:
     if moved:
         who = ", ".join(f"process {pid} by {format_size(size)}" for pid, size in sorted(moved.items()))
         raise UntrustedError(
-            f"{asked}: another program moved on the GPU while it was measured ({who})",
+            f"{asked}: another process changed its GPU memory during the measurement ({who})",
             hint="close what else uses the GPU, or name another one with --gpus, and calibrate again",
             code="stranger-moved",
         )

@@ -71,7 +71,7 @@ def _is_measured(load: Load, record: Record) -> bool:
 
 
 def _weights(record: Record) -> float:
-    """Weights of the repeating layers: a total below this is of a load that lies elsewhere."""
+    """Weights of the repeating layers: a total below this is of a load that is elsewhere."""
     return float(sum(record.tensors.layer_bytes)) if record.tensors is not None else 0.0
 
 

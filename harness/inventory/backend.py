@@ -1,4 +1,4 @@
-"""What ``auto`` means here: which engine, sandbox, meter and target; said aloud, and never changed silently afterwards."""
+"""What ``auto`` means here: which engine, sandbox, meter and target; logged, and never changed silently afterwards."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ class MachineNow:
         return self._running[engine]
 
     def engine_version(self, calibration: Calibration) -> str | None:
-        """The version that would run now, where that can be told without starting anything."""
+        """The version that would run now, where that is known without starting anything."""
         if servers := self.running(calibration.engine):
             return servers[0].version
         if calibration.engine != "llama-server" or calibration.metadata.machine.sandbox != "process":
@@ -179,7 +179,7 @@ def held_by(engine: EngineName, servers: Sequence[RunningServer]) -> tuple[str, 
 
 
 def residents(calibration: Calibration, proc: Path = Path("/proc")) -> tuple[Resident, ...]:
-    """Processes that have this model loaded, told by the weights or the name on their command line.
+    """Processes that have this model loaded, found by the weights or the name on their command line.
 
     Ollama starts its runners with ``--model …/blobs/sha256-DIGEST`` (llm/llama_server.go), in containers too.
     """
@@ -197,7 +197,7 @@ def residents(calibration: Calibration, proc: Path = Path("/proc")) -> tuple[Res
             if engine is not None and _loaded(words, folder) & wanted:
                 found.append(Resident(pid=int(folder.name), engine=engine))
         except OSError:
-            continue  # it ended, or is somebody else's
+            continue  # it ended, or is another user's
     return tuple(sorted(found, key=lambda one: one.pid))
 
 

@@ -208,7 +208,7 @@ class Building:
             yield from ((device, part, size) for (device, part), size in found.items())
 
     def _cache_device(self) -> str:
-        """Where a cache lies whose buffers the log does not name: on the only device that has all layers, or on the host."""
+        """Where a cache is whose buffers the log does not name: on the only device that has all layers, or on the host."""
         gpus = [device for device in self.models[0].weights if device_kind(device) == "gpu"]
         if not gpus:
             return "CPU"
@@ -243,7 +243,7 @@ class Building:
         return max((off for _, off in self._go_figures().values()), default=MIB // 2 if self.held or self.fit_rows else 0)
 
     def caches(self) -> tuple[CacheFacts, ...]:
-        """Every cache that the log told apart."""
+        """Every cache that the log distinguishes."""
         return tuple(
             CacheFacts(
                 cells=cache.cells,

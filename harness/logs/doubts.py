@@ -107,7 +107,7 @@ def held_table(load: Building) -> str | bool | None:
 
 
 def projection(load: Building) -> str | bool | None:
-    """The fit's projection against what lies on the GPUs: 1 MiB a row and 0.5 %; only where it changed nothing."""
+    """The fit's projection against what is on the GPUs: 1 MiB a row and 0.5 %; only where it changed nothing."""
     if not load.own or not load.nothing_overflows or load.projected is None or load.projectors or len(load.models) > 1:
         return None
     if not load.models[0].reserved or any(context.draft for context in load.contexts()) or load.failure is not None:
@@ -128,7 +128,7 @@ def placed(load: Building) -> str | bool | None:
         return "split by tensors: buffer lines are the largest of the cards, so that weights and compute are unknown"
     unplaced = [cache for cache in _caches(load) if cache.total is not None and not cache.devices]
     if unplaced or any(one.kv_total is not None and not one.caches for one in load.contexts()):
-        return "the log has the size of a KV cache and no line that says on which device it lies"
+        return "the log has the size of a KV cache and no line that says on which device it is"
     return None
 
 

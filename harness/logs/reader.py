@@ -24,7 +24,7 @@ from harness.model.facts import EngineName, LoadFacts, Unread
 
 #: Bytes of a log that show how its lines are wrapped.
 _HEAD: Final = 1 << 16
-#: Kinds of lines that are remembered, writers that are told apart, samples that are kept.
+#: Kinds of lines that are remembered, writers that are distinguished, samples that are kept.
 _PLANS, _WRITERS, _SAMPLES, _MOST_LOADS = 50_000, 64, 5, 10_000
 _DIGITS: Final = b"0123456789"
 #: A size: who prints one speaks of memory.
@@ -51,7 +51,7 @@ _WORDLESS: Final = [
 for _one in _RANKED:
     if _words := _WORD.findall(_one[1]):
         _INDEX.setdefault(min(_words, key=lambda word: (_SHARED[word], -len(word))), []).append(_one)
-#: Stands for a line with a size that nobody knows.
+#: Stands for a line with a size that is not known.
 _UNKNOWN: Final = Row("B", lambda _reader, _message: False, "unknown")
 
 

@@ -1,4 +1,4 @@
-"""``harness clean``: what harness has left on this machine, and the removal of what nobody needs any more."""
+"""``harness clean``: what harness has left on this machine, and the removal of what is orphaned."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
 def clean(store: Path, *, remove_abandoned: bool) -> Survey:
     """List what bears harness's label or mark; remove what is abandoned if asked to.
 
-    Abandoned is what has provably no owner any more. Age and place prove nothing.
+    Abandoned is what provably has no owner. Age and place prove nothing.
 
     Raises:
         NotPermittedError: the Docker socket may not be used. UnavailableError: the daemon went away meanwhile.

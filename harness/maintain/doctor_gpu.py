@@ -121,7 +121,7 @@ def _process_memory(found: Sequence[NvmlGpu]) -> Finding:
     if not all(processes.values()):
         return Finding(
             subject=subject, code="process-memory-none", state="note",
-            text="the driver gives no figure for a process: the rise of the whole GPU is used, while nobody else is on it",
+            text="the driver gives no figure for a process: the rise of the whole GPU is used, while no other process uses it",
             hint="close everything else that uses the GPU before you calibrate",
         )  # fmt: skip
     used = ", ".join(f"process {pid} {format_size(size)}" for pid, size in sorted(processes.items()))

@@ -36,10 +36,10 @@ def ollama_findings() -> Iterator[Finding]:
 
 def _running(server: RunningServer) -> Finding:
     settings = ", ".join(f"{name}={value}" for name, value in sorted(server.settings.items()))
-    told = settings or ("no settings of its own" if server.readable else "its settings are another account's to read")
+    shown = settings or ("no settings of its own" if server.readable else "its settings are another account's to read")
     held = held_by("ollama", [server])
     return Finding(
         subject=f"running Ollama (port {server.port})", code="ollama-running", state="note" if held else "ok",
-        text=f"{server.version}: {told}; it holds {len(server.models) or 'no'} models",
+        text=f"{server.version}: {shown}; it holds {len(server.models) or 'no'} models",
         hint="; ".join(held) or None,
     )  # fmt: skip

@@ -1,7 +1,7 @@
-"""``harness import``: a calibration from an engine's log and the memory that somebody else read beside it.
+"""``harness import``: a calibration from an engine's log and the memory that was measured beside it.
 
 The log gives every part but one; the totals give that one, the overhead. The record is marked (meter ``import``), so that
-nobody takes its totals for harness's own readings.
+its totals are not taken for harness's own readings.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ class ImportOptions(msgspec.Struct, frozen=True, kw_only=True):
     force: bool = False
 
 
-def import_log(found: Sequence[LoadFacts], told: ImportOptions, store: Store) -> Result:
-    """Fit the loads of a log to the totals that were told, and write the calibration.
+def import_log(found: Sequence[LoadFacts], options: ImportOptions, store: Store) -> Result:
+    """Fit the loads of a log to the totals that were given, and write the calibration.
 
     Raises:
-        UsageError: totals and loads do not match. BadInputError: the log holds no load to fit, or contradicts what was told.
-        UntrustedError: a load did not lie on its target, or no line can be drawn. CannotWriteError: it would overwrite another.
+        UsageError: totals and loads do not match. BadInputError: the log holds no load to fit, or contradicts what was given.
+        UntrustedError: a load was not on its target, or no line can be drawn. CannotWriteError: it would overwrite another.
     """
-    loads = _loads(found, told)
+    loads = _loads(found, options)
     target: Target = "gpu" if any(_on_gpu(facts) for facts in loads) else "host"
-    name = _name(loads, told)
-    record = _record(loads, told, target, name)
-    calibration = fitted(record, told.log)
-    path = store.path_of(record.engine_name, model_stem(name), told.variant)
+    name = _name(loads, options)
+    record = _record(loads, options, target, name)
+    calibration = fitted(record, options.log)
+    path = store.path_of(record.engine_name, model_stem(name), options.variant)
     store.check_writable(path)
     with store.lock(path):
-        if not told.force:
+        if not options.force:
             refuse_overwrite(path, Source(model=record.model), calibration.metadata.settings, record.machine, store)
         folder = store.run_folder(record.run)
         try:
@@ -72,24 +72,24 @@ def import_log(found: Sequence[LoadFacts], told: ImportOptions, store: Store) ->
     return Result(artifact=path, record=written, calibration=calibration, seconds=0.0)
 
 
-def _loads(found: Sequence[LoadFacts], told: ImportOptions) -> list[LoadFacts]:
+def _loads(found: Sequence[LoadFacts], options: ImportOptions) -> list[LoadFacts]:
     """The loads that the totals belong to."""
     sized = [policy for facts in found if not (policy := policy_of(facts.engine)).spills]
     if sized:
         raise BadInputError(
             f"import reads loads of llama.cpp and Ollama; {sized[0].title}'s base is what it was given", code="not-importable"
         )
-    numbers = told.chosen or tuple(number for number, facts in enumerate(found, 1) if facts.complete)
+    numbers = options.chosen or tuple(number for number, facts in enumerate(found, 1) if facts.complete)
     if not numbers:
         why = "no load of a model" if not found else "no load that became ready"
-        raise BadInputError(f"{told.log} holds {why}", hint="harness parse LOG shows what was read", code="no-load")
+        raise BadInputError(f"{options.log} holds {why}", hint="harness parse LOG shows what was read", code="no-load")
     if max(numbers) > len(found):
-        raise UsageError(f"{told.log} holds {len(found)} loads; there is no load {max(numbers)}", code="no-such-load")
-    for what, given in (("--total", told.totals), ("--ctx", told.contexts)):
+        raise UsageError(f"{options.log} holds {len(found)} loads; there is no load {max(numbers)}", code="no-such-load")
+    for what, given in (("--total", options.totals), ("--ctx", options.contexts)):
         if given and len(given) != len(numbers):
             named = ", ".join(str(number) for number in numbers)
             raise UsageError(
-                f"{told.log}: {len(given)} values of {what} for {len(numbers)} load(s) to import ({named})",
+                f"{options.log}: {len(given)} values of {what} for {len(numbers)} load(s) to import ({named})",
                 hint=f"give one {what} for each in the log's order, or choose loads with --load",
                 code="count-differs",
             )
@@ -105,7 +105,7 @@ def _refuse(which: str, facts: LoadFacts) -> None:
         raise BadInputError(f"{which} of the log did not become ready: {facts.failure or 'the log stops'}", code="no-load")
     reason = spill_reason(facts, "gpu" if _on_gpu(facts) else "host")
     if reason is not None:
-        raise UntrustedError(f"{which} of the log is no ground for constants: {reason}", code="not-a-point")
+        raise UntrustedError(f"{which} of the log cannot be used for fitting: {reason}", code="not-a-point")
     if facts.total("weights_bytes") is None:
         raise BadInputError(f"{which} of the log does not say what its weights take", code="facts-missing")
     if facts.dialect == "ollama-go" and facts.total("kv_cache_bytes") is None:
@@ -120,22 +120,22 @@ def _on_gpu(facts: LoadFacts) -> bool:
     return any(device.kind == "gpu" and device.weights_bytes for device in facts.devices.values())
 
 
-def _name(loads: Sequence[LoadFacts], told: ImportOptions) -> str:
-    """What the model is called: as told, else the file that the log names."""
+def _name(loads: Sequence[LoadFacts], options: ImportOptions) -> str:
+    """What the model is called: as given, else the file that the log names."""
     paths = {facts.model for facts in loads if facts.model}
     if len(paths) > 1:
         raise BadInputError(
             f"the loads are of different models: {', '.join(sorted(paths))}", hint="choose with --load", code="other-model"
         )
     path = next(iter(paths), None)
-    if told.model:
-        return told.model
+    if options.model:
+        return options.model
     if path is None or _BLOB.search(path):
         raise UsageError("the log does not name the model", hint="say it with --model", code="no-name")
     return re.split(r"[/\\]", path)[-1]
 
 
-def _record(loads: Sequence[LoadFacts], told: ImportOptions, target: Target, name: str) -> Record:
+def _record(loads: Sequence[LoadFacts], options: ImportOptions, target: Target, name: str) -> Record:
     now, stem, first = datetime.now(UTC), artifact_name(model_stem(name)), loads[0]
     blob = _BLOB.search(first.model or "")
     # One load says nothing of the contexts beyond it: constants then end where it stands.
@@ -158,11 +158,11 @@ def _record(loads: Sequence[LoadFacts], told: ImportOptions, target: Target, nam
         ),
         engine=EngineVersion(version=first.engine_version),
         settings=Settings(num_parallel=first.parallel or 1, kv_cache_type=first.kv_cache_type or "f16"),
-        machine=Machine(target=target, sandbox="unknown", meter="import", gpus=tuple(Gpu(name=gpu) for gpu in told.gpus)),
-        loads=tuple(_load(facts, index, told, target) for index, facts in enumerate(loads)),
+        machine=Machine(target=target, sandbox="unknown", meter="import", gpus=tuple(Gpu(name=gpu) for gpu in options.gpus)),
+        loads=tuple(_load(facts, index, options, target) for index, facts in enumerate(loads)),
         notes=(
-            f"imported from {Path(told.log).name}: the totals "
-            f"({', '.join(format_size(total) for total in told.totals)}) were measured by others",
+            f"imported from {Path(options.log).name}: the totals "
+            f"({', '.join(format_size(total) for total in options.totals)}) were measured by others",
             *(() if train else (_alone(first),)),
         ),
     )
@@ -173,9 +173,9 @@ def _alone(facts: LoadFacts) -> str:
     return f"one load: the constants end at its context{growth}"
 
 
-def _load(facts: LoadFacts, index: int, told: ImportOptions, target: Target) -> Load:
+def _load(facts: LoadFacts, index: int, options: ImportOptions, target: Target) -> Load:
     """One load as if it had been measured, with the figure of others for its plateau."""
-    asked = told.contexts[index] if told.contexts else None
+    asked = options.contexts[index] if options.contexts else None
     parallel = facts.parallel or 1
     logged = None if facts.context_cells is None else facts.context_cells // parallel
     if asked is not None and logged is not None and not 0 <= logged - asked < 256:
@@ -184,7 +184,7 @@ def _load(facts: LoadFacts, index: int, told: ImportOptions, target: Target) -> 
         raise BadInputError(f"the log says {facts.context_cells} cells for {parallel} slots", code="facts-missing")
     if logged is None and asked is None:
         raise UsageError("the log does not say the context", hint="say it with --ctx", code="no-context")
-    total = told.totals[index]
+    total = options.totals[index]
     kind: DeviceKind | None = "gpu" if target == "gpu" else None
     parts = ("weights", "lora", "projector", "compute", "output", "kv_cache", "recurrent")
     accounted = sum(facts.total(f"{part}_bytes", kind) or 0 for part in parts)

@@ -44,7 +44,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def imported(self) -> bool:
-        """Whether somebody else has measured it, so that harness cannot do it again."""
+        """Whether it was imported, so that harness cannot measure it again."""
         return self.calibration.metadata.machine.sandbox == "unknown"
 
 
@@ -122,7 +122,7 @@ def plan_of(calibration: Calibration) -> tuple[LoadRequest, ...]:
     return tuple(dict.fromkeys(LoadRequest(context=load.context, num_batch=load.num_batch) for load in loads))
 
 
-def wishes_of(target: Candidate, finder: Installed) -> RunOptions:
+def rerun_options(target: Candidate, finder: Installed) -> RunOptions:
     """The options that measure a calibration again: its own settings and plan, on what is here.
 
     Raises:
@@ -244,9 +244,9 @@ def recalibrate(
 
 
 def _again(target: Candidate, store: Store, finder: Installed, observer: Observer, force: bool) -> Recalibration:
-    wishes = wishes_of(target, finder)
-    observer.say(f"handed to {target.calibration.engine}: {handed(wishes.model, wishes.image, wishes.env)}")
-    session = prepare(wishes, store, finder.folder)
+    options = rerun_options(target, finder)
+    observer.say(f"handed to {target.calibration.engine}: {handed(options.model, options.image, options.env)}")
+    session = prepare(options, store, finder.folder)
     refuse_other(target, session, force)
     if session.plan().artifact != target.path:
         raise CannotWriteError(

@@ -27,7 +27,7 @@ def refit(path: Path) -> tuple[Record, Calibration]:
 
 
 def fitted(record: Record, where: str) -> Calibration:
-    """The constants of a record that somebody else may have written.
+    """The constants of a record that others may have written.
 
     Raises:
         BadInputError: its figures contradict each other. UntrustedError: no line can be drawn through them.

@@ -92,7 +92,7 @@ def plan(engine: Engine, request: Request, store: Store, options: Options, versi
 
 
 def batch_rule(engine: Engine, options: Options, version: str | None) -> BatchLimits:
-    """The engine's rule for the physical batch, where nobody sets one."""
+    """The engine's rule for the physical batch, where it is unset."""
     return engine.policy.batch_limits(version, target=options.target, flash_attention=options.flash_attention)
 
 

@@ -1,4 +1,4 @@
-"""Dry runs: what the engine reckons for a number of layers on the GPU, without loading weights.
+"""Dry runs: what the engine estimates for a number of layers on the GPU, without loading weights.
 
 llama-server prints the memory of a layout (``--fit on``, one MiB a row) before it loads; it is ended when it has. A dry run
 that says nothing is an observation like any other and never fails a calibration.
@@ -21,7 +21,7 @@ from harness.sandboxes.tail import last_lines
 
 #: How long a dry run may take, seconds; the largest models take a few.
 TIMEOUT: Final = 60.0
-#: Contexts beyond this are not tried: nobody splits a model for them.
+#: Contexts beyond this are not tried: no model is split for them.
 LARGEST: Final = 262_144
 _DONE: Final = b"common_fit_params: "
 
@@ -43,7 +43,7 @@ def measure_splits(runner: LoadRunner, source: Source, record: Record, add: Call
 
 
 def dry_run(runner: LoadRunner, source: Source, request: LoadRequest) -> Load:
-    """Start the engine, wait until it has printed what it reckons, and end it."""
+    """Start the engine, wait until it has printed its estimate, and end it."""
     started = runner.now()
     reason = None
     log = None

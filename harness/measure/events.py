@@ -53,7 +53,7 @@ class Silent:
 
 
 class Logged(Silent):
-    """Tells the logger ``harness``; where nobody has set up logging, Python prints the warnings to standard error."""
+    """Writes to the logger ``harness``; where logging is not set up, Python prints the warnings to standard error."""
 
     def say(self, text: str) -> None:
         """At level INFO."""

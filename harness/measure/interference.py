@@ -18,7 +18,7 @@ def interference_notes(record: Record) -> tuple[str, ...]:
         for pid, size in (occupancy.processes if occupancy is not None else {}).items():
             seen.setdefault(pid, {})[when] = size
     for load in record.loads:
-        for pid, size in (load.trace.strangers if load.trace is not None else {}).items():
+        for pid, size in (load.trace.other_processes if load.trace is not None else {}).items():
             most = seen.get(pid, {}).get("during")
             seen.setdefault(pid, {})["during"] = size if size is None else max(size, most or 0)
 
@@ -26,7 +26,7 @@ def interference_notes(record: Record) -> tuple[str, ...]:
         return "an unknown size" if size is None else format_size(size)
 
     return tuple(
-        f"another program used the GPU: process {pid}, "
+        f"another process used the GPU: process {pid}, "
         + ", ".join(f"{amount(times[when])} {when}" for when in ("before", "during", "after") if when in times)
         for pid, times in sorted(seen.items())
     )

@@ -148,7 +148,7 @@ def _with_overrides(source: Source, options: Options) -> Source:
 def lock_names(choice: Choice) -> tuple[str, ...]:
     """What a run must have to itself: its GPUs, by UUID, or by name where they have none.
 
-    Host memory is nobody's alone: what a process holds there is its own, whatever others do.
+    Host memory is shared: what a process holds there is its own, whatever others do.
     """
     return tuple(gpu.uuid or gpu.name for gpu in choice.gpus)
 

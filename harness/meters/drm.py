@@ -91,7 +91,7 @@ class DrmMeter:
         self._baseline: dict[str, int] = {}
 
     def read(self, pids: frozenset[int]) -> Reading:
-        """Sum of ``pids`` over the devices, or the devices' rise; other processes there are named in ``strangers``.
+        """Sum of ``pids`` over the devices, or the devices' rise; other processes there are named in ``other_processes``.
 
         Raises:
             UntrustedError: a GPU went away, or its driver was loaded anew, so the run is void.
@@ -112,16 +112,16 @@ class DrmMeter:
             if size := sum(self._held(pid, seen)[0].values()):
                 reported[pid] = size
         if not pids:
-            return Reading(total_bytes=None, reason="the engine has no processes", strangers=reported)
+            return Reading(total_bytes=None, reason="the engine has no processes", other_processes=reported)
         if evicted > _CONTEXT:
             reason = f"the driver moved {format_size(evicted)} of the engine from the GPU to host memory: the GPU is full"
-            return Reading(total_bytes=None, reason=reason, strangers=reported)
+            return Reading(total_bytes=None, reason=reason, other_processes=reported)
         why = self._why_nothing(pids)
         if why is None and not any(devices.values()):
             why = "none of the engine's processes holds memory of the GPU"
         if why is not None:
             return self._rise_instead(why, reported)
-        return Reading(total_bytes=sum(devices.values()), devices=devices, strangers=reported)
+        return Reading(total_bytes=sum(devices.values()), devices=devices, other_processes=reported)
 
     def _held(self, pid: int, seen: set[tuple[str, str]]) -> tuple[dict[str, int], int]:
         """What a process holds of each GPU, and what was evicted: a file that several processes share counts for the first.
@@ -183,11 +183,11 @@ class DrmMeter:
             return "the engine runs as another user, whose open files only root may read: start harness as root"
         return None
 
-    def _rise_instead(self, why: str, strangers: dict[int, int | None]) -> Reading:
+    def _rise_instead(self, why: str, other_processes: dict[int, int | None]) -> Reading:
         """A reading without figures by process: what the devices rose by, where no other process is on them."""
-        if strangers:
+        if other_processes:
             why = f"{why}; as others are on the GPU, neither does its rise tell"
-            return Reading(total_bytes=None, reason=why, strangers=strangers)
+            return Reading(total_bytes=None, reason=why, other_processes=other_processes)
         devices = self.risen()
         if devices.keys() != self._gpus.keys() or sum(devices.values()) < _CONTEXT:
             return Reading(total_bytes=None, reason=why)

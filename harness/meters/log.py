@@ -1,4 +1,4 @@
-"""No meter at all: the logged buffers themselves are the figure, and everybody is told so."""
+"""No meter at all: the logged buffers themselves are the figure, which every output says."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ NVML reports PIDs of the host, so it is asked on the host. A figure that cannot 
 0: N/A (WDDM), 0 for a process that holds a context (some drivers inside containers), not supported (MIG under vGPU),
 not permitted, and an empty list although the engine runs (WSL2) are five different answers. For all of them there is a
 second, named figure: by how much the device as a whole rose above its baseline (``device-delta``), which means something
-only while nobody else uses the device.
+only while no other process uses the device.
 """
 
 from __future__ import annotations
@@ -192,13 +192,13 @@ class NvmlMeter:
         return 0.05
 
     def read(self, pids: frozenset[int]) -> Reading:
-        """Sum of ``pids`` over the devices, or the devices' rise; other processes there are strangers.
+        """Sum of ``pids`` over the devices, or the devices' rise; other processes there are other_processes.
 
         Raises:
             UntrustedError: a GPU was lost, so the run is void.
         """
         devices: dict[str, int] = {}
-        strangers: dict[int, int | None] = {}
+        other_processes: dict[int, int | None] = {}
         why: str | None = None
         for uuid, handle in self._handles.items():
             used = self._processes(handle)
@@ -206,7 +206,7 @@ class NvmlMeter:
                 return self._rise_instead(used, {}, listed=False)
             mine = {pid: size for pid, size in used.items() if pid in pids}
             for pid in used.keys() - pids:
-                strangers[pid] = _added(strangers.get(pid, 0), used[pid])
+                other_processes[pid] = _added(other_processes.get(pid, 0), used[pid])
             if any(size is None for size in mine.values()):
                 why = "the driver gives no memory by process (N/A)"
             elif any(size == 0 for size in mine.values()):
@@ -214,25 +214,25 @@ class NvmlMeter:
             elif mine:
                 devices[uuid] = sum(size or 0 for size in mine.values())
         if not pids:
-            return Reading(total_bytes=None, reason="the engine has no processes", strangers=strangers)
-        why = why or (None if devices else self._nobody(strangers))
+            return Reading(total_bytes=None, reason="the engine has no processes", other_processes=other_processes)
+        why = why or (None if devices else self._unattributed(other_processes))
         if why is not None:
-            return self._rise_instead(why, strangers)
-        return Reading(total_bytes=sum(devices.values()), devices=devices, strangers=strangers)
+            return self._rise_instead(why, other_processes)
+        return Reading(total_bytes=sum(devices.values()), devices=devices, other_processes=other_processes)
 
-    def _nobody(self, strangers: dict[int, int | None]) -> str:
+    def _unattributed(self, other_processes: dict[int, int | None]) -> str:
         """Why the list holds none of the engine's processes."""
-        if not strangers:
+        if not other_processes:
             return "the driver names no process on the GPU"
-        if not any((self._proc / str(pid)).exists() for pid in strangers):
+        if not any((self._proc / str(pid)).exists() for pid in other_processes):
             return "the processes that the driver names are not visible here (a container needs pid: host)"
         return "none of the engine's processes is on the GPU"
 
-    def _rise_instead(self, why: str, strangers: dict[int, int | None], *, listed: bool = True) -> Reading:
-        """A reading without figures by process: what the devices rose by, where nobody else is on them."""
-        if strangers:
+    def _rise_instead(self, why: str, other_processes: dict[int, int | None], *, listed: bool = True) -> Reading:
+        """A reading without figures by process: what the devices rose by, where no other process uses them."""
+        if other_processes:
             why = f"{why}; as others are on the GPU, neither does its rise tell"
-            return Reading(total_bytes=None, reason=why, strangers=strangers)
+            return Reading(total_bytes=None, reason=why, other_processes=other_processes)
         devices = self.risen()
         total = sum(devices.values())
         if devices.keys() != self._handles.keys() or total < _CONTEXT:

@@ -18,7 +18,7 @@ from harness.units import MIB
 KEPT_SAMPLES: Final = 400
 #: How long the last reading may take once it is to stop, seconds: a driver can hang.
 STOP_LIMIT: Final = 30.0
-#: Another process may move by this much, bytes, without being held responsible for anything: desktops breathe.
+#: Another process may move by this much, bytes, without being held responsible: desktop programs come and go.
 STRANGER_MOVE: Final = 16 * MIB
 _Watcher = Callable[[int | None, int | None], None]
 
@@ -78,7 +78,7 @@ class Sampler:
                     self._look(self._devices)
                     peek = next_deadline(peek, self._devices.peek_interval, self._clock())
                 self._stopping.wait(max(min(reading, peek) - self._clock(), 0.0))
-        except BaseException as error:  # noqa: BLE001 - it is raised again where somebody waits
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that waits
             with self._condition:
                 self._error = error
                 self._condition.notify_all()
@@ -108,7 +108,7 @@ class Sampler:
     def _note_strangers(self, pids: frozenset[int], reading: Reading) -> None:
         """Called for each reading: who else is there, and what they hold compared with the start of the trace."""
         # A process that has ended (an earlier runner of the engine, as a rule) may be named until its memory is back.
-        now = {pid: size for pid, size in reading.strangers.items() if self._exists(pid)}
+        now = {pid: size for pid, size in reading.other_processes.items() if self._exists(pid)}
         if reading.listed and not self._listed:
             self._listed = True
             self._strangers = {pid: _Stranger(size, from_start=True) for pid, size in now.items()}
@@ -167,7 +167,7 @@ class Sampler:
         if self._thread is not None:
             self._thread.join(timeout=STOP_LIMIT)
             if self._thread.is_alive():
-                raise UntrustedError("the memory meter does not answer any more", code="sampler-stuck")
+                raise UntrustedError("the memory meter returns no more readings", code="sampler-stuck")
         accounted = None if self._devices is None else self._devices.accounted(frozenset(self._ours))
         with self._condition:
             self._raise_error()
@@ -179,7 +179,7 @@ class Sampler:
                 peak_bytes=self._peak,
                 readings=len(samples),
                 failures=dict(self._failures),
-                strangers={pid: one.most for pid, one in self._strangers.items()},
+                other_processes={pid: one.most for pid, one in self._strangers.items()},
                 moved={pid: one.moved for pid, one in self._strangers.items() if one.has_moved},
                 device_peak_bytes=self._device_peak,
                 accounted_peak_bytes=accounted,
@@ -210,7 +210,7 @@ class _Stranger:
             self._least = size if self._least is None else min(size, self._least)
 
     def miss(self) -> None:
-        """It is not there (any more)."""
+        """It is missing, or no longer there."""
         self._went, self._least = True, 0
 
     @property

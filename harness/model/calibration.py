@@ -101,7 +101,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     ``layer_kinds`` has one letter a layer: ``f`` attends to everything, ``w`` to a window, ``r`` is recurrent, ``b`` is both
     recurrent and attending. ``layers_gb`` are the weights of each layer without its experts, ``experts_gb`` those of its
-    experts, of which a token goes through the share ``expert_use``. ``estimate_*`` is what Ollama reckons (file and cache).
+    experts, of which a token goes through the share ``expert_use``. ``estimate_*`` is what Ollama estimates (file and cache).
     """
 
     reserve_gb: float | None
@@ -253,7 +253,9 @@ def from_document(document: object, where: str = "artifact") -> Calibration:
     except msgspec.ValidationError as error:
         raise BadInputError(f"{where} is not a calibration: {error}", code="bad-artifact") from error
     if not is_sane(msgspec.to_builtins(calibration)):
-        raise BadInputError(f"{where} is not a calibration: a figure or a text in it is none", code="bad-artifact")
+        raise BadInputError(
+            f"{where} is not a calibration: it contains a non-finite or out-of-range value", code="bad-artifact"
+        )
     last, constants = calibration.metadata.bands[-1], calibration.constants
     for name in ("base_vram_gb", "kv_cache_gb_per_10k", "compute_gb_per_10k"):
         if abs(getattr(constants, name) - getattr(last, name)) > _ROUNDED:

@@ -19,7 +19,7 @@ _HOST_NAMES: Final = frozenset({"CPU", "AMX", "BLAS", "Host"})
 
 
 def device_kind(name: str) -> DeviceKind:
-    """Whether a ggml buffer type lies in host memory: ``CPU``, ``CPU_*``, ``AMX``, ``BLAS``, ``Host`` and ``*_Host`` do.
+    """Whether a ggml buffer type is host memory: ``CPU``, ``CPU_*``, ``AMX``, ``BLAS``, ``Host`` and ``*_Host`` do.
 
     ``CUDA_Host`` and its kin are pinned system memory (ggml-cuda.cu, ``ggml_backend_cuda_host_buffer_type``).
     """
@@ -209,8 +209,8 @@ class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
             return False
         if not any(device.kind == "gpu" for device in self.devices.values()):
             # Weights of the host are logged first: a log that ends there has not said where the rest went.
-            told = any(device.compute_bytes is not None for device in self.devices.values())
-            return False if self.devices and (self.complete or told) else None
+            sized = any(device.compute_bytes is not None for device in self.devices.values())
+            return False if self.devices and (self.complete or sized) else None
         return None if self.layers_offloaded is None else True
 
     def _experts_on_host(self) -> bool:

@@ -125,7 +125,7 @@ class Tensors(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """What Ollama >= 0.30 reckons a model to take, unmeasured (``PredictServerVRAM``): its file, and so much a token."""
+    """What Ollama >= 0.30 estimates a model to take, unmeasured (``PredictServerVRAM``): its file, and so much a token."""
 
     file_bytes: int
     cache_bytes_per_token: int

@@ -19,15 +19,15 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """One look at the memory of an engine's processes.
 
     ``total_bytes`` is ``None`` where the meter could not read, and ``reason`` then says why. ``devices`` holds bytes by
-    device (UUID) where the meter can tell; ``strangers`` names other users of the same devices, PID to bytes or ``None``.
-    ``listed`` is false where the list of processes could not be read, so that ``strangers`` says nothing. ``basis`` tells a
+    device (UUID) where the meter can tell; ``other_processes`` are other users of the devices, PID to bytes or ``None``.
+    ``listed`` is false where the list of processes could not be read, so that ``other_processes`` is empty. ``basis`` tells a
     per-process figure from a device-wide difference (``reason`` then says why there is no figure by process) and from a log.
     """
 
     total_bytes: int | None
     reason: str | None = None
     devices: dict[str, int] = {}
-    strangers: dict[int, int | None] = {}
+    other_processes: dict[int, int | None] = msgspec.field(default_factory=dict, name="strangers")
     listed: bool = True
     basis: Literal["process", "device-delta", "logged"] = "process"
 
@@ -60,7 +60,7 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
 class MemoryTrace(msgspec.Struct, frozen=True, kw_only=True):
     """Samples of one meter over one load, thinned for storage; ``peak_bytes`` is over every reading taken.
 
-    ``strangers`` are other users of the same devices at any time of the trace: PID to its largest bytes, ``None`` unknown;
+    ``other_processes`` are other users of the devices at any time of the trace: PID to its largest bytes, ``None`` unknown;
     ``moved`` are those that came, went, grew or shrank meanwhile, PID to the bytes of it, ``None`` unknown.
     ``device_peak_bytes`` is the most by which the devices as a whole rose above their baseline, read faster than
     processes can be; ``accounted_peak_bytes`` the driver's own record of each process's largest use, added up, where
@@ -73,7 +73,7 @@ class MemoryTrace(msgspec.Struct, frozen=True, kw_only=True):
     peak_bytes: int | None = None
     readings: int = 0
     failures: dict[str, int] = {}
-    strangers: dict[int, int | None] = {}
+    other_processes: dict[int, int | None] = msgspec.field(default_factory=dict, name="strangers")
     moved: dict[int, int | None] = {}
     device_peak_bytes: int | None = None
     accounted_peak_bytes: int | None = None

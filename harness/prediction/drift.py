@@ -20,7 +20,7 @@ from harness.prediction.rules import Rules
 from harness.prediction.verdict import largest_context
 from harness.units import GIB, MIB, TOKENS_PER_UNIT, format_size
 
-#: What a meter itself may move from run to run, bytes: NVML counts the driver's pages of 2 MiB; a heap's break lies at random.
+#: What a meter itself may move from run to run, bytes: NVML counts the driver's pages of 2 MiB; a heap's break is random.
 METER_STEP: Final = {"nvml": 2 * MIB, "drm": 2 * MIB, "host": MIB, "log": 0, "import": 2 * MIB}
 #: Least run-to-run spread of a speed, relative: with and without repeated timings in the run, and on the host, where
 #: other work of the machine moves it by 9 to 25 %.

@@ -1,4 +1,4 @@
-"""Which layer lies on which device: llama.cpp's default split and its fit, over any number of devices.
+"""Which layer is on which device: llama.cpp's default split and its fit, over any number of devices.
 
 Sources (llama.cpp b9222 to b11434): ``src/llama-model.cpp``, ``load_tensors`` (default split); ``common/fit.cpp``,
 ``common_params_fit_impl`` (steps 1, 3 and 4); ``src/llama-context.cpp`` (pipeline parallelism). Ollama from 0.30 on starts the
@@ -22,7 +22,7 @@ class Part(NamedTuple):
     """Consecutive layers on one device; the output layer counts as one.
 
     The last ``partial`` of them keep no experts there (``common/fit.cpp``, ``ngl_t``), the first of these keeps ``fraction``
-    of its feed-forward weights; the rest of that one layer lies on the next device, on the last device's host.
+    of its feed-forward weights; the rest of that one layer is on the next device, on the last device's host.
     """
 
     layers: int = 0
@@ -35,7 +35,7 @@ class Part(NamedTuple):
         return self.layers - self.partial
 
 
-#: Parts of the devices in the engine's order; what is left of the model, its first layers, lies on the host.
+#: Parts of the devices in the engine's order; what is left of the model, its first layers, is on the host.
 Layout = tuple[Part, ...]
 #: Bytes that each device holds under a layout: weights, caches, compute buffers (the driver's own memory is not counted).
 Memory = Callable[[Layout], Sequence[float]]

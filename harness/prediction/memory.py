@@ -31,8 +31,8 @@ class SpeedPrediction(msgspec.Struct, frozen=True, kw_only=True):
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """Memory of one model on its target; bytes. The parts sum to ``total_bytes`` (unknown overhead counts 0).
 
-    All parts are ``None`` where the engine's log was not understood: then the total alone was measured. The truth lies within
-    ``uncertainty_bytes`` of ``total_bytes``: a prediction interval, which is wider beyond the loads.
+    All parts are ``None`` where the engine's log was not understood: then the total alone was measured. The true value is
+    within ``uncertainty_bytes`` of ``total_bytes``: a prediction interval, which is wider beyond the loads.
     """
 
     context: int

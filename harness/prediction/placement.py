@@ -86,7 +86,7 @@ def layers_of(calibration: Calibration, needed: Prediction, rules: Rules) -> Lay
 
 
 def _caches(kinds: str | None, count: int, needed: Prediction) -> tuple[float, ...]:
-    """The caches of each layer: what grows lies with those that attend to everything, what does not with the others."""
+    """The caches of each layer: what grows is with those that attend to everything, what does not with the others."""
     known = (kinds or "").ljust(count, "-")[:count]
     growing = [kind in "fb" for kind in known]
     fixed = [kind in "wrb" for kind in known]
@@ -118,7 +118,7 @@ class Compute:
     """Compute buffers on the GPU for a number of layers there, at one context.
 
     From the grid of dry runs; without one, a split costs the cache of one layer more: what a big batch copies for a layer
-    that lies on the host.
+    that is on the host.
     """
 
     def __init__(self, placement: Placement, layers: Layers, context: int, full: int) -> None:
@@ -199,7 +199,7 @@ _KEPT: Final[dict[Fraction, float]] = {"dense": 0.0, "attention": 0.0, "up": 1 /
 def of_devices(layers: Layers, layout: Layout) -> list[OnDevice]:
     """Weights and caches of each device under a layout.
 
-    A partial layer's experts lie on the host, but what the first partial layer of a device gives away lies on the next device.
+    A partial layer's experts lie on the host, but what the first partial layer of a device gives away is on the next device.
     """
     total = layers.total
     offloaded = sum(part.layers for part in layout)

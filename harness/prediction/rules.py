@@ -56,7 +56,7 @@ class Rules:
     #: The engine's name in ids and options, and in sentences.
     name: ClassVar[EngineName]
     title: ClassVar[str]
-    #: Whether a model that does not fit lies partly on the host; else it does not start.
+    #: Whether a model that does not fit is partly on the host; else it does not start.
     spills: ClassVar[bool] = True
     #: Whether its KV cache is an array of ggml blocks, so that another type changes it by the ratio of their sizes.
     ggml_caches: ClassVar[bool] = True
@@ -85,7 +85,7 @@ class Rules:
         return False
 
     def sized(self, calibration: Calibration, context: int, num_parallel: int, available: tuple[int, ...]) -> Sized | None:
-        """What an instance takes, of an engine that spills nothing to the host; ``None`` for one that places layers.
+        """What an instance takes, of an engine that offloads nothing to the host; ``None`` for one that places layers.
 
         Raises:
             UnknownVerdictError: the calibration does not answer for this.

@@ -36,7 +36,7 @@ def age(calibration: Calibration, here: Environment) -> Staleness:
     """Compare what was recorded with what is here."""
     metadata = calibration.metadata
     if metadata.machine.meter == "import":
-        return Staleness(reasons=(), unknown=("everything: it was measured by somebody else",))
+        return Staleness(reasons=(), unknown=("everything: the calibration was imported",))
     compared: list[tuple[str, str | None, str | None]] = []
     if metadata.machine.sandbox == "docker":
         compared.append(_image(calibration, here))

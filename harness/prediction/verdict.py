@@ -139,7 +139,7 @@ def _judge(calibration: Calibration, context: int, num_parallel: int, free: int,
 
 
 def _judge_sized(calibration: Calibration, needed: Prediction, sized: Sized, rules: Rules) -> Verdict:
-    """An engine that spills nothing starts with what it is given, or not at all."""
+    """An engine that offloads nothing starts with what it is given, or not at all."""
     layers = calibration.metadata.model.layers
     total = None if layers is None else layers + 1
     return Verdict(
@@ -166,7 +166,7 @@ def _judge_sized(calibration: Calibration, needed: Prediction, sized: Sized, rul
 
 
 def _decode(calibration: Calibration, placed: Placed | None) -> float | None:
-    """Tokens per second; the time of a token is the sum over what lies on each side."""
+    """Tokens per second; the time of a token is the sum over what is on each side."""
     performance = calibration.metadata.performance
     fast, slow = performance.decode_tokens_per_s, performance.host_decode_tokens_per_s
     if calibration.metadata.machine.target == "host":
@@ -238,7 +238,7 @@ def judge_together(
     A request is (calibration, context, slots, rules of its engine).
 
     Ollama >= 0.30 ends models that were started earlier when its own estimate of the next one is above 80 % of what is free;
-    llama-server takes no notice of others, so a later model spills. A fate is ``None`` where it is not known.
+    llama-server takes no notice of others, so a later model is offloaded. A fate is ``None`` where it is not known.
 
     Raises:
         ValueError: a context or slots below one.

@@ -17,7 +17,7 @@ LAYERS: Final = 2
 def describe_placement(facts: LoadFacts, target: Target) -> str:
     """What the log says, for people."""
     if target == "host":
-        return spill_reason(facts, target, ready=True) or "everything lies in host memory"
+        return spill_reason(facts, target, ready=True) or "everything is in host memory"
     if facts.layers_offloaded is None or facts.layers_total is None:
         return spill_reason(facts, target, ready=True) or "everything is on the GPU"
     over = f", {facts.layers_overflowing} of them with experts on the host" if facts.layers_overflowing else ""
@@ -32,11 +32,11 @@ def disagreement(verdict: Verdict, facts: LoadFacts, rules: Rules) -> str | None
         return "it was not to start, and it did" if verdict.verdict == "offload" and facts.complete else None
     spilled = spill_reason(facts, verdict.basis, ready=True)
     if verdict.basis == "host":
-        return f"it was to lie in host memory, and {spilled}" if spilled else None
+        return f"predicted: in host memory; observed: {spilled}" if spilled else None
     if verdict.verdict == "fits":
-        return f"it was to fit, and {spilled}" if spilled else None
+        return f"predicted: fits; observed: {spilled}" if spilled else None
     if spilled is None:
-        return "it was to spill to the CPU, and everything is on the GPU"
+        return "predicted: CPU offload; observed: everything is on the GPU"
     foreseen, seen = verdict.layers_offloaded, facts.layers_offloaded
     if foreseen is not None and seen is not None and abs(foreseen - seen) > LAYERS:
         return f"{foreseen} of {verdict.layers_total} layers were to stay on the GPU, and {seen} did"

@@ -53,7 +53,7 @@ def listing(found: Sequence[tuple[str, Calibration]], root: str) -> Iterator[obj
         yield f"no calibrations in {clean(root)}; make one with: harness calibrate"
         return
     table = Table(header_style="dim", box=None, padding=(0, 2, 0, 0))
-    for name in ("id", "base", "KV a 10k", "compute a 10k", "valid to", "error", "measured on"):
+    for name in ("id", "base", "KV / 10k tokens", "compute / 10k tokens", "valid to", "error", "measured on"):
         table.add_column(name, justify="left" if name in ("id", "measured on") else "right")
     for key, calibration in found:
         metadata, constants = calibration.metadata, calibration.constants

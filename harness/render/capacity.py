@@ -20,7 +20,7 @@ _HEADS: Final = ("model", "engine", "largest context", "takes", "to spare", "tok
 
 
 def memory_table(memory: Memory) -> RenderableType:
-    """A heading, a row for each model, and who fits with whom."""
+    """A heading, a row for each model, and which models fit together."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -106,7 +106,7 @@ def _bar(row: Row, memory: Memory) -> Text:
 
 
 def notes(memory: Memory) -> list[str]:
-    """Below the table: who fits with whom, and why something is not known."""
+    """Below the table: which models fit together, and why something is not known."""
     reasons: dict[str, list[str]] = {}
     for row in memory.rows:
         if row.reason:

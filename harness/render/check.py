@@ -43,7 +43,7 @@ def _together(check: Check) -> str:
         return paint("TOGETHER: ", "green", bold=True) + "they all fit, started in this order."
     parts = []
     if spilled:
-        parts.append(f"{', '.join(spilled)} would spill beside the others")
+        parts.append(f"{', '.join(spilled)} would be offloaded beside the others")
     if evicted:
         parts.append(f"Ollama would end {', '.join(evicted)} to make room")
     if not parts:

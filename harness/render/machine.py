@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from harness.maintain.doctor_gpu import Finding
     from harness.prediction.gpu_transfer import DriverOverhead
 
-_MARKS: Final = {"ok": ("ok", "green"), "note": ("note", "yellow"), "missing": ("not there", "red")}
+_MARKS: Final = {"ok": ("ok", "green"), "note": ("note", "yellow"), "missing": ("missing", "red")}
 
 
 def findings(found: Sequence[Finding], settings: Mapping[str, tuple[Any, str]]) -> Iterator[str]:

@@ -64,8 +64,8 @@ def calibration_panel(calibration: Calibration, title: str) -> RenderableType:
     pieces = metadata.breakdown_gb
     parts.add_row(size_of(pieces.weights), size_of(pieces.fixed_cache), size_of(pieces.compute), size_of(pieces.overhead))
     known: tuple[RenderableType, ...] = (Text("base is made of", style="dim"), parts)
-    told: tuple[RenderableType, ...] = (Text(PARTS_UNKNOWN, style="yellow"),) if pieces.weights is None else known
-    lines: list[RenderableType] = [grid, Text(""), *told, Text("")]
+    parts_shown: tuple[RenderableType, ...] = (Text(PARTS_UNKNOWN, style="yellow"),) if pieces.weights is None else known
+    lines: list[RenderableType] = [grid, Text(""), *parts_shown, Text("")]
     lines += _details(calibration)
     heading = f"[bold]{clean(title).replace('[', chr(92) + '[')}[/]"
     return Panel(Group(*lines), title=heading, title_align="left", border_style="green", expand=False, padding=(1, 2))
@@ -102,8 +102,8 @@ def _details(calibration: Calibration) -> list[RenderableType]:
         fixed = f" and {blocks.fixed} a sequence" if blocks.fixed else ""
         grid.add_row("KV blocks", Text(f"{size_of(gib(blocks.bytes))} for {blocks.size} tokens × {blocks.per_block}{fixed}"))
     spread = "" if quality.overhead_spread_gb is None else f" · overhead moves by {size_of(quality.overhead_spread_gb)}"
-    told = {"log": "logged, not measured", "import": "imported: the totals were measured by others"}
-    meter = told.get(metadata.machine.meter, f"measured by {metadata.machine.meter}")
+    known = {"log": "logged, not measured", "import": "imported: the totals were measured by others"}
+    meter = known.get(metadata.machine.meter, f"measured by {metadata.machine.meter}")
     grid.add_row("quality", Text(f"error {error}{spread} · {meter}"))
     grid.add_row("points", Text(" · ".join(f"{load.context:,}: {size_of(load.total_gb)}" for load in quality.loads)))
     grid.add_row("valid to", Text(f"{quality.valid_to:,} tokens"))

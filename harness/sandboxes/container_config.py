@@ -1,6 +1,6 @@
 """A launch as the Engine API's container configuration (``POST /containers/create``). Pure.
 
-Every container is told apart from the user's by its labels, is on a bridge of its run that leads nowhere, may gain no
+Every container is distinguished from the user's by its labels, is on a bridge of its run that leads nowhere, may gain no
 privilege, and is bounded in processes, memory and log.
 """
 
@@ -91,7 +91,7 @@ def container_config(
             "RestartPolicy": {"Name": "no"},
             # Named: the daemon's default may keep nothing, or send it away. Bounded: the complete log is attached to.
             "LogConfig": {"Type": "json-file", "Config": {"max-size": "50m", "max-file": "2"}},
-            "Init": True,  # a first process that passes SIGTERM on, and buries what the engine leaves behind
+            "Init": True,  # a first process that forwards SIGTERM and reaps zombies
             "IpcMode": "host" if launch.ipc_host else "private",
             "DeviceRequests": device_requests(launch.gpus, daemon),
         },

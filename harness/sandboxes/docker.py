@@ -38,14 +38,14 @@ LOG_LIMIT: Final = 30.0
 #: Where the last stored line must be found in the attached log, bytes from its end.
 NEAR_THE_END: Final = 64 << 10
 
-#: Told of each named step of a start; tests inject faults here.
+#: Called with each named step of a start; tests inject faults here.
 StepHook = Callable[[str], None]
 
 
 class DockerSandbox:
     """Starts engines in containers, one at a time.
 
-    ``address`` names the daemon (``DOCKER_HOST``, else the system's). ``progress`` is told of an image's pull,
+    ``address`` names the daemon (``DOCKER_HOST``, else the system's). ``progress`` reports an image's pull,
     ``memory_limit`` (bytes, swap included) bounds a container.
     """
 
@@ -221,7 +221,7 @@ class DockerEngine:
         self._first = int(attributes["State"]["Pid"])
         self._first_start = start_time(self._first) if self._first else None
         address = attributes["NetworkSettings"]["Networks"][inside]["IPAddress"]
-        try:  # a container that ended at once has no address any more; nobody will reach it
+        try:  # a container that ended at once has no address left, and is not reachable
             self._forwarder = Forwarder(port, (address or "127.0.0.1", site.port if address else 1))
         except OSError as error:
             raise BusyError(f"port {port} of 127.0.0.1 is taken", hint="choose another port, or none") from error
@@ -247,7 +247,7 @@ class DockerEngine:
         """The exit status (128 + signal for a killed one); ``None`` while it runs.
 
         Raises:
-            EngineError: it was killed for want of memory (code ``out-of-memory``), somebody removed it, or the reaper died
+            EngineError: it was OOM-killed (code ``out-of-memory``), removed externally, or the reaper died
                 (``supervision-lost``): the container has been ended. UnavailableError: the daemon is gone.
         """
         with self._lock:
@@ -313,7 +313,7 @@ class DockerEngine:
     def _inspect(self) -> Mapping[str, Any]:
         attributes = self._daemon.inspect(self.container)
         if attributes is None:
-            raise EngineError("somebody removed the engine's container", code="container-gone")
+            raise EngineError("the engine's container was removed externally", code="container-gone")
         return attributes
 
     def _learn_end(self, state: Mapping[str, Any]) -> None:

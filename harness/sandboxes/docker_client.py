@@ -174,7 +174,7 @@ class Daemon:
             self._api.stop(container, timeout=max(0, round(timeout)))
 
     def remove(self, container: str) -> None:
-        """Remove a container and its nameless volumes, running or not; harmless where somebody else does the same."""
+        """Remove a container and its nameless volumes, running or not; harmless where another process does the same."""
         with self._talk("remove the container", absent_is_fine=True):
             self._api.remove_container(container, force=True, v=True)
 
@@ -297,7 +297,7 @@ class Daemon:
             if time.monotonic() >= self._until.at:
                 raise silent_error(self.address, limit, doing) from error
             raise UnavailableError(
-                f"cannot {doing}: the Docker daemon does not answer any more", hint="is it running?", code="docker-gone"
+                f"cannot {doing}: the connection to the Docker daemon was lost", hint="is it running?", code="docker-gone"
             ) from error
 
     def _go_on(self) -> None:

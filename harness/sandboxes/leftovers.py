@@ -1,4 +1,4 @@
-"""What harness has left on a daemon, and the removal of what nobody owns any more."""
+"""What harness has left on a daemon, and the removal of orphaned resources."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def scrub_file(log: Path, start: int, hidden: tuple[bytes, ...]) -> None:
                     return
                 at += _PIECE
     except OSError:
-        return  # no log, or one that cannot be written any more
+        return  # no log, or one that can no longer be written
 
 
 class LogPump:
@@ -162,7 +162,7 @@ class LogPump:
         self._thread.join(5)
 
     def scrub(self) -> None:
-        """Mask what must not stand in the file, where somebody else wrote it."""
+        """Mask what must not stand in the file, where another process wrote it."""
         scrub_file(self._log, self.start, self._hidden)
 
     def _run(self) -> None:

@@ -33,7 +33,7 @@ Life = Literal["alive", "gone", "unknown"]
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
-    """A process, so that it can be told from every other one; empty strings where that could not be read.
+    """A process, so that it is distinguishable from every other one; empty strings where that could not be read.
 
     ``namespace`` is of PIDs, ``clock`` of times.
     """
@@ -53,7 +53,7 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
             # Another boot: of this machine (it is gone), or of another one.
             return "gone" if self.machine in ("", machine_id()) else "unknown"
         if self.clock and self.clock != _namespace("time"):
-            return "unknown"  # start times are told by another clock there (time_namespaces(7))
+            return "unknown"  # start times are of another clock there (time_namespaces(7))
         if self.namespace == _namespace("pid"):
             return "alive" if start_time(self.pid) == self.start else "gone"
         return _life_in(self.namespace, self.pid, self.start)
@@ -96,7 +96,7 @@ def life_of(labels: Mapping[str, str]) -> Life:
 
 
 def is_abandoned(labels: Mapping[str, str]) -> bool:
-    """Whether something of harness's has provably no owner any more. What does not bear our label never is."""
+    """Whether something of harness's provably has no owner. What does not bear our label never is."""
     return labels.get(LABEL) == "1" and life_of(labels) == "gone"
 
 

@@ -2,7 +2,7 @@
 
 The reaper is a small process of its own (:mod:`harness.sandboxes.reaper_main`) that is started before any engine. It is
 the engine's parent and holds one end of a socket; when harness ends in whatever way, ``kill -9`` included, the reaper
-ends the engine, everything that the engine started, and the containers it was told to watch.
+ends the engine, everything that the engine started, and the containers it was asked to watch.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Reaper:
             raise _spawn_error(answer["stage"], answer["errno"], argv[0], cwd, log)
         pid: int = answer["pid"]
         self._folders = answer["folders"]
-        self.pids()  # whom to end, should the reaper be lost
+        self.pids()  # the processes to end, should the reaper be lost
         return pid
 
     def pids(self) -> frozenset[int]:

@@ -102,7 +102,7 @@ class Reaper:
             remove_containers(*self.containers)
 
     def close(self) -> None:
-        """Take no more orders; end the engine, without waiting long for its manners."""
+        """Take no more orders; end the engine, with a short graceful shutdown."""
         self.closing = True
         self.end(ORPHAN_GRACE)
 

@@ -63,7 +63,7 @@ class CalibrationMatch(msgspec.Struct, frozen=True, kw_only=True):
     """A calibration and what it holds for: ``gpus`` are those of this machine, empty for host memory or where none was read.
 
     ``obstacle`` says why nothing could be read. ``derived`` says which figures were calculated for other settings than were
-    measured, ``identity`` how the weights were told.
+    measured, ``identity`` how the weights were identified.
     """
 
     calibration: Calibration
@@ -104,7 +104,7 @@ def read_question(spec: str, context: int | None, num_parallel: int = 1) -> FitQ
     if not name or any(not character.isprintable() for character in name):
         raise UsageError(f"{spec!r} names no model", code="bad-name")
     if context is None:
-        raise UsageError(f"at which context? {name} needs one", hint=f"{name}@8192, or --ctx 8192", code="no-context")
+        raise UsageError(f"missing context for {name}", hint=f"{name}@8192, or --ctx 8192", code="no-context")
     if not 1 <= context <= MAX_CONTEXT:
         raise UsageError(f"{spec}: a context is 1 to {MAX_CONTEXT} tokens", code="bad-context")
     return FitQuery(model=name, context=context, num_parallel=num_parallel, digest=digest)
@@ -257,9 +257,7 @@ def _here(path: Path, calibration: Calibration, machine: MachineNow, available: 
                 obstacle = next((one.why for one in gpus if one.why), "the driver does not say how much is free")
             policy = policy_of(calibration.engine)
             if len(present) > len(gpus) and policy.spreads and machine.gpu is None:
-                notes.append(
-                    f"judged for {gpus[0].name} alone; {policy.title} uses all {len(present)} GPUs unless told otherwise"
-                )
+                notes.append(f"checked for {gpus[0].name} alone; {policy.title} uses all {len(present)} GPUs by default")
     name = shlex.quote(calibration.id)
     if other:
         model = shlex.quote(calibration.metadata.model.name)

@@ -1,4 +1,4 @@
-"""``harness plan``: on a card, or on this machine, the largest context of every calibrated model, and who fits with whom."""
+"""``harness plan``: for a card or this machine, the largest context of each calibrated model, and which fit together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.prediction.verdict import Fate, Verdict, judge, judge_together
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, FitQuery, choose, read_question
 from harness.store.store import Store, stem_of
 
-#: Context at which models are put together, tokens per slot, where nobody names one.
+#: Context at which models are put together, tokens per slot, where none is given.
 TOGETHER: Final = 8192
 #: Models of which every combination is tried; of more, the smallest.
 _MOST: Final = 12

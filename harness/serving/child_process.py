@@ -1,4 +1,4 @@
-"""A command of the user's in the foreground, and whose Ctrl-C is whose."""
+"""A command of the user's in the foreground, and signal forwarding."""
 
 from __future__ import annotations
 

@@ -40,11 +40,11 @@ def measure_overhead(
     """
     from harness.measure.prepare import prepare
 
-    wishes = RunOptions(
+    options = RunOptions(
         engine="llama-server", sandbox="process", contexts=_CONTEXTS, speed=False, gpus=gpus, engine_binary=binary
     )
     with tempfile.TemporaryDirectory(prefix="harness-overhead-") as name:
-        session = prepare(wishes, Store(Path(name)), here)
+        session = prepare(options, Store(Path(name)), here)
         if session.choice.meter != "nvml" or len(session.choice.gpus) != 1:
             raise UnavailableError(
                 "the driver's overhead is measured on one NVIDIA GPU, which the engine and NVML must both see",

@@ -68,7 +68,7 @@ class Server(msgspec.Struct, kw_only=True):
     num_parallel: int
     judged: Judged
     facts: LoadFacts | None
-    truth: str | None
+    observed_placement: str | None
     disagreement: str | None
     record: Path | None
     log: Path
@@ -103,7 +103,7 @@ def require_fit(judged: Judged) -> None:
     """Raise unless a model fits.
 
     Raises:
-        OffloadLikelyError: it would spill to the CPU. UnknownVerdictError: that is not known.
+        OffloadLikelyError: it would be offloaded to the CPU. UnknownVerdictError: that is not known.
     """
     if judged.word == "offload":
         raise OffloadLikelyError(sentence(judged), hint="a smaller --ctx, or --on-offload warn to start it all the same")
@@ -115,7 +115,7 @@ def decide(judged: Judged, on_offload: OnOffload) -> int:
     """The context to start with, tokens per slot.
 
     Raises:
-        OffloadLikelyError: it would spill, and nothing smaller fits or was asked for. UnknownVerdictError: not known.
+        OffloadLikelyError: it would be offloaded, and nothing smaller fits or was asked for. UnknownVerdictError: not known.
     """
     asked = judged.question.context
     if judged.word == "fits" or on_offload == "warn":
@@ -130,7 +130,7 @@ def decide(judged: Judged, on_offload: OnOffload) -> int:
 @contextmanager
 def serve(
     question: FitQuery,
-    wishes: RunOptions,
+    options: RunOptions,
     store: Store,
     *,
     on_offload: OnOffload = "warn",
@@ -141,14 +141,14 @@ def serve(
 ) -> Iterator[Server]:
     """Check a model, start it in its sandbox, and hold it until the block ends.
 
-    ``wishes`` say how the engine is started; what they leave open is taken from the calibration, so that the verdict is about
+    ``options`` say how the engine is started; what they leave open is taken from the calibration, so that the verdict is about
     this start. Verdicts and disagreements are said to ``observer``.
 
     Raises:
         OffloadLikelyError, UnknownVerdictError: refused. HarnessError: the engine, the model, or the GPU cannot be had.
     """
     watch = observer or Logged()
-    gpu = wishes.gpus if wishes.gpus not in ("all", "none") and "," not in wishes.gpus else None
+    gpu = options.gpus if options.gpus not in ("all", "none") and "," not in options.gpus else None
     (judged,) = check([question], store, MachineNow(gpu), wanted=wanted, available=available).models
     for text in judged.warnings:
         watch.warn(text)
@@ -157,10 +157,10 @@ def serve(
     (watch.say if judged.word == "fits" else watch.warn)(sentence(judged).removeprefix("WARNING: "))
     if context != question.context:
         watch.warn(f"context {context} instead of {question.context}")
-    wishes = completed(wishes, judged, store)
+    options = completed(options, judged, store)
     if judged.chosen is not None:
-        watch.say(f"handed to {judged.chosen.calibration.engine}: {handed(wishes.model, wishes.image, wishes.env)}")
-    session = prepare(wishes, store, Path.cwd())
+        watch.say(f"handed to {judged.chosen.calibration.engine}: {handed(options.model, options.image, options.env)}")
+    session = prepare(options, store, Path.cwd())
     for reason in session.choice.reasons:
         watch.say(reason)
     with ExitStack() as stack:
@@ -171,12 +171,12 @@ def serve(
         server.judged = judged
         if server.disagreement is not None:
             watch.warn(f"the verdict was wrong: {server.disagreement}. Kept in {server.record}")
-        elif server.truth is not None:
-            watch.say(f"ready after {server.ready_seconds:.1f} s: {server.truth}")
+        elif server.observed_placement is not None:
+            watch.say(f"ready after {server.ready_seconds:.1f} s: {server.observed_placement}")
         yield server
 
 
-def completed(wishes: RunOptions, judged: Judged, store: Store) -> RunOptions:
+def completed(options: RunOptions, judged: Judged, store: Store) -> RunOptions:
     """Run options, with what the calibration knows: engine, sandbox, image, model, settings, GPUs.
 
     Raises:
@@ -184,31 +184,31 @@ def completed(wishes: RunOptions, judged: Judged, store: Store) -> RunOptions:
     """
     chosen = judged.chosen
     if chosen is None:
-        return wishes
+        return options
     calibration = chosen.calibration
     metadata = calibration.metadata
-    typed = [*(["image"] if wishes.image is not None else []), *(["weights"] if _is_path(wishes.model) else [])]
-    refuse(calibration, Path.cwd(), wishes.allowed, str(chosen.path), env=wishes.env, typed=typed)
-    known: dict[str, object] = {"engine": calibration.engine, "model": _model_of(wishes, judged, store)}
-    if wishes.sandbox == "auto" and metadata.machine.sandbox != "unknown":
+    typed = [*(["image"] if options.image is not None else []), *(["weights"] if _is_path(options.model) else [])]
+    refuse(calibration, Path.cwd(), options.allowed, str(chosen.path), env=options.env, typed=typed)
+    known: dict[str, object] = {"engine": calibration.engine, "model": _model_of(options, judged, store)}
+    if options.sandbox == "auto" and metadata.machine.sandbox != "unknown":
         known["sandbox"] = metadata.machine.sandbox
-    if wishes.image is None and metadata.machine.sandbox == "docker":
+    if options.image is None and metadata.machine.sandbox == "docker":
         known["image"] = by_digest(metadata.engine)
-    if wishes.kv_cache_type is None and metadata.settings.asked_cache_type is not None:
+    if options.kv_cache_type is None and metadata.settings.asked_cache_type is not None:
         known["kv_cache_type"] = metadata.settings.kv_cache_type
-    if wishes.flash_attention == "auto":
+    if options.flash_attention == "auto":
         known["flash_attention"] = asked_flash(metadata.settings.flash_attention)
-    if wishes.gpus == "all" and metadata.machine.target == "host":
+    if options.gpus == "all" and metadata.machine.target == "host":
         known["gpus"] = "none"
-    elif wishes.gpus == "all" and chosen.gpus and metadata.machine.meter == "nvml":
+    elif options.gpus == "all" and chosen.gpus and metadata.machine.meter == "nvml":
         known["gpus"] = ",".join(gpu.uuid or gpu.key for gpu in chosen.gpus)
-    env = handed_env(metadata.settings, wishes.env, str(chosen.path))
-    return msgspec.structs.replace(wishes, env=env, **known)
+    env = handed_env(metadata.settings, options.env, str(chosen.path))
+    return msgspec.structs.replace(options, env=env, **known)
 
 
-def _model_of(wishes: RunOptions, judged: Judged, store: Store) -> str:
+def _model_of(options: RunOptions, judged: Judged, store: Store) -> str:
     """What the engine is asked for: a path or name as given; of an id, what it was calibrated from."""
-    name, chosen = wishes.model or "", judged.chosen
+    name, chosen = options.model or "", judged.chosen
     if chosen is None or _is_path(name):
         return name
     calibration = chosen.calibration
@@ -217,7 +217,7 @@ def _model_of(wishes: RunOptions, judged: Judged, store: Store) -> str:
         return own
     from harness.inventory.installed import Installed
 
-    given = Overrides(models=wishes.models, engine_binary=wishes.engine_binary)
+    given = Overrides(models=options.models, engine_binary=options.engine_binary)
     path = Installed(store, given, Path.cwd()).model_path(calibration)
     if path is None:
         raise NotFoundError(
@@ -274,7 +274,7 @@ def _started(
         )  # fmt: skip
         stack.callback(runner.stop)
         source = session.request.source
-        if engine.persistent and source.path is not None:  # it is told the weights by their digest
+        if engine.persistent and source.path is not None:  # it is given the weights by their digest
             from harness.inventory.digests import cached_sha256
 
             watch.progress("hashing the model", 0, None)
@@ -291,7 +291,7 @@ def _started(
         server = Server(
             endpoint=running.endpoint, engine=engine.name, model=source.own_name or session.request.name, context=context,
             num_parallel=options.num_parallel, judged=judged, facts=facts,
-            truth=None if facts is None else engine.policy.describe(facts, session.choice.target),
+            observed_placement=None if facts is None else engine.policy.describe(facts, session.choice.target),
             disagreement=_disagreement(judged, context, facts, engine.policy), record=None, log=running.log,
             pids=running.pids(), ready_seconds=ready,
             _runner=runner,

@@ -8,7 +8,7 @@ from typing import Literal
 from harness.errors import NotFoundError
 from harness.model.calibration import Calibration
 
-#: How the weights of an answer were told: by their digest, by the calibration's own id, or by a name alone.
+#: How the weights of an answer were identified: by their digest, by the calibration's own id, or by a name alone.
 Identity = Literal["digest", "id", "name"]
 _SHOWN = 19
 

@@ -13,7 +13,7 @@ from harness.errors import BadInputError, ConfigError, NotFoundError, Unavailabl
 from harness.store.yaml import read_yaml
 from harness.text import one_line
 
-#: What ``auto`` calibrates when nobody names a model.
+#: What ``auto`` calibrates where no model is named.
 DEFAULT_MODEL: Final = "gemma3:270m"
 
 

@@ -49,7 +49,7 @@ def read_file(path: Path | None) -> dict[str, Any]:
         if not isinstance(value, known[key].written) or isinstance(value, bool):
             raise ConfigError(f"{path}: {key} has the wrong type: {value!r}", code="bad-config")
         if not all(map(_is_sane, value if isinstance(value, list) else [value])):
-            raise ConfigError(f"{path}: {key} is none: {value!r}", code="bad-config")
+            raise ConfigError(f"{path}: {key} is out of range: {value!r}", code="bad-config")
     return values
 
 

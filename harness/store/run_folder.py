@@ -1,6 +1,6 @@
 """The folder of a run while it runs: marked as ours, and locked for as long as we live.
 
-The mark is written before anything else, so that what is left of a run that was killed can be told from a folder of the user's.
+The mark is written before anything else, so that the rest of a killed run is distinguishable from a folder of the user's.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def read_plain(path: Path, most: int = -1) -> bytes:
 
 
 def copy_run(source: Path, target: Path) -> None:
-    """Copy the files that a run writes; links, folders and anything else that lies there stay where they are.
+    """Copy the files that a run writes; links, folders and anything else that is there stay where they are.
 
     Raises:
         CannotWriteError: the target.

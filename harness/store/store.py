@@ -100,7 +100,7 @@ class Store:
         self.root = root
 
     def path_of(self, engine: str, model: str, variant: str | None = None) -> Path:
-        """Where the artifact of a model lies, whether it exists or not."""
+        """Where the artifact of a model is, whether it exists or not."""
         if not is_engine(engine):
             raise UsageError(f"unknown engine: {engine!r}")
         if variant is not None and not _VARIANT.fullmatch(variant):
@@ -191,7 +191,7 @@ class Store:
         except PermissionError as error:
             raise NotPermittedError(f"{folder} cannot be read: {error.strerror}") from error
         except OSError:
-            pass  # no folder; or a name that is too long for a file, which is nobody's
+            pass  # no folder; or a name that is too long for a file, which no artifact has
         return paths
 
     def write(self, path: Path, calibration: Calibration) -> None:
@@ -268,7 +268,7 @@ def read_record(path: Path) -> Record:
     except NotFoundError as error:
         raise NotFoundError(f"no such run: {path}", code="no-such-run") from error
     if len(data) > _LARGEST_RECORD:
-        raise BadInputError(f"{file} is not a record: it is larger than any", code="bad-record")
+        raise BadInputError(f"{file} exceeds {_LARGEST_RECORD >> 20} MiB", code="bad-record")
     try:
         version = msgspec.json.decode(data, type=_Version).schema_version
         if version > RECORD_VERSION:
@@ -278,7 +278,7 @@ def read_record(path: Path) -> Record:
         raise BadInputError(f"{file} is not a record: {error}", code="bad-record") from error
     written = (record.id, record.run, record.model, record.engine, record.settings, record.machine)
     if not is_sane(msgspec.to_builtins(written)) or not is_sane(msgspec.to_builtins(record), texts=False):
-        raise BadInputError(f"{file} is not a record: a figure or a text in it is none", code="bad-record")
+        raise BadInputError(f"{file} is not a record: it contains a non-finite or out-of-range value", code="bad-record")
     return record
 
 

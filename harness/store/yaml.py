@@ -40,7 +40,7 @@ def _fraction(_loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
     text = str(node.value).replace("_", "")
     value = math.nan if text.endswith((".inf", ".nan")) else float(text)
     if not math.isfinite(value):
-        raise yaml.constructor.ConstructorError(None, None, "a number is none", node.start_mark)
+        raise yaml.constructor.ConstructorError(None, None, "a number is not finite", node.start_mark)
     return value
 
 
@@ -63,7 +63,7 @@ def parse_yaml(text: bytes, where: str) -> Any:
         BadInputError: not YAML, larger or deeper than any of ours, or with tags, references or absurd numbers.
     """
     if len(text) > _LARGEST_FILE:
-        raise BadInputError(f"{where} is larger than any document of harness's", code="bad-yaml")
+        raise BadInputError(f"{where} exceeds {_LARGEST_FILE >> 20} MiB", code="bad-yaml")
     if len(_NESTING.findall(text)) > _MOST_NESTING:
         raise BadInputError(f"{where} is nested too deeply", code="bad-yaml")
     try:

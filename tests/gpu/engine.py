@@ -245,7 +245,7 @@ def load_row(load: Load) -> dict[str, Any]:
         "overhead_idle": over(idle), "overhead_busy": over(busy),
         "spread": load.busy and load.busy.spread_bytes, "basis": load.busy and load.busy.basis,
         "device_peak": trace and trace.device_peak_bytes, "readings": trace and trace.readings,
-        "failures": trace and trace.failures, "strangers": trace and trace.strangers, "left": load.left_bytes,
+        "failures": trace and trace.failures, "strangers": trace and trace.other_processes, "left": load.left_bytes,
         "ready_s": load.ready and round(load.ready - load.started, 2), "settle_s": load.settle_seconds,
         "layers": facts and [facts.layers_offloaded, facts.layers_total], "graph_splits": facts and facts.graph_splits,
         "flash_attention": facts and facts.flash_attention,

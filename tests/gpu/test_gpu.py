@@ -58,7 +58,7 @@ def test_two_processes_are_told_apart(process: Cuda, meter: NvmlMeter) -> None:
         other(f"alloc {3 * GIB}")
         assert held(meter, process) == alone
         assert held(meter, other) - 3 * GIB == alone
-        assert meter.read(frozenset({process.pid})).strangers == {other.pid: alone + 3 * GIB}
+        assert meter.read(frozenset({process.pid})).other_processes == {other.pid: alone + 3 * GIB}
 
 
 def test_the_device_as_a_whole_rises_by_little_more_than_the_processes_say(meter: NvmlMeter) -> None:

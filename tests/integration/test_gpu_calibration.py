@@ -158,7 +158,7 @@ def test_a_gpu_is_calibrated(daemon: GpuDaemon, driver: Driver, image: str, clie
         assert load["left_bytes"] == 0
         assert load["busy"]["devices"] == {UUID: load["busy"]["total_bytes"]}
         assert load["trace"]["device_peak_bytes"] >= load["busy"]["total_bytes"]
-        assert not load["trace"].get("strangers")
+        assert not load["trace"].get("other_processes")
     assert client.containers.list(all=True) == []
 
 

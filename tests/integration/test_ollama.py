@@ -69,10 +69,10 @@ def nothing_stays(image: str, client: DockerClient) -> Iterator[None]:
     assert client.containers.list(all=True, filters={"ancestor": image}) == []
 
 
-def calibrate(folder: Path, image: str, model: str = str(registry() / "tiny.gguf"), **wishes: Any) -> Result:
-    """Calibrate on host memory, with the knobs of the stand-in among the wishes' ``env``."""
-    wished = {"contexts": CONTEXTS, "speed": False, "timeout": 60.0, **wishes}
-    asked = RunOptions(model=model, engine="ollama", gpus="none", image=image, **wished)
+def calibrate(folder: Path, image: str, model: str = str(registry() / "tiny.gguf"), **request: Any) -> Result:
+    """Calibrate on host memory, with the knobs of the stand-in among the request' ``env``."""
+    asked_for = {"contexts": CONTEXTS, "speed": False, "timeout": 60.0, **request}
+    asked = RunOptions(model=model, engine="ollama", gpus="none", image=image, **asked_for)
     return prepare(asked, Store(folder / "store"), folder).calibrate(Silent())
 
 
@@ -201,11 +201,11 @@ def test_a_device_is_measured_after_a_prompt_and_what_spills_ends_the_plan_earli
 ) -> None:
     """A device too small for the largest context: that load is an observation, and what fits is measured."""
     monkeypatch.setattr("harness.measure.prepare.open_meter", lambda _: DeviceMeter())
-    wishes = RunOptions(
+    request = RunOptions(
         model=str(registry() / "tiny.gguf"), engine="ollama", gpus="none", image=image, contexts=CONTEXTS, speed=False,
         env={"STANDIN_RPC": "2048", "MALLOC_PERTURB_": "85"}, timeout=60.0,
     )  # fmt: skip
-    session = prepare(wishes, Store(tmp_path / "store"), tmp_path)
+    session = prepare(request, Store(tmp_path / "store"), tmp_path)
     device = msgspec.structs.replace(session.choice, target="gpu", meter="nvml", gpus=(Gpu(name="RPC0"),))
     options = msgspec.structs.replace(session.options, target="gpu", memory_limit=None)
 

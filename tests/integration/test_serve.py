@@ -139,7 +139,7 @@ def test_an_engine_that_ends_by_itself_is_said_and_its_log_kept(start: Start, mo
 def test_as_a_library_it_lasts_as_long_as_its_block(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with harness.serve(str(model), ctx=1024, gpus="none", store=tmp_path) as server:
         assert httpx.get(f"{server.endpoint}/health", trust_env=False).json() == {"status": "ok"}
-        assert server.truth == "everything lies in host memory"
+        assert server.observed_placement == "everything is in host memory"
         assert len(engines_of(model)) == 1
     assert "UNCALIBRATED" in caplog.text
     assert not engines_of(model)

@@ -16,7 +16,7 @@ import pytest
 from harness.engines.vllm.recipe import CACHE_VOLUME, WEIGHTS_VOLUME
 from harness.errors import EngineError, HarnessError, NotFoundError, NotPermittedError, OffloadLikelyError, UsageError
 from harness.inventory.installed import Installed
-from harness.maintain.recalibrate import survey, wishes_of
+from harness.maintain.recalibrate import rerun_options, survey
 from harness.maintain.refit import refit
 from harness.measure.events import Silent
 from harness.measure.prepare import Session, prepare
@@ -60,7 +60,7 @@ def opened(model: Path, tmp_path: Path) -> Opened:
         speed: bool = False,
         **machine: object,
     ) -> Session:
-        wishes = RunOptions(
+        options = RunOptions(
             model=name or str(model),
             engine="vllm",
             sandbox="docker" if place == "docker" else "process",
@@ -72,7 +72,7 @@ def opened(model: Path, tmp_path: Path) -> Opened:
             timeout=20,
             speed=speed,
         )
-        return prepare(wishes, Store(tmp_path / "store"), tmp_path)
+        return prepare(options, Store(tmp_path / "store"), tmp_path)
 
     return open_session
 
@@ -140,15 +140,15 @@ def test_the_flags_of_an_allocation_start_it_and_one_block_less_does_not(opened:
 def test_a_served_model_gets_exactly_what_its_context_needs(opened: Opened, tmp_path: Path) -> None:
     session = opened()
     session.calibrate(Silent())
-    wishes = RunOptions(model="tern-1b", engine="vllm", gpus="none", engine_binary=session.options.engine_binary, timeout=20)
+    options = RunOptions(model="tern-1b", engine="vllm", gpus="none", engine_binary=session.options.engine_binary, timeout=20)
     question = FitQuery(model="vllm/tern-1b", context=8192)
-    with serve(question, wishes, session.store, on_offload="refuse", available=(GIB,)) as server:
+    with serve(question, options, session.store, on_offload="refuse", available=(GIB,)) as server:
         assert server.facts is not None
         assert server.facts.vllm is not None
         assert (server.facts.vllm.max_model_len, server.facts.vllm.kv_tokens) == (8192, 66 * 128)
-        assert (server.truth, server.disagreement) == ("the KV cache holds 8,448 tokens", None)
+        assert (server.observed_placement, server.disagreement) == ("the KV cache holds 8,448 tokens", None)
         assert httpx.get(f"{server.endpoint}/health", trust_env=False).status_code == httpx.codes.OK
-    with pytest.raises(OffloadLikelyError), serve(question, wishes, session.store, on_offload="refuse", available=(64 * MIB,)):
+    with pytest.raises(OffloadLikelyError), serve(question, options, session.store, on_offload="refuse", available=(64 * MIB,)):
         pass
 
 
@@ -157,10 +157,10 @@ def test_an_artifact_is_measured_again_as_it_was(opened: Opened, model: Path) ->
     session.calibrate(Silent())
     finder = Installed(session.store, Overrides(engine_binary=session.options.engine_binary), model.parent)
     (target,) = survey(session.store, [], finder, None, print)
-    wishes = wishes_of(target, finder)
-    assert (wishes.model, wishes.engine, wishes.sandbox, wishes.gpus) == (str(model), "vllm", "process", "none")
-    assert (wishes.contexts, wishes.kv_cache_type, wishes.env["VLLM_ARGS"]) == ((4096, 1024), None, "--dtype bfloat16")
-    again = prepare(wishes, session.store, model.parent)
+    options = rerun_options(target, finder)
+    assert (options.model, options.engine, options.sandbox, options.gpus) == (str(model), "vllm", "process", "none")
+    assert (options.contexts, options.kv_cache_type, options.env["VLLM_ARGS"]) == ((4096, 1024), None, "--dtype bfloat16")
+    again = prepare(options, session.store, model.parent)
     assert again.plan().artifact == target.path
 
 

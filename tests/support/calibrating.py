@@ -23,8 +23,8 @@ def main(model: str, store: str, stop_at: str) -> None:
             sys.stdout.flush()
             sys.stdin.readline()
 
-    wishes = RunOptions(model=model, engine="llama-server", gpus="none", contexts=(1024, 2048, 4096), speed=False, timeout=60)
-    prepare(wishes, Store(Path(store)), Path.cwd()).calibrate(Silent(), hook)
+    options = RunOptions(model=model, engine="llama-server", gpus="none", contexts=(1024, 2048, 4096), speed=False, timeout=60)
+    prepare(options, Store(Path(store)), Path.cwd()).calibrate(Silent(), hook)
 
 
 if __name__ == "__main__":

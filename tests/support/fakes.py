@@ -338,7 +338,7 @@ class FakeMeter:
         if world.blind is not None:
             return Reading(total_bytes=None, reason=world.blind)
         holder = HOLDER if world.persistent else SERVER
-        return Reading(total_bytes=world.memory() if holder in pids else 0, strangers=dict(world.others))
+        return Reading(total_bytes=world.memory() if holder in pids else 0, other_processes=dict(world.others))
 
     def close(self) -> None:
         self.world.happen("close meter")

@@ -123,7 +123,7 @@ class Device:
         assert match is not None
         return int(match[1]) * KIB
 
-    def wishes(self) -> dict[str, str]:
+    def asked(self) -> dict[str, str]:
         """The environment with which harness finds the device."""
         return {"LLAMA_ARG_RPC": self.address, "LLAMA_ARG_FIT": "off", **self.env}
 
@@ -147,7 +147,7 @@ class SoftwareGpu(Device):
     def ended(self) -> bool:
         return False
 
-    def wishes(self) -> dict[str, str]:
+    def asked(self) -> dict[str, str]:
         return {"LLAMA_ARG_FIT": "off", **self.env}
 
 
@@ -241,10 +241,10 @@ def calibrate_on(
 ) -> tuple[Record, Calibration]:
     """Record, fit and file a calibration of ``model`` with the default plan, as ``harness calibrate`` does."""
     device.ensure()
-    env = device.wishes()
+    env = device.asked()
     if train_context is not None:
         env["LLAMA_ARG_OVERRIDE_KV"] = f"{train_context[0]}.context_length=int:{train_context[1]}"
-    wishes = RunOptions(
+    asked = RunOptions(
         model=str(model),
         engine="llama-server",
         kv_cache_type=mode.kv_cache_type,
@@ -255,7 +255,7 @@ def calibrate_on(
         speed=False,
         force=True,
     )
-    session = prepare(wishes, Store(folder), folder)
+    session = prepare(asked, Store(folder), folder)
     # Without a number of layers there are no dry runs, which say how a model is split and nothing of its memory.
     known = msgspec.structs.replace(session.request.source.model, layers=None)
     source = msgspec.structs.replace(session.request.source, model=known)

@@ -97,7 +97,7 @@ def test_a_model_that_is_served_in_front_of_the_tests_is_not_asked_about_again(
 @pytest.mark.parametrize(
     ("mark", "says"),
     [
-        ('needs_model("made-up")', "needs one"),
+        ('needs_model("made-up")', "missing context"),
         ('needs_model("made-up", ctx=0)', "1 to"),
         ("needs_model()", "names no model"),
     ],

@@ -236,7 +236,7 @@ def apply_settings(params: Any, module: Any, settings: dict[int, str], release: 
             option.apply(params, module, text)
         except (UnsupportedError, AttributeError) as error:
             if not option.optional:
-                fail(_UNAVAILABLE, f"xllamacpp {release} has no {error} any more, which {option.flags[0]} {text} needs")
+                fail(_UNAVAILABLE, f"xllamacpp {release} no longer has {error}, which {option.flags[0]} {text} needs")
             sys.stderr.write(f"llama-server (xllamacpp): {release} has no {error}; {option.flags[0]} {text} is left out\n")
         except (ValueError, TypeError, OverflowError) as error:
             fail(_USAGE, f"{option.flags[0]} {text}: {error}")

@@ -263,7 +263,7 @@ def described(source: Source, body: Mapping[str, Any], size: int | None) -> Sour
     if details.get("format") not in (None, "", "gguf"):
         raise BadInputError(
             f"{source.model.name} is a model in {one_line(str(details.get('format')))}: Ollama's MLX runner logs no buffers, "
-            "so its memory cannot be told apart",
+            "so its memory cannot be attributed",
             hint="choose a GGUF of the same model",
             code="mlx-model",
         )

@@ -1,7 +1,7 @@
 """Ollama as it is installed on this machine: its program, the models that it keeps, and servers of it that run.
 
 Facts: envconfig/config.go (``Models``, ``Host``), server/modelpath.go, manifest.go and scripts/install.sh of ollama/ollama.
-Nothing of it is changed: a model is lent to a server of our own by links.
+Nothing of it is changed: a server of our own reads a model through links.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def _blob(digest: str) -> str:
     return digest.replace(":", "-")
 
 
-def lent(folder: Path, name: str) -> Home:
+def linked(folder: Path, name: str) -> Home:
     """A store of a server's own that holds one model: a copy of its manifest, and links to the weights.
 
     Ollama never writes into a file that it reads a model from; what it makes or removes, it makes and removes beside the links.
@@ -199,7 +199,7 @@ def lent(folder: Path, name: str) -> Home:
     return Home(files={f"models/{path.relative_to(folder)}": text}, links=blobs)
 
 
-def lent_file(path: Path, digest: str, architecture: str | None) -> Home:
+def linked_file(path: Path, digest: str, architecture: str | None) -> Home:
     """A store that holds a GGUF of the user's, by a link: what ``ollama create`` would write, without a copy of the weights."""
     config = json.dumps(
         {

@@ -143,7 +143,7 @@ class OllamaPolicy(Policy):
         }
 
     def batch_limits(self, version: str | None, *, target: str = "gpu", flash_attention: str = "auto") -> BatchLimits:
-        """Since 0.30 the batch follows the context where nobody sets it (and shrinks where memory is tight); before, 512.
+        """Since 0.30 the batch follows the context where it is unset (and shrinks where memory is tight); before, 512.
 
         On NVIDIA GPUs, which are what Ollama's ``gpu`` target is here, it stays at 512 without flash attention
         (``automaticGenerationBatch``), and goes to 256 on cards of up to 8 GiB, which takes less.
@@ -180,7 +180,7 @@ def _batch_fits(batch: int, estimate: int, available: int) -> bool:
 
 
 def estimated(calibration: Calibration, context: int, num_parallel: int = 1) -> int:
-    """What Ollama >= 0.30 reckons a model to take (``PredictServerVRAM``), bytes; our own figure without its shape."""
+    """What Ollama >= 0.30 estimates a model to take (``PredictServerVRAM``), bytes; our own figure without its shape."""
     placement = calibration.metadata.placement
     if placement.estimate_base_gb is None or placement.estimate_gb_per_10k is None:
         return predict(calibration, context, num_parallel).total_bytes

@@ -240,9 +240,9 @@ def _process(source: Source, options: Options, env: dict[str, str]) -> Launch:
         raise UnavailableError("there is no ollama on PATH", hint="name it with --engine-binary PATH", code="no-engine")
     if source.path is None:
         name = split_name(source.own_name)[0]
-        home = native.lent(native.find_store(name, options, os.environ), name)
+        home = native.linked(native.find_store(name, options, os.environ), name)
     else:
-        home = native.lent_file(source.path, source.model.digest or gguf.sha256(source.path), source.model.architecture)
+        home = native.linked_file(source.path, source.model.digest or gguf.sha256(source.path), source.model.architecture)
     limit = options.memory_limit if options.target == "host" else None
     return Launch(
         argv=(str(program), "serve"),
@@ -284,7 +284,7 @@ def _options(request: LoadRequest, options: Options) -> dict[str, Any]:
 
 
 def _reported(sdk: Client) -> Reported | None:
-    """``GET /api/ps`` while one model is loaded; ``size`` is everything, ``size_vram`` what lies on GPUs."""
+    """``GET /api/ps`` while one model is loaded; ``size`` is everything, ``size_vram`` what is on GPUs."""
     models = sdk.ps().models
     if len(models) != 1:
         return None

@@ -120,12 +120,12 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def automatic_batch(cells: int) -> int:
-    """``num_batch`` where nobody sets one, by the context of all slots; less where memory is tight."""
+    """``num_batch`` where it is unset, by the context of all slots; less where memory is tight."""
     return next((batch for limit, batch in BATCHES if cells <= limit), BATCHES[-1][1])
 
 
 def automatic_context(cards: Sequence[Card]) -> int:
-    """``num_ctx`` where nobody sets one, by the memory of all cards together (0.15.5 and later)."""
+    """``num_ctx`` where it is unset, by the memory of all cards together (0.15.5 and later)."""
     total = sum(card.total_bytes for card in cards)
     return next(context for least, context in _CONTEXT_TIERS if total >= least)
 

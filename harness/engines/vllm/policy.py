@@ -1,4 +1,4 @@
-"""What vLLM decides: nothing is spilled and nothing is kept free; it starts with what it is given, or not at all."""
+"""What vLLM decides: nothing is offloaded and nothing is kept free; it starts with what it is given, or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.fit.load_plan import BatchLimits, LoadOrder
     from harness.prediction.allocation import Allocation, Deployment
 
-#: Sequences at once when nobody asks for a number: enough to serve, few enough that their buffers stay small.
+#: Sequences at once where no number is given: enough to serve, few enough that their buffers stay small.
 MAX_NUM_SEQS: Final = 8
 _OURS: Final = frozenset(
     {
@@ -98,7 +98,7 @@ class VllmPolicy(Policy):
         return order(planned, record().machine, free_bytes)
 
     def outcome(self, load: Load, target: Target) -> str | None:
-        """What it was given, and the blocks that it made of it: nothing of vLLM's is ever spilled."""
+        """What it was given, and the blocks that it made of it: nothing of vLLM's is ever offloaded."""
         from harness.engines.vllm.starts import said
 
         return said(load)

@@ -198,7 +198,7 @@ class Vllm:
         """Nothing: it ends with the process."""
 
 
-#: Everything that is written lies in the two volumes or below /tmp: the image's own files stay as they are.
+#: Everything that is written is in the two volumes or below /tmp: the image's own files stay as they are.
 _CACHES: Final = {
     "HOME": "/tmp",  # noqa: S108 - a path inside the container
     "HF_HOME": _HUGGINGFACE,

@@ -96,7 +96,7 @@ def exact_bytes(load: Load, context: int) -> int | None:
     if size is None or interval is None or need is None:
         return None
     dense = -(-context // size)
-    hybrid = need != -(-start.context // size)  # of one length alone nobody knows what a hybrid needs at another
+    hybrid = need != -(-start.context // size)  # one length does not say what a hybrid needs at another
     return (max(need, dense) if hybrid else dense) * int(interval[1]) + 2 * int(interval[1])
 
 

@@ -4,7 +4,7 @@ const verdicts = verdictsBy(JSON.parse(document.getElementById("data").textConte
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const GIB = 2 ** 30, MIB = 2 ** 20;
-  // Okabe and Ito's colours, told apart with any colour vision.
+  // Okabe and Ito's colours, distinct with any colour vision.
   const COLOURS = {
     weights: "#0072B2", overhead: "#999999", fixed: "#CC79A7", compute: "#E69F00", cache: "#009E73",
     line: "#0072B2", point: "#D55E00", second: "#E69F00",
@@ -169,7 +169,7 @@ const verdicts = verdictsBy(JSON.parse(document.getElementById("data").textConte
   // -- sections --------------------------------------------------------------------------------------------------------
 
   function overview() {
-    const head = ["calibration", "base", "KV a 10k", "compute a 10k", "valid to", "error", "decode", "measured on", "date"];
+    const head = ["calibration", "base", "KV / 10k tokens", "compute / 10k tokens", "valid to", "error", "decode", "measured on", "date"];
     const rows = data.calibrations.map(entry => {
       const {constants, metadata} = entry.document;
       const error = metadata.quality.max_error;

@@ -86,7 +86,7 @@ def test_what_a_load_asks_for_reaches_the_settings_of_an_old_release(tmp_path: P
 def test_a_setting_that_a_new_release_has_lost_is_named(tmp_path: Path) -> None:
     done = run(tmp_path, "--model", "m.gguf", "-ub", "512", version="2027.1.13000", without="n_ubatch")
     assert done.returncode == 69
-    assert done.stderr == "llama-server (xllamacpp): xllamacpp 2027.1.13000 has no n_ubatch any more, which -ub 512 needs\n"
+    assert done.stderr == "llama-server (xllamacpp): xllamacpp 2027.1.13000 no longer has n_ubatch, which -ub 512 needs\n"
 
 
 def test_what_a_release_never_had_needs_no_switching_off_and_is_said(tmp_path: Path) -> None:

@@ -91,11 +91,11 @@ def test_models_of_the_service_alone_are_one_sentence(home: Path, monkeypatch: p
 def test_a_lent_model_is_a_copy_of_its_manifest_and_links(home: Path) -> None:
     folder = store(home / "service")
     store(folder, "another")
-    lent = native.lent(folder, "tiny")
+    linked = native.linked(folder, "tiny")
     path = "manifests/registry.ollama.ai/library/tiny/latest"
-    assert lent.files == {f"models/{path}": (folder / path).read_bytes()}, "byte for byte: its digest is the model's"
-    assert {Path(name).name for name in lent.links} == {one.name for one in (folder / "blobs").iterdir()}
-    assert all(Path(target).is_file() for target in lent.links.values())
+    assert linked.files == {f"models/{path}": (folder / path).read_bytes()}, "byte for byte: its digest is the model's"
+    assert {Path(name).name for name in linked.links} == {one.name for one in (folder / "blobs").iterdir()}
+    assert all(Path(target).is_file() for target in linked.links.values())
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"layers": [1]}', '{"layers": [{"digest": "sha256-../../x"}]}', '{"layers": 3}'])
@@ -103,18 +103,18 @@ def test_a_damaged_manifest_is_not_followed(home: Path, text: str) -> None:
     folder = store(home / "service")
     (folder / "manifests/registry.ollama.ai/library/tiny/latest").write_text(text)
     with pytest.raises(BadInputError):
-        native.lent(folder, "tiny")
+        native.linked(folder, "tiny")
 
 
 def test_a_file_is_lent_by_a_link_and_not_copied() -> None:
     path = registry() / "tiny.gguf"
     digest = f"sha256:{'ab' * 32}"
-    lent = native.lent_file(path, digest, "llama")
-    assert lent.links == {f"models/blobs/sha256-{'ab' * 32}": str(path)}
-    (manifest,) = (data for name, data in lent.files.items() if "manifests" in name)
+    linked = native.linked_file(path, digest, "llama")
+    assert linked.links == {f"models/blobs/sha256-{'ab' * 32}": str(path)}
+    (manifest,) = (data for name, data in linked.files.items() if "manifests" in name)
     body = json.loads(manifest)
     assert [(layer["digest"], layer["size"]) for layer in body["layers"]] == [(digest, path.stat().st_size)]
-    assert f"models/blobs/{body['config']['digest'].replace(':', '-')}" in lent.files
+    assert f"models/blobs/{body['config']['digest'].replace(':', '-')}" in linked.files
 
 
 def test_a_private_server_has_a_folder_and_a_port_of_its_own(home: Path) -> None:

@@ -35,14 +35,14 @@ def by_device(one: Load, left: int | None = 0) -> Load:
 
 def test_a_stranger_that_moved_during_a_point_voids_the_run() -> None:
     points = loads()
-    points[1] = seen(points[1], strangers={99: 2 * GIB}, moved={99: GIB})
+    points[1] = seen(points[1], other_processes={99: 2 * GIB}, moved={99: GIB})
     with pytest.raises(UntrustedError, match=r"process 99 by 1\.00 GiB") as caught:
         fit_record(record(*points))
     assert caught.value.code == "stranger-moved"
 
 
 def test_a_stranger_that_stays_as_it_is_does_not() -> None:
-    assert fit_record(record(*(seen(one, strangers={99: 2 * GIB}) for one in loads()))).constants.base_vram_gb > 0
+    assert fit_record(record(*(seen(one, other_processes={99: 2 * GIB}) for one in loads()))).constants.base_vram_gb > 0
 
 
 def test_the_rise_of_a_device_is_named_as_such() -> None:
@@ -98,12 +98,12 @@ def test_figures_of_two_kinds_are_not_mixed() -> None:
 
 def test_who_else_used_the_gpu_is_noted_with_the_time() -> None:
     run = msgspec.structs.replace(
-        record(seen(load(8192), strangers={7: None, 99: 2 * GIB})),
+        record(seen(load(8192), other_processes={7: None, 99: 2 * GIB})),
         before=Occupancy(processes={99: GIB}),
         after=Occupancy(processes={5: None}),
     )
     assert interference_notes(run) == (
-        "another program used the GPU: process 5, an unknown size after",
-        "another program used the GPU: process 7, an unknown size during",
-        "another program used the GPU: process 99, 1.00 GiB before, 2.00 GiB during",
+        "another process used the GPU: process 5, an unknown size after",
+        "another process used the GPU: process 7, an unknown size during",
+        "another process used the GPU: process 99, 1.00 GiB before, 2.00 GiB during",
     )

@@ -15,7 +15,7 @@ from harness.errors import CannotWriteError, NotPermittedError, UnavailableError
 from harness.fit.constants import fit_record
 from harness.inventory.digests import cached_sha256
 from harness.inventory.installed import Installed
-from harness.maintain.recalibrate import Candidate, refuse_other, survey, wishes_of
+from harness.maintain.recalibrate import Candidate, refuse_other, rerun_options, survey
 from harness.model.calibration import Calibration
 from harness.model.record import EngineVersion, Gpu, LoadRequest, Machine, Model, Settings
 from harness.options import Allowed, Overrides
@@ -70,46 +70,46 @@ def test_settings_plan_gpu_and_variant_are_asked_for_as_they_were(tmp_path: Path
     settings = Settings(
         num_parallel=2, num_batch=512, kv_cache_type="q8_0", flash_attention="enabled", env={"OLLAMA_GPU_OVERHEAD": "1"}
     )
-    wishes = wishes_of(target(made(settings=settings), "@two"), finder_at(tmp_path, OTHER, CARD))
-    assert wishes.model == "qwen2.5:0.5b"
-    assert (wishes.engine, wishes.sandbox, wishes.variant) == ("ollama", "docker", "two")
-    assert wishes.loads == tuple(LoadRequest(context=context, num_batch=512) for context in (8192, 16384, 32768))
-    assert (wishes.num_parallel, wishes.kv_cache_type, wishes.flash_attention) == (2, "q8_0", "on")
-    assert (wishes.env, wishes.gpus, wishes.speed) == ({"OLLAMA_GPU_OVERHEAD": "1"}, "GPU-1", False)
+    options = rerun_options(target(made(settings=settings), "@two"), finder_at(tmp_path, OTHER, CARD))
+    assert options.model == "qwen2.5:0.5b"
+    assert (options.engine, options.sandbox, options.variant) == ("ollama", "docker", "two")
+    assert options.loads == tuple(LoadRequest(context=context, num_batch=512) for context in (8192, 16384, 32768))
+    assert (options.num_parallel, options.kv_cache_type, options.flash_attention) == (2, "q8_0", "on")
+    assert (options.env, options.gpus, options.speed) == ({"OLLAMA_GPU_OVERHEAD": "1"}, "GPU-1", False)
 
 
 def test_a_gpu_of_the_same_kind_stands_in_for_one_that_is_gone(tmp_path: Path) -> None:
     twin = msgspec.structs.replace(CARD, uuid="GPU-9")
-    assert wishes_of(target(made()), finder_at(tmp_path, OTHER, twin)).gpus == "GPU-9"
-    assert wishes_of(target(made()), finder_at(tmp_path, OTHER)).gpus == "all"
-    assert wishes_of(target(made()), finder_at(tmp_path, CARD, gpus="1")).gpus == "1"
+    assert rerun_options(target(made()), finder_at(tmp_path, OTHER, twin)).gpus == "GPU-9"
+    assert rerun_options(target(made()), finder_at(tmp_path, OTHER)).gpus == "all"
+    assert rerun_options(target(made()), finder_at(tmp_path, CARD, gpus="1")).gpus == "1"
 
 
 def test_a_secret_is_asked_for_and_never_measured_as_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = target(made(settings=Settings(env={"HF_TOKEN": "(redacted)"})))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(UsageError, match="HF_TOKEN"):
-        wishes_of(secret, finder_at(tmp_path, CARD))
-    assert wishes_of(secret, finder_at(tmp_path, CARD, env={"HF_TOKEN": "x"})).env == {"HF_TOKEN": "x"}
+        rerun_options(secret, finder_at(tmp_path, CARD))
+    assert rerun_options(secret, finder_at(tmp_path, CARD, env={"HF_TOKEN": "x"})).env == {"HF_TOKEN": "x"}
     monkeypatch.setenv("HF_TOKEN", "mine")  # that a file names a variable is no leave to take it from the user
     with pytest.raises(UsageError, match="HF_TOKEN"):
-        wishes_of(secret, finder_at(tmp_path, CARD))
+        rerun_options(secret, finder_at(tmp_path, CARD))
 
 
 def test_a_calibration_of_others_runs_no_code_and_starts_no_image(tmp_path: Path) -> None:
     preload = target(made(settings=Settings(env={"LD_PRELOAD": "/tmp/x.so"})))
     with pytest.raises(NotPermittedError, match="LD_PRELOAD=") as refused:
-        wishes_of(preload, finder_at(tmp_path, CARD))
+        rerun_options(preload, finder_at(tmp_path, CARD))
     assert refused.value.hint is not None
     assert "--allow-env LD_PRELOAD" in refused.value.hint
-    env = wishes_of(preload, finder_at(tmp_path, CARD, allowed=Allowed(env=frozenset({"LD_PRELOAD"})))).env
+    env = rerun_options(preload, finder_at(tmp_path, CARD, allowed=Allowed(env=frozenset({"LD_PRELOAD"})))).env
     assert env == {"LD_PRELOAD": "/tmp/x.so"}
-    assert wishes_of(preload, finder_at(tmp_path, CARD, env={"LD_PRELOAD": ""})).env == {"LD_PRELOAD": ""}
+    assert rerun_options(preload, finder_at(tmp_path, CARD, env={"LD_PRELOAD": ""})).env == {"LD_PRELOAD": ""}
     image = target(made(image="evil/ollama:1"))
     with pytest.raises(NotPermittedError, match="evil/ollama"):
-        wishes_of(image, finder_at(tmp_path, CARD))
-    assert wishes_of(image, finder_at(tmp_path, CARD, image="mine/ollama:1")).image == "mine/ollama:1"
-    allowed = wishes_of(image, finder_at(tmp_path, CARD, allowed=Allowed(image=True)))
+        rerun_options(image, finder_at(tmp_path, CARD))
+    assert rerun_options(image, finder_at(tmp_path, CARD, image="mine/ollama:1")).image == "mine/ollama:1"
+    allowed = rerun_options(image, finder_at(tmp_path, CARD, allowed=Allowed(image=True)))
     assert allowed.image == "evil/ollama:1@sha256:a"  # by the digest that was recorded, not by its tag
 
 

@@ -74,7 +74,7 @@ def test_another_user_of_the_gpu_is_named_and_not_counted(tree: Tree) -> None:
     tree.locked(97)
     tree.kfd_holds(97, 5678, GIB)
     reading = meter_of(tree).read(ENGINE)
-    assert (reading.total_bytes, reading.strangers) == (8 * GIB, {97: GIB, 99: 300 * MIB})
+    assert (reading.total_bytes, reading.other_processes) == (8 * GIB, {97: GIB, 99: 300 * MIB})
 
 
 def test_intel_s_card_and_its_integrated_gpus(tree: Tree) -> None:

@@ -62,10 +62,10 @@ def test_a_process_in_two_lists_counts_once(driver: FakeDriver, meter: NvmlMeter
 
 def test_another_user_of_the_gpu_is_named_and_not_counted(driver: FakeDriver, meter: NvmlMeter) -> None:
     driver.holds("process 0 C 4711 100")
-    assert meter.read(ENGINE).strangers == {}
+    assert meter.read(ENGINE).other_processes == {}
     driver.holds("process 0 C 4711 100", "process 0 G 99 5", "process 0 C 100 NA")
     reading = meter.read(ENGINE)
-    assert (reading.total_bytes, reading.strangers) == (100, {99: 5, 100: None})
+    assert (reading.total_bytes, reading.other_processes) == (100, {99: 5, 100: None})
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_beside_a_stranger_the_device_s_rise_is_nobody_s(driver: FakeDriver, met
     driver.holds("process 0 C 4711 NA", other, used=3 * GIB)
     reading = meter.read(ENGINE)
     assert reading.total_bytes is None
-    assert reading.strangers.keys() == {99}
+    assert reading.other_processes.keys() == {99}
 
 
 def test_without_a_baseline_there_is_no_rise(driver: FakeDriver, meter: NvmlMeter) -> None:
@@ -150,7 +150,7 @@ def test_an_instance_of_a_split_gpu_is_a_gpu_of_its_own(driver: FakeDriver) -> N
     meter = NvmlMeter(["MIG-aaaa"])
     reading = meter.read(ENGINE)
     meter.close()
-    assert (reading.total_bytes, reading.strangers) == (100, {}), "other instances are other machines"
+    assert (reading.total_bytes, reading.other_processes) == (100, {}), "other instances are other machines"
 
 
 def test_the_driver_s_own_accounting_is_read_where_it_is_on(driver: FakeDriver, meter: NvmlMeter) -> None:

@@ -71,31 +71,33 @@ def trace_of(*readings: Reading, pids: tuple[set[int], ...] = (), exists: bool =
     return subject.stop()
 
 
-def beside(**strangers: int | None) -> Reading:
+def beside(**other_processes: int | None) -> Reading:
     """A reading with other processes on the GPU: ``p99=5``."""
-    return Reading(total_bytes=1, strangers={int(name[1:]): size for name, size in strangers.items()})
+    return Reading(total_bytes=1, other_processes={int(name[1:]): size for name, size in other_processes.items()})
 
 
 def test_a_stranger_is_kept_at_its_largest() -> None:
     trace = trace_of(beside(p99=30), beside(p99=70, p100=None), beside(p99=30, p100=None))
-    assert trace.strangers == {99: 70, 100: None}
+    assert trace.other_processes == {99: 70, 100: None}
 
 
 def test_a_child_that_the_meter_saw_before_us_is_no_stranger() -> None:
     trace = trace_of(beside(p2=5 * GIB), beside(), pids=({1}, {1, 2}))
-    assert (trace.strangers, trace.moved) == ({}, {})
+    assert (trace.other_processes, trace.moved) == ({}, {})
 
 
-@pytest.mark.parametrize(("exists", "strangers"), [(True, {2: GIB}), (False, {})])
-def test_a_pid_that_was_ours_is_a_stranger_s_only_if_it_was_given_out_again(exists: bool, strangers: dict[int, int]) -> None:
+@pytest.mark.parametrize(("exists", "other_processes"), [(True, {2: GIB}), (False, {})])
+def test_a_pid_that_was_ours_is_a_stranger_s_only_if_it_was_given_out_again(
+    exists: bool, other_processes: dict[int, int]
+) -> None:
     """The driver may name a process that has just ended a little longer."""
     trace = trace_of(beside(), beside(p2=GIB), beside(p2=GIB), pids=({1, 2}, {1}, {1}), exists=exists)
-    assert (trace.strangers, trace.moved) == (strangers, strangers)
+    assert (trace.other_processes, trace.moved) == (other_processes, other_processes)
 
 
 def test_an_earlier_runner_that_is_still_named_is_no_stranger_that_goes() -> None:
     trace = trace_of(beside(p9=GIB), beside(p9=GIB), beside(), exists=False)
-    assert (trace.strangers, trace.moved) == ({}, {})
+    assert (trace.other_processes, trace.moved) == ({}, {})
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,7 @@ def test_a_driver_that_hangs_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> N
 
     subject = Sampler(Hangs(*known(1)), lambda: frozenset({1}))
     subject.start()
-    with pytest.raises(UntrustedError, match="does not answer"):
+    with pytest.raises(UntrustedError, match="no more readings"):
         subject.stop()
     hanging.set()
 

@@ -1,4 +1,4 @@
-"""The largest context of every model, and who fits with whom."""
+"""The largest context of every model, and which models fit together."""
 
 from __future__ import annotations
 

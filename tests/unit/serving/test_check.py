@@ -119,7 +119,7 @@ def test_models_that_fit_alone_may_not_fit_together(tmp_path: Path) -> None:
     answer = ask(store, "made-up", "second", available=(8 * GIB,))
     assert [one.fate for one in answer.models] == ["resident", "offload"]
     assert answer.verdict == "offload"
-    assert describe(answer)[-1].endswith("second would spill beside the others.")
+    assert describe(answer)[-1].endswith("second would be offloaded beside the others.")
     assert ask(store, "made-up", "second", available=(16 * GIB,)).fits
 
 

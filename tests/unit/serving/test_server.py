@@ -93,16 +93,16 @@ def of_others(calibration: Calibration, env: dict[str, str], **engine: str) -> C
 def test_a_calibration_of_others_hands_the_engine_settings_alone(tmp_path: Path) -> None:
     weights = tmp_path / "made-up.gguf"
     weights.touch()
-    wishes = RunOptions(model=str(weights))
+    options = RunOptions(model=str(weights))
 
-    def env_of(env: dict[str, str], given: RunOptions = wishes) -> dict[str, str]:
+    def env_of(env: dict[str, str], given: RunOptions = options) -> dict[str, str]:
         return completed(given, judged(tmp_path, f"{weights}@8192", 6, of_others(made_up(), env)), Store(tmp_path)).env
 
     assert env_of({"LLAMA_ARG_FIT_TARGET": "512"}) == {"LLAMA_ARG_FIT_TARGET": "512"}
     for name, value in (("LD_PRELOAD", "/tmp/x.so"), ("LLAMA_ARG_LOG_FILE", "/home/u/.bashrc")):
         with pytest.raises(NotPermittedError, match=f"{name}='{value}'"):
             env_of({name: value})
-        allowed = msgspec.structs.replace(wishes, allowed=Allowed(env=frozenset({name})))
+        allowed = msgspec.structs.replace(options, allowed=Allowed(env=frozenset({name})))
         assert env_of({name: value}, allowed) == {name: value}
     with pytest.raises(UsageError, match="GH_TOKEN"):
         env_of({"GH_TOKEN": "(redacted)"})
@@ -115,8 +115,8 @@ def test_an_image_is_started_by_the_digest_that_was_recorded(tmp_path: Path) -> 
 
     def image_of(image: str, allowed: Allowed) -> str | None:
         theirs = of_others(made_up(), {}, image=image, image_digest=digest)
-        wishes = RunOptions(model=str(weights), allowed=allowed)
-        return completed(wishes, judged(tmp_path, f"{weights}@8192", 6, theirs), Store(tmp_path)).image
+        options = RunOptions(model=str(weights), allowed=allowed)
+        return completed(options, judged(tmp_path, f"{weights}@8192", 6, theirs), Store(tmp_path)).image
 
     assert image_of("harness-llama-server:b1", Allowed()) == f"harness-llama-server:b1@{digest}"
     with pytest.raises(NotPermittedError, match="evil/server"):
@@ -149,7 +149,8 @@ def test_what_came_differently_is_said_in_its_own_words() -> None:
     offload = judge(made_up(), 65536, 1, (round(5.5 * GIB),))
     kept = offload.layers_offloaded or 0
     assert (
-        disagreement(fits, facts(8192, layers_offloaded=20), RULES) == "it was to fit, and only 20 of 29 layers are on the GPU"
+        disagreement(fits, facts(8192, layers_offloaded=20), RULES)
+        == "predicted: fits; observed: only 20 of 29 layers are on the GPU"
     )
     assert "7 layers overflow" in str(disagreement(fits, facts(8192, layers_overflowing=7), RULES))
     assert "everything is on the GPU" in str(disagreement(offload, facts(65536), RULES))
@@ -162,4 +163,4 @@ def test_the_log_is_told_in_words() -> None:
     assert describe_placement(facts(8192, layers_offloaded=21), "gpu") == "21 of 29 layers are on the GPU"
     assert "7 of them with experts on the host" in describe_placement(facts(8192, layers_overflowing=7), "gpu")
     on_cpu = msgspec.structs.replace(facts(8192), devices={"CPU": DeviceFacts(kind="host", weights_bytes=MIB)})
-    assert describe_placement(on_cpu, "host") == "everything lies in host memory"
+    assert describe_placement(on_cpu, "host") == "everything is in host memory"
