@@ -167,9 +167,14 @@ def held_by(engine: EngineName, servers: Sequence[RunningServer]) -> tuple[str, 
     policy, found = policy_of(engine), []
     for server in servers:
         for model in server.models:
-            gpu = f", {format_size(model.gpu_bytes)} of it on the GPU" if model.gpu_bytes else ""
+            part = "all" if model.gpu_bytes == model.size_bytes else format_size(model.gpu_bytes)
+            gpu = f", {part} of it on the GPU" if model.gpu_bytes else ""
             context = f" at {model.context} tokens" if model.context else ""
-            size = "it does not say how much" if model.size_bytes is None else format_size(model.size_bytes)
+            size = (
+                "it does not say how much"
+                if model.size_bytes is None
+                else f"{format_size(model.size_bytes)} by its own account"
+            )
             command = policy.unload_command(model.name)
             found.append(
                 f"the {policy.title} that runs here (port {server.port}) holds {model.name}{context}: "
