@@ -12,7 +12,7 @@ MAKEOVERRIDES :=
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup calibrate recalibrate test test-gpu lint format type bench bench-accuracy bench-drift bench-faults bench-fuzz bench-red-team bench-mutants bench-verdicts schema lock clean distclean docs reference
+.PHONY: help setup calibrate recalibrate test test-gpu lint format type bench bench-accuracy bench-drift bench-faults bench-fuzz bench-red-team bench-mutants bench-verdicts test-engines schema lock clean distclean docs reference
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,9 @@ format: setup ## Format the code and apply the safe fixes
 
 type: setup ## Check the types (mypy, strict)
 	$(PYTHON) -m mypy
+
+test-engines: setup ## Calibrate with llama.cpp of the last year (20 minutes); writes docs/explanation/engines.md
+	@set -f; exec $(PYTHON) -m bench.engines $$COMMAND_ARGS
 
 bench: setup ## Measure the figures that the documentation quotes
 	@set -f; exec $(PYTHON) scripts/bench.py $$COMMAND_ARGS

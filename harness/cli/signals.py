@@ -15,7 +15,9 @@ from harness.cli.output import Result, envelope
 
 #: How long an orderly end may take, seconds. The reaper ends the engine of a process that does not wait for it.
 LIMIT: Final = 4.0
-_ENDINGS: Final = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated"), signal.SIGHUP: (143, "terminated")}
+#: A terminal that goes away tells it on POSIX alone.
+_HANG_UP: Final = getattr(signal, "SIGHUP", signal.SIGTERM)
+_ENDINGS: Final = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated"), _HANG_UP: (143, "terminated")}
 _terminals: list[int] = []
 
 
@@ -25,7 +27,7 @@ class Terminated(BaseException):
 
 def hear(ended: Result) -> None:
     """Listen to the three signals, those that were ignored before (``nohup``, a shell's background job) aside."""
-    handlers = {signal.SIGINT: _interrupt, signal.SIGTERM: _terminate, signal.SIGHUP: _hang_up}
+    handlers = {signal.SIGINT: _interrupt, _HANG_UP: _hang_up, signal.SIGTERM: _terminate}
     _terminals[:] = [descriptor for descriptor in (0, 1, 2) if os.isatty(descriptor)]
     for number, handler in handlers.items():
         if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
@@ -63,7 +65,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
-    for one in (signal.SIGTERM, signal.SIGHUP):
+    for one in (signal.SIGTERM, _HANG_UP):
         signal.signal(one, signal.SIG_IGN)
     raise Terminated
 

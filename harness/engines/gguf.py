@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Final
 import msgspec
 
 from harness.errors import BadInputError, NotFoundError, NotPermittedError
+from harness.files import AT_ONCE, PLAIN
 from harness.model.record import Estimate, Model, Tensors
 
 _MAGIC: Final = b"GGUF"
@@ -130,7 +131,7 @@ def read_header(path: Path) -> Header:
         BadInputError: not a GGUF, an unknown version, or truncated.
     """
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | AT_ONCE | PLAIN), "rb") as file:
             size = _plain_size(file.fileno(), path)
             return _read(_Reader(file, size), path)
     except FileNotFoundError as error:

@@ -12,10 +12,11 @@ import msgspec
 
 from harness.engines.registry import engine_names
 from harness.errors import CannotWriteError, UnavailableError
+from harness.files import NO_LINK, PLAIN, is_locked
 from harness.sandboxes.docker_client import Daemon
 from harness.sandboxes.leftovers import Leftover, leftovers, remove
 from harness.sandboxes.reaper_main import HOME_PLACES, HOME_PREFIX, SECRET_PLACES, SECRETS_PREFIX, remove_folder
-from harness.store.run_folder import is_locked, life_of, others
+from harness.store.run_folder import life_of, others
 from harness.store.run_folder import remove as remove_run
 from harness.store.store import RUNS
 
@@ -104,7 +105,7 @@ def _partials(place: Path) -> Iterator[tuple[Path, Item]]:
         if not _PARTIAL.fullmatch(path.name) or path.is_symlink() or not path.is_file():
             continue
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | NO_LINK | PLAIN)
         except OSError:
             continue  # it was finished meanwhile
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import signal
 from pathlib import Path
 from typing import Final
@@ -61,6 +60,8 @@ def check_alive(running: Running, policy: Policy) -> None:
     facts = read_facts(running.log, 0, None, policy)
     if facts is not None and (error := policy.explain_exit(facts, status, tail)) is not None:
         raise error
+    import resource  # an engine runs on POSIX; its log may be read elsewhere
+
     if could_not_allocate("\n".join(tail)) and (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
         raise EngineError(
             f"the engine could not allocate memory, of which this shell allows a process {format_size(limit)} (ulimit -v)",

@@ -5,7 +5,6 @@ The mark is written before anything else, so that the rest of a killed run is di
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from typing import BinaryIO, Final
 import msgspec
 
 from harness.errors import CannotWriteError, NotFoundError
+from harness.files import AT_ONCE, NO_LINK, PLAIN, is_locked, lock
 from harness.sandboxes.ownership import MARK, Life, Owner, this_process
 
 #: What a run writes into its folder. A folder that holds anything else is never removed.
@@ -37,10 +37,10 @@ class RunFolder:
         self.path = path
         try:
             path.mkdir(parents=True)
-            self._mark = os.open(path / MARK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._mark = os.open(path / MARK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | PLAIN, 0o600)
             os.write(self._mark, msgspec.json.encode(this_process()))
             with suppress(OSError):  # a disk without locks: the owner's name is what is left
-                fcntl.flock(self._mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(self._mark)
         except OSError as error:
             raise CannotWriteError(f"{path} cannot be made: {error.strerror}") from error
 
@@ -64,7 +64,7 @@ def new_folder(path: Path) -> Iterator[None]:
 def life_of(folder: Path) -> Life | None:
     """Whether the run of a folder lives; ``None`` where the folder bears no mark of ours."""
     try:
-        mark = os.open(folder / MARK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        mark = os.open(folder / MARK, os.O_RDONLY | NO_LINK | PLAIN)
     except OSError:
         return None
     try:
@@ -76,16 +76,6 @@ def life_of(folder: Path) -> Life | None:
     finally:
         os.close(mark)
     return owner.life()
-
-
-def is_locked(descriptor: int) -> bool:
-    """Whether another process holds the lock of an open file."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    return False
 
 
 def others(folder: Path) -> tuple[str, ...]:
@@ -152,7 +142,7 @@ def copy_run(source: Path, target: Path) -> None:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | NO_LINK | AT_ONCE | PLAIN)
     except OSError as error:
         raise NotFoundError(f"{path} is no plain file: {error.strerror}") from error
     with os.fdopen(descriptor, "rb") as file:
@@ -165,9 +155,9 @@ def _copy(source: BinaryIO, target: Path, mode: int) -> None:
     partial = target.with_name(f".{target.name}.harness-{os.urandom(4).hex()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | PLAIN, mode)
         with os.fdopen(descriptor, "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
             shutil.copyfileobj(source, file, 1 << 20)
         partial.replace(target)
     except OSError as error:

@@ -5,7 +5,6 @@ Layout: ``<store>/<engine>/<name>[@<variant>].yaml`` and ``<store>/runs/<run>/{r
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from harness.errors import (
     NotPermittedError,
     UsageError,
 )
+from harness.files import lock
 from harness.model.calibration import Calibration, artifact_name, from_document, is_sane, json_schema, to_document
 from harness.model.facts import EngineName
 from harness.model.record import RECORD_VERSION, Record
@@ -49,7 +49,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("xb") as file:
             with suppress(OSError):  # whoever clears up can tell that it is being written
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

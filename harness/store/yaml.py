@@ -12,6 +12,7 @@ from typing import Any, Final
 import yaml
 
 from harness.errors import BadInputError, NotFoundError, NotPermittedError
+from harness.files import AT_ONCE, PLAIN
 from harness.model.calibration import Calibration, from_document, to_document
 from harness.text import one_line
 
@@ -99,7 +100,7 @@ def read_yaml(path: Path) -> Any:
 
 def _content(path: Path) -> bytes:
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | AT_ONCE | PLAIN), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise BadInputError(f"{path} is no plain file", code="bad-yaml")
             return file.read(_LARGEST_FILE + 1)

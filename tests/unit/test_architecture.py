@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2] / "harness"
-_BASE = {"units", "errors", "text"}
+_BASE = {"units", "errors", "text", "files"}
 _PURE = {"model", "fit", "prediction"}
 _MIDDLE = {"engines", "sandboxes", "meters", "logs"}
 _UPPER = {"options", "inventory", "store", "render", "report", "polling", *_MIDDLE, *_PURE, *_BASE, "__version__"}
@@ -19,6 +19,7 @@ ALLOWED = {
     "errors": set(),
     "text": {"errors", "units"},
     "polling": set(),
+    "files": set(),
     "model": _BASE,
     "fit": {"model", *_BASE},
     "prediction": {"fit", "model", *_BASE},

@@ -278,8 +278,26 @@ def main(arguments: list[str]) -> None:
     except RuntimeError as error:
         fail(1, str(error))  # why stands in its log, above
     _end_by_signal()  # some releases install handlers of their own, after which this program would stay
+    if not hasattr(server, "listening_address"):
+        _say_health(given)
     while server is not None:
         signal.pause()
+
+
+def _say_health(given: argparse.Namespace) -> None:
+    """For a release whose server takes no HTTP requests (before 0.2.9): say that it is there; memory needs no more."""
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    asked = {OPTIONS[index].flags[0]: text for index, text in given.settings.items()}
+    HTTPServer((asked.get("--host", "127.0.0.1"), int(asked.get("--port", "8080"))), Health).serve_forever()
 
 
 def _end_by_signal() -> None:
