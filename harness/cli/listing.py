@@ -36,5 +36,5 @@ def _catalog() -> Result:
     from harness.store.catalog import find_catalog, read_catalog
 
     models = read_catalog(find_catalog(Path.cwd())).models
-    engines = {name: entry.engines() for name, entry in models.items()}
+    engines = {name: entry.known_to() for name, entry in models.items()}
     return Result(data={"catalog": sorted(models)}, text=partial(calibrations.catalog, engines))

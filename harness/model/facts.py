@@ -12,7 +12,8 @@ import msgspec
 
 #: The name of an engine of :mod:`harness.engines.registry`.
 EngineName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9-]{0,31}$")]
-Dialect = Literal["llama.cpp", "ollama-go", "ollama-llama.cpp", "vllm"]
+#: Whose lines they are: ``llama.cpp``, ``ollama-go``, ``ollama-llama.cpp``, ``vllm``, or an engine's with a reader of its own.
+Dialect = str
 DeviceKind = Literal["gpu", "host"]
 
 _HOST_NAMES: Final = frozenset({"CPU", "AMX", "BLAS", "Host"})

@@ -72,6 +72,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.vllm is None else self.vllm.model
 
     @property
+    def sequences(self) -> int | None:
+        """Sequences at once, of an engine that shares its KV cache among them."""
+        return None if self.vllm is None else self.vllm.max_num_seqs
+
+    @property
+    def dtype(self) -> str | None:
+        """The type of weights and activations, where the engine has one for all."""
+        return None if self.vllm is None else self.vllm.dtype
+
+    @property
     def gpus(self) -> int:
         """GPUs of one instance, of an engine that splits a model evenly over so many."""
         return 1 if self.vllm is None else self.vllm.tensor_parallel * self.vllm.pipeline_parallel

@@ -93,9 +93,8 @@ def _details(calibration: Calibration) -> list[RenderableType]:
     slots = f"{settings.num_parallel} slot{'s' if settings.num_parallel > 1 else ''}"
     flash = settings.flash_attention or "unknown"
     chosen = f"{slots} · batch {settings.num_batch} · KV {settings.kv_cache_type} · flash attention {flash}"
-    if settings.vllm is not None:
-        vllm = settings.vllm
-        chosen = f"up to {vllm.max_num_seqs} sequences · {vllm.dtype or 'dtype unknown'} · KV {settings.kv_cache_type}"
+    if settings.sequences is not None:
+        chosen = f"up to {settings.sequences} sequences · {settings.dtype or 'dtype unknown'} · KV {settings.kv_cache_type}"
     grid.add_row("settings", Text(clean(chosen)))
     if metadata.kv_blocks is not None:
         blocks = metadata.kv_blocks

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from harness.engines.registry import EMBEDDED
 from harness.errors import UnavailableError
 from harness.options import RunOptions
 from harness.prediction.gpu_transfer import DriverOverhead, transferred
@@ -40,9 +41,7 @@ def measure_overhead(
     """
     from harness.measure.prepare import prepare
 
-    options = RunOptions(
-        engine="llama-server", sandbox="process", contexts=_CONTEXTS, speed=False, gpus=gpus, engine_binary=binary
-    )
+    options = RunOptions(engine=EMBEDDED, sandbox="process", contexts=_CONTEXTS, speed=False, gpus=gpus, engine_binary=binary)
     with tempfile.TemporaryDirectory(prefix="harness-overhead-") as name:
         session = prepare(options, Store(Path(name)), here)
         if session.choice.meter != "nvml" or len(session.choice.gpus) != 1:

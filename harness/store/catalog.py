@@ -9,7 +9,9 @@ from typing import Final
 
 import msgspec
 
+from harness.engines.registry import engine_names, policy_of
 from harness.errors import BadInputError, ConfigError, NotFoundError, UnavailableError
+from harness.model.facts import EngineName
 from harness.store.yaml import read_yaml
 from harness.text import one_line
 
@@ -26,18 +28,24 @@ class Gguf(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What each engine calls the model; ``None``: that engine has none."""
+    """What each engine calls the model; ``None``: that engine has none. ``engines``: what engines of other packages call it."""
 
     ollama: str | None = None
     vllm: str | None = None
     gguf: Gguf | None = None
+    engines: dict[EngineName, str] = {}
     licence: str | None = None
     note: str | None = None
 
-    def engines(self) -> list[str]:
+    def name_for(self, engine: EngineName) -> str | None:
+        """What an engine that does not load files calls the model."""
+        own = engine in self.__struct_fields__ and engine not in ("gguf", "engines", "licence", "note")
+        return getattr(self, engine) if own else self.engines.get(engine)
+
+    def known_to(self) -> list[EngineName]:
         """The engines that have the model."""
-        known = {"ollama": self.ollama, "llama-server": self.gguf, "vllm": self.vllm}
-        return [name for name, one in known.items() if one]
+        files, names = self.gguf is not None, self.name_for
+        return [name for name in engine_names() if (files if policy_of(name).loads_files else names(name) is not None)]
 
 
 class Catalog(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

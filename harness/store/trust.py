@@ -141,7 +141,7 @@ def by_digest(engine: EngineVersion) -> str | None:
 def asked_by(calibration: Calibration, here: Path) -> tuple[Refusal, ...]:
     """Everything that a calibration asks for and may not set."""
     entry = read_catalog(find_catalog(here)).models.get(calibration.metadata.model.name)
-    return refusals(calibration, pinned_image(calibration.engine, here), entry.vllm if entry is not None else None)
+    return refusals(calibration, pinned_image(calibration.engine, here), entry.name_for(calibration.engine) if entry else None)
 
 
 def refuse(

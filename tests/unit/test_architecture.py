@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+
+from harness.engines.registry import BUILT_IN, GROUP
 
 ROOT = Path(__file__).parents[2] / "harness"
 _BASE = {"units", "errors", "text", "files"}
@@ -93,6 +96,14 @@ ALONE: dict[str, str | tuple[str, ...]] = {
     "pynvml": "meters/nvml",
     "click": "cli/",
     "pytest": "pytest_plugin",
+}
+#: Files outside `engines/` and `logs/` that still hold an engine's name, and why. A row that nothing needs fails.
+NAMES = {
+    "render/loads.py": "shows the section of a log that one engine alone has",
+    "inventory/backend.py": "a method of the recipe or of its policy",
+    "inventory/installed.py": "a method of the recipe or of its policy",
+    "inventory/machine.py": "a method of the recipe or of its policy",
+    "maintain/doctor_ollama.py": "a method of the recipe or of its policy",
 }
 #: Files of an engine's package that are handed to the pure core.
 PURE_ENGINE_FILES = ("policy.py", "scheduler.py", "settings.py", "starts.py")
@@ -181,3 +192,35 @@ def test_data_rules_and_parsers_are_pure(path: Path) -> None:
 def test_no_module_is_longer_than_it_can_be_read() -> None:
     long = {str(path.relative_to(ROOT)): lines for path in modules() if (lines := len(path.read_text().splitlines())) > 400}
     assert not long
+
+
+def engine_names_in(path: Path) -> Iterator[str]:
+    """Where a module tells engines apart: a constant that is an engine's name, a class of one, a test of its section."""
+    tree = ast.parse(path.read_text())
+    sections = {name.replace("-", "_") for name in BUILT_IN}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and node.value in BUILT_IN:
+            yield f"line {node.lineno}: {node.value!r}"
+        elif isinstance(node, ast.Compare | ast.If | ast.IfExp | ast.BoolOp):
+            sides = list(ast.iter_child_nodes(node))
+            yield from (
+                f"line {node.lineno}: .{one.attr}" for one in sides if isinstance(one, ast.Attribute) and one.attr in sections
+            )
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+            names = [one.id for one in ast.walk(node.args[1]) if isinstance(one, ast.Name)]
+            yield from (f"line {node.lineno}: {name}" for name in names if name in ("LlamaServer", "Ollama", "Vllm"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in modules() if room(path) not in ("engines", "logs", "model")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_no_engine_is_told_by_its_name(path: Path) -> None:
+    found = list(engine_names_in(path))
+    assert bool(found) == (str(path.relative_to(ROOT)) in NAMES), found
+
+
+def test_pyproject_declares_the_engines_of_the_registry() -> None:
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    assert list(project["entry-points"][GROUP].items()) == list(BUILT_IN.items())
