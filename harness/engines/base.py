@@ -6,13 +6,14 @@ batches. It never starts anything itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
 from harness.model.facts import EngineName
+from harness.model.finding import Finding
 from harness.model.record import EngineVersion, Estimate, LoadRequest, Model, Reported, Speed, Target, Tensors
 from harness.options import CalibrationOptions
 from harness.sandboxes.base import GpuRequest, Launch, SandboxName, Site
@@ -82,7 +83,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Engine(Protocol):
-    """A recipe for one engine."""
+    """A recipe for one engine. A class of it inherits what most engines do; what has no default is said by each."""
 
     @property
     def name(self) -> EngineName:
@@ -106,9 +107,11 @@ class Engine(Protocol):
         Raises:
             NotFoundError, NotPermittedError: of a program that was asked for. BadInputError: it is of another engine.
         """
+        return ()
 
     def leaves_alone(self, integrated: bool, gfx: int | None, env: dict[str, str]) -> bool:
         """Whether it does not use such a GPU of AMD's or Intel's of its own accord; ``gfx`` is ROCm's number of an AMD GPU."""
+        return True
 
     def resolve(self, name: str, options: Options) -> Source:
         """Find a model without starting anything, in well under two seconds.
@@ -144,3 +147,22 @@ class Engine(Protocol):
 
     def unload(self, client: httpx.Client, source: Source, options: Options) -> None:
         """Ask a persistent engine to drop the model; returns when it has."""
+
+    def devices(self, options: Options) -> dict[str, tuple[str, int, int]] | None:
+        """GPUs as its program lists them, by its own names: title, total and free bytes; ``None``: the driver is asked.
+
+        Raises:
+            EngineError: it does not start.
+        """
+        return None
+
+    def weights_digest(self, own_name: str, options: Options, volume: Callable[[str], str | None]) -> str | None:
+        """The digest of the weights that it would load under a name of its own; ``None`` where that cannot be told.
+
+        ``volume`` gives the folder behind a Docker volume, where it may be read.
+        """
+        return None
+
+    def findings(self) -> Iterable[Finding]:
+        """What ``harness doctor`` says of the engine on this machine."""
+        return ()

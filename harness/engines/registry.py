@@ -92,6 +92,15 @@ def stored_digest(name: EngineName, model: str) -> str | None:
     return found
 
 
+def version_here(name: EngineName, sandbox: str) -> str | None:
+    """The version of an engine that would run in a sandbox now, where that can be told without starting anything.
+
+    ``None`` also for an engine whose package has no ``get_version_here()``.
+    """
+    ask = getattr(_package(name), "get_version_here", None)
+    return None if ask is None else cast("str | None", ask(sandbox))
+
+
 @functools.cache
 def engine_names() -> tuple[EngineName, ...]:
     """All engines: harness's own first, then others by name."""

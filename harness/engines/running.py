@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
+
+from harness.engines.registry import policy_of
+from harness.model.facts import EngineName
+from harness.units import format_size
 
 
 class RunningModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,3 +32,24 @@ class RunningServer(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[RunningModel, ...] = ()
     settings: dict[str, str] = {}
     readable: bool = False
+
+
+def held_by(engine: EngineName, servers: Sequence[RunningServer]) -> tuple[str, ...]:
+    """What servers of an engine hold now, one sentence a model, with what to type so that it goes."""
+    policy, found = policy_of(engine), []
+    for server in servers:
+        for model in server.models:
+            part = "all" if model.gpu_bytes == model.size_bytes else format_size(model.gpu_bytes)
+            gpu = f", {part} of it on the GPU" if model.gpu_bytes else ""
+            context = f" at {model.context} tokens" if model.context else ""
+            size = (
+                "it does not say how much"
+                if model.size_bytes is None
+                else f"{format_size(model.size_bytes)} by its own account"
+            )
+            command = policy.unload_command(model.name)
+            found.append(
+                f"the {policy.title} that runs here (port {server.port}) holds {model.name}{context}: "
+                f"{size}{gpu}{f'; to free it: {command}' if command else ''}"
+            )
+    return tuple(found)

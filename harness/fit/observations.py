@@ -272,7 +272,7 @@ def understood(facts: LoadFacts | None) -> bool:
     """Whether a log names what every load has: weights, and buffers to compute in."""
     if facts is None:
         return False
-    if facts.estimated or facts.vllm is not None:
+    if facts.estimated or facts.in_blocks:
         return True
     return facts.total("weights_bytes") is not None and facts.total("compute_bytes") is not None
 

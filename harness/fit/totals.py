@@ -65,7 +65,7 @@ def _is_measured(load: Load, record: Record) -> bool:
         and load.outcome == "ok"
         and load.ready is not None
         and measured_total(load, record) is not None
-        and not (load.facts is not None and (load.facts.failed or load.facts.vllm is not None))
+        and not (load.facts is not None and (load.facts.failed or load.facts.in_blocks))
         and (measured_total(load, record) or 0.0) >= _weights(record)
     )
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from harness.engines.base import Engine, Options
-from harness.engines.llama_server.recipe import LlamaServer
-from harness.engines.registry import recipe_of
+from harness.engines.registry import CONTAINED, EMBEDDED, recipe_of
 from harness.errors import HarnessError, NotFoundError, UnavailableError, UsageError
 from harness.inventory.drm import drm_gpus, kernel_gpus, recorded, used_by_default
 from harness.inventory.nvidia import docker_gpu_obstacle, docker_obstacle, driven_gpus, nvidia_gpus
@@ -53,25 +52,25 @@ def choose_engine(
     if wanted != "auto":
         return wanted, ()
     if options.gpus.mode == "none":
-        return "llama-server", ("engine llama-server: no GPU is to be used",)
+        return EMBEDDED, (f"engine {EMBEDDED}: no GPU is to be used",)
     if options.engine_binary is not None:
-        return "llama-server", ("engine llama-server: a binary was named",)
+        return EMBEDDED, (f"engine {EMBEDDED}: a binary was named",)
     obstacles = []
     if sandbox != "process":
         obstacle = docker_gpu_obstacle()
         if obstacle is None:
-            return "ollama", ("engine ollama: Docker can give a container an NVIDIA GPU",)
+            return CONTAINED, (f"engine {CONTAINED}: Docker can give a container an NVIDIA GPU",)
         obstacles.append(obstacle)
     else:
         obstacles.append("processes were asked for")
     if sandbox != "docker":
-        engine = recipe_of("ollama")
+        engine = recipe_of(CONTAINED)
         native = _native_obstacle(engine, name, catalog or Catalog(), options)
         if native is None:
             program = engine.installed(options)[0]
-            return "ollama", (f"engine ollama: {program} on this machine, with its GPU; {obstacles[0]}",)
+            return CONTAINED, (f"engine {CONTAINED}: {program} on this machine, with its GPU; {obstacles[0]}",)
         obstacles += [native] if native else []
-    return "llama-server", (f"engine llama-server on this machine: {'; '.join(obstacles)}",)
+    return EMBEDDED, (f"engine {EMBEDDED} on this machine: {'; '.join(obstacles)}",)
 
 
 def _native_obstacle(engine: Engine, name: str, catalog: Catalog, options: Options) -> str | None:
@@ -140,13 +139,15 @@ def choose(engine: Engine, sandbox: SandboxChoice, options: Options, reasons: tu
     """
     place, why = choose_sandbox(engine, sandbox, options)
     reasons = (*reasons, *why)
-    if isinstance(engine, LlamaServer) and place == "process":
-        return _choose_process(engine, options, reasons)
+    devices = engine.devices(options) if place == "process" else None
+    if devices is not None:
+        return _choose_process(engine, devices, options, reasons)
     return _choose_driver(engine, place, options, reasons)
 
 
-def _choose_process(engine: LlamaServer, options: Options, reasons: tuple[str, ...]) -> Choice:
-    devices = engine.devices(options)
+def _choose_process(
+    engine: Engine, devices: dict[str, tuple[str, int, int]], options: Options, reasons: tuple[str, ...]
+) -> Choice:
     if options.gpus.mode == "ids":
         missing = [
             one for one in options.gpus.ids if one[0].isalpha() and not one.startswith(("GPU-", "MIG-")) and one not in devices
@@ -225,7 +226,7 @@ def resolve_name(name: str, engine: Engine, catalog: Catalog, options: Options) 
         NotFoundError: the catalog knows the model, and not for this engine.
     """
     entry = catalog.models.get(name)
-    if engine.name == "llama-server":
+    if engine.policy.loads_files:
         if entry is not None and entry.gguf is not None:
             return str(gguf_path(name, entry))
         if Path(name).expanduser().exists() or name.endswith(".gguf"):
@@ -233,20 +234,21 @@ def resolve_name(name: str, engine: Engine, catalog: Catalog, options: Options) 
         here = ", ".join(sorted(key for key, one in catalog.models.items() if one.gguf is not None)) or "none"
         hint = f"works here: {here}, or the path of a .gguf file"
         raise NotFoundError(
-            f"llama-server cannot reach {name!r}: it loads GGUF files", hint=f"{hint}. {_by_ollama(name, options)}",
+            f"{engine.policy.title} cannot reach {name!r}: it loads GGUF files", hint=f"{hint}. {_contained(name, options)}",
             code="no-such-model",
         )  # fmt: skip
     if entry is None:
         return name
-    known = entry.ollama if engine.name == "ollama" else entry.vllm
+    known = entry.name_for(engine.name)
     if known is None:
         raise NotFoundError(f"the catalog knows no {name!r} for {engine.name}", code="no-such-model")
     return known
 
 
-def _by_ollama(name: str, options: Options) -> str:
-    """How Ollama could take a name that llama-server does not know: only what the next command does not refuse."""
-    engine = recipe_of("ollama")
+def _contained(name: str, options: Options) -> str:
+    """How :data:`CONTAINED` could take a name that an engine of files does not know: only what is not refused then."""
+    engine = recipe_of(CONTAINED)
+    title = engine.policy.title
     for gpus in dict.fromkeys((options.gpus, GpuRequest(mode="none"))):
         asked = msgspec.structs.replace(options, image=None, engine_binary=None, gpus=gpus)
         try:
@@ -255,5 +257,5 @@ def _by_ollama(name: str, options: Options) -> str:
             engine.resolve(name, msgspec.structs.replace(asked, sandbox=place))
         except HarnessError:
             continue
-        return f"by Ollama: --engine ollama --sandbox {place}{' --gpus none' if gpus.mode == 'none' else ''}"
-    return f"{name} by Ollama needs Docker, or an Ollama on this machine that has it"
+        return f"by {title}: --engine {engine.name} --sandbox {place}{' --gpus none' if gpus.mode == 'none' else ''}"
+    return f"{name} by {title} needs Docker, or an {title} on this machine that has it"

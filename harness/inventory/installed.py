@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import functools
-import os
 from contextlib import suppress
 from pathlib import Path
 
 from harness.engines.base import Options
-from harness.engines.ollama.models import models_folder, stored_digest
-from harness.engines.ollama.native import find_store
 from harness.engines.registry import recipe_of
 from harness.errors import HarnessError
 from harness.inventory.backend import resolve_name
@@ -20,6 +17,7 @@ from harness.model.record import Gpu
 from harness.model.trace import MeterName
 from harness.options import Overrides
 from harness.prediction.staleness import Environment
+from harness.sandboxes.base import SandboxName
 from harness.sandboxes.container_config import repository
 from harness.store.catalog import find_catalog, pinned_image, read_catalog
 from harness.store.store import Store, read_record
@@ -82,30 +80,15 @@ class Installed:
     def model_digest(self, calibration: Calibration) -> str | None:
         """The digest of the weights that would be loaded now."""
         try:
-            if calibration.engine == "llama-server" or calibration.metadata.model.name.endswith(".gguf"):
+            engine = recipe_of(calibration.engine)
+            if engine.policy.loads_files or calibration.metadata.model.name.endswith(".gguf"):
                 path = self.model_path(calibration)
                 return None if path is None else cached_sha256(path.resolve())
-            if calibration.engine == "ollama":
-                name = self.own_name(calibration)
-                if calibration.metadata.machine.sandbox == "process":
-                    folder: Path | None = find_store(name, Options(models=self.given.models), os.environ)
-                else:
-                    folder = self._ollama_folder()
-                return None if folder is None else stored_digest(folder, name)
+            place: SandboxName = "process" if calibration.metadata.machine.sandbox == "process" else "docker"
+            options = Options(models=self.given.models, sandbox=place)
+            return engine.weights_digest(self.own_name(calibration), options, _volume_folder)
         except (OSError, HarnessError):
             return None
-        return None
-
-    def _ollama_folder(self) -> Path | None:
-        """Where Ollama's models lie: the user's folder, or the folder behind a volume where it may be read."""
-        from harness.engines.ollama.recipe import VOLUME
-        from harness.sandboxes.docker_client import Daemon
-
-        if self.given.models is not None and (folder := models_folder(self.given.models)) is not None:
-            return folder
-        with Daemon() as daemon:
-            mounted = daemon.volume_folder(self.given.models or VOLUME)
-        return None if mounted is None else Path(mounted) / "models"
 
     def gpus_of(self, meter: MeterName) -> tuple[Gpu, ...] | None:
         """The GPUs that a meter would read; ``None`` where it reads none, or they cannot be listed."""
@@ -146,3 +129,10 @@ class Installed:
             return recipe_of(name).version(Options(engine_binary=self.given.engine_binary), None).version
         except HarnessError:
             return None
+
+
+def _volume_folder(name: str) -> str | None:
+    from harness.sandboxes.docker_client import Daemon
+
+    with Daemon() as daemon:
+        return daemon.volume_folder(name)

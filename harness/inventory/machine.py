@@ -6,7 +6,6 @@ Each thing is read once, when it is first asked for: ``harness check`` runs befo
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from itertools import pairwise
@@ -15,15 +14,11 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from harness.engines.registry import BUILT_IN, EMBEDDED, policy_of, recipe_of, running_servers, version_here
 from harness.errors import HarnessError, UnavailableError
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
-from harness.units import format_size
 
-#: The program of the embedded llama-server, which Python runs.
-EMBEDDED: Final = "xllamacpp_server.py"
-#: llama-server's variable for the name under which it answers; ``harness serve`` sets it.
-ALIAS: Final = "LLAMA_ARG_ALIAS"
 #: What a GPU that cannot be read is followed by.
 ADVICE: Final = "say what is free with --available, for example --available 24GiB"
 
@@ -110,10 +105,10 @@ class MachineNow:
 
     def _list(self, env: dict[str, str]) -> tuple[GpuNow, ...] | HarnessError:
         from harness.engines.base import Options
-        from harness.engines.llama_server.recipe import LlamaServer
 
         try:
-            devices = LlamaServer().devices(Options(env=env, engine_binary=os.environ.get("HARNESS_ENGINE_BINARY") or None))
+            options = Options(env=env, engine_binary=os.environ.get("HARNESS_ENGINE_BINARY") or None)
+            devices = recipe_of(EMBEDDED).devices(options) or {}
         except HarnessError as error:
             return error
         found = [
@@ -142,8 +137,6 @@ class MachineNow:
     def running(self, engine: EngineName) -> tuple[RunningServer, ...]:
         """Servers of an engine that run now and answer, asked once."""
         if engine not in self._running:
-            from harness.engines.registry import running_servers
-
             self._running[engine] = running_servers(engine)
         return self._running[engine]
 
@@ -151,78 +144,41 @@ class MachineNow:
         """The version that would run now, where that is known without starting anything."""
         if servers := self.running(calibration.engine):
             return servers[0].version
-        if calibration.engine != "llama-server" or calibration.metadata.machine.sandbox != "process":
-            return None
-        if os.environ.get("HARNESS_ENGINE_BINARY"):
-            return None
-        from harness.engines.llama_server.embedded import embedded_build
-
-        return embedded_build()
-
-
-def held_by(engine: EngineName, servers: Sequence[RunningServer]) -> tuple[str, ...]:
-    """What servers of an engine hold now, one sentence a model, with what to type so that it goes."""
-    from harness.engines.registry import policy_of
-
-    policy, found = policy_of(engine), []
-    for server in servers:
-        for model in server.models:
-            part = "all" if model.gpu_bytes == model.size_bytes else format_size(model.gpu_bytes)
-            gpu = f", {part} of it on the GPU" if model.gpu_bytes else ""
-            context = f" at {model.context} tokens" if model.context else ""
-            size = (
-                "it does not say how much"
-                if model.size_bytes is None
-                else f"{format_size(model.size_bytes)} by its own account"
-            )
-            command = policy.unload_command(model.name)
-            found.append(
-                f"the {policy.title} that runs here (port {server.port}) holds {model.name}{context}: "
-                f"{size}{gpu}{f'; to free it: {command}' if command else ''}"
-            )
-    return tuple(found)
+        return version_here(calibration.engine, calibration.metadata.machine.sandbox)
 
 
 def residents(calibration: Calibration, proc: Path = Path("/proc")) -> tuple[Resident, ...]:
-    """Processes that have this model loaded, found by the weights or the name on their command line.
-
-    Ollama starts its runners with ``--model …/blobs/sha256-DIGEST`` (llm/llama_server.go), in containers too.
-    """
+    """Processes that have this model loaded, found by the weights or the name on their command line."""
     model = calibration.metadata.model
     wanted = {model.name, Path(model.name).stem if model.name.endswith(".gguf") else model.name}
     if model.digest is not None:
         wanted.add(model.digest.replace(":", "-"))
+    policies = [policy_of(name) for name in dict.fromkeys((*BUILT_IN, calibration.engine))]
     found = []
     for folder in proc.iterdir():
         if not folder.name.isdigit():
             continue
         try:
             words = (folder / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
-            engine = _engine_of(words)
-            if engine is not None and _loaded(words, folder) & wanted:
-                found.append(Resident(pid=int(folder.name), engine=engine))
+            policy = next((one for one in policies if one.runs(words)), None)
+            if policy is not None and _loaded(words, folder, policy.name_variables) & wanted:
+                found.append(Resident(pid=int(folder.name), engine=policy.name))
         except OSError:
             continue  # it ended, or is another user's
     return tuple(sorted(found, key=lambda one: one.pid))
 
 
-def _engine_of(words: list[str]) -> EngineName | None:
-    program = Path(words[0]).name
-    if program in ("ollama", "ollama_llama_server") or (program == "llama-server" and "/ollama/" in words[0]):
-        return "ollama"
-    if program == "llama-server" or any(Path(word).name == EMBEDDED for word in words[1:3]):
-        return "llama-server"
-    return "vllm" if any(Path(word).name == "vllm" for word in words[:2]) else None
-
-
-def _loaded(words: list[str], folder: Path) -> set[str]:
+def _loaded(words: list[str], folder: Path, variables: tuple[str, ...]) -> set[str]:
     """Names under which a process has its model: of the file that it was started with, and of its alias."""
     names = set()
     for flag, value in pairwise(words):
         if flag in ("--model", "-m", "--alias", "-a", "serve"):
             names |= {value, Path(value).name, Path(value).stem}
+    if not variables:
+        return names
     with suppress(OSError):  # of another user's process it cannot be read
-        for entry in (folder / "environ").read_bytes().split(b"\0"):
-            if entry.startswith(ALIAS.encode() + b"="):
-                names.add(entry.partition(b"=")[2].decode("utf-8", "replace"))
+        for entry in (folder / "environ").read_bytes().decode("utf-8", "replace").split("\0"):
+            variable, _, value = entry.partition("=")
+            if variable in variables:
+                names.add(value)
     return names

@@ -7,32 +7,31 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from harness.engines.base import Options
-from harness.engines.llama_server.embedded import embedded_build
-from harness.engines.llama_server.recipe import LlamaServer, find_command
+from harness.engines.registry import EMBEDDED, engine_names, recipe_of
 from harness.errors import HarnessError
 from harness.inventory.nvidia import has_device
 from harness.maintain.doctor_drm import drm_findings, sleeping_nvidia
-from harness.maintain.doctor_gpu import Finding, docker_findings, nvidia_findings
-from harness.maintain.doctor_ollama import ollama_findings
+from harness.maintain.doctor_gpu import docker_findings, nvidia_findings
 from harness.meters.host import available_memory
+from harness.model.finding import Finding
 from harness.units import format_size
 
 
 def examine(store: Path) -> list[Finding]:
     """Look at everything; nothing is started but the engine's own ``--list-devices``."""
-    checks: tuple[Callable[[], Finding], ...] = (_platform, _engine, _devices, _memory)
     asleep = list(sleeping_nvidia())  # before the driver is asked, which wakes them
     drm = drm_findings()
     nvidia = nvidia_findings()
     if drm and not has_device():
         nvidia = [msgspec.structs.replace(one, state="note") for one in nvidia]  # this machine's GPUs are others'
-    return [*(check() for check in checks), _store(store), *asleep, *nvidia, *drm, *docker_findings(), *ollama_findings()]
+    embedded = [*recipe_of(EMBEDDED).findings(), _devices()]
+    others = [finding for name in engine_names() if name != EMBEDDED for finding in recipe_of(name).findings()]
+    return [_platform(), *embedded, _memory(), _store(store), *asleep, *nvidia, *drm, *docker_findings(), *others]
 
 
 def _platform() -> Finding:
@@ -41,24 +40,10 @@ def _platform() -> Finding:
     return Finding(subject="machine", code="machine", state="ok", text=text)
 
 
-def _engine() -> Finding:
-    subject, build = "embedded engine", embedded_build()
-    if build is None:
-        return Finding(
-            subject=subject, code="engine-missing", state="missing", text="the package xllamacpp is not installed",
-            hint="make setup installs it; or use --engine-binary",
-        )  # fmt: skip
-    try:
-        find_command(None)
-    except HarnessError as error:
-        return Finding(subject=subject, code="engine-broken", state="missing", text=error.message, hint=error.hint)
-    return Finding(subject=subject, code="engine-ok", state="ok", text=f"llama-server {build}")
-
-
 def _devices() -> Finding:
     subject = "embedded engine's GPUs"
     try:
-        devices = LlamaServer().devices(Options())
+        devices = recipe_of(EMBEDDED).devices(Options())
     except HarnessError as error:
         return Finding(subject=subject, code="engine-broken", state="missing", text=error.message, hint=error.hint)
     if not devices:

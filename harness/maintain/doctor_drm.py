@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.maintain.doctor_gpu import Finding
 from harness.meters.drm_devices import DrmGpu, drm_gpus, hidden_processes, is_asleep, text_of
+from harness.model.finding import Finding
 from harness.units import format_size
 
 

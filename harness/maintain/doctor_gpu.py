@@ -5,19 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
-
-import msgspec
+from typing import TYPE_CHECKING, Final
 
 from harness.errors import HarnessError
 from harness.inventory.nvidia import ANSWER_LIMIT, gpu_path, has_device, on_wsl
+from harness.model.finding import Finding
 from harness.units import GIB, format_size
 
 if TYPE_CHECKING:
     from harness.meters.nvml import NvmlGpu
     from harness.sandboxes.docker_client import Daemon
 
-State = Literal["ok", "missing", "note"]
 
 #: Ollama >= 0.30.11 leaves GPUs of an older driver alone and only warns in its log; newer GPUs need the second figure.
 OLLAMA_DRIVER: Final = 550
@@ -26,16 +24,6 @@ OLLAMA_DRIVER_NEW_GPUS: Final = 570
 ROOM: Final = 20 * GIB
 #: The number of the first PID namespace of every Linux (include/linux/proc_ns.h, ``PROC_PID_INIT_INO``).
 _FIRST_NAMESPACE: Final = "pid:[4026531836]"
-
-
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was looked at. ``code`` is stable; ``state`` is ``missing`` where a calibration would fail."""
-
-    subject: str
-    code: str
-    state: State
-    text: str
-    hint: str | None = None
 
 
 def nvidia_findings() -> list[Finding]:

@@ -10,10 +10,10 @@ import msgspec
 from harness.engines import gguf
 from harness.engines.base import Engine, Options, Source
 from harness.engines.registry import recipe_of
-from harness.engines.running import RunningServer
+from harness.engines.running import RunningServer, held_by
 from harness.errors import UnavailableError
 from harness.inventory.backend import Choice, choose, choose_engine, choose_sandbox, elsewhere, resolve_name
-from harness.inventory.machine import MachineNow, held_by
+from harness.inventory.machine import MachineNow
 from harness.measure import calibrate as workflow
 from harness.measure.events import Observer
 from harness.measure.load import StageHook, no_hook

@@ -196,6 +196,11 @@ class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
     vllm: VllmFacts | None = None
 
     @property
+    def in_blocks(self) -> bool:
+        """Whether the engine makes its KV cache of the blocks that it is given room for, and names no buffers."""
+        return self.vllm is not None
+
+    @property
     def fully_offloaded(self) -> bool | None:
         """N of N layers on at least one GPU device, no KV or recurrent state on the host, nothing overflowing or overridden.
 

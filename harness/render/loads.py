@@ -60,7 +60,7 @@ def _load(number: int, facts: LoadFacts) -> Iterator[object]:
 def notes(facts: LoadFacts) -> Iterator[str]:
     """What people look for in a log, beside the table."""
     whole = [cache for cache in facts.caches if cache.role == "full" and cache.cells and cache.total_bytes]
-    cells = facts.vllm is None and facts.context_cells
+    cells = None if facts.in_blocks else facts.context_cells
     if whole:
         cache = max(whole, key=lambda one: one.total_bytes)
         a_token = cache.total_bytes / ((cache.cells or 1) * cache.streams)

@@ -10,7 +10,7 @@ from harness.text import clean
 
 if TYPE_CHECKING:
     from harness.maintain.clean import Survey
-    from harness.maintain.doctor_gpu import Finding
+    from harness.model.finding import Finding
     from harness.prediction.gpu_transfer import DriverOverhead
 
 _MARKS: Final = {"ok": ("ok", "green"), "note": ("note", "yellow"), "missing": ("missing", "red")}

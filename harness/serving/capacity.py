@@ -10,8 +10,9 @@ from typing import Final
 import msgspec
 
 from harness.engines.registry import policy_of
+from harness.engines.running import held_by
 from harness.errors import HarnessError, NotFoundError
-from harness.inventory.machine import MachineNow, held_by
+from harness.inventory.machine import MachineNow
 from harness.prediction.memory import decode_at_depth, predict
 from harness.prediction.verdict import Fate, Verdict, judge, judge_together
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, FitQuery, choose, read_question

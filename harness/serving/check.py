@@ -10,7 +10,8 @@ from typing import Final, Literal
 import msgspec
 
 from harness.engines.registry import policy_of
-from harness.inventory.machine import ADVICE, MachineNow, held_by, residents
+from harness.engines.running import held_by
+from harness.inventory.machine import ADVICE, MachineNow, residents
 from harness.prediction.verdict import Fate, Verdict, judge, judge_together
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, FitQuery, choose
 from harness.store.store import Store

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from harness.inventory.machine import EMBEDDED
+from harness.engines.llama_server.policy import PROGRAM as EMBEDDED
 
 ROOT = Path(__file__).parents[2]
 Start = Callable[..., subprocess.Popen[str]]

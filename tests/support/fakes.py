@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 import harness
-from harness.engines.base import Options, Progress, Source
+from harness.engines.base import Engine, Options, Progress, Source
 from harness.engines.policy import Policy
 from harness.engines.registry import policy_of
 from harness.errors import EngineError
@@ -252,7 +252,7 @@ class FakePolicy(Policy):
         return 1024 * MIB
 
 
-class FakeEngine:
+class FakeEngine(Engine):
     """A recipe: with each load a start, or with one start for all of them."""
 
     sandboxes: tuple[SandboxName, ...] = ("process", "docker")

@@ -62,22 +62,6 @@ EXCEPTIONS = {
     ("cli", "maintain"): "api: a public function",
     ("cli", "sweep"): "api: a public function",
     ("cli", "report"): "api: a public function",
-    (
-        "inventory.backend",
-        "engines.llama_server",
-    ): "engines.base: a method of the recipe or of its policy",
-    (
-        "inventory.installed",
-        "engines.ollama",
-    ): "engines.base: a method of the recipe or of its policy",
-    (
-        "inventory.machine",
-        "engines.llama_server",
-    ): "engines.base: a method of the recipe or of its policy",
-    (
-        "maintain.doctor",
-        "engines.llama_server",
-    ): "engines.base: a method of the recipe or of its policy",
     ("render.capacity", "inventory.machine"): "model: the value that is shown, as data",
     ("render", "serving"): "model: the value that is shown, as data",
     ("render", "maintain"): "model: the value that is shown, as data",
@@ -100,10 +84,6 @@ ALONE: dict[str, str | tuple[str, ...]] = {
 #: Files outside `engines/` and `logs/` that still hold an engine's name, and why. A row that nothing needs fails.
 NAMES = {
     "render/loads.py": "shows the section of a log that one engine alone has",
-    "inventory/backend.py": "a method of the recipe or of its policy",
-    "inventory/installed.py": "a method of the recipe or of its policy",
-    "inventory/machine.py": "a method of the recipe or of its policy",
-    "maintain/doctor_ollama.py": "a method of the recipe or of its policy",
 }
 #: Files of an engine's package that are handed to the pure core.
 PURE_ENGINE_FILES = ("policy.py", "scheduler.py", "settings.py", "starts.py")

@@ -21,3 +21,12 @@ def get_recipe() -> Engine:
     from harness.engines.llama_server.recipe import LlamaServer
 
     return LlamaServer()
+
+
+def get_version_here(sandbox: str) -> str | None:
+    """The build of the one that comes with harness; ``None`` where another would run."""
+    import os
+
+    from harness.engines.llama_server.embedded import embedded_build
+
+    return None if sandbox != "process" or os.environ.get("HARNESS_ENGINE_BINARY") else embedded_build()

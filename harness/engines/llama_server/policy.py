@@ -9,6 +9,8 @@ from harness.engines.policy import Policy
 from harness.prediction.rules import FIT_TARGET
 from harness.units import MIB
 
+#: The program of the embedded one, which Python runs.
+PROGRAM: Final = "xllamacpp_server.py"
 #: The variable for the name under which it answers (common/arg.cpp).
 ALIAS: Final = "LLAMA_ARG_ALIAS"
 
@@ -25,6 +27,8 @@ class LlamaServerPolicy(Policy):
 
     def runs(self, words: Sequence[str]) -> bool:
         """By its program; Ollama starts one too, from its own folder."""
+        if any(word.rpartition("/")[2] == PROGRAM for word in words[1:3]):
+            return True
         return words[0].rpartition("/")[2] == "llama-server" and "/ollama/" not in words[0]
 
     def serve_environment(self, model: str, context: int) -> dict[str, str]:

@@ -14,18 +14,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from harness.engines import gguf
-from harness.engines.base import NO_ANSWER, Options, Progress, Source, answers_ok
+from harness.engines.base import NO_ANSWER, Engine, Options, Progress, Source, answers_ok
 from harness.engines.cpu import cpu_flags
 from harness.engines.llama_server.embedded import embedded_build, embedded_command, missing_instructions
 from harness.engines.llama_server.policy import LlamaServerPolicy
 from harness.engines.llama_server.xllamacpp_server import VARIABLES
-from harness.errors import BadInputError, EngineError, NotFoundError, NotPermittedError, UnavailableError, UsageError
+from harness.errors import (
+    BadInputError,
+    EngineError,
+    HarnessError,
+    NotFoundError,
+    NotPermittedError,
+    UnavailableError,
+    UsageError,
+)
 from harness.fit.load_plan import DEFAULT_BATCH
+from harness.model.finding import Finding
 from harness.model.record import EngineVersion, LoadRequest, Speed
 from harness.sandboxes.base import GpuRequest, Launch, Site
 from harness.units import MIB
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import httpx
 
 #: Named like llama.cpp's own variables; ``--override-kv`` has none there, so it is passed on as the flag.
@@ -79,7 +90,7 @@ def find_command(binary: str | None) -> tuple[str, ...]:
     )
 
 
-class LlamaServer:
+class LlamaServer(Engine):
     """Recipe of llama-server."""
 
     policy: Final = LlamaServerPolicy()
@@ -97,6 +108,22 @@ class LlamaServer:
     def leaves_alone(self, integrated: bool, gfx: int | None, env: dict[str, str]) -> bool:
         """None: its own list of devices says which."""
         return False
+
+    def findings(self) -> Iterable[Finding]:
+        """The one that comes with harness."""
+        subject, build = "embedded engine", embedded_build()
+        if build is None:
+            return (
+                Finding(
+                    subject=subject, code="engine-missing", state="missing", text="the package xllamacpp is not installed",
+                    hint="make setup installs it; or use --engine-binary",
+                ),
+            )  # fmt: skip
+        try:
+            find_command(None)
+        except HarnessError as error:
+            return (Finding(subject=subject, code="engine-broken", state="missing", text=error.message, hint=error.hint),)
+        return (Finding(subject=subject, code="engine-ok", state="ok", text=f"llama-server {build}"),)
 
     def resolve(self, name: str, options: Options) -> Source:
         """A GGUF file by its path; catalog names have become paths by now."""

@@ -14,18 +14,21 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from harness.engines import gguf
-from harness.engines.base import Options, Progress, Source, answers_ok
+from harness.engines.base import Engine, Options, Progress, Source, answers_ok
 from harness.engines.ollama import native
 from harness.engines.ollama.api import connected
-from harness.engines.ollama.models import check_digest, described, manifest, models_folder, present, split_name
+from harness.engines.ollama.models import check_digest, described, manifest, models_folder, present, split_name, stored_digest
 from harness.engines.ollama.policy import OllamaPolicy
 from harness.errors import EngineError, NotFoundError, UnavailableError
 from harness.fit.load_plan import DEFAULT_BATCH
+from harness.model.finding import Finding
 from harness.model.record import EngineVersion, LoadRequest, Model, Reported, Speed
 from harness.polling import poll
 from harness.sandboxes.base import Launch, Mount, Site
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     import httpx
     from ollama import Client
 
@@ -59,7 +62,7 @@ _WORDS: Final = (
 )  # fmt: skip
 
 
-class Ollama:
+class Ollama(Engine):
     """Recipe of Ollama."""
 
     policy: Final = OllamaPolicy()
@@ -78,6 +81,23 @@ class Ollama:
     def leaves_alone(self, integrated: bool, gfx: int | None, env: dict[str, str]) -> bool:
         """Integrated ones but gfx1151 (Strix Halo), unless ``OLLAMA_IGPU_ENABLE`` is set (discover/gpu.go, 0.30)."""
         return integrated and gfx != _STRIX_HALO and env.get("OLLAMA_IGPU_ENABLE") not in ("1", "true")
+
+    def weights_digest(self, own_name: str, options: Options, volume: Callable[[str], str | None]) -> str | None:
+        """From the manifest in the store that would be used: the user's, or the one behind the volume."""
+        if options.sandbox == "process":
+            folder: Path | None = native.find_store(own_name, options, os.environ)
+        else:
+            folder = models_folder(options.models) if options.models is not None else None
+            if folder is None:
+                mounted = volume(options.models or VOLUME)
+                folder = None if mounted is None else Path(mounted) / "models"
+        return None if folder is None else stored_digest(folder, own_name)
+
+    def findings(self) -> Iterable[Finding]:
+        """What it would run without Docker, and what runs already."""
+        from harness.engines.ollama.findings import ollama_findings
+
+        return ollama_findings(self)
 
     def resolve(self, name: str, options: Options) -> Source:
         """A GGUF file by its path, or a name of Ollama's, which a registry or the user's models folder has."""

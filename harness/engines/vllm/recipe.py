@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from harness.engines.base import NO_ANSWER, Options, Progress, Source, answers_ok
+from harness.engines.base import NO_ANSWER, Engine, Options, Progress, Source, answers_ok
 from harness.engines.settings import ARGUMENTS
 from harness.engines.vllm.policy import VllmPolicy, arguments, max_num_seqs
 from harness.engines.vllm.safetensors import tensor_bytes
@@ -39,7 +39,7 @@ _CACHE_CONFIG: Final = re.compile(r"^vllm:cache_config_info\{(?P<labels>.{0,1638
 _LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
-class Vllm:
+class Vllm(Engine):
     """Recipe of vLLM."""
 
     policy: Final = VllmPolicy()

@@ -14,8 +14,9 @@ import msgspec
 import pytest
 
 from harness.engines.ollama.servers import running
+from harness.engines.running import held_by
 from harness.errors import BadInputError, NotFoundError, UnavailableError, UsageError
-from harness.inventory.machine import MachineNow, held_by, residents
+from harness.inventory.machine import MachineNow, residents
 from harness.model.calibration import Calibration
 from harness.model.record import Gpu, Machine
 from harness.options import read_available

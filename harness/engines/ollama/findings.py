@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.engines.base import Options
-from harness.engines.registry import recipe_of, running_servers
-from harness.engines.running import RunningServer
+from harness.engines.base import Engine, Options
+from harness.engines.registry import running_servers
+from harness.engines.running import RunningServer, held_by
 from harness.errors import HarnessError
-from harness.inventory.machine import held_by
-from harness.maintain.doctor_gpu import Finding
+from harness.model.finding import Finding
 
 
-def ollama_findings() -> Iterator[Finding]:
+def ollama_findings(engine: Engine) -> Iterator[Finding]:
     """What ``--engine ollama --sandbox process`` would run, and what runs already."""
     try:
-        files = recipe_of("ollama").installed(Options())
+        files = engine.installed(Options())
     except HarnessError as error:
         files, text = (), error.message
     else:
@@ -30,7 +29,7 @@ def ollama_findings() -> Iterator[Finding]:
             subject="Ollama", code="ollama-not-installed", state="note", text=text,
             hint="only for --engine ollama without Docker is it needed",
         )  # fmt: skip
-    for server in running_servers("ollama"):
+    for server in running_servers(engine.name):
         yield _running(server)
 
 

@@ -1,0 +1,19 @@
+"""What ``harness doctor`` finds: data."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+State = Literal["ok", "missing", "note"]
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was looked at. ``code`` is stable; ``state`` is ``missing`` where a calibration would fail."""
+
+    subject: str
+    code: str
+    state: State
+    text: str
+    hint: str | None = None
