@@ -157,7 +157,7 @@ class Engine(Protocol):
         return None
 
     def weights_digest(self, own_name: str, options: Options, volume: Callable[[str], str | None]) -> str | None:
-        """The digest of the weights that it would load under a name of its own; ``None`` where that cannot be told.
+        """The digest of the weights that it would load under a name of its own; ``None`` where that is not known.
 
         ``volume`` gives the folder behind a Docker volume, where it may be read.
         """

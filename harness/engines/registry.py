@@ -93,7 +93,7 @@ def stored_digest(name: EngineName, model: str) -> str | None:
 
 
 def version_here(name: EngineName, sandbox: str) -> str | None:
-    """The version of an engine that would run in a sandbox now, where that can be told without starting anything.
+    """The version of an engine that would run in a sandbox now, where that is known without starting anything.
 
     ``None`` also for an engine whose package has no ``get_version_here()``.
     """

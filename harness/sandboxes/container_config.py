@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from harness.errors import UsageError
+from harness.ownership import KIND, LABEL
 from harness.sandboxes.base import GpuRequest, Launch, Mount
 from harness.sandboxes.daemon import DaemonFacts
-from harness.sandboxes.ownership import KIND, LABEL
 
 #: Where secrets lie in a container.
 SECRETS: Final = "/run/secrets"

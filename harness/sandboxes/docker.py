@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Final, Literal
 
 from harness.errors import BusyError, EngineError, HarnessError, NotFoundError, UnavailableError, UsageError
+from harness.ownership import RUN, owner_labels, start_time
 from harness.sandboxes.base import ImageFacts, Launch, Site
 from harness.sandboxes.cgroup import container_pids, holds
 from harness.sandboxes.container_config import SECRETS, check_reference, container_config, repository
@@ -23,7 +24,6 @@ from harness.sandboxes.docker_client import Daemon, Progress
 from harness.sandboxes.forward import Forwarder
 from harness.sandboxes.leftovers import sweep
 from harness.sandboxes.log_pump import LogPump, hidden_values
-from harness.sandboxes.ownership import RUN, owner_labels, start_time
 from harness.sandboxes.process import check_secret_name, free_port
 from harness.sandboxes.reaper import Reaper
 from harness.sandboxes.tail import last_lines

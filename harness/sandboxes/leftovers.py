@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from harness.ownership import KIND, LABEL, OWNER_PID, RUN, Life, life_of
 from harness.sandboxes.docker_client import Daemon
-from harness.sandboxes.ownership import KIND, LABEL, OWNER_PID, RUN, Life, life_of
 
 
 class Leftover(msgspec.Struct, frozen=True, kw_only=True):

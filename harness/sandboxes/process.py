@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Final, Literal
 
 from harness.errors import BusyError, NotFoundError, NotPermittedError, UsageError
+from harness.ownership import MARK
 from harness.sandboxes.base import ImageFacts, Launch, Site
 from harness.sandboxes.log_pump import hidden_values, scrub_file
-from harness.sandboxes.ownership import MARK
 from harness.sandboxes.reaper import Reaper
 
 #: What any program needs to run.

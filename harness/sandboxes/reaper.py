@@ -33,9 +33,9 @@ from harness.errors import (
     NotFoundError,
     NotPermittedError,
 )
+from harness.ownership import MARK, this_process
 from harness.sandboxes.base import PRIVATE, Home
 from harness.sandboxes.container_config import SECRETS
-from harness.sandboxes.ownership import MARK, this_process
 from harness.sandboxes.reaper_main import remove_folder
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import msgspec
 
 from harness.errors import CannotWriteError, NotFoundError
 from harness.files import AT_ONCE, NO_LINK, PLAIN, is_locked, lock
-from harness.sandboxes.ownership import MARK, Life, Owner, this_process
+from harness.ownership import MARK, Life, Owner, this_process
 
 #: What a run writes into its folder. A folder that holds anything else is never removed.
 _OURS: Final = re.compile(

@@ -65,7 +65,7 @@ def _refusals(calibration: Calibration, pinned: str | None, named: str | None) -
     metadata = calibration.metadata
     yield from refused_variables(metadata.settings.env)
     vllm = metadata.settings.vllm
-    if vllm is not None and ARGUMENTS not in metadata.settings.env:  # what is told to be added to a command line
+    if vllm is not None and ARGUMENTS not in metadata.settings.env:  # what was asked to be added to a command line
         yield from refused_variables({ARGUMENTS: shlex.join(vllm.arguments)})
     if metadata.machine.sandbox == "docker" and not is_known_image(metadata.engine, pinned):
         yield Refusal(what="image", value=metadata.engine.image or "none", option="--allow-image")

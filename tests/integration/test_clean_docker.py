@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.maintain.clean import clean
-from harness.sandboxes.ownership import KIND, LABEL, OWNER_PID, OWNER_START, RUN, owner_labels
+from harness.ownership import KIND, LABEL, OWNER_PID, OWNER_START, RUN, owner_labels
 from tests.support.places import engine_image
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from harness.meters.host import HostMeter
 from harness.model.record import Gpu, Load
 from harness.model.trace import MeterName, Reading
 from harness.options import RunOptions
+from harness.ownership import KIND, LABEL
 from harness.sandboxes.docker_client import Daemon
-from harness.sandboxes.ownership import KIND, LABEL
 from harness.store.store import Store, read_record
 from harness.units import GIB
 from tests.support.images import ollama_image

@@ -11,10 +11,10 @@ from typing import Protocol
 
 import pytest
 
+from harness.ownership import LABEL
 from harness.sandboxes.base import GpuRequest, Launch, Running, Sandbox, SandboxName, Site
 from harness.sandboxes.docker import DockerSandbox, StepHook
 from harness.sandboxes.docker_client import Daemon
-from harness.sandboxes.ownership import LABEL
 from harness.sandboxes.process import ProcessSandbox
 from harness.sandboxes.reaper import Reaper
 from tests.support.images import python_image

@@ -12,7 +12,7 @@ import pytest
 from harness.engines.registry import BUILT_IN, GROUP
 
 ROOT = Path(__file__).parents[2] / "harness"
-_BASE = {"units", "errors", "text", "files"}
+_BASE = {"units", "errors", "text", "files", "ownership"}
 _PURE = {"model", "fit", "prediction"}
 _MIDDLE = {"engines", "sandboxes", "meters", "logs"}
 _UPPER = {"options", "inventory", "store", "render", "report", "polling", *_MIDDLE, *_PURE, *_BASE, "__version__"}
@@ -23,6 +23,7 @@ ALLOWED = {
     "text": {"errors", "units"},
     "polling": set(),
     "files": set(),
+    "ownership": set(),
     "model": _BASE,
     "fit": {"model", *_BASE},
     "prediction": {"fit", "model", *_BASE},
@@ -37,7 +38,6 @@ ALLOWED = {
         "engines.registry",
         "engines.settings",
         "sandboxes.container_config",
-        "sandboxes.ownership",
         *_BASE,
     },
     "render": {*_PURE, *_BASE},

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from harness.maintain.clean import Item, clean
-from harness.sandboxes.ownership import MARK, start_time, this_process
+from harness.ownership import MARK, start_time, this_process
 from harness.store.run_folder import RunFolder
 
 

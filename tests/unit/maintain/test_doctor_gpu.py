@@ -12,9 +12,9 @@ import pytest
 from harness.inventory import nvidia
 from harness.maintain import doctor_gpu
 from harness.maintain.doctor_gpu import docker_findings, nvidia_findings
+from harness.ownership import LABEL, OWNER_BOOT, OWNER_PID
 from harness.sandboxes import docker_client
 from harness.sandboxes.daemon import read_daemon
-from harness.sandboxes.ownership import LABEL, OWNER_BOOT, OWNER_PID
 from tests.support.fake_nvml import GIB, FakeDriver, library
 
 ROOT = Path(__file__).parents[3]

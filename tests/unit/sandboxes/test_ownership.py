@@ -9,7 +9,7 @@ import subprocess
 import msgspec
 import pytest
 
-from harness.sandboxes.ownership import (
+from harness.ownership import (
     LABEL,
     OWNER_BOOT,
     OWNER_CLOCK,
