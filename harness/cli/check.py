@@ -28,8 +28,9 @@ STATUS: Final = {"fits": 0, "offload": 3, "unknown": 4}
 )
 @filter_options
 @store_option
+@click.option("--explain", is_flag=True, help="Say how the engine comes to its decision, step by step.")
 @command
-def cli(names: tuple[str, ...], **given: Any) -> Result:
+def cli(names: tuple[str, ...], *, explain: bool, **given: Any) -> Result:
     """Will it fit, or be offloaded to the CPU? Ends with 0 (fits), 3 (offload likely) or 4 (unknown).
 
     MODEL@8192 names a context, MODEL@sha256:… the exact weights. Several models are checked together, in their order.
@@ -40,7 +41,7 @@ def cli(names: tuple[str, ...], **given: Any) -> Result:
     found = judge(names, QueryOptions.of(given))
     return Result(
         data=found.to_json(),
-        text=partial(describe, found),
+        text=partial(describe, found, explain=explain),
         warnings=dict.fromkeys(text for one in found.models for text in one.warnings),
         exit_code=STATUS[found.verdict],
     )

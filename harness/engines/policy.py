@@ -33,8 +33,6 @@ class Policy(Rules):
     has_dry_runs: ClassVar[bool] = False
     #: Whether it loads GGUF files by their path; else it has names of its own for models.
     loads_files: ClassVar[bool] = False
-    #: Whether it spreads a model over all GPUs by default.
-    spreads: ClassVar[bool] = False
     #: Whether its loads depend on each other, so that they are planned anew when a model is measured again.
     plans_anew: ClassVar[bool] = False
     #: What to do where no GPU can be had.

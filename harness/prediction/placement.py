@@ -180,8 +180,7 @@ def _fill(layers: Layers, compute: Compute, budget: float) -> Placed:
 
     # All experts on the host is a state that the engine tries too: only what it tried last is asked to be above the budget.
     layout = refit((Part(total),), (budget,), held, experts=moe)
-    on_gpu = of_devices(layers, layout)[0]
-    return _placed(layers, layout[0].layers, min(layout[0].partial, len(layers.dense)), on_gpu.dense, on_gpu.experts)
+    return placed_on(layers, layout)
 
 
 class OnDevice(NamedTuple):
@@ -221,14 +220,17 @@ def of_devices(layers: Layers, layout: Layout) -> list[OnDevice]:
     return found
 
 
-def _placed(layers: Layers, offloaded: int, overflowing: int, dense: float, experts: float) -> Placed:
+def placed_on(layers: Layers, layout: Layout) -> Placed:
+    """What a layout leaves to the host, all devices together."""
+    parts = of_devices(layers, layout)
+    dense, experts = sum(part.dense for part in parts), sum(part.experts for part in parts)
     all_dense, all_experts = sum(layers.dense) + layers.output, sum(layers.experts)
     work = all_dense + all_experts * layers.expert_use
     done = dense + experts * layers.expert_use
     return Placed(
         total=layers.total,
-        offloaded=offloaded,
-        overflowing=overflowing,
+        offloaded=sum(part.layers for part in layout),
+        overflowing=min(sum(part.partial for part in layout), len(layers.dense)),
         host_share=_share(all_dense + all_experts - dense - experts, all_dense + all_experts),
         host_work=_share(work - done, work),
     )

@@ -10,6 +10,7 @@ from typing import ClassVar, Final
 
 import msgspec
 
+from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.units import MIB, from_gib
@@ -48,6 +49,36 @@ class Sized(msgspec.Struct, frozen=True, kw_only=True):
     available_bytes: int
     short_bytes: int
     max_context: int
+
+
+class Reason(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of an engine's decision, about ``cards`` and ``model``; ``figures`` are bytes, counts or percents by name."""
+
+    step: str
+    cards: tuple[str, ...] = ()
+    model: str | None = None
+    figures: dict[str, int] = {}
+
+
+class Spread(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of the devices an engine uses for a model, and how it lays layers over them.
+
+    ``cards`` are positions in what was free; ``reserves`` what each of them keeps free, bytes, ``None`` for the rule's own;
+    ``shares`` a given split (``--tensor-split``); without ``rearranges`` the first split is final.
+    """
+
+    cards: tuple[int, ...]
+    reserves: tuple[int, ...] | None = None
+    shares: tuple[float, ...] | None = None
+    rearranges: bool = True
+    reasons: tuple[Reason, ...] = ()
+
+
+#: llama.cpp's options that place layers or tensors in ways that are not calculated here (common/arg.cpp).
+_PLACED_BY_HAND: Final = (
+    *("LLAMA_ARG_N_GPU_LAYERS", "LLAMA_ARG_OVERRIDE_TENSOR", "LLAMA_ARG_N_CPU_MOE", "LLAMA_ARG_CPU_MOE"),
+    "LLAMA_ARG_DEVICE",
+)
 
 
 class Rules:
@@ -92,6 +123,55 @@ class Rules:
         """
         return None
 
+    def spread(
+        self, calibration: Calibration, context: int, num_parallel: int, available: tuple[int, ...], names: tuple[str, ...]
+    ) -> Spread:
+        """The devices that it uses of those with ``available`` bytes free: llama.cpp all of them, layer by layer.
+
+        Raises:
+            UnknownVerdictError: layers or tensors are placed by options that are not calculated here.
+        """
+        env = calibration.metadata.settings.env
+        mode = env.get("LLAMA_ARG_SPLIT_MODE", "layer")
+        by_hand = [name for name in _PLACED_BY_HAND if name in env]
+        if mode not in ("layer", "none") or by_hand:
+            what = by_hand[0] if by_hand else f"LLAMA_ARG_SPLIT_MODE={mode}"
+            raise UnknownVerdictError(f"with {what}, what each of several devices takes is not known")
+        every = tuple(range(len(available)))
+        if mode == "none":
+            main = env.get("LLAMA_ARG_MAIN_GPU", "0")
+            if not main.isdecimal() or int(main) not in every:
+                raise UnknownVerdictError(f"LLAMA_ARG_MAIN_GPU={main} is none of {len(every)} devices")
+            return Spread(cards=(int(main),))
+        shares = None
+        if given := env.get("LLAMA_ARG_TENSOR_SPLIT"):
+            shares = _figures(given)
+            if len(shares) != len(every) or sum(shares) <= 0:
+                raise UnknownVerdictError(f"LLAMA_ARG_TENSOR_SPLIT={given} is no split over {len(every)} devices")
+        reserves = None
+        if "," in (target := env.get("LLAMA_ARG_FIT_TARGET", "")):
+            wanted = _figures(target)
+            if len(wanted) > len(every):
+                raise UnknownVerdictError(f"LLAMA_ARG_FIT_TARGET={target} names more than {len(every)} devices")
+            reserves = (*(int(one) * MIB for one in wanted), *(FIT_TARGET,) * (len(every) - len(wanted)))
+        off = env.get("LLAMA_ARG_FIT") in ("off", "0", "false", "disabled")
+        return Spread(cards=every, reserves=reserves, shares=shares, rearranges=shares is None and not off)
+
     def log_rounding(self, calibration: Calibration) -> float:
         """How far rounding in the log may move one part of a calibration, bytes."""
         return LOG_ROUNDING
+
+
+def _figures(text: str) -> tuple[float, ...]:
+    """A list of numbers, separated by commas or slashes.
+
+    Raises:
+        UnknownVerdictError: it is none.
+    """
+    try:
+        found = tuple(float(one) for one in text.replace("/", ",").split(","))
+    except ValueError as error:
+        raise UnknownVerdictError(f"{text} is no list of numbers") from error
+    if not all(0 <= one < 2**40 for one in found):
+        raise UnknownVerdictError(f"{text} is no list of sizes")
+    return found

@@ -10,12 +10,12 @@ import msgspec
 
 from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration
+from harness.prediction.devices import Arranged, DeviceVerdict, arrange
 from harness.prediction.memory import Prediction, predict
 from harness.prediction.placement import Placed, place
-from harness.prediction.rules import Rules, Sized
-from harness.units import CELL_PADDING
+from harness.prediction.rules import Reason, Rules, Sized, Spread
+from harness.units import CELL_PADDING, format_size
 
-Fate = Literal["resident", "offload", "evicted"]
 #: Where the figures of an answer come from.
 Source = Literal["measured", "derived"]
 
@@ -28,6 +28,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     there (0 where nothing is); ``tight`` says that the interval holds both outcomes. ``source`` says whether the
     figures are those of a measured calibration or calculated from one of other settings.
     ``max_context`` is the largest context per slot that fits, 0 where none does. ``layers_total`` counts the output layer.
+    ``devices`` are those that the engine uses: with several, each has its own margin, the figures above are sums, and
+    ``margin_bytes`` is that of the device with the least. ``reasons`` is how the engine came to them.
     """
 
     model: str
@@ -50,6 +52,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None
     warnings: tuple[str, ...]
     source: Source = "measured"
+    devices: tuple[DeviceVerdict, ...] = ()
+    reasons: tuple[Reason, ...] = ()
 
 
 def judge(
@@ -60,6 +64,7 @@ def judge(
     rules: Rules,
     *,
     extrapolate: bool = False,
+    names: tuple[str, ...] | None = None,
 ) -> Verdict:
     """What the engine will do with a model at ``context`` tokens per slot.
 
@@ -71,6 +76,7 @@ def judge(
             of ``MemAvailable`` and what the cgroup leaves); ``None`` where nothing could be read.
         rules: the engine's.
         extrapolate: also answer beyond the calibrated range, with a warning.
+        names: of the devices; numbered by default.
 
     Raises:
         ValueError: context or slots below one.
@@ -88,18 +94,124 @@ def judge(
         return _unknown(calibration, needed, available, error.message, rules)
     if sized is not None:
         return _judge_sized(calibration, needed, sized, rules)
-    devices = max(len(metadata.machine.gpus), 1) if metadata.machine.target == "gpu" else 1
-    if len(available) != devices:
-        reason = f"calibrated on {_devices(devices)}, to be judged on {_devices(len(available))}"
-        return _unknown(calibration, needed, None, reason, rules)
-    return _judge(calibration, context, num_parallel, sum(available), devices, rules)
+    if metadata.machine.target == "host":
+        if len(available) > 1:
+            reason = f"calibrated in host memory, to be judged on {_devices(len(available))}"
+            return _unknown(calibration, needed, None, reason, rules)
+        return _judge(calibration, context, num_parallel, available[0], rules)
+    try:
+        return _judge_cards(calibration, context, num_parallel, available, named(available, names), rules)
+    except UnknownVerdictError as error:
+        return _unknown(calibration, needed, available, error.message, rules)
 
 
-def _judge(calibration: Calibration, context: int, num_parallel: int, free: int, devices: int, rules: Rules) -> Verdict:
+def named(available: Sequence[int], names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Names of devices that differ from each other."""
+    if names is not None and len(set(names)) == len(available):
+        return names
+    numbered = tuple(f"GPU{index}" for index in range(len(available)))
+    return numbered if names is None else tuple(f"{number} ({name})" for number, name in zip(numbered, names, strict=True))
+
+
+def _judge_cards(
+    calibration: Calibration,
+    context: int,
+    num_parallel: int,
+    available: tuple[int, ...],
+    names: tuple[str, ...],
+    rules: Rules,
+) -> Verdict:
+    """On those of the cards that the engine uses.
+
+    Raises:
+        UnknownVerdictError: it cannot be said.
+    """
+    spread = rules.spread(calibration, context, num_parallel, available, names)
+    if len(spread.cards) > 1:
+        return _judge_spread(calibration, context, num_parallel, available, names, spread, rules)
+    _check_one(calibration)
+    card = spread.cards[0]
+    verdict = _judge(calibration, context, num_parallel, available[card], rules)
+    one = DeviceVerdict(
+        name=names[card],
+        required_bytes=verdict.required_bytes or 0,
+        reserve_bytes=verdict.reserve_bytes or 0,
+        available_bytes=available[card],
+        short_bytes=verdict.short_bytes or 0,
+        layers=verdict.layers_offloaded,
+    )
+    most = _largest(calibration, num_parallel, available, rules) if len(available) > 1 else verdict.max_context
+    return msgspec.structs.replace(verdict, devices=(one,), reasons=spread.reasons, max_context=most)
+
+
+def _check_one(calibration: Calibration) -> None:
+    """Raise where one device was not measured by itself."""
+    measured_on = len(calibration.metadata.machine.gpus)
+    if measured_on > 1:
+        raise UnknownVerdictError(f"calibrated on {_devices(measured_on)}, to be judged on one device")
+
+
+def _arrange(
+    calibration: Calibration,
+    context: int,
+    num_parallel: int,
+    available: tuple[int, ...],
+    names: tuple[str, ...],
+    spread: Spread,
+    rules: Rules,
+) -> tuple[Prediction, Arranged]:
+    free = tuple(available[card] for card in spread.cards)
+    batch = rules.batch(calibration, context, num_parallel, sum(free))
+    needed = predict(calibration, context, num_parallel, num_batch=batch)
+    return needed, arrange(calibration, needed, spread, free, [names[card] for card in spread.cards], rules)
+
+
+def _judge_spread(
+    calibration: Calibration,
+    context: int,
+    num_parallel: int,
+    available: tuple[int, ...],
+    names: tuple[str, ...],
+    spread: Spread,
+    rules: Rules,
+) -> Verdict:
+    needed, found = _arrange(calibration, context, num_parallel, available, names, spread, rules)
+    placed, devices = found.placed, found.devices
+    known = all(one.layers is not None for one in devices)
+    measured_on = max(len(calibration.metadata.machine.gpus), 1)
+    bound = f"compute buffers of {_devices(len(devices))} are calculated from {_devices(measured_on)}"
+    return Verdict(
+        model=calibration.metadata.model.name,
+        verdict="fits" if found.fits else "offload",
+        basis=calibration.metadata.machine.target,
+        required_bytes=sum(one.required_bytes for one in devices),
+        reserve_bytes=sum(one.reserve_bytes for one in devices),
+        available_bytes=sum(one.available_bytes for one in devices),
+        short_bytes=sum(one.short_bytes for one in devices),
+        uncertainty_bytes=found.uncertainty_bytes,
+        margin_bytes=found.margin_bytes,
+        tight=found.tight,
+        max_context=_largest(calibration, num_parallel, available, rules),
+        layers_total=placed.total,
+        layers_offloaded=placed.offloaded if known else None,
+        layers_overflowing=placed.overflowing if known else None,
+        decode_tokens_per_s=_decode(calibration, placed) if found.fits and measured_on == len(devices) else None,
+        context=context,
+        num_parallel=num_parallel,
+        reason=None,
+        warnings=(*needed.warnings, f"derived: {bound}, good to {format_size(found.uncertainty_bytes)} a device"),
+        source="derived",
+        devices=devices,
+        reasons=spread.reasons,
+    )
+
+
+def _judge(calibration: Calibration, context: int, num_parallel: int, free: int, rules: Rules) -> Verdict:
+    """On one device, or in host memory."""
     rule = rules.placement(calibration)
     batch = rules.batch(calibration, context, num_parallel, free)
     needed = predict(calibration, context, num_parallel, num_batch=batch)
-    reserve = rule.reserve_of(needed.overhead_bytes) * devices
+    reserve = rule.reserve_of(needed.overhead_bytes)
     margin = free - needed.total_bytes - reserve
     doubt = needed.uncertainty_bytes
     spills = margin < doubt
@@ -107,10 +219,8 @@ def _judge(calibration: Calibration, context: int, num_parallel: int, free: int,
     if rule.estimates:
         version = calibration.metadata.engine.version
         warnings.append(f"{rules.title} {version} places layers by its own estimate, which is often above what it then takes")
-    if devices > 1:
-        warnings.append("judged by the sum over the devices")
     placed: Placed | None = None
-    if spills and calibration.metadata.machine.target == "gpu" and devices == 1:
+    if spills and calibration.metadata.machine.target == "gpu":
         placed = place(calibration, context, num_parallel, free - reserve, batch, rules)
     layers = calibration.metadata.model.layers
     total = placed.total if placed else None if layers is None else layers + 1
@@ -126,7 +236,7 @@ def _judge(calibration: Calibration, context: int, num_parallel: int, free: int,
         uncertainty_bytes=doubt,
         margin_bytes=margin,
         tight=-doubt <= margin < doubt,
-        max_context=_largest(calibration, num_parallel, free, devices, rules),
+        max_context=_largest(calibration, num_parallel, (free,), rules),
         layers_total=total,
         layers_offloaded=None if on_host else placed.offloaded if placed else None if spills else total,
         layers_overflowing=None if on_host else placed.overflowing if placed else None if spills else 0,
@@ -190,26 +300,37 @@ def largest_context(calibration: Calibration, num_parallel: int, available: tupl
     """
     if num_parallel < 1:
         raise ValueError("slots must be at least 1")
-    metadata = calibration.metadata
-    devices = max(len(metadata.machine.gpus), 1) if metadata.machine.target == "gpu" else 1
     if not available:
         return None
     try:
         sized = rules.sized(calibration, 1, num_parallel, available)
+        if sized is not None:
+            return sized.max_context
+        return _largest(calibration, num_parallel, available, rules)
     except UnknownVerdictError:
         return None
-    if sized is not None:
-        return sized.max_context
-    return _largest(calibration, num_parallel, sum(available), devices, rules) if len(available) == devices else None
 
 
-def _largest(calibration: Calibration, num_parallel: int, free: int, devices: int, rules: Rules) -> int:
+def _largest(calibration: Calibration, num_parallel: int, available: tuple[int, ...], rules: Rules) -> int:
+    """Raises UnknownVerdictError where it cannot be said."""
     rule = rules.placement(calibration)
+    host = calibration.metadata.machine.target == "host"
+    if host and len(available) > 1:
+        raise UnknownVerdictError("host memory is one")
+    names = named(available, None)
 
     def fits(context: int) -> bool:
+        cards: tuple[int, ...] = (0,)
+        if not host:
+            spread = rules.spread(calibration, context, num_parallel, available, names)
+            cards = spread.cards
+            if len(cards) > 1:
+                return _arrange(calibration, context, num_parallel, available, names, spread, rules)[1].fits
+            _check_one(calibration)
+        free = available[cards[0]]
         batch = rules.batch(calibration, context, num_parallel, free)
         needed = predict(calibration, context, num_parallel, num_batch=batch)
-        return needed.total_bytes + needed.uncertainty_bytes + rule.reserve_of(needed.overhead_bytes) * devices <= free
+        return needed.total_bytes + needed.uncertainty_bytes + rule.reserve_of(needed.overhead_bytes) <= free
 
     top = calibration.metadata.quality.valid_to
     if fits(top):
@@ -225,47 +346,6 @@ def _largest(calibration: Calibration, num_parallel: int, free: int, devices: in
             best = high if fits(high * CELL_PADDING) else low
             return best * CELL_PADDING
     return 0
-
-
-def judge_together(
-    requests: Sequence[tuple[Calibration, int, int, Rules]],
-    available: tuple[int, ...] | None,
-    *,
-    extrapolate: bool = False,
-) -> tuple[list[Verdict], list[Fate | None]]:
-    """Several models, started in this order: does each find room beside those before it?
-
-    A request is (calibration, context, slots, rules of its engine).
-
-    Ollama >= 0.30 ends models that were started earlier when its own estimate of the next one is above 80 % of what is free;
-    llama-server takes no notice of others, so a later model is offloaded. A fate is ``None`` where it is not known.
-
-    Raises:
-        ValueError: a context or slots below one.
-    """
-    verdicts: list[Verdict] = []
-    fates: list[Fate | None] = []
-    resident: list[int] = []
-    for index, (calibration, context, num_parallel, rules) in enumerate(requests):
-        while True:
-            taken = sum(_taken(verdicts[one]) for one in resident)
-            rest = None if not available else (max(available[0] - taken, 0), *available[1:])
-            verdict = judge(calibration, context, num_parallel, rest, rules, extrapolate=extrapolate)
-            if not resident or rest is None or not rules.evicts(calibration, context, num_parallel, sum(rest), len(resident)):
-                break
-            fates[resident.pop(0)] = "evicted"
-        verdicts.append(verdict)
-        fates.append({"fits": "resident", "offload": "offload", "unknown": None}[verdict.verdict])
-        if verdict.verdict != "unknown":
-            resident.append(index)
-    return verdicts, fates
-
-
-def _taken(verdict: Verdict) -> int:
-    """Device memory of a model once it runs: all of it, or what the engine's reserve leaves."""
-    if verdict.verdict == "fits":
-        return verdict.required_bytes or 0
-    return max((verdict.available_bytes or 0) - (verdict.reserve_bytes or 0), 0)
 
 
 def _unknown(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Final
 
+from harness.render.reasons import explained
 from harness.render.style import paint
 from harness.render.verdict import sentence, title
 from harness.serving.check import Check, Judged
@@ -14,11 +15,16 @@ _HEADS: Final = ("FITS:", "WARNING: CPU OFFLOAD LIKELY:", "UNCALIBRATED:", "UNKN
 _COLOURS: Final = {"fits": "green", "offload": "red", "unknown": "yellow"}
 
 
-def describe(check: Check) -> list[str]:
-    """The lines of ``check``: one sentence group for each model, and whether they live together."""
+def describe(check: Check, *, explain: bool = False) -> list[str]:
+    """The lines of ``check``: one sentence group for each model, and whether they live together.
+
+    ``explain``: also how the engine comes to its decision, in its order.
+    """
     lines = []
     for one in check.models:
         lines += [paint(clean(title(one)), bold=True), "  " + styled(one)]
+        if explain and one.verdict is not None:
+            lines += ["  " + clean(text) for text in explained(one.verdict)]
     if len(check.models) > 1:
         lines.append(_together(check))
     return lines

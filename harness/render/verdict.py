@@ -23,7 +23,13 @@ def where(one: Judged) -> str:
         return ""
     if one.chosen.calibration.metadata.machine.target == "host":
         return "host memory"
-    names = [gpu.name for gpu in one.chosen.gpus]
+    chosen = [] if one.verdict is None else [device.name for device in one.verdict.devices]
+    gpus, short = one.chosen.gpus, one.chosen.names or ()
+    if len(gpus) > 1 and chosen:
+        return " + ".join(f"{name} ({gpu.name})" for name, gpu in zip(short, gpus, strict=True) if name in chosen)
+    if len(chosen) > 1:
+        return f"{len(chosen)} cards"
+    names = [gpu.name for gpu in gpus]
     return " + ".join(names) or ("a GPU that is not read" if one.chosen.available is None else "a card")
 
 
@@ -51,6 +57,8 @@ def _size(size: int | None) -> str:
 
 
 def _need(verdict: Verdict) -> str:
+    if len(verdict.devices) > 1:
+        return _need_each(verdict)
     keeps = f" and keeps {_size(verdict.reserve_bytes)} free" if verdict.reserve_bytes else ""
     spare = verdict.margin_bytes or 0
     outcome = f"short by {_size(verdict.short_bytes)}" if verdict.short_bytes else f"{_size(spare)} to spare"
@@ -64,14 +72,31 @@ def _need(verdict: Verdict) -> str:
     return f"needs {_size(verdict.required_bytes)}{keeps}, {free}: {outcome}{where_short}"
 
 
+def _need_each(verdict: Verdict) -> str:
+    """What every device holds; the one that is short by its name."""
+    each = "; ".join(
+        f"{one.name} {_size(one.required_bytes)} and {_size(one.reserve_bytes)} kept free, of {_size(one.available_bytes)}"
+        for one in verdict.devices
+    )
+    short = [f"{one.name} is short by {_size(one.short_bytes)}" for one in verdict.devices if one.short_bytes]
+    least = min(verdict.devices, key=lambda one: one.available_bytes - one.required_bytes - one.reserve_bytes)
+    outcome = ", ".join(short) or f"{_size(verdict.margin_bytes)} to spare on {least.name}"
+    if verdict.tight:
+        outcome += f", and the prediction is good to {_size(verdict.uncertainty_bytes)} a device: it may fit or not"
+    return f"needs {_size(verdict.required_bytes)} over {len(verdict.devices)} devices ({each}): {outcome}."
+
+
 def _placement(verdict: Verdict) -> str:
     total, on_gpu = verdict.layers_total, verdict.layers_offloaded
     if verdict.basis == "host" or total is None or on_gpu is None:
         return ""
+    several = len(verdict.devices) > 1
+    split = f" ({', '.join(f'{one.layers} on {one.name}' for one in verdict.devices)})" if several else ""
+    place = f"the GPUs{split}" if several else "the GPU"
     if verdict.verdict == "fits":
-        return f"all {total} layers on the GPU"
+        return f"all {total} layers on {place}"
     over = verdict.layers_overflowing
-    return f"{on_gpu} of {total} layers stay on the GPU{f', {over} of them with experts on the host' if over else ''}"
+    return f"{on_gpu} of {total} layers stay on {place}{f', {over} of them with experts on the host' if over else ''}"
 
 
 def _speed(one: Judged, verdict: Verdict) -> str:

@@ -76,6 +76,11 @@ class CalibrationMatch(msgspec.Struct, frozen=True, kw_only=True):
     identity: Identity | str = "name"
 
     @property
+    def names(self) -> tuple[str, ...] | None:
+        """Short names of the GPUs, which differ from each other; ``None`` where they are not of this machine."""
+        return tuple(f"GPU{gpu.key}" if gpu.key.isdecimal() else gpu.key for gpu in self.gpus) or None
+
+    @property
     def variant(self) -> str | None:
         """The variant's name; ``None`` for the default file."""
         return variant_of(self.path)
@@ -221,6 +226,16 @@ def _matching(calibration: Calibration, present: tuple[GpuNow, ...]) -> tuple[Gp
     return tuple(chosen) or None
 
 
+def _used(calibration: Calibration, present: tuple[GpuNow, ...]) -> tuple[GpuNow, ...]:
+    """The GPUs from which an engine chooses: all, integrated ones only where there is no other.
+
+    An engine that spreads nothing by itself gets those that it was calibrated on, or the emptiest.
+    """
+    if not policy_of(calibration.engine).spills:
+        return _matching(calibration, present) or (max(present, key=_room),)
+    return tuple(gpu for gpu in present if not gpu.shared) or present
+
+
 def _room(gpu: GpuNow) -> int:
     return gpu.free_bytes or 0
 
@@ -241,10 +256,10 @@ def _here(path: Path, calibration: Calibration, machine: MachineNow, available: 
         if isinstance(present, HarnessError):
             obstacle = present.message
         else:
-            matching = _matching(calibration, present)
-            gpus = matching or (max(present, key=_room),)
-            if matching is None and calibration.metadata.machine.gpus:
-                other.append(f"{_names(calibration)}, here it is {gpus[0].name}")
+            gpus = _used(calibration, present)
+            strange = {gpu.name for gpu in gpus} - {gpu.name for gpu in calibration.metadata.machine.gpus}
+            if strange and calibration.metadata.machine.gpus:
+                other.append(f"{_names(calibration)}, here it is {' + '.join(gpu.name for gpu in gpus)}")
             drivers = {one.driver for one in gpus} - {None}
             newer += [
                 f"driver {one.driver}, here it is {', '.join(sorted(map(str, drivers)))}"
@@ -255,9 +270,6 @@ def _here(path: Path, calibration: Calibration, machine: MachineNow, available: 
             available = None if None in free else free  # type: ignore[assignment]
             if available is None:
                 obstacle = next((one.why for one in gpus if one.why), "the driver does not say how much is free")
-            policy = policy_of(calibration.engine)
-            if len(present) > len(gpus) and policy.spreads and machine.gpu is None:
-                notes.append(f"checked for {gpus[0].name} alone; {policy.title} uses all {len(present)} GPUs by default")
     name = shlex.quote(calibration.id)
     if other:
         model = shlex.quote(calibration.metadata.model.name)

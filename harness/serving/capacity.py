@@ -13,8 +13,11 @@ from harness.engines.registry import policy_of
 from harness.engines.running import held_by
 from harness.errors import HarnessError, NotFoundError
 from harness.inventory.machine import MachineNow
+from harness.model.calibration import Calibration
 from harness.prediction.memory import decode_at_depth, predict
-from harness.prediction.verdict import Fate, Verdict, judge, judge_together
+from harness.prediction.rules import Rules
+from harness.prediction.together import Fate, judge_together
+from harness.prediction.verdict import Verdict, judge
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, FitQuery, choose, read_question
 from harness.store.store import Store, stem_of
 
@@ -163,9 +166,9 @@ def _questions(specs: Sequence[str], store: Store, num_parallel: int, context: i
 def _row(question: FitQuery, chosen: CalibrationMatch) -> Row:
     calibration, slots = chosen.calibration, question.num_parallel
     top, rules = calibration.metadata.quality.valid_to, policy_of(calibration.engine)
-    first = judge(calibration, min(question.context, top), slots, chosen.available, rules)
+    first = judge(calibration, min(question.context, top), slots, chosen.available, rules, names=chosen.names)
     largest = first.max_context
-    verdict = judge(calibration, largest, slots, chosen.available, rules) if largest else first
+    verdict = judge(calibration, largest, slots, chosen.available, rules, names=chosen.names) if largest else first
     reason = (chosen.obstacle or verdict.reason) if verdict.verdict == "unknown" else None
     return Row(
         question=question, chosen=chosen, largest_context=largest, verdict=verdict, reason=reason,
@@ -186,7 +189,7 @@ def _memory(key: tuple[str, ...], rows: list[Row], *, given: bool) -> Memory:
     chosen = rows[0].chosen
     names = " + ".join(gpu.name for gpu in chosen.gpus)
     totals = [gpu.total_bytes for gpu in chosen.gpus]
-    name = "host memory" if key[0] == "host" else "a card" if given else names or "GPU"
+    name = "host memory" if key[0] == "host" else _cards(chosen.available) if given else names or "GPU"
     rows = sorted(rows, key=lambda row: row.verdict.required_bytes or row.weights_bytes or 0)
     return Memory(
         name=name,
@@ -198,8 +201,15 @@ def _memory(key: tuple[str, ...], rows: list[Row], *, given: bool) -> Memory:
     )
 
 
+def _cards(available: tuple[int, ...] | None) -> str:
+    return "a card" if available is None or len(available) == 1 else f"{len(available)} cards"
+
+
 def _groups(rows: list[Row], available: tuple[int, ...] | None) -> list[Group]:
-    """The largest combinations that fit: memory adds up, and the last one started finds its engine's reserve."""
+    """The largest combinations that fit: on one device memory adds up, and the last one started finds its engine's reserve.
+
+    Over several devices nothing is said of a combination by their sum: each model is laid over what those before it leave.
+    """
     usable = [row for row in rows if row.largest_context][:_MOST]
     if available is None or len(usable) < 2:
         return []
@@ -210,18 +220,27 @@ def _groups(rows: list[Row], available: tuple[int, ...] | None) -> list[Group]:
     ]
     reserves = [row.verdict.reserve_bytes or 0 for row in usable]
     fitting: list[frozenset[int]] = []
+    names = usable[0].chosen.names
+
+    def requests_of(some: Sequence[int]) -> list[tuple[Calibration, int, int, Rules]]:
+        chosen = [(usable[one].chosen.calibration, contexts[one], usable[one].question.num_parallel) for one in some]
+        return [(calibration, context, slots, policy_of(calibration.engine)) for calibration, context, slots in chosen]
+
+    def fits(some: Sequence[int]) -> bool:
+        if sum(sizes[one] for one in some) + max(reserves[one] for one in some) > sum(available):
+            return False
+        return len(available) == 1 or set(judge_together(requests_of(some), available, names=names)[1]) == {"resident"}
+
     for count in range(len(usable), 1, -1):
         for some in combinations(range(len(usable)), count):
             if any(set(some) <= larger for larger in fitting):
                 continue
-            if sum(sizes[one] for one in some) + max(reserves[one] for one in some) <= sum(available):
+            if fits(some):
                 fitting.append(frozenset(some))
     groups = []
     for found in fitting[:SHOWN]:
         members = sorted(found)
-        chosen = [(usable[one].chosen.calibration, contexts[one], usable[one].question.num_parallel) for one in members]
-        requests = [(calibration, context, slots, policy_of(calibration.engine)) for calibration, context, slots in chosen]
-        _, fates = judge_together(requests, available)
+        _, fates = judge_together(requests_of(members), available, names=names)
         groups.append(
             Group(
                 models=tuple(usable[one].name for one in members),

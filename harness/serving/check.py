@@ -12,7 +12,8 @@ import msgspec
 from harness.engines.registry import policy_of
 from harness.engines.running import held_by
 from harness.inventory.machine import ADVICE, MachineNow, residents
-from harness.prediction.verdict import Fate, Verdict, judge, judge_together
+from harness.prediction.together import Fate, judge_together
+from harness.prediction.verdict import Verdict, judge
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, FitQuery, choose
 from harness.store.store import Store
 
@@ -52,7 +53,7 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
             "verdict": self.word,
         }
         for field in FIELDS:
-            document[field] = None if self.verdict is None else getattr(self.verdict, field)
+            document[field] = None if self.verdict is None else msgspec.to_builtins(getattr(self.verdict, field))
         document["identity"] = None if self.chosen is None else self.chosen.identity
         return {**document, "reason": self.reason, "advice": self.advice, "warnings": list(self.warnings)}
 
@@ -61,7 +62,7 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
 FIELDS: Final = (
     *("basis", "source", "required_bytes", "reserve_bytes", "available_bytes", "short_bytes", "uncertainty_bytes"),
     *("margin_bytes", "tight", "max_context", "layers_total", "layers_offloaded", "layers_overflowing"),
-    "decode_tokens_per_s",
+    *("decode_tokens_per_s", "devices", "reasons"),
 )
 
 
@@ -106,12 +107,12 @@ def check(
             (one.calibration, questions[index].context, questions[index].num_parallel, policy_of(one.calibration.engine))
             for index, one in given
         ]
-        free = given[0][1].available
+        free, names = given[0][1].available, given[0][1].names
         if len(questions) == 1:
             ((calibration, context, slots, rules),) = requests
-            verdicts[places[0]] = (judge(calibration, context, slots, free, rules, extrapolate=extrapolate), None)
+            verdicts[places[0]] = (judge(calibration, context, slots, free, rules, extrapolate=extrapolate, names=names), None)
         else:
-            judged, fates = judge_together(requests, free, extrapolate=extrapolate)
+            judged, fates = judge_together(requests, free, extrapolate=extrapolate, names=names)
             verdicts |= {index: pair for (index, _), pair in zip(given, zip(judged, fates, strict=True), strict=True)}
     models = tuple(
         _judged(question, one, verdicts.get(index), wanted, machine if available is None else None)

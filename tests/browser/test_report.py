@@ -63,14 +63,13 @@ def show(browser: Any, folder: Path, entries: list[ReportEntry], **options: Any)
 
 def test_the_planner_answers_as_check_does(browser: Any, tmp_path: Path) -> None:
     rng = random.Random(20261125)
-    animals = zoo(rng)
+    animals = {name: one for name, one in zoo(rng).items() if name != "pair"}
     shown = show(browser, tmp_path, [ReportEntry(key=name, calibration=one) for name, one in animals.items()])
     asked: list[Any] = []
     for _ in range(200):
         name = rng.choice(list(animals))
         context, slots = rng.choice([rng.randrange(1, 180_000), 256 * rng.randrange(1, 520)]), rng.choice([1, 1, 1, 2, 4])
-        devices = len(animals[name].metadata.machine.gpus) or 1
-        asked.append([name, context, slots, [round(rng.uniform(0.5, 14) * GIB) for _ in range(devices)]])
+        asked.append([name, context, slots, [round(rng.uniform(0.5, 14) * GIB)]])
 
     answers = shown.tab.evaluate(
         """asked => {

@@ -73,9 +73,12 @@ def test_the_driver_is_asked_what_is_free(run: Command, tmp_path: Path, monkeypa
     store_of(tmp_path / "store", made_up())
     driver = FakeDriver(compile_library(tmp_path), tmp_path / "state", monkeypatch)
     driver.holds(used=20 * GIB)
-    done = run("check", "made-up@8192", "--json")
+    done = run("check", "made-up@8192", "--json", "--gpu", "0")
     assert done.returncode == 3
     assert data(done)["available_bytes"] == 4 * GIB
+    both = run("check", "made-up@8192", "--explain")
+    assert both.returncode == 0, "the other card is empty"
+    assert "GPU1: " in both.stdout
     assert "NVIDIA Test A" in run("check", "made-up@8192").stdout
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from harness.engines.ollama.policy import estimated as ollama_estimate
 from harness.engines.registry import policy_of
 from harness.model.calibration import Calibration
-from harness.prediction import drift, placement, verdict
+from harness.prediction import drift, placement, together, verdict
 from harness.prediction.memory import Prediction
 from harness.prediction.rules import Rule, Rules
 
@@ -34,8 +34,8 @@ def judge(
 
 def judge_together(
     requests: Sequence[tuple[Calibration, int, int]], available: tuple[int, ...] | None, *, extrapolate: bool = False
-) -> tuple[list[verdict.Verdict], list[verdict.Fate | None]]:
-    return verdict.judge_together([(*one, _rules(one[0])) for one in requests], available, extrapolate=extrapolate)
+) -> tuple[list[verdict.Verdict], list[together.Fate | None]]:
+    return together.judge_together([(*one, _rules(one[0])) for one in requests], available, extrapolate=extrapolate)
 
 
 def largest_context(calibration: Calibration, num_parallel: int, available: tuple[int, ...] | None) -> int | None:

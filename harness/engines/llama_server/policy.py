@@ -22,7 +22,6 @@ class LlamaServerPolicy(Policy):
     title = "llama-server"
     has_dry_runs = True
     loads_files = True
-    spreads = True
     name_variables = (ALIAS,)
 
     def runs(self, words: Sequence[str]) -> bool:
@@ -39,5 +38,5 @@ class LlamaServerPolicy(Policy):
         """``--fit-target`` (``LLAMA_ARG_FIT_TARGET``, MiB); nothing is kept free with ``LLAMA_ARG_FIT=off``."""
         if env.get("LLAMA_ARG_FIT") == "off":
             return 0
-        target = env.get("LLAMA_ARG_FIT_TARGET", "")
+        target = env.get("LLAMA_ARG_FIT_TARGET", "").partition(",")[0]  # a list has one value a device
         return int(target) * MIB if target.isdigit() else FIT_TARGET

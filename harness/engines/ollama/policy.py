@@ -10,19 +10,26 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from harness.engines.ollama.scheduler import (
     BATCHES,
     FULL_PERCENT,
     HEADROOM_PERCENT,
     MODELS_PER_CARD,
     SURCHARGE,
+    Card,
+    SchedulerRequest,
+    SchedulerSettings,
     automatic_batch,
+    decide,
 )
 from harness.engines.policy import Policy
+from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.model.record import LoadRequest
 from harness.prediction.memory import predict
-from harness.prediction.rules import FIT_TARGET, Rule
+from harness.prediction.rules import FIT_TARGET, Rule, Spread
 from harness.text import release
 from harness.units import GIB, MIB, TOKENS_PER_UNIT, from_gib
 
@@ -90,6 +97,44 @@ class OllamaPolicy(Policy):
         batch = self.batch(calibration, context, num_parallel, available) or 0
         surcharge = next((size for least, size in SURCHARGE.items() if batch >= least), 0)
         return estimated(calibration, context, num_parallel) + surcharge > available * FULL_PERCENT // 100
+
+    def spread(
+        self, calibration: Calibration, context: int, num_parallel: int, available: tuple[int, ...], names: tuple[str, ...]
+    ) -> Spread:
+        """One card where its estimate is at most 80 % of what is free there, else all: see ``scheduler.py``.
+
+        Raises:
+            UnknownVerdictError: layers are placed by options that are not calculated here, or by the Go runner.
+        """
+        metadata = calibration.metadata
+        if not since_llama_server(metadata.engine.version):
+            if len(available) > 1:
+                raise UnknownVerdictError(
+                    f"how Ollama {metadata.engine.version} spreads a model over {len(available)} GPUs is not known"
+                )
+            return Spread(cards=(0,))
+        layers, batch = metadata.model.layers, metadata.settings.num_batch if len(metadata.bands) == 1 else None
+        library = {"nvml": "CUDA", "drm": "ROCm"}.get(metadata.machine.meter, "Vulkan")
+        decision = decide(
+            SchedulerRequest(
+                name=metadata.model.name,
+                estimate_bytes=estimated(calibration, context, num_parallel),
+                cells=context * num_parallel,
+                flash_attention=metadata.settings.flash_attention != "disabled",
+                num_batch=batch,
+                layers_total=None if layers is None else layers + 1,
+            ),
+            [
+                Card(name=name, free_bytes=free, total_bytes=free, library=library)
+                for name, free in zip(names, available, strict=True)
+            ],
+            settings=SchedulerSettings(spread=metadata.settings.env.get("OLLAMA_SCHED_SPREAD") in ("1", "true")),
+        )
+        cards = tuple(index for index, name in enumerate(names) if name in decision.cards)
+        if len(cards) < 2:
+            return Spread(cards=cards, reasons=decision.reasons)
+        usual = super().spread(calibration, context, num_parallel, tuple(available[one] for one in cards), decision.cards)
+        return msgspec.structs.replace(usual, cards=tuple(cards[one] for one in usual.cards), reasons=decision.reasons)
 
     def log_rounding(self, calibration: Calibration) -> float:
         """The Go runner's log has one decimal of GiB; it ended with 0.30."""

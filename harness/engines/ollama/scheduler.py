@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from harness.prediction.rules import FIT_TARGET
+from harness.prediction.rules import FIT_TARGET, Reason
 from harness.units import GIB, MIB
 
 #: Percent of a card's available memory that Ollama's own estimate may take (``load``, ``bestSingleGPUFit``).
@@ -98,15 +98,6 @@ Step = Literal[
     "fits-beside",
     "fit-target",
 ]
-
-
-class Reason(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of the decision. ``figures`` are bytes, counts or percents by name; ``cards`` and ``model`` what it is about."""
-
-    step: Step
-    cards: tuple[str, ...] = ()
-    model: str | None = None
-    figures: dict[str, int] = {}
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):

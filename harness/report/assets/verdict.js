@@ -266,19 +266,17 @@ const verdictsBy = rules => {
     });
     if (!needed.withinRange)
       return unknown(`a context of ${context} is beyond ${metadata.quality.valid_to}, the range of this calibration`);
-    if (available.length !== devices) {
-      const found = unknown(`calibrated on ${devices} devices`);
-      return {...found, available: null};
-    }
-    const free = sum(available), batch = batchOf(calibration, context, parallel, free);
+    // Each of several devices has its own margin, which a sum says nothing about: `harness check` lays the model over them.
+    if (devices > 1 || available.length !== 1) return unknown("several devices are judged by harness check");
+    const [free] = available, batch = batchOf(calibration, context, parallel, free);
     const {total: required, doubt, overhead} = predict(calibration, context, parallel, batch);
-    const reserve = reserveOf(calibration, overhead) * devices;
+    const reserve = reserveOf(calibration, overhead);
     const margin = free - required - reserve, spills = margin < doubt, tight = spills && margin >= -doubt;
-    const there = spills && target === "gpu" && devices === 1 ? place(calibration, context, parallel, free - reserve, batch) : null;
+    const there = spills && target === "gpu" ? place(calibration, context, parallel, free - reserve, batch) : null;
     const total = there ? there.total : known(metadata.model.layers) ? metadata.model.layers + 1 : null;
     return {
       verdict: spills ? "offload" : "fits", reason: null, required, reserve, available: free, short: Math.max(-margin, 0), tight,
-      maxContext: largest(calibration, parallel, free, devices),
+      maxContext: largest(calibration, parallel, free),
       layersTotal: total,
       layersOffloaded: target === "host" ? null : there ? there.offloaded : spills ? null : total,
       layersOverflowing: target === "host" ? null : there ? there.overflowing : spills ? null : 0,
@@ -295,16 +293,14 @@ const verdictsBy = rules => {
   }
 
   function largestContext(calibration, parallel, available) {
-    const devices = devicesOf(calibration);
-    if (!available.length || available.length !== devices) return null;
-    return largest(calibration, parallel, sum(available), devices);
+    return available.length === 1 && devicesOf(calibration) === 1 ? largest(calibration, parallel, available[0]) : null;
   }
 
-  function largest(calibration, parallel, free, devices) {
+  function largest(calibration, parallel, free) {
     const top = calibration.metadata.quality.valid_to;
     const fits = context => {
       const needed = predict(calibration, context, parallel, batchOf(calibration, context, parallel, free));
-      return needed.total + needed.doubt + reserveOf(calibration, needed.overhead) * devices <= free;
+      return needed.total + needed.doubt + reserveOf(calibration, needed.overhead) <= free;
     };
     if (fits(top)) return top;
     const ends = new Set([0, top, ...calibration.metadata.bands.map(band => band.up_to)]);

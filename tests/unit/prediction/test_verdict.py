@@ -86,11 +86,10 @@ def test_beyond_the_range_is_unknown_unless_extrapolated() -> None:
     assert judge(calibration, 8192, 1, None).verdict == "unknown"
 
 
-def test_another_set_of_gpus_is_unknown() -> None:
-    calibration = calibrated()
-    assert judge(calibration, 8192, 1, (24 * GIB, 24 * GIB)).verdict == "unknown"
+def test_a_calibration_of_two_gpus_answers_for_two_and_not_for_one() -> None:
     pair = Machine(target="gpu", sandbox="process", meter="nvml", gpus=(Gpu(name="a"), Gpu(name="b")))
     assert judge(calibrated(machine=pair), 8192, 1, (24 * GIB, 24 * GIB)).verdict == "fits"
+    assert judge(calibrated(machine=pair), 8192, 1, (48 * GIB,)).verdict == "unknown"
 
 
 def test_on_the_host_nothing_is_kept_free() -> None:

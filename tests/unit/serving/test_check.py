@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -27,7 +28,7 @@ from harness.serving.check import Check, check
 from harness.store.store import Store
 from harness.units import GIB
 from tests.support.calibrations import DIGEST, made_up, on_host, store_of, with_settings, with_version
-from tests.support.fake_nvml import OTHER, UUID, FakeDriver, compile_library
+from tests.support.fake_nvml import UUID, FakeDriver, compile_library
 
 CARD = (24 * GIB,)
 
@@ -148,8 +149,24 @@ def test_a_context_beyond_the_range_is_unknown_unless_asked_for(tmp_path: Path) 
     assert check(questions, store, MachineNow(), available=CARD, extrapolate=True).verdict == "fits"
 
 
-def test_more_devices_than_calibrated_are_unknown(tmp_path: Path) -> None:
-    assert ask(store_of(tmp_path, made_up()), "made-up", available=(24 * GIB, 24 * GIB)).verdict == "unknown"
+def test_cards_are_judged_one_by_one_for_a_calibration_of_one(tmp_path: Path) -> None:
+    store = store_of(tmp_path, made_up())
+    assert ask(store, "made-up", available=(24 * GIB, 24 * GIB)).verdict == "fits"
+    (one,) = ask(store, "made-up", available=(4 * GIB, 3 * GIB)).models
+    assert one.word == "offload", "7 GiB in one card would do"
+    text = sentence(one)
+    assert "over 2 devices" in text
+    assert "is short by" in text
+    devices: Any = one.to_json()["devices"]
+    assert [sorted(device) for device in devices] == [
+        ["available_bytes", "layers", "name", "required_bytes", "reserve_bytes", "short_bytes"]
+    ] * 2
+
+
+def test_a_layout_by_hand_over_several_cards_is_unknown(tmp_path: Path) -> None:
+    for env in ({"LLAMA_ARG_SPLIT_MODE": "row"}, {"LLAMA_ARG_N_GPU_LAYERS": "5"}, {"LLAMA_ARG_TENSOR_SPLIT": "1,2,3"}):
+        store = store_of(tmp_path / next(iter(env)), with_settings(made_up(), env=env))
+        assert ask(store, "made-up", available=(80 * GIB, 80 * GIB)).verdict == "unknown", env
 
 
 def test_the_variant_with_the_settings_asked_for_answers(tmp_path: Path) -> None:
@@ -318,15 +335,14 @@ class TestGpus:
     def test_the_gpu_that_was_calibrated_is_read(self, driver: FakeDriver, tmp_path: Path) -> None:
         (one,) = ask(store_of(tmp_path, made_up()), "made-up", available=None).models
         assert one.verdict is not None
-        assert one.verdict.available_bytes == 23 * GIB
-        assert "2 GPUs" in one.warnings[0]
+        assert [device.available_bytes for device in one.verdict.devices] == [23 * GIB, 24 * GIB], "it is spread over both"
         assert ask(store_of(tmp_path, made_up()), "made-up", available=None, gpu="0").models[0].warnings == ()
 
     def test_the_variant_of_this_gpu_comes_before_the_default_of_another(self, driver: FakeDriver, tmp_path: Path) -> None:
         store = store_of(tmp_path, made_up(gpu="NVIDIA Elsewhere"), here=made_up(gpu="NVIDIA Test B"))
         (one,) = ask(store, "made-up", available=None).models
         assert one.chosen is not None
-        assert (one.chosen.variant, one.chosen.gpus[0].uuid) == ("here", OTHER)
+        assert (one.chosen.variant, one.chosen.gpus[0].uuid) == ("here", UUID)
 
     def test_a_default_of_another_gpu_answers_with_a_warning(self, driver: FakeDriver, tmp_path: Path) -> None:
         (one,) = ask(store_of(tmp_path, made_up(gpu="NVIDIA Elsewhere")), "made-up", available=None, gpu=UUID).models
