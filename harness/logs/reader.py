@@ -26,6 +26,8 @@ from harness.model.facts import EngineName, LoadFacts, Unread
 _HEAD: Final = 1 << 16
 #: Kinds of lines that are remembered, writers that are distinguished, samples that are kept.
 _PLANS, _WRITERS, _SAMPLES, _MOST_LOADS = 50_000, 64, 5, 10_000
+#: Rows that one line may have been broken into.
+_ROWS: Final = 400
 _DIGITS: Final = b"0123456789"
 #: A size: who prints one speaks of memory.
 _MEMORY: Final = re.compile(r"\d\s?(?:[KMGT]i?B\b|bytes\b)")
@@ -85,6 +87,7 @@ class LogReader:
         self._plans: dict[bytes, Plan] = {}
         self._last = 0  # the number of the load that was begun last; what comes before any belongs to the first
         self._writers: dict[str, _Writer] = {}
+        self._rows: list[bytes] = []  # of a line that was broken
         self._spoke: Counter[str] = Counter()
         self._unread: dict[int, tuple[int, tuple[str, ...]]] = {}
 
@@ -99,7 +102,8 @@ class LogReader:
             self._block(block)
         if self._layout is None:
             self._begin()
-        elif self._joiner is not None:
+        if self._joiner is not None:
+            self._unfold(self._rows, self._joiner)
             self._dispatch(self._joiner.finish())
         found = [one for writer in self._writers.values() for one in (*writer.llama.finish(), *writer.vllm.finish())]
         found.sort(key=lambda one: one[0])
@@ -146,8 +150,6 @@ class LogReader:
         if self._layout.joins:
             self._joiner = Joiner(self._layout)
         self._lines(text)
-        if self._joiner is not None and len(text) <= _HEAD and self._text.cut is not None:
-            self._dispatch(self._joiner.finish())
 
     def _lines(self, block: bytes) -> None:
         plans = self._plans
@@ -155,7 +157,7 @@ class LogReader:
         last = lines[-1] if self._text.cut else None
         if self._joiner is not None:
             for raw in lines:
-                self._dispatch(self._joiner.feed(raw[:MAX_LINE].decode("utf-8", "replace")))
+                self._fold(raw[:MAX_LINE])
             return
         bare = block.translate(None, _DIGITS).split(b"\n")
         for line in set(bare).difference(plans):
@@ -174,14 +176,40 @@ class LogReader:
 
     def _dispatch(self, messages: Iterable[Message]) -> None:
         for message in messages:
-            bare = message.text.encode("utf-8", "replace").translate(None, _DIGITS)
-            plan = self._plans.get(bare)
-            if plan is None:
-                plan = self._plans[bare] = _plan(bare)
-                if len(self._plans) > _PLANS:
-                    self._plans.clear()
-            if plan:
+            if plan := self._planned(message.text.encode("utf-8", "replace")):
                 self._take(message, plan)
+
+    def _planned(self, text: bytes) -> Plan:
+        bare = text.translate(None, _DIGITS)
+        plan = self._plans.get(bare)
+        if plan is None:
+            plan = self._plans[bare] = _plan(bare)
+            if len(self._plans) > _PLANS:
+                self._plans.clear()
+        return plan
+
+    def _fold(self, raw: bytes) -> None:
+        """Take a line of a log whose lines were broken; rows that went together and hold no sign are not unwrapped."""
+        layout, joiner = self._layout, self._joiner
+        if layout is None or joiner is None:
+            return
+        if layout.width:
+            self._rows.append(raw)
+            full = len(raw) == layout.width if raw.isascii() else len(raw.decode("utf-8", "replace")) == layout.width
+            if full and len(self._rows) < _ROWS:
+                return
+            rows, self._rows = self._rows, []
+            outer = len(layout.outer)
+            if self._planned(b"".join((rows[0], *(row[outer:] for row in rows[1:])))):
+                self._unfold(rows, joiner)
+            else:
+                self._dispatch(joiner.finish())
+        else:
+            self._unfold([raw], joiner)
+
+    def _unfold(self, rows: list[bytes], joiner: Joiner) -> None:
+        for row in rows:
+            self._dispatch(joiner.feed(row.decode("utf-8", "replace")))
 
     def _take(self, message: Message, plan: Plan) -> None:
         writer = self._writers.get(message.origin)
