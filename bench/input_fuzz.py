@@ -3,7 +3,7 @@
 python -m bench.input_fuzz [--count 100000] [--seed 1] [gguf|artifact|record|plan|catalog|toml|import]...
 
 Whatever a file holds, reading it and asking what follows from it ends with an answer or with an error of harness's own: any
-other exception ends the run, as do more than two seconds for one input or more than two GiB in all.
+other exception ends the run, as do more than two seconds of processor time for one input or more than two GiB in all.
 """
 
 from __future__ import annotations
@@ -204,14 +204,14 @@ def in_time() -> Iterator[None]:
     """Refuse an input that takes long."""
 
     def late(_number: int, _frame: object) -> None:
-        raise TimeoutError(f"more than {SECONDS} s")
+        raise TimeoutError(f"more than {SECONDS} s of processor time")
 
-    signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def fuzz(name: str, count: int, seed: int) -> None:
