@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ import msgspec
 from harness import __version__
 from harness.engines.base import Engine, Options, Source
 from harness.engines.settings import shown_env
-from harness.errors import UsageError
+from harness.errors import BusyError, EngineError, UnavailableError, UsageError
 from harness.fit.load_plan import DEFAULT_CONTEXTS, BatchLimits, usable_contexts
 from harness.inventory.backend import Choice
 from harness.measure.dry_runs import measure_splits
@@ -206,9 +206,9 @@ class Run:
             self._measure(loads)
             if self.record.machine.target == "gpu" and self.engine.policy.has_dry_runs:
                 self.observer.phase("dry runs", len(loads), self.steps)
-            measure_splits(self.runner, self.request.source, self.record, self._add)
+            self._optional("dry runs", lambda: measure_splits(self.runner, self.request.source, self.record, self._add))
             if self.request.speed:
-                self._speed()
+                self._optional("speed", self._speed)
             self._end("complete")
         except BaseException:
             self._end("partial")
@@ -218,6 +218,17 @@ class Run:
         self._look_back()
         self.folder.close()
         return self.record
+
+    def _optional(self, what: str, make: Callable[[], None]) -> None:
+        """What adds to memory figures that were measured already: where it fails, these stay, with the reason."""
+        try:
+            make()
+        except (EngineError, UnavailableError, BusyError) as error:
+            note = f"{what} not measured: {error.message}"
+            self.observer.warn(note)
+            self.record = msgspec.structs.replace(self.record, notes=(*self.record.notes, note))
+            self.store.write_record(self.record)
+            self.runner.stop()
 
     def _look_back(self) -> None:
         """Once the engine has ended: what the devices hold now, and who else has used them."""

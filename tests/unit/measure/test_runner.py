@@ -17,6 +17,7 @@ from harness.errors import (
     CannotWriteError,
     EngineError,
     HarnessError,
+    UnavailableError,
     UntrustedError,
     UsageError,
 )
@@ -479,7 +480,7 @@ def test_a_speed_load_that_does_not_fit_costs_nothing_either(
     assert "could not allocate" in " ".join(result.calibration.metadata.quality.notes)
 
 
-def test_an_engine_that_dies_while_it_is_timed_ends_the_run(
+def test_an_engine_that_dies_while_it_is_timed_costs_nothing_that_was_measured(
     on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die() -> None:
@@ -487,7 +488,21 @@ def test_an_engine_that_dies_while_it_is_timed_ends_the_run(
         raise EngineError("no answer", code="no-answer")
 
     on_host.plots["read 64"] = die
-    assert refused(EngineError, on_host, monkeypatch, tmp_path, speed=True).code == "engine-ended"
+    result = calibrate(on_host, monkeypatch, tmp_path, speed=True)
+    assert result.calibration.metadata.performance.decode_tokens_per_s is None
+    assert "speed not measured: the engine ended with status 139" in " ".join(result.calibration.metadata.quality.notes)
+    assert only_record(tmp_path).status == "complete"
+
+
+def test_a_dry_run_that_finds_its_device_gone_costs_nothing_that_was_measured(
+    on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise UnavailableError("the device is gone")
+
+    monkeypatch.setattr("harness.measure.calibrate.measure_splits", gone)
+    result = calibrate(on_host, monkeypatch, tmp_path)
+    assert "dry runs not measured: the device is gone" in result.calibration.metadata.quality.notes
 
 
 @pytest.mark.parametrize(("available", "measured"), [(1000 * MIB, True), (999 * MIB, False), (None, False)])
