@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from harness.logs import vllm_lines as say
-from harness.logs.numbers import count, gib
+from harness.logs.numbers import count, gib, number
 from harness.logs.table import Row, ignored
 from harness.logs.unwrap import Message
 from harness.logs.vllm_building import Speaker, Start, Worker
@@ -117,7 +117,7 @@ class VllmReader:
             worker.available = int(used[1]) if used[1] else _bytes(used[2])
         if summary := say.SUMMARY.search(line):
             start.free, start.total = _bytes(summary[1]), _bytes(summary[2])
-            start.utilization, start.requested = float(summary[3]), _bytes(summary[4])
+            start.utilization, start.requested = number(summary[3]), _bytes(summary[4])
         if parts := say.PARTS.search(line):
             if parts["what"] == "weight":
                 worker.guess_weights(_bytes(parts[1]))
@@ -133,9 +133,9 @@ class VllmReader:
             worker.guess_weights(_bytes(v0[1]))
             worker.non_torch, worker.activation = _bytes(v0[2]), _bytes(v0[3])
         elif total := say.V0_TOTAL.search(line):
-            start.total, start.utilization, start.requested = _bytes(total[1]), float(total[2]), _bytes(total[3])
+            start.total, start.utilization, start.requested = _bytes(total[1]), number(total[2]), _bytes(total[3])
         elif v06 := say.V06.search(line):
-            start.total, start.utilization = _bytes(v06[1]), float(v06[3])
+            start.total, start.utilization = _bytes(v06[1]), number(v06[3])
             worker.non_torch = _bytes(v06[2])
         elif cpu := say.CPU_USE.search(line):
             start.requested, worker.consumed = _bytes(cpu[1]), _bytes(cpu[2])
@@ -146,7 +146,7 @@ class VllmReader:
         if tokens:
             start.take_tokens(_count(tokens[1]))
         if concurrency:
-            start.take_concurrency(_count(concurrency[1]), float(concurrency[2]))
+            start.take_concurrency(_count(concurrency[1]), number(concurrency[2]))
         if blocks:
             if blocks["exact"]:
                 start.blocks = int(blocks["exact"])

@@ -236,3 +236,7 @@ def test_flash_attention_is_what_was_chosen_not_what_was_offered() -> None:
     chosen = "INFO 01-01 00:00:00 [cuda.py:400] Using FLASH_ATTN attention backend out of potential backends: ['FLASH_ATTN']\n"
     assert only(CONFIG + offered)[0].flash_attention is None
     assert only(CONFIG + chosen)[0].flash_attention == "enabled"
+
+
+def test_a_number_with_too_many_points_raises_nothing() -> None:
+    assert parse_log("GPU KV cache size: 4,352 tokens, Maximum concurrency for 4,096 tokens per request: 1.....06x\n")
