@@ -19,7 +19,7 @@ def lock(file: BinaryIO | int) -> None:
     """Lock an open file, or its descriptor, for as long as it is open.
 
     Raises:
-        BlockingIOError: somebody else holds it. OSError: its disk has no locks.
+        BlockingIOError: another process holds it. OSError: its disk has no locks.
     """
     try:
         import fcntl

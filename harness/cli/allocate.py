@@ -46,11 +46,14 @@ def cli(
     """The options with which vLLM starts MODEL with a context, or why it cannot."""
     from harness.prediction.allocation import Deployment
     from harness.serving import allocate as workflow
-    from harness.store.trust import refuse
+    from harness.store.trust import is_own_folder, refuse
 
     wanted = Deployment(version=engine_version, gpu=gpu_name, tensor_parallel=tensor_parallel, dtype=dtype)
     answer = workflow.answer(store_at(store), model, ctx, concurrency, wanted, variant=variant, available=available)
-    refuse(answer.calibration, Path.cwd(), allowed_of(allowed), answer.calibration.id)
+    measured = answer.calibration
+    # Nothing is started here: a folder of the model's own name is printed as it was measured.
+    printed = ("weights",) if is_own_folder(measured) else ()
+    refuse(measured, Path.cwd(), allowed_of(allowed), measured.id, typed=printed)
     allocation, image = answer.allocation, answer.calibration.metadata.engine.image
     service = workflow.compose(answer) if compose or (as_json() and image) else None
     command_line, remarks = workflow.shell(answer), allocation_remarks(allocation, answer.calibration)

@@ -25,7 +25,7 @@ def _too_much(reason: Reason) -> str:
 _SENTENCES: Final[dict[str, Callable[[Reason], str]]] = {
     "evict-limit": lambda one: f"{one.model} is ended: at most {one.figures.get('limit')} models stay loaded",
     "evict-memory": lambda one: f"{one.model} is ended: {_too_much(one)}",
-    "host-only": lambda _: "no GPU is used: every layer lies on the host",
+    "host-only": lambda _: "no GPU is used: every layer is on the host",
     "one-card": lambda one: f"{_cards(one)} is the only card",
     "main-gpu": lambda one: f"{_cards(one)} was asked for (main_gpu)",
     "main-gpu-missing": lambda one: f"main_gpu {one.figures.get('main_gpu')} is no card here",

@@ -96,6 +96,12 @@ def place_of_weights(calibration: Calibration, named: str | None = None) -> str 
     return None if artifact_name(stem) == calibration.id.partition("/")[2] else name
 
 
+def is_own_folder(calibration: Calibration) -> bool:
+    """Whether a model was measured from a local folder that has its own name, so that a line that names it shows where."""
+    own = calibration.metadata.settings.own_model or ""
+    return own.startswith("/") and artifact_name(own.rstrip("/").rpartition("/")[2]) == calibration.id.partition("/")[2]
+
+
 def require(found: tuple[Refusal, ...], allowed: Allowed, where: str) -> None:
     """Raise unless everything that a file asks for is allowed.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -99,3 +100,28 @@ def test_a_command_line_of_others_adds_no_code(tmp_path: Path) -> None:
     assert "--trust-remote-code" in done.stderr
     assert "vllm serve" not in done.stdout
     assert run(tmp_path, "acme/tern-8b", "--ctx", "8192", "--available", "79GiB", "--allow-env", "VLLM_ARGS").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("own", "name", "status"),
+    [
+        ("/srv/models/tern-8b", "tern-8b", 0),  # printed as it was measured; nothing is started
+        ("/srv/models/another", "tern-8b", 77),
+        ("evil/tern-8b", "tern-8b", 77),
+    ],
+)
+def test_a_local_folder_is_printed_where_it_has_the_models_own_name(tmp_path: Path, own: str, name: str, status: int) -> None:
+    made = vllm_calibration()
+    metadata = made.metadata
+    assert metadata.settings.vllm is not None
+    settings = msgspec.structs.replace(metadata.settings, vllm=msgspec.structs.replace(metadata.settings.vllm, model=own))
+    model = msgspec.structs.replace(metadata.model, name=name)
+    changed = msgspec.structs.replace(metadata, settings=settings, model=model)
+    theirs = Store(tmp_path)
+    theirs.write(theirs.path_of("vllm", name), msgspec.structs.replace(made, id=f"vllm/{name}", metadata=changed))
+
+    done = run(tmp_path, name, "--ctx", "8192", "--available", "79GiB")
+
+    assert done.exit_code == status
+    assert (own in done.stdout) is (status == 0)
+    assert run(tmp_path, name, "--ctx", "8192", "--available", "79GiB", "--allow-model").exit_code == 0
