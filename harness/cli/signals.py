@@ -19,6 +19,7 @@ LIMIT: Final = 4.0
 _HANG_UP: Final = getattr(signal, "SIGHUP", signal.SIGTERM)
 _ENDINGS: Final = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated"), _HANG_UP: (143, "terminated")}
 _terminals: list[int] = []
+_wakeups: list[int] = []
 
 
 class Terminated(BaseException):
@@ -35,18 +36,22 @@ def hear(ended: Result) -> None:
     heard, wakeup = socket.socketpair()
     wakeup.setblocking(False)
     # The interpreter writes each signal's number there at once, even while the main thread hangs in a call.
-    signal.set_wakeup_fd(wakeup.detach(), warn_on_full_buffer=False)
+    signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+    for earlier in _wakeups:  # of a command before this one, in the same process: its thread ends
+        os.close(earlier)
+    _wakeups[:] = [wakeup.detach()]
     threading.Thread(target=_watch, args=(heard, ended, handlers), name="harness-signals", daemon=True).start()
 
 
 def _watch(heard: socket.socket, ended: Result, handlers: dict[signal.Signals, object]) -> None:
     """In a thread: end the process some seconds after a signal that is ours to obey."""
-    while True:
-        for byte in heard.recv(64):
-            number = signal.Signals(byte)
-            if number in _ENDINGS and signal.getsignal(number) in (handlers[number], signal.SIG_IGN):
-                time.sleep(LIMIT)
-                _end(*_ENDINGS[number], ended)
+    with heard:
+        while numbers := heard.recv(64):
+            for byte in numbers:
+                number = signal.Signals(byte)
+                if number in _ENDINGS and signal.getsignal(number) in (handlers[number], signal.SIG_IGN):
+                    time.sleep(LIMIT)
+                    _end(*_ENDINGS[number], ended)
 
 
 def _end(status: int, word: str, ended: Result) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import select
+import selectors
 import socket
 import threading
 from typing import Final
@@ -43,13 +43,15 @@ class Forwarder:
             engine.settimeout(None)
             for one in (link, engine):
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            other = {link: engine, engine: link}
-            open_ends = [link, engine]
-            while open_ends:
-                for source in select.select(open_ends, [], [])[0]:
-                    data = source.recv(_PIECE)
-                    if data:
-                        other[source].sendall(data)
-                    else:
-                        open_ends.remove(source)
-                        other[source].shutdown(socket.SHUT_WR)
+            with selectors.DefaultSelector() as ends:  # select() itself knows no descriptor above 1023
+                ends.register(link, selectors.EVENT_READ, (link, engine))
+                ends.register(engine, selectors.EVENT_READ, (engine, link))
+                while ends.get_map():
+                    for key, _ in ends.select():
+                        source, other = key.data
+                        data = source.recv(_PIECE)
+                        if data:
+                            other.sendall(data)
+                        else:
+                            ends.unregister(source)
+                            other.shutdown(socket.SHUT_WR)
