@@ -81,7 +81,7 @@ def upgrade(here: Path, **changes: Any) -> set[str]:
     ("changes", "moved"),
     [
         ({}, set()),
-        ({"compute_per_token": 1280}, {"compute_gb_per_10k"}),
+        ({"compute_per_token": 2048}, {"compute_gb_per_10k"}),
         ({"window_mib": 9.0}, {"fixed_cache_gb", "base_vram_gb"}),
         ({"hidden_mib": 12.0}, {"overhead_gb", "base_vram_gb"}),
         ({"decode_per_s": 30.0}, {"decode_tokens_per_s", "decode_tokens_per_s at 1536 tokens"}),
@@ -114,13 +114,27 @@ def test_other_weights_are_stale_and_absent_ones_are_unknown(here: Path) -> None
 
 def test_a_plan_and_settings_are_measured_again_as_they_were(here: Path) -> None:
     made = ("calibrate", "small.gguf", "--engine", "llama-server", "--gpus", "none", "--engine-binary", "./b1")
-    settings = ("--num-parallel", "2", "--num-batch", "256", "--flash-attention", "on", "--env", "FLAG=1", "--no-speed")
+    settings = (
+        "--num-parallel",
+        "2",
+        "--num-batch",
+        "256",
+        "--flash-attention",
+        "on",
+        "--env",
+        "LLAMA_ARG_FIT_TARGET=512",
+        "--no-speed",
+    )
     assert call(here, *made, *settings, "--ctx", "1280,1536,3072", "--variant", "two", "--store", "other")["errors"] == []
     (one,) = call(here, "recalibrate", "small", "--engine-binary", "./b1", "--store", "other")["data"]["calibrations"]
     assert (one["calibration"], one["drift"]["status"]) == ("llama-server/small@two", "same")
     again = read_record(here / one["record"])
     assert [(load.request.context, load.request.num_batch) for load in again.loads] == [(1280, 256), (1536, 256), (3072, 256)]
-    assert (again.settings.num_parallel, again.settings.flash_attention, again.settings.env) == (2, "enabled", {"FLAG": "1"})
+    assert (again.settings.num_parallel, again.settings.flash_attention, again.settings.env) == (
+        2,
+        "enabled",
+        {"LLAMA_ARG_FIT_TARGET": "512"},
+    )
     assert len(list((here / "other" / "runs").glob("*/record.json"))) == 2  # the old record stays
 
 
