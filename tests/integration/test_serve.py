@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 import harness
+from harness.inventory.digests import cached_sha256
 from harness.model.calibration import Calibration
 from harness.model.record import Gpu, Machine
 from harness.store.store import Store
@@ -56,12 +57,16 @@ def leftovers(store: Path) -> list[str]:
     return [str(one) for one in store.glob("runs/*-serve-*")]
 
 
-def host(name: str = "tiny") -> Calibration:
-    return on_host(made_up(name, gpu=None))
+def host(name: str = "tiny", weights: Path | None = None) -> Calibration:
+    """Made up, of these weights."""
+    made = on_host(made_up(name, gpu=None))
+    digest = cached_sha256(weights) if weights else made.metadata.model.digest
+    model = msgspec.structs.replace(made.metadata.model, digest=digest)
+    return msgspec.structs.replace(made, metadata=msgspec.structs.replace(made.metadata, model=model))
 
 
 def test_a_command_finds_the_model_and_its_status_is_ours(start: Start, model: Path, tmp_path: Path) -> None:
-    store_of(tmp_path / "store", host())
+    store_of(tmp_path / "store", host(weights=model))
     process = start("--ctx", "1024", "--available", "24GiB", "--", sys.executable, "-c", PROBE)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 7, err
@@ -74,8 +79,8 @@ def test_a_command_finds_the_model_and_its_status_is_ours(start: Start, model: P
     assert not leftovers(tmp_path / "store")
 
 
-def test_what_would_spill_is_refused_before_anything_starts(start: Start, tmp_path: Path) -> None:
-    store_of(tmp_path / "store", host())
+def test_what_would_spill_is_refused_before_anything_starts(start: Start, model: Path, tmp_path: Path) -> None:
+    store_of(tmp_path / "store", host(weights=model))
     process = start("--ctx", "1024", "--available", "2GiB", "--on-offload", "refuse", "--json", "--", "false")
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 3
@@ -86,8 +91,8 @@ def test_what_would_spill_is_refused_before_anything_starts(start: Start, tmp_pa
     assert unknown.returncode == 4
 
 
-def test_what_would_spill_is_made_smaller_where_that_was_asked_for(start: Start, tmp_path: Path) -> None:
-    store_of(tmp_path / "store", host())
+def test_what_would_spill_is_made_smaller_where_that_was_asked_for(start: Start, model: Path, tmp_path: Path) -> None:
+    store_of(tmp_path / "store", host(weights=model))
     process = start("--ctx", "32768", "--available", "4628", "--on-offload", "shrink", "--", sys.executable, "-c", PROBE)
     out, err = process.communicate(timeout=120)
     assert 256 <= int(json.loads(out)["HARNESS_CONTEXT"]) < 32768
