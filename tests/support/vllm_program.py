@@ -135,6 +135,8 @@ class Answers(BaseHTTPRequestHandler):
             ),
         }[self.path]
         self.answer(body.encode())
+        if MODE == "dies when ready":
+            os._exit(1)
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -194,9 +196,6 @@ def main(words: list[str]) -> None:
     sys.stdout.write("INFO:     Application startup complete.\n")
     sys.stdout.flush()
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    if MODE == "dies when ready":
-        time.sleep(0.3)
-        os._exit(1)
     threading.Event().wait()
 
 
