@@ -22,7 +22,9 @@ from harness.engines.ollama.scheduler import (
     SchedulerRequest,
     SchedulerSettings,
     automatic_batch,
+    batch_fits,
     decide,
+    surcharge,
 )
 from harness.engines.policy import Policy
 from harness.errors import UnknownVerdictError
@@ -86,7 +88,9 @@ class OllamaPolicy(Policy):
             wanted = 512
         if available is not None:
             estimate = estimated(calibration, context, num_parallel)
-            while wanted > measured[0] and wanted in HEADROOM_PERCENT and not _batch_fits(wanted, estimate, available):
+            while wanted > measured[0] and wanted in HEADROOM_PERCENT:
+                if available and batch_fits(wanted, estimate, available):
+                    break
                 wanted //= 2
         return max((batch for batch in measured if batch <= wanted), default=measured[0])
 
@@ -95,8 +99,7 @@ class OllamaPolicy(Policy):
         if loaded >= MODELS_PER_CARD * max(len(calibration.metadata.machine.gpus), 1):
             return True
         batch = self.batch(calibration, context, num_parallel, available) or 0
-        surcharge = next((size for least, size in SURCHARGE.items() if batch >= least), 0)
-        return estimated(calibration, context, num_parallel) + surcharge > available * FULL_PERCENT // 100
+        return estimated(calibration, context, num_parallel) + surcharge(batch) > available * FULL_PERCENT // 100
 
     def spread(
         self, calibration: Calibration, context: int, num_parallel: int, available: tuple[int, ...], names: tuple[str, ...]
@@ -217,11 +220,6 @@ def since_llama_server(version: str | None) -> bool:
     """Whether a version, like ``0.33.0-rc2``, is 0.30 or newer; an unknown one (a build of one's own) is taken as new."""
     found = release(version)
     return found is None or found >= LLAMA_SERVER or found[:2] == (0, 0)
-
-
-def _batch_fits(batch: int, estimate: int, available: int) -> bool:
-    limit = available * FULL_PERCENT // 100
-    return estimate <= min(limit, available * HEADROOM_PERCENT[batch] // 100) and SURCHARGE[batch] <= limit - estimate
 
 
 def estimated(calibration: Calibration, context: int, num_parallel: int = 1) -> int:

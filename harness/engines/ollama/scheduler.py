@@ -154,7 +154,7 @@ def decide(
         chosen, thinking = _select(request, now, settings)
         available = _available_sum(chosen, settings)
         batch, batch_reasons = _batch(request, chosen, available)
-        predicted = request.estimate_bytes + (_surcharge(batch) if request.completion else 0)
+        predicted = request.estimate_bytes + (surcharge(batch) if request.completion else 0)
         partial = request.gpu_layers and request.layers_total and 0 < request.gpu_layers < request.layers_total
         if not loaded or partial or not chosen or predicted <= available * FULL_PERCENT // 100:
             break
@@ -258,7 +258,7 @@ def _batch(request: SchedulerRequest, cards: Sequence[Card], available: int) -> 
         batch = 256 if small else 512
         return batch, [Reason(step="batch-no-flash-attention", figures={"batch": batch})]
     wanted = batch = automatic_batch(request.cells)
-    while batch > 512 and not _batch_fits(batch, request.estimate_bytes, available):
+    while batch > 512 and not batch_fits(batch, request.estimate_bytes, available):
         batch //= 2
     figures = {"batch": batch, "cells": request.cells}
     if batch == wanted:
@@ -267,12 +267,14 @@ def _batch(request: SchedulerRequest, cards: Sequence[Card], available: int) -> 
     return batch, [Reason(step="batch-lowered", figures=figures)]
 
 
-def _batch_fits(batch: int, estimate: int, available: int) -> bool:
+def batch_fits(batch: int, estimate: int, available: int) -> bool:
+    """Whether a batch above 512 stays within its share of the memory (``generationBatchFits``); unknown memory allows any."""
     if not estimate or not available:
         return True
     limit = available * FULL_PERCENT // 100
     return estimate <= min(limit, available * HEADROOM_PERCENT[batch] // 100) and SURCHARGE[batch] <= limit - estimate
 
 
-def _surcharge(batch: int) -> int:
+def surcharge(batch: int) -> int:
+    """What a batch adds to the estimate, bytes (``generationBatchSurcharge``)."""
     return next((size for least, size in SURCHARGE.items() if batch >= least), 0)
