@@ -3,7 +3,8 @@
 ``@pytest.mark.requires("docker", "vulkan")`` skips a test, with the reason, where one of the named resources is
 missing. The environment variable ``HARNESS_REQUIRE=docker,vulkan`` turns such a skip into a failure, so that a machine
 which is meant to have a resource cannot go quietly green without it; what this CPU cannot do is skipped all the same. Each
-resource is also a marker: ``pytest -m "not docker"``.
+resource is also a marker: ``pytest -m "not docker"``. ``HARNESS_TEST_LLAMA_CPP=DIR`` names a build of llama.cpp for tests
+with devices (:mod:`tests.support.rpc`).
 
 Every other ``HARNESS_...`` variable is taken out of the environment, so that no setting of the person who runs the
 tests reaches the code under test. One is set: the models that harness puts together go into ``.venv``.
@@ -72,13 +73,6 @@ def _ci_dockerd() -> str | None:
     return _program("dockerd")() or _program("unshare")()
 
 
-def _vulkan() -> str | None:
-    if (reason := rpc.obstacle()) is not None:
-        return reason
-    devices = rpc.run("--list-devices", GGML_VK_VISIBLE_DEVICES="0")
-    return None if "Vulkan0" in devices.stdout else "llama-server finds no Vulkan device (Debian: mesa-vulkan-drivers)"
-
-
 def _gpu() -> str | None:
     import pynvml
 
@@ -113,7 +107,7 @@ _PROBES: dict[str, Callable[[], str | None]] = {
     "rpc-quantised": rpc.quantised_obstacle,
     "docker": _docker,
     "ci-dockerd": _ci_dockerd,
-    "vulkan": _vulkan,
+    "vulkan": rpc.vulkan_obstacle,
     "gcc": _program("gcc"),
     "chromium": _program("chromium", "chromium-browser", "google-chrome"),
     "gpu": _gpu,
@@ -135,7 +129,7 @@ def _require(config: pytest.Config, resource: str) -> None:
     reason = _missing(resource)
     if reason is None:
         return
-    if resource in config.stash[_REQUIRED] and not isinstance(reason, rpc.CpuLacks):
+    if resource in config.stash[_REQUIRED] and not isinstance(reason, rpc.Lacks):
         pytest.fail(f"HARNESS_REQUIRE lists {resource}, but: {reason}", pytrace=False)
     pytest.skip(f"needs {resource}: {reason}")
 
@@ -144,6 +138,8 @@ def pytest_configure(config: pytest.Config) -> None:
     required = frozenset(filter(None, os.environ.get("HARNESS_REQUIRE", "").replace(" ", "").split(",")))
     if unknown := required - _PROBES.keys():
         raise pytest.UsageError(f"HARNESS_REQUIRE: unknown {sorted(unknown)}; known: {', '.join(_PROBES)}")
+    if rpc.OWN is not None and (reason := rpc.obstacle()) is not None:
+        raise pytest.UsageError(reason)
     config.stash[_REQUIRED] = required
     for name in [name for name in os.environ if name.startswith("HARNESS_")]:
         del os.environ[name]
