@@ -44,8 +44,8 @@ def cli(**given: Any) -> Result:
         if given["dry_run"]:
             planned = session.plan()
             return Result(
-                data={"artifact": str(planned.artifact), "loads": msgspec.to_builtins(planned.loads)},
-                text=partial(calibrations.planned, session.request.name, planned.loads, str(planned.artifact)),
+                data={"artifact": str(session.artifact), "loads": msgspec.to_builtins(planned.loads)},
+                text=partial(calibrations.planned, session.request.name, planned.loads, str(session.artifact)),
             )
         done = session.calibrate(watch)
     return Result(

@@ -41,6 +41,8 @@ class Policy(Rules):
     name_variables: ClassVar[tuple[str, ...]] = ()
     #: Whether it can run with nothing on a GPU.
     runs_on_host: ClassVar[bool] = True
+    #: Physical batch of embedding models, at most the context: Ollama's default for them (llm/llama_server.go).
+    embedding_batch: ClassVar[int] = 2048
 
     def settings(self, source: Source, options: Options, num_batch: int | None) -> VllmSettings | None:
         """What its memory depends on beside the common settings, as asked; the log says later what was in force."""
@@ -54,10 +56,13 @@ class Policy(Rules):
         num_batch: int | None,
         batch_limits: BatchLimits,
         num_parallel: int,
+        embedding: bool = False,
     ) -> tuple[LoadRequest, ...]:
-        """The loads that measure memory."""
-        from harness.fit.load_plan import plan_loads
+        """The loads that measure memory; an embedding model reads its prompt in one batch."""
+        from harness.fit.load_plan import plan_loads, usable_contexts
 
+        if embedding and num_batch is None:
+            num_batch = min(self.embedding_batch, *usable_contexts(contexts, train_context))
         return plan_loads(contexts, train_context, num_batch=num_batch, batch_limits=batch_limits, num_parallel=num_parallel)
 
     def order(

@@ -20,13 +20,13 @@ from harness.engines.registry import policy_of
 from harness.errors import BadInputError, CannotWriteError, UntrustedError, UsageError
 from harness.fit.observations import spill_reason
 from harness.maintain.refit import fitted
-from harness.measure.calibrate import Result, model_stem
+from harness.measure.calibrate import Result
 from harness.measure.overwrite import refuse_overwrite
 from harness.model.calibration import artifact_name
 from harness.model.facts import DeviceKind, LoadFacts
 from harness.model.record import EngineVersion, Gpu, Load, LoadRequest, Machine, Model, Record, Settings, Target
 from harness.model.trace import Plateau
-from harness.store.store import Store
+from harness.store.store import Store, model_stem
 from harness.units import format_size
 
 _BLOB: Final = re.compile(r"(?:^|[/\\])sha256-([0-9a-f]{64})$")

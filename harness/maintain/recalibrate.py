@@ -13,8 +13,9 @@ from harness.engines.registry import policy_of
 from harness.errors import CannotWriteError, HarnessError, NotFoundError, UnavailableError, UsageError
 from harness.inventory.installed import Installed
 from harness.maintain.diff import Pair
+from harness.measure.calibrate import Session
 from harness.measure.events import Observer
-from harness.measure.prepare import Session, prepare
+from harness.measure.prepare import prepare
 from harness.model.calibration import Calibration
 from harness.model.record import LoadRequest, Machine
 from harness.options import Overrides, RunOptions, asked_flash
@@ -248,10 +249,8 @@ def _again(target: Candidate, store: Store, finder: Installed, observer: Observe
     observer.say(f"handed to {target.calibration.engine}: {handed(options.model, options.image, options.env)}")
     session = prepare(options, store, finder.folder)
     refuse_other(target, session, force)
-    if session.plan().artifact != target.path:
-        raise CannotWriteError(
-            f"{target.path} does not stand where {session.plan().artifact.name} is filed", code="other-model"
-        )
+    if session.artifact != target.path:
+        raise CannotWriteError(f"{target.path} does not stand where {session.artifact.name} is filed", code="other-model")
     result = session.calibrate(observer)
     return Recalibration(
         target=target,

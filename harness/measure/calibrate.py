@@ -2,54 +2,36 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Literal
 
 import msgspec
 
 from harness import __version__
+from harness.engines import gguf
 from harness.engines.base import Engine, Options, Source
-from harness.engines.settings import shown_env
-from harness.errors import BusyError, EngineError, UnavailableError, UsageError
-from harness.fit.load_plan import DEFAULT_CONTEXTS, BatchLimits, usable_contexts
+from harness.errors import BusyError, EngineError, UnavailableError
 from harness.inventory.backend import Choice
 from harness.measure.dry_runs import measure_splits
 from harness.measure.events import Observer
 from harness.measure.interference import interference_notes, refuse_blind, refuse_unwatched
 from harness.measure.load import LoadRunner, StageHook, no_hook
 from harness.measure.overwrite import refuse_overwrite
-from harness.measure.speed import HOST_SPEED_PROMPTS, SPEED_PROMPTS, no_host_speed
+from harness.measure.plan import CalibrationPlan, Request, plan_calibration
+from harness.measure.setup import lock_names, opened
+from harness.measure.speed import SpeedLoad, speed_loads
 from harness.meters.base import Meter
-from harness.model.calibration import Calibration, artifact_name
+from harness.model.calibration import Calibration
 from harness.model.facts import LoadFacts
-from harness.model.record import EngineVersion, Load, LoadRequest, Record, Settings
-from harness.options import recorded_flash
+from harness.model.record import EngineVersion, Load, LoadRequest, Record
+from harness.model.trace import Occupancy
 from harness.sandboxes.base import Sandbox
+from harness.sandboxes.locks import hold
 from harness.store.run_folder import RunFolder
 from harness.store.store import Store
-
-#: Physical batch of embedding models, at most the context: Ollama's default for them (llm/llama_server.go).
-EMBEDDING_BATCH: Final = 2048
-
-
-class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What to calibrate. ``name`` is what the user called the model; ``contexts`` empty means the default plan.
-
-    ``loads`` is a plan that was made before, and leaves nothing to the default one.
-    """
-
-    name: str
-    source: Source
-    contexts: tuple[int, ...] = ()
-    loads: tuple[LoadRequest, ...] = ()
-    num_batch: int | None = None
-    variant: str | None = None
-    speed: bool = True
-    force: bool = False
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,153 +43,130 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-class CalibrationPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a calibration would do."""
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """A calibration that could begin now."""
 
-    artifact: Path
-    loads: tuple[LoadRequest, ...]
+    engine: Engine
+    choice: Choice
+    options: Options
+    request: Request
+    store: Store
 
+    @property
+    def artifact(self) -> Path:
+        """The file that it would write."""
+        return self.store.path_of(self.engine.name, self.request.stem, self.request.variant)
 
-def plan(engine: Engine, request: Request, store: Store, options: Options, version: str | None = None) -> CalibrationPlan:
-    """The loads and the file of a calibration, without starting anything; of the newest engine where it is not known.
+    def plan(self, source: Source | None = None, version: str | None = None) -> CalibrationPlan:
+        """What it would do, without starting anything; with what a started engine has said of the model and of itself."""
+        request = self.request if source is None else msgspec.structs.replace(self.request, source=source)
+        return plan_calibration(self.engine.policy, request, self.options, version)
 
-    Raises:
-        UsageError: a context beyond the model's training context, or no context at all.
-    """
-    train = request.source.model.train_context
-    beyond = [context for context in request.contexts if train is not None and context > train]
-    if beyond:
-        raise UsageError(
-            f"{request.name} was trained on {train} tokens; a context of {max(beyond)} is beyond that",
-            hint=f"use --ctx up to {train}",
-            code="beyond-training",
+    def calibrate(self, observer: Observer, hook: StageHook = no_hook) -> Result:
+        """Measure, record, fit, write, with a sandbox and a meter of its own.
+
+        Raises:
+            HarnessError: as the exit codes say. The record is kept whatever happens; an artifact is written only by success.
+        """
+        planned = self.plan()  # a context that is refused is refused before a file is hashed
+        with ExitStack() as stack:
+            stack.enter_context(hold(lock_names(self.choice)))
+            sandbox, meter = stack.enter_context(opened(self.engine, self.choice, self.options, observer))
+            source = _with_digest(self.request.source, observer)
+            self.store.check_writable(self.artifact)
+            stack.enter_context(self.store.lock(self.artifact))
+            if not self.request.force:
+                refuse_overwrite(self.artifact, source, planned.settings, self.choice.machine(), self.store)
+            run = Run(self, source, sandbox, meter, observer, hook)
+            record = run.go()
+            observer.phase("fit", run.steps, run.steps)
+            calibration = self.engine.policy.fit(record)
+            self.store.write(self.artifact, calibration)
+        return Result(
+            artifact=self.artifact,
+            record=self.store.run_folder(record.run) / "record.json",
+            calibration=calibration,
+            seconds=record.seconds or 0.0,
         )
-    contexts = request.contexts or DEFAULT_CONTEXTS
-    batch = request.num_batch
-    if request.source.embedding and batch is None:
-        batch = min(EMBEDDING_BATCH, *usable_contexts(contexts, train))
-    limits, slots = batch_rule(engine, options, version), options.num_parallel
-    loads = request.loads or engine.policy.plan(contexts, train, num_batch=batch, batch_limits=limits, num_parallel=slots)
-    return CalibrationPlan(artifact=store.path_of(engine.name, model_stem(request.name), request.variant), loads=loads)
 
 
-def batch_rule(engine: Engine, options: Options, version: str | None) -> BatchLimits:
-    """The engine's rule for the physical batch, where it is unset."""
-    return engine.policy.batch_limits(version, target=options.target, flash_attention=options.flash_attention)
-
-
-def model_stem(name: str) -> str:
-    """The name under which a model is filed: of a GGUF path the file's stem, of a folder's its name."""
-    if name.endswith(".gguf"):
-        return Path(name).stem
-    return Path(name).expanduser().resolve().name if name.startswith(("/", "./", "../", "~")) else name
-
-
-def calibrate(
-    engine: Engine,
-    sandbox: Sandbox,
-    meter: Meter,
-    choice: Choice,
-    options: Options,
-    request: Request,
-    store: Store,
-    observer: Observer,
-    *,
-    hook: StageHook = no_hook,
-) -> Result:
-    """Measure, record, fit, write.
-
-    Raises:
-        HarnessError: as the exit codes say. The record is kept whatever happens; an artifact is written only by success.
-    """
-    planned = plan(engine, request, store, options)
-    settings = Settings(
-        num_parallel=options.num_parallel,
-        num_batch=request.num_batch,
-        kv_cache_type=options.kv_cache_type or engine.policy.default_cache_type,
-        flash_attention=recorded_flash(options.flash_attention),
-        env=shown_env(options.env),
-        vllm=engine.policy.settings(request.source, options, request.num_batch),
-    )
-    store.check_writable(planned.artifact)
-    with ExitStack() as stack:
-        stack.enter_context(store.lock(planned.artifact))
-        if not request.force:
-            refuse_overwrite(planned.artifact, request.source, settings, choice.machine(), store)
-        run = Run(engine, sandbox, meter, choice, options, request, store, observer, settings, hook)
-        record = run.go()
-        observer.phase("fit", run.steps, run.steps)
-        calibration = engine.policy.fit(record)
-        store.write(planned.artifact, calibration)
-    return Result(
-        artifact=planned.artifact,
-        record=store.run_folder(record.run) / "record.json",
-        calibration=calibration,
-        seconds=record.seconds or 0.0,
-    )
+def _with_digest(source: Source, observer: Observer) -> Source:
+    if source.path is None or source.model.digest is not None:
+        return source
+    observer.progress("hashing the model", 0, None)
+    digest = gguf.sha256(source.path)
+    return msgspec.structs.replace(source, model=msgspec.structs.replace(source.model, digest=digest))
 
 
 class Run:
-    """One run: loads in order, the record on disk after each of them."""
+    """Makes the loads of a session in order. What they come to is kept here; the record on disk is made of it after each."""
 
     def __init__(
-        self,
-        engine: Engine,
-        sandbox: Sandbox,
-        meter: Meter,
-        choice: Choice,
-        options: Options,
-        request: Request,
-        store: Store,
-        observer: Observer,
-        settings: Settings,
-        hook: StageHook,
+        self, session: Session, source: Source, sandbox: Sandbox, meter: Meter, observer: Observer, hook: StageHook
     ) -> None:
-        self.engine, self.choice, self.options, self.request = engine, choice, options, request
-        self.store, self.observer, self.hook = store, observer, hook
-        self.epoch = time.monotonic()
-        started = datetime.now(UTC)
-        stem = artifact_name(model_stem(request.name))
-        self.record = Record(
-            # The variant is part of it: in a sweep, one model may be calibrated on several machines in one second.
-            run=f"{started:%Y%m%dT%H%M%SZ}-{engine.name}-{stem}{f'@{request.variant}' if request.variant else ''}",
-            harness_version=__version__,
-            started_at=f"{started:%Y-%m-%dT%H:%M:%SZ}",
-            id=f"{engine.name}/{stem}",
-            engine_name=engine.name,
-            model=request.source.model,
-            engine=EngineVersion() if choice.sandbox == "docker" else engine.version(options, None),
-            settings=settings,
-            machine=choice.machine(),
-            reserve_bytes=engine.policy.reserve_bytes(None, options.env),
-            tensors=request.source.tensors,
-            estimate=request.source.estimate,
-            batch_limits=batch_rule(engine, options, None),
-        )
-        folder = store.run_folder(self.record.run)
-        if folder.exists():
-            self.record = msgspec.structs.replace(self.record, run=f"{self.record.run}-{time.time_ns() % 1_000_000:06d}")
-            folder = store.run_folder(self.record.run)
-        self.folder = RunFolder(folder)
+        self.session, self.source, self.observer, self.hook = session, source, observer, hook
+        self.policy, self.machine = session.engine.policy, session.choice.machine()
+        in_container = session.choice.sandbox == "docker"
+        self.engine = EngineVersion() if in_container else session.engine.version(session.options, None)
+        self.plan = session.plan(source, self.engine.version)
+        self.started = datetime.now(UTC)
+        self.loads: list[Load] = []
+        self.notes: list[str] = []
+        self.before: Occupancy | None = None
+        self.after: Occupancy | None = None
+        self.status: Literal["complete", "partial"] = "partial"
+        self.ended: tuple[str, float] | None = None
+        # The variant is part of the name: in a sweep, one model may be calibrated on several machines in one second.
+        variant = f"@{session.request.variant}" if session.request.variant else ""
+        name = f"{self.started:%Y%m%dT%H%M%SZ}-{session.engine.name}-{session.request.stem}{variant}"
+        if session.store.run_folder(name).exists():
+            name = f"{name}-{self.started.microsecond:06d}"
+        self.folder = RunFolder(session.store.run_folder(name))
         self.runner = LoadRunner(
-            engine=engine, sandbox=sandbox, meter=meter, options=options, folder=folder, observer=observer,
-            epoch=self.epoch, hook=hook,
+            engine=session.engine, sandbox=sandbox, meter=meter, options=session.options, folder=self.folder.path,
+            observer=observer, hook=hook,
         )  # fmt: skip
         self.steps = 1
 
+    def record(self) -> Record:
+        """The record of the run as far as it is."""
+        ended_at, seconds = self.ended or (None, None)
+        return Record(
+            run=self.folder.path.name,
+            harness_version=__version__,
+            started_at=f"{self.started:%Y-%m-%dT%H:%M:%SZ}",
+            ended_at=ended_at,
+            seconds=seconds,
+            status=self.status,
+            id=f"{self.session.engine.name}/{self.session.request.stem}",
+            engine_name=self.session.engine.name,
+            model=self.source.model,
+            engine=self.engine,
+            settings=self.plan.settings,
+            machine=self.machine,
+            reserve_bytes=self.plan.reserve_bytes,
+            tensors=self.source.tensors,
+            estimate=self.source.estimate,
+            batch_limits=self.plan.batch_limits,
+            loads=tuple(self.loads),
+            before=self.before,
+            after=self.after,
+            notes=tuple(self.notes),
+        )
+
     def go(self) -> Record:
         """Make all loads; the record says how far it came."""
-        self.record = msgspec.structs.replace(self.record, before=self.runner.take_baseline())
+        self.before = self.runner.take_baseline()
         try:
-            if self.engine.persistent:
+            if self.session.engine.persistent:
                 self._open()
-            loads = plan(self.engine, self.request, self.store, self.options, self.record.engine.version).loads
-            self.steps = len(loads) + (2 if self.request.speed else 0) + 1
+            loads, speed = self.plan.loads, self.session.request.speed
+            self.steps = len(loads) + (2 if speed else 0) + 1
             self._measure(loads)
-            if self.record.machine.target == "gpu" and self.engine.policy.has_dry_runs:
+            if self.machine.target == "gpu" and self.policy.has_dry_runs:
                 self.observer.phase("dry runs", len(loads), self.steps)
-            self._optional("dry runs", lambda: measure_splits(self.runner, self.request.source, self.record, self._add))
-            if self.request.speed:
+            self._optional("dry runs", lambda: measure_splits(self.runner, self.source, self.record(), self._add))
+            if speed:
                 self._optional("speed", self._speed)
             self._end("complete")
         except BaseException:
@@ -215,29 +174,25 @@ class Run:
             raise
         finally:
             self.runner.stop()
-        self._look_back()
+        self.after = self.runner.occupancy()
+        for note in interference_notes(self.record()):
+            self._note(note)
+        record = self.record()
+        self.session.store.write_record(record)
         self.folder.close()
-        return self.record
+        return record
 
     def _optional(self, what: str, make: Callable[[], None]) -> None:
         """What adds to memory figures that were measured already: where it fails, these stay, with the reason."""
         try:
             make()
         except (EngineError, UnavailableError, BusyError) as error:
-            note = f"{what} not measured: {error.message}"
-            self.observer.warn(note)
-            self.record = msgspec.structs.replace(self.record, notes=(*self.record.notes, note))
-            self.store.write_record(self.record)
+            self._note(f"{what} not measured: {error.message}")
             self.runner.stop()
 
-    def _look_back(self) -> None:
-        """Once the engine has ended: what the devices hold now, and who else has used them."""
-        self.record = msgspec.structs.replace(self.record, after=self.runner.occupancy())
-        notes = interference_notes(self.record)
-        for note in notes:
-            self.observer.warn(note)
-        self.record = msgspec.structs.replace(self.record, notes=(*self.record.notes, *notes))
-        self.store.write_record(self.record)
+    def _note(self, note: str) -> None:
+        self.observer.warn(note)
+        self.notes.append(note)
 
     def _open(self) -> None:
         """Start an engine that serves all loads, and learn from it what the model is.
@@ -245,36 +200,26 @@ class Run:
         Raises:
             CannotWriteError: the model turns out to be another one than the artifact's.
         """
-        self.observer.phase(f"start {self.engine.name}", 0, self.steps)
-        source = self.runner.prepare(self.request.source)
-        self.request = msgspec.structs.replace(self.request, source=source)
-        self.record = msgspec.structs.replace(self.record, model=source.model, tensors=source.tensors, estimate=source.estimate)
-        self._identify()
+        self.observer.phase(f"start {self.session.engine.name}", 0, self.steps)
+        self.source = self.runner.prepare(self.source)
+        self.engine = self.runner.identity or self.engine
+        self.plan = self.session.plan(self.source, self.engine.version)
         self._refuse_overwrite()
 
     def _refuse_overwrite(self, facts: LoadFacts | None = None) -> None:
-        if not self.request.force:
-            path = self.store.path_of(self.engine.name, model_stem(self.request.name), self.request.variant)
-            settings, machine = self.record.settings, self.record.machine
-            refuse_overwrite(path, self.request.source, settings, machine, self.store, facts)
+        session = self.session
+        if not session.request.force:
+            refuse_overwrite(session.artifact, self.source, self.plan.settings, self.machine, session.store, facts)
 
     def _identify(self) -> None:
-        """Note what only a started engine tells: its version and image, and the rules of that version."""
+        """What only a started engine says, its version and image, and what of the plan follows from them."""
         found = self.runner.identity
-        if found is None or found == self.record.engine:
-            return
-        self.record = msgspec.structs.replace(
-            self.record,
-            engine=found,
-            batch_limits=batch_rule(self.engine, self.options, found.version),
-            reserve_bytes=self.engine.policy.reserve_bytes(
-                found.version, self.options.env, self.request.source.projector_bytes
-            ),
-        )
+        if found is not None and found != self.engine:
+            self.engine, self.plan = found, self.session.plan(self.source, found.version)
 
     def _measure(self, loads: Sequence[LoadRequest]) -> None:
         """Make the loads that the engine's policy asks for, each knowing those before it."""
-        order = self.engine.policy.order(loads, lambda: self.record, _free_bytes)
+        order = self.policy.order(loads, self.record, _free_bytes)
         following = next(order, None)
         while following is not None:
             self.steps += following.added
@@ -289,56 +234,43 @@ class Run:
                 return
 
     def _point(self, request: LoadRequest, step: int) -> Load:
-        batch = "" if self.record.batch_limits == () else f" at batch {request.num_batch}"
+        batch = f" at batch {request.num_batch}" if self.plan.batch_limits else ""
         self.observer.phase(f"load {request.context} tokens{batch}", step, self.steps)
-        load = self.runner.measure(self.request.source, request)
+        load = self.runner.measure(self.source, request)
         self._add(load)
-        if len(self.record.loads) == 1:
+        if len(self.loads) == 1:
             self._refuse_overwrite(load.facts)
         reason = load.reason
         if load.facts is not None and load.outcome == "ok":
-            reason = self.engine.policy.outcome(load, self.record.machine.target)
+            reason = self.policy.outcome(load, self.machine.target)
         plateau = load.busy or load.idle
         self.observer.point(request.context, request.num_batch, plateau.total_bytes if plateau else None, reason)
-        refuse_blind(load, self.record.machine.target)
-        refuse_unwatched(load, self.record.machine, self.runner.folder)
+        refuse_blind(load, self.machine.target)
+        refuse_unwatched(load, self.machine, self.folder.path)
         return load
 
     def _speed(self) -> None:
-        request = self.engine.policy.speed_request(self.record)
-        if request is None:
-            return
-        context = request.context
-        prompts = tuple(prompt for prompt in SPEED_PROMPTS if prompt < context - 128) or (32,)
-        self.observer.phase("speed", self.steps - 2, self.steps)
-        self._add(self.runner.time_speed(self.request.source, request, prompts))
-        if self.record.machine.target == "host":
-            return
-        self.observer.phase("speed on the host alone", self.steps - 1, self.steps)
-        request = LoadRequest(context=min(context, 2048), purpose="host-speed")
-        if (reason := no_host_speed(self.engine.policy, self.request.source)) is not None:
-            self._add(Load(request=request, outcome="skipped", reason=reason))
-            return
-        self._add(self.runner.time_speed(self.request.source, request, HOST_SPEED_PROMPTS))
+        for planned in speed_loads(self.policy, self.source, self.record()):
+            self.observer.phase(planned.title, self.steps - planned.left, self.steps)
+            self._add(self._timed(planned))
+
+    def _timed(self, planned: SpeedLoad) -> Load:
+        if planned.skipped is not None:
+            return Load(request=planned.request, outcome="skipped", reason=planned.skipped)
+        return self.runner.time_speed(self.source, planned.request, planned.prompts)
 
     def _add(self, load: Load) -> None:
         self._identify()
-        self.record = msgspec.structs.replace(self.record, loads=(*self.record.loads, load))
-        self.store.write_record(self.record)
+        self.loads.append(load)
+        self.session.store.write_record(self.record())
         self.hook("recorded")
 
-    def _end(self, status: str) -> None:
-        seconds = round(time.monotonic() - self.epoch, 3)
-        self.record = msgspec.structs.replace(
-            self.record, status=status, seconds=seconds, ended_at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-        )
-        self.store.write_record(self.record)
+    def _end(self, status: Literal["complete", "partial"]) -> None:
+        self.status, self.ended = status, (f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", self.runner.now())
+        self.session.store.write_record(self.record())
 
 
 def _free_bytes(uuid: str) -> int | None:
     from harness.meters.nvml import free_bytes
 
     return free_bytes(uuid)
-
-
-__all__ = ["CalibrationPlan", "Request", "Result", "calibrate", "plan"]

@@ -51,7 +51,7 @@ def no_hook(stage: str) -> None:
 class LoadRunner:
     """Makes loads in one sandbox with one engine; keeps a persistent engine between them.
 
-    Times in the loads are seconds since ``epoch`` (a ``time.monotonic`` value).
+    Times in the loads are seconds since the runner was made.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class LoadRunner:
         options: Options,
         folder: Path,
         observer: Observer,
-        epoch: float,
         hook: StageHook = no_hook,
         port: int | None = None,
     ) -> None:
         self.engine, self.sandbox, self.meter, self.options = engine, sandbox, meter, options
-        self.folder, self.observer, self.epoch, self.hook, self.port = folder, observer, epoch, hook, port
+        self.folder, self.observer, self.hook, self.port = folder, observer, hook, port
+        self._began = time.monotonic()
         self.running: Running | None = None
         #: The engine as its container and its server tell it; ``None`` for a process.
         self.identity: EngineVersion | None = None
@@ -104,7 +104,7 @@ class LoadRunner:
 
     def now(self) -> float:
         """Seconds since the run began."""
-        return round(time.monotonic() - self.epoch, 3)
+        return round(time.monotonic() - self._began, 3)
 
     def start(self, source: Source, request: LoadRequest | None, begin: Callable[[], None] = lambda: None) -> Running:
         """Start the engine and wait until it answers; ``begin`` is called as soon as it runs."""

@@ -5,7 +5,6 @@ Nothing outlives the ``with`` block: the reaper ends the engine whatever happens
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
@@ -26,12 +25,12 @@ from harness.errors import (
     UnknownVerdictError,
 )
 from harness.inventory.machine import MachineNow
-from harness.measure.calibrate import model_stem
+from harness.measure.calibrate import Session
 from harness.measure.engine_log import check_alive, read_facts
 from harness.measure.events import Logged, Observer
 from harness.measure.load import LoadRunner
-from harness.measure.prepare import Session, open_meter, open_sandbox, prepare
-from harness.model.calibration import artifact_name
+from harness.measure.prepare import prepare
+from harness.measure.setup import opened
 from harness.model.facts import EngineName, LoadFacts
 from harness.model.record import EngineVersion, Load, LoadRequest, Record, Settings
 from harness.options import Overrides, RunOptions, asked_flash
@@ -235,8 +234,8 @@ def _is_path(name: str | None) -> bool:
 @contextmanager
 def _folder(store: Store, session: Session) -> Iterator[Path]:
     """A folder for the engine's log; it stays if something went wrong, or holds a record."""
-    stem = artifact_name(model_stem(session.request.name))
-    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-serve-{session.engine.name}-{stem}-{time.time_ns() % 1_000_000:06d}"
+    now = datetime.now(UTC)
+    name = f"{now:%Y%m%dT%H%M%SZ}-serve-{session.engine.name}-{session.request.stem}-{now.microsecond:06d}"
     folder = store.run_folder(name)
     with new_folder(folder):
         try:
@@ -265,12 +264,10 @@ def _started(
     options = msgspec.structs.replace(options, env=env)
     request = request_of(judged, context, options.num_parallel)
     with ExitStack() as stack:
-        sandbox = open_sandbox(session.choice, stack, watch)
-        meter = open_meter(session.choice)
-        stack.callback(meter.close)
+        sandbox, meter = stack.enter_context(opened(engine, session.choice, options, watch))
         runner = LoadRunner(
             engine=engine, sandbox=sandbox, meter=meter, options=options, folder=folder, observer=watch,
-            epoch=time.monotonic(), port=port,
+            port=port,
         )  # fmt: skip
         stack.callback(runner.stop)
         source = session.request.source
@@ -335,7 +332,7 @@ def _keep(session: Session, runner: LoadRunner, request: LoadRequest, server: Se
         ended_at=now,
         seconds=ready,
         status="complete",
-        id=f"{session.engine.name}/{artifact_name(model_stem(session.request.name))}",
+        id=f"{session.engine.name}/{session.request.stem}",
         engine_name=session.engine.name,
         model=session.request.source.model,
         engine=runner.identity or EngineVersion(version=server.facts.engine_version if server.facts else None),

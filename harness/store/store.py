@@ -256,6 +256,13 @@ class Store:
         yield from sorted(path.parent for path in (self.root / RUNS).glob("*/record.json") if not path.parent.is_symlink())
 
 
+def model_stem(name: str) -> str:
+    """The name under which a model is filed: of a GGUF path the file's stem, of a folder's its name."""
+    if name.endswith(".gguf"):
+        return Path(name).stem
+    return Path(name).expanduser().resolve().name if name.startswith(("/", "./", "../", "~")) else name
+
+
 def read_record(path: Path) -> Record:
     """Read a record from its file or its run's folder.
 

@@ -19,10 +19,12 @@ import msgspec
 
 from harness.errors import HarnessError, UntrustedError
 from harness.fit.constants import fit_record
+from harness.measure.calibrate import Session
 from harness.measure.engine_log import read_facts
 from harness.measure.events import Silent
 from harness.measure.load import LoadRunner
-from harness.measure.prepare import Session, open_meter, open_sandbox, prepare
+from harness.measure.prepare import prepare
+from harness.measure.setup import opened
 from harness.model.facts import LoadFacts
 from harness.model.record import Load, LoadRequest, Record, Speed
 from harness.options import RunOptions
@@ -147,7 +149,7 @@ class Kit:
                 calibration = fit_record(record)
             except HarnessError as error:
                 return error.message
-        path = session.plan().artifact
+        path = session.artifact
         self.store.write(path, calibration)
         return path.read_text()
 
@@ -157,12 +159,11 @@ class Kit:
         folder = self.folder / "engines" / f"{self._engines:02d}-{title}"
         folder.mkdir(parents=True)
         with ExitStack() as stack:
-            sandbox = open_sandbox(session.choice, stack, Silent())
-            meter = open_meter(session.choice)
-            stack.callback(meter.close)
+            setup = opened(session.engine, session.choice, session.options, Silent())
+            sandbox, meter = stack.enter_context(setup)
             runner = LoadRunner(
                 engine=session.engine, sandbox=sandbox, meter=meter, options=session.options, folder=folder,
-                observer=Silent(), epoch=time.monotonic(),
+                observer=Silent(),
             )  # fmt: skip
             runner.take_baseline()
             stack.callback(runner.stop)

@@ -200,7 +200,7 @@ def test_a_device_is_measured_after_a_prompt_and_what_spills_ends_the_plan_earli
     image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device too small for the largest context: that load is an observation, and what fits is measured."""
-    monkeypatch.setattr("harness.measure.prepare.open_meter", lambda _: DeviceMeter())
+    monkeypatch.setattr("harness.measure.setup.open_meter", lambda _: DeviceMeter())
     request = RunOptions(
         model=str(registry() / "tiny.gguf"), engine="ollama", gpus="none", image=image, contexts=CONTEXTS, speed=False,
         env={"STANDIN_RPC": "2048", "MALLOC_PERTURB_": "85"}, timeout=60.0,

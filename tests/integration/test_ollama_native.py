@@ -14,9 +14,9 @@ import pytest
 
 from harness.engines.gguf import sha256
 from harness.errors import EngineError, UntrustedError
-from harness.measure.calibrate import Result
+from harness.measure.calibrate import Result, Session
 from harness.measure.events import Silent
-from harness.measure.prepare import Session, prepare
+from harness.measure.prepare import prepare
 from harness.options import RunOptions
 from harness.store.store import Store
 from harness.units import GIB

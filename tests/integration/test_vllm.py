@@ -18,8 +18,9 @@ from harness.errors import EngineError, HarnessError, NotFoundError, NotPermitte
 from harness.inventory.installed import Installed
 from harness.maintain.recalibrate import rerun_options, survey
 from harness.maintain.refit import refit
+from harness.measure.calibrate import Session
 from harness.measure.events import Silent
-from harness.measure.prepare import Session, prepare
+from harness.measure.prepare import prepare
 from harness.model.calibration import Calibration, json_schema, to_document
 from harness.options import Allowed, Overrides, RunOptions
 from harness.prediction.allocation import Deployment
@@ -175,7 +176,7 @@ def test_an_artifact_is_measured_again_as_it_was(opened: Opened, model: Path) ->
     assert (options.model, options.engine, options.sandbox, options.gpus) == (str(model), "vllm", "process", "none")
     assert (options.contexts, options.kv_cache_type, options.env["VLLM_ARGS"]) == ((4096, 1024), None, "--dtype bfloat16")
     again = prepare(options, session.store, model.parent)
-    assert again.plan().artifact == target.path
+    assert again.artifact == target.path
 
 
 class Starts:

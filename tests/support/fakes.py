@@ -8,7 +8,7 @@ something go wrong with ``world.plots``: what to do when a named event happens.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -390,18 +390,17 @@ def open_doors(world: World, patch: pytest.MonkeyPatch) -> None:
         engine=world.engine_name, sandbox=world.sandbox_name, meter=meter.name, target=world.target, gpus=gpus, reasons=()
     )
     session, loads = "harness.measure.prepare", "harness.measure.load"
-    sandbox = FakeSandbox(world)
 
-    def open_sandbox(chosen: Choice, stack: Any, observer: object) -> FakeSandbox:
-        stack.callback(sandbox.close)
-        return sandbox
+    @contextlib.contextmanager
+    def opened(*_: object) -> Iterator[tuple[FakeSandbox, FakeMeter]]:
+        with contextlib.closing(FakeSandbox(world)) as sandbox, contextlib.closing(meter):
+            yield sandbox, meter
 
     patch.setattr(f"{session}.recipe_of", lambda *_: FakeEngine(world))
     patch.setattr(f"{session}.resolve_name", lambda name, *_: (name, ()))
     patch.setattr(f"{session}.choose", lambda *_: choice)
-    patch.setattr(f"{session}.open_sandbox", open_sandbox)
-    patch.setattr(f"{session}.open_meter", lambda *_: meter)
-    patch.setattr(f"{session}.lock_names", lambda *_: ())
+    patch.setattr("harness.measure.calibrate.opened", opened)
+    patch.setattr("harness.measure.calibrate.lock_names", lambda *_: ())
     for limit in ("SETTLE", "RETURN", "UNLOAD", "HUNG_UP", "LAST_LINES"):
         patch.setattr(f"{loads}.{limit}", 0.3)
 

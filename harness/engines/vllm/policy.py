@@ -83,6 +83,7 @@ class VllmPolicy(Policy):
         num_batch: int | None,
         batch_limits: BatchLimits,
         num_parallel: int,
+        embedding: bool = False,
     ) -> tuple[LoadRequest, ...]:
         """One start by share, one by bytes."""
         from harness.engines.vllm.starts import plan

@@ -1,0 +1,70 @@
+"""What a calibration will do, and what its record says of it: a function of what was asked and the engine's version. Pure."""
+
+from __future__ import annotations
+
+import msgspec
+
+from harness.engines.base import Options, Source
+from harness.engines.policy import Policy
+from harness.engines.settings import shown_env
+from harness.errors import UsageError
+from harness.fit.load_plan import DEFAULT_CONTEXTS, BatchLimits
+from harness.model.record import LoadRequest, Settings
+from harness.options import recorded_flash
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What to calibrate: ``name`` is what the user called the model, ``stem`` the name under which it is filed.
+
+    ``contexts`` empty means the default plan; ``loads`` is a plan that was made before, and leaves nothing to the default one.
+    """
+
+    name: str
+    stem: str
+    source: Source
+    contexts: tuple[int, ...] = ()
+    loads: tuple[LoadRequest, ...] = ()
+    num_batch: int | None = None
+    variant: str | None = None
+    speed: bool = True
+    force: bool = False
+
+
+class CalibrationPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a calibration does. ``reserve_bytes`` is device memory that the engine keeps free (``None``: not known)."""
+
+    settings: Settings
+    batch_limits: BatchLimits
+    reserve_bytes: int | None
+    loads: tuple[LoadRequest, ...]
+
+
+def plan_calibration(policy: Policy, request: Request, options: Options, version: str | None = None) -> CalibrationPlan:
+    """The plan for an engine of a version; for the newest where it is not known.
+
+    Raises:
+        UsageError: a context beyond the model's training context.
+    """
+    source, train = request.source, request.source.model.train_context
+    beyond = [context for context in request.contexts if train is not None and context > train]
+    if beyond:
+        raise UsageError(
+            f"{request.name} was trained on {train} tokens; a context of {max(beyond)} is beyond that",
+            hint=f"use --ctx up to {train}",
+            code="beyond-training",
+        )
+    limits = policy.batch_limits(version, target=options.target, flash_attention=options.flash_attention)
+    loads = request.loads or policy.plan(
+        request.contexts or DEFAULT_CONTEXTS, train, num_batch=request.num_batch, batch_limits=limits,
+        num_parallel=options.num_parallel, embedding=source.embedding,
+    )  # fmt: skip
+    settings = Settings(
+        num_parallel=options.num_parallel,
+        num_batch=request.num_batch,
+        kv_cache_type=options.kv_cache_type or policy.default_cache_type,
+        flash_attention=recorded_flash(options.flash_attention),
+        env=shown_env(options.env),
+        vllm=policy.settings(source, options, request.num_batch),
+    )
+    reserve = policy.reserve_bytes(version, options.env, source.projector_bytes)
+    return CalibrationPlan(settings=settings, batch_limits=limits, reserve_bytes=reserve, loads=loads)
