@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @options_of(
     Overrides, "image", "engine_binary", "models", "gpus", "env", "timeout", "force",
     image="Image of the engine instead of the pinned one.", env="Value of a secret that was redacted in the record.",
-    force="Replace calibrations of another GPU.",
+    force="Replace calibrations of another GPU, or of a longer range.",
 )  # fmt: skip
 @trust_options
 @query_options("engine")
@@ -73,8 +73,6 @@ def cli(names: tuple[str, ...], stale: bool, dry_run: bool, **given: Any) -> Res
 
 def target_json(target: Candidate, wanted: bool) -> dict[str, Any]:
     """One calibration of ``recalibrate --dry-run --json``; ``wanted`` says that it would be measured."""
-    from harness.maintain.recalibrate import plan_of
-
     return {
         "calibration": target.key,
         "path": str(target.path),
@@ -83,7 +81,7 @@ def target_json(target: Candidate, wanted: bool) -> dict[str, Any]:
         "reasons": msgspec.to_builtins(target.age.reasons),
         "unknown": list(target.age.unknown),
         "answers_here": target.answers,
-        "loads": [{"context": load.context, "num_batch": load.num_batch} for load in plan_of(target.calibration)],
+        "loads": [{"context": load.context, "num_batch": load.num_batch} for load in target.loads],
     }
 
 

@@ -59,11 +59,15 @@ def could_not_allocate(text: str) -> bool:
 
 
 class Options(CalibrationOptions, frozen=True, kw_only=True):
-    """The options that every load of a run shares; ``target`` and ``memory_limit`` (bytes) follow from the machine."""
+    """The options that every load of a run shares; ``target`` and ``memory_limit`` (bytes) follow from the machine.
+
+    ``named``: the user named the program, or an image that is not the pinned one.
+    """
 
     gpus: GpuRequest = GpuRequest()  # type: ignore[assignment]
     target: Target = "gpu"
     memory_limit: int | None = None
+    named: bool = False
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):

@@ -92,6 +92,11 @@ def plan_loads(
     return (*lower, *(LoadRequest(context=context, num_batch=top) for context in usable))
 
 
+def still_covers(before: Sequence[LoadRequest], now: Sequence[LoadRequest]) -> bool:
+    """Whether a plan from before is of the batches that one made now asks for; each batch is a line of its own."""
+    return {load.num_batch for load in before} == {load.num_batch for load in now}
+
+
 def further_loads(record: Record) -> tuple[LoadRequest, ...]:
     """Loads that the loads made so far ask for, up to :data:`MAX_LOADS` in all.
 

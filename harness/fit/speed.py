@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Final
 
-from harness.model.calibration import DepthSpeed, Performance, Placement, SplitCompute
+import msgspec
+
+from harness.model.calibration import Calibration, DepthSpeed, Performance, Placement, SplitCompute
 from harness.model.record import Load, Record, Speed, Tensors
 from harness.units import TOKENS_PER_UNIT, from_gib, gib
 
 #: Prompts of which the longer is at most this much longer are of one depth.
 SAME_DEPTH: Final = 1.25
+#: How the note begins that says which run timed the speeds of a calibration, where it was not its own.
+_KEPT: Final = "speeds are those of run"
 
 
 def fit_performance(record: Record) -> tuple[Performance, list[str]]:
@@ -46,6 +50,25 @@ def fit_performance(record: Record) -> tuple[Performance, list[str]]:
             spread=spread,
         ),
         notes,
+    )
+
+
+def with_speeds_of(new: Calibration, old: Calibration) -> Calibration:
+    """``new`` with the speeds of ``old``, where the same weights, engine, settings and machine were measured; else as it is."""
+    first, second = old.metadata, new.metadata
+    timed = (first.performance.decode_tokens_per_s, first.performance.prompt_tokens_per_s)
+    same = first.model.digest == second.model.digest is not None and all(
+        getattr(first, part) == getattr(second, part) for part in ("engine", "settings", "machine")
+    )
+    if not same or not any(timed):
+        return new
+    spoken = [note for note in first.quality.notes if note.startswith("speed")]
+    if not any(note.startswith(_KEPT) for note in spoken):
+        spoken.append(f"{_KEPT} {first.run or 'a run that is not known'}: weights, engine and settings are the same")
+    notes = (*(note for note in second.quality.notes if not note.startswith("speed")), *spoken)
+    quality = msgspec.structs.replace(second.quality, notes=notes)
+    return msgspec.structs.replace(
+        new, metadata=msgspec.structs.replace(second, performance=first.performance, quality=quality)
     )
 
 

@@ -40,18 +40,24 @@ class Installed:
         in_docker = metadata.machine.sandbox == "docker"
         image = self.image(calibration) if in_docker else None
         return Environment(
-            engine=None if in_docker else self.engine_version(calibration.engine),
+            engine=None if in_docker or self._is_unnamed(calibration) else self.engine_version(calibration.engine),
             image=image,
             image_digest=None if image is None else self.image_digest(image),
             model_digest=self.model_digest(calibration),
             gpus=self.gpus_of(metadata.machine.meter),
         )
 
+    def _is_unnamed(self, calibration: Calibration) -> bool:
+        """Whether it was measured with a program that the user named, and names now no more: which one it is is not known."""
+        return calibration.metadata.engine.named and self.given.engine_binary is None
+
     def image(self, calibration: Calibration) -> str | None:
-        """The image that would be used: the one asked for, else the pinned tag of the same repository, else the same again."""
+        """The image that would be used: the one asked for, else one that was named then, else the pin of its repository."""
         then = calibration.metadata.engine.image
         if self.given.image is not None or then is None:
             return self.given.image
+        if calibration.metadata.engine.named:
+            return then
         pinned = pinned_image(calibration.engine, self.folder)
         return pinned if pinned is not None and repository(pinned) == repository(then) else then
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +12,8 @@ from typing import Final, Literal
 import msgspec
 
 from harness.engines.registry import policy_of
-from harness.errors import CannotWriteError, HarnessError, NotFoundError, UnavailableError, UsageError
+from harness.errors import CannotWriteError, HarnessError, NotFoundError, UnavailableError, UntrustedError, UsageError
+from harness.fit.load_plan import DEFAULT_BATCH, BatchLimits, slot_limits, still_covers
 from harness.inventory.installed import Installed
 from harness.maintain.diff import Pair
 from harness.measure.calibrate import Session
@@ -19,23 +22,28 @@ from harness.measure.prepare import prepare
 from harness.model.calibration import Calibration
 from harness.model.record import LoadRequest, Machine
 from harness.options import Overrides, RunOptions, asked_flash
-from harness.prediction.drift import Drift, compare
-from harness.prediction.staleness import Staleness, age, matching_gpu
+from harness.prediction.drift import Change, Drift, compare
+from harness.prediction.staleness import Environment, Staleness, age, matching_gpu
 from harness.store.catalog import pinned_image
 from harness.store.store import RUNS, Store, key_of, variant_of, write_atomically
 from harness.store.trust import by_digest, handed, handed_env, refuse
+from harness.text import release
 
 #: Below the store's runs: what an unfinished recalibration has done.
 JOURNAL: Final = "recalibrate.json"
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """One calibration of the store. ``answers`` is the variant that answers for the GPU here, where this one does not."""
+    """One calibration of the store, and the loads that would measure it again.
+
+    ``answers`` is the variant that answers for the GPU here, where this one does not.
+    """
 
     key: str
     path: Path
     calibration: Calibration
     age: Staleness
+    loads: tuple[LoadRequest, ...] = ()
     answers: str | None = None
 
     @property
@@ -50,10 +58,13 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recalibration(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one calibration; ``drift`` is from the old artifact to the new one."""
+    """What became of one calibration; ``drift`` is from the old artifact to the new one.
+
+    ``narrower``: measured, and valid to fewer tokens than before, so the old one stays.
+    """
 
     target: Candidate
-    status: Literal["done", "failed", "done-before"]
+    status: Literal["done", "failed", "narrower", "done-before"]
     record: Path | None = None
     new: Calibration | None = None
     drift: Drift | None = None
@@ -90,12 +101,17 @@ def survey(
         found = [(path, one) for path, one in found if engine is None or one.engine == engine]
     targets = []
     for path, calibration in found:
+        here = finder.here(calibration)
+        known = age(calibration, here)
+        if (beyond := _beyond_range(calibration)) is not None:
+            known = msgspec.structs.replace(known, reasons=(*known.reasons, beyond))
         targets.append(
             Candidate(
                 key=key_of(calibration, path),
                 path=path,
                 calibration=calibration,
-                age=age(calibration, finder.here(calibration)),
+                age=known,
+                loads=next_plan(calibration, here),
                 answers=_answers(path, calibration, store, finder),
             )
         )
@@ -123,6 +139,63 @@ def plan_of(calibration: Calibration) -> tuple[LoadRequest, ...]:
     return tuple(dict.fromkeys(LoadRequest(context=load.context, num_batch=load.num_batch) for load in loads))
 
 
+def asked_contexts(calibration: Calibration) -> tuple[int, ...]:
+    """The contexts that a calibration was asked for: those of the batch that has the most loads, the larger of two."""
+    loads = plan_of(calibration)
+    count = Counter(load.num_batch or 0 for load in loads)
+    batch = max(count, key=lambda one: (count[one], one), default=0)
+    return tuple(load.context for load in loads if (load.num_batch or 0) == batch)
+
+
+def asked_batch(calibration: Calibration) -> int | None:
+    """The batch that all loads were asked to have; ``None``: it was left to the engine, whose rule may be another one now.
+
+    Asked for is a batch that the engine's rule would not have chosen: a larger one, or the same beyond its limit.
+    """
+    quality = calibration.metadata.quality
+    batches = {load.num_batch for load in quality.loads}
+    batch = batches.pop() if len(batches) == 1 else None
+    rule = _batch_rule(calibration, calibration.metadata.engine.version)
+    if batch is None or not rule:
+        return None if batch == DEFAULT_BATCH else batch
+    limits = slot_limits(rule, calibration.metadata.settings.num_parallel)
+    longest = max(load.context for load in quality.loads)
+    chosen = next((own for limit, own in limits if longest <= limit), limits[-1][1])
+    ends = {own: limit for limit, own in limits}
+    return batch if batch > chosen or quality.valid_to > ends.get(batch, 0) else None
+
+
+def _batch_rule(calibration: Calibration, version: str | None) -> BatchLimits:
+    metadata = calibration.metadata
+    flash = asked_flash(metadata.settings.flash_attention)
+    return policy_of(calibration.engine).batch_limits(version, target=metadata.machine.target, flash_attention=flash)
+
+
+def next_plan(calibration: Calibration, here: Environment) -> tuple[LoadRequest, ...]:
+    """The loads that measure it again: those from before, or others where the engine here has another rule for the batch."""
+    policy, before = policy_of(calibration.engine), plan_of(calibration)
+    version = here.engine or (here.image or "").partition("@")[0].rpartition(":")[2]
+    if policy.plans_anew or not asked_contexts(calibration) or release(version) is None:
+        return before
+    now = policy.plan(
+        asked_contexts(calibration),
+        calibration.metadata.model.train_context,
+        num_batch=asked_batch(calibration),
+        batch_limits=_batch_rule(calibration, version),
+        num_parallel=calibration.metadata.settings.num_parallel,
+    )
+    return before if still_covers(before, now) else now
+
+
+def _beyond_range(calibration: Calibration) -> Change | None:
+    """That it stands on loads beyond its range: their batch is not the one that the engine would take there."""
+    quality = calibration.metadata.quality
+    longest = max((load.context for load in quality.loads), default=0)
+    if longest <= quality.valid_to:
+        return None
+    return Change(name="range", old=f"{quality.valid_to:,} tokens", new=f"its loads reach {longest:,}, at another batch")
+
+
 def rerun_options(target: Candidate, finder: Installed) -> RunOptions:
     """The options that measure a calibration again: its own settings and plan, on what is here.
 
@@ -139,7 +212,9 @@ def rerun_options(target: Candidate, finder: Installed) -> RunOptions:
     by_pin = image is not None and image in (given.image, pinned_image(target.calibration.engine, finder.folder))
     typed = ("image",) if by_pin else ()
     refuse(target.calibration, finder.folder, given.allowed, target.key, env=given.env, typed=typed)
+    _refuse_unnamed(target, given)
     policy = policy_of(target.calibration.engine)
+    anew = policy.plans_anew
     by_file = policy.loads_files or model.endswith(".gguf")
     if by_file and model not in finder.catalog.models:
         path = finder.model_path(target.calibration)
@@ -152,9 +227,9 @@ def rerun_options(target: Candidate, finder: Installed) -> RunOptions:
         model=model,
         engine=target.calibration.engine,
         sandbox=metadata.machine.sandbox,
-        contexts=tuple(load.context for load in plan_of(target.calibration)) if policy.plans_anew else (),
-        loads=() if policy.plans_anew else plan_of(target.calibration),
-        num_batch=settings.num_batch if policy.plans_anew else None,
+        contexts=tuple(load.context for load in plan_of(target.calibration)) if anew else asked_contexts(target.calibration),
+        loads=() if anew else plan_of(target.calibration),
+        num_batch=settings.num_batch if anew else asked_batch(target.calibration),
         kv_cache_type=settings.asked_cache_type,
         flash_attention=asked_flash(settings.flash_attention),
         num_parallel=settings.num_parallel,
@@ -169,6 +244,22 @@ def rerun_options(target: Candidate, finder: Installed) -> RunOptions:
         timeout=given.timeout,
         force=True,  # what may be replaced is decided here, by refuse_other()
     )
+
+
+def _refuse_unnamed(target: Candidate, given: Overrides) -> None:
+    """Refuse to measure with the program of harness or on PATH what was measured with one that the user had named.
+
+    Raises:
+        UsageError: it was, and the program is not named again: no file may name what is run.
+    """
+    metadata = target.calibration.metadata
+    if metadata.machine.sandbox != "docker" and metadata.engine.named and given.engine_binary is None:
+        raise UsageError(
+            f"{target.key} was measured with a program that was named ({target.calibration.engine} {metadata.engine.version}), "
+            "and a calibration may not say which program is run",
+            hint="name it again, or its newer version: --engine-binary PATH",
+            code="program-not-named",
+        )
 
 
 def _gpus(machine: Machine, finder: Installed) -> str:
@@ -236,7 +327,9 @@ def recalibrate(
             outcomes.append(Recalibration(target=target, status="failed", error=error))
             continue
         outcomes.append(outcome)
-        if outcome.new is not None and outcome.new.metadata.run is not None:
+        if outcome.error is not None:
+            observer.warn(outcome.error.message)
+        elif outcome.new is not None and outcome.new.metadata.run is not None:
             journal = msgspec.structs.replace(journal, done={**journal.done, target.key: outcome.new.metadata.run})
             write_atomically(store.root / RUNS / JOURNAL, msgspec.json.format(msgspec.json.encode(journal), indent=1))
     with suppress(OSError):
@@ -251,14 +344,46 @@ def _again(target: Candidate, store: Store, finder: Installed, observer: Observe
     refuse_other(target, session, force)
     if session.artifact != target.path:
         raise CannotWriteError(f"{target.path} does not stand where {session.artifact.name} is filed", code="other-model")
-    result = session.calibrate(observer)
+    measured: list[Calibration] = []
+
+    def accept(new: Calibration) -> None:
+        measured.append(new)
+        if not force:
+            refuse_narrower(target, new)
+
+    error: HarnessError | None = None
+    try:
+        session.calibrate(observer, accept=accept)
+    except UntrustedError as refused:
+        if not measured:
+            raise
+        error = refused
+    (new,) = measured
     return Recalibration(
         target=target,
-        status="done",
-        record=result.record,
-        new=result.calibration,
-        drift=compare(target.calibration, result.calibration, (session.engine.policy,) * 2),
+        status="done" if error is None else "narrower",
+        record=None if new.metadata.run is None else store.run_folder(new.metadata.run) / "record.json",
+        new=new,
+        drift=compare(target.calibration, new, (session.engine.policy,) * 2),
+        error=error,
     )
+
+
+def refuse_narrower(target: Candidate, new: Calibration) -> None:
+    """Refuse to put a calibration in the place of one that answers for longer contexts.
+
+    Raises:
+        UntrustedError: it would; the record is kept.
+    """
+    then, now = target.calibration.metadata.quality.valid_to, new.metadata.quality.valid_to
+    if now < then:
+        why = next((note.partition(": ")[2] for note in new.metadata.quality.notes if note.startswith("valid to ")), None)
+        raise UntrustedError(
+            f"{target.key}: measured again, it is valid to {now:,} tokens, before to {then:,}"
+            f"{f' ({why})' if why else ''}; the calibration from before stays",
+            hint=f"to take the shorter range: harness recalibrate {shlex.quote(target.key)} --force",
+            code="lost-range",
+        )
 
 
 def _journal(store: Store, asked: tuple[str, ...]) -> Journal:

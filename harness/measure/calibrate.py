@@ -14,6 +14,7 @@ from harness import __version__
 from harness.engines import gguf
 from harness.engines.base import Engine, Options, Source
 from harness.errors import BusyError, EngineError, UnavailableError
+from harness.fit.speed import with_speeds_of
 from harness.inventory.backend import Choice
 from harness.measure.dry_runs import measure_splits
 from harness.measure.events import Observer
@@ -62,8 +63,12 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
         request = self.request if source is None else msgspec.structs.replace(self.request, source=source)
         return plan_calibration(self.engine.policy, request, self.options, version)
 
-    def calibrate(self, observer: Observer, hook: StageHook = no_hook) -> Result:
+    def calibrate(
+        self, observer: Observer, hook: StageHook = no_hook, accept: Callable[[Calibration], None] = lambda _: None
+    ) -> Result:
         """Measure, record, fit, write, with a sandbox and a meter of its own.
+
+        ``accept`` raises where a calibration is not to take its place.
 
         Raises:
             HarnessError: as the exit codes say. The record is kept whatever happens; an artifact is written only by success.
@@ -81,6 +86,9 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
             record = run.go()
             observer.phase("fit", run.steps, run.steps)
             calibration = self.engine.policy.fit(record)
+            if not self.request.speed and self.artifact.exists():
+                calibration = with_speeds_of(calibration, self.store.read(self.artifact))
+            accept(calibration)
             self.store.write(self.artifact, calibration)
         return Result(
             artifact=self.artifact,
@@ -107,7 +115,8 @@ class Run:
         self.session, self.source, self.observer, self.hook = session, source, observer, hook
         self.policy, self.machine = session.engine.policy, session.choice.machine()
         in_container = session.choice.sandbox == "docker"
-        self.engine = EngineVersion() if in_container else session.engine.version(session.options, None)
+        version = EngineVersion() if in_container else session.engine.version(session.options, None)
+        self.engine = msgspec.structs.replace(version, named=session.options.named)
         self.plan = session.plan(source, self.engine.version)
         self.started = datetime.now(UTC)
         self.loads: list[Load] = []

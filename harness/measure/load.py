@@ -122,6 +122,7 @@ class LoadRunner:
                 version=version,
                 image=None if image is None else image.reference,
                 image_digest=None if image is None else image.digest,
+                named=self.options.named,
             )
         return running
 

@@ -8,7 +8,7 @@ from harness.engines.base import Options, Source
 from harness.engines.policy import Policy
 from harness.engines.settings import shown_env
 from harness.errors import UsageError
-from harness.fit.load_plan import DEFAULT_CONTEXTS, BatchLimits
+from harness.fit.load_plan import DEFAULT_CONTEXTS, BatchLimits, still_covers
 from harness.model.record import LoadRequest, Settings
 from harness.options import recorded_flash
 
@@ -16,7 +16,8 @@ from harness.options import recorded_flash
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What to calibrate: ``name`` is what the user called the model, ``stem`` the name under which it is filed.
 
-    ``contexts`` empty means the default plan; ``loads`` is a plan that was made before, and leaves nothing to the default one.
+    ``contexts`` empty means the default plan. ``loads`` is a plan from before: it holds as long as the engine's rule asks
+    for its batches, else ``contexts`` are planned anew.
     """
 
     name: str
@@ -54,10 +55,12 @@ def plan_calibration(policy: Policy, request: Request, options: Options, version
             code="beyond-training",
         )
     limits = policy.batch_limits(version, target=options.target, flash_attention=options.flash_attention)
-    loads = request.loads or policy.plan(
+    loads = policy.plan(
         request.contexts or DEFAULT_CONTEXTS, train, num_batch=request.num_batch, batch_limits=limits,
         num_parallel=options.num_parallel, embedding=source.embedding,
     )  # fmt: skip
+    if request.loads and still_covers(request.loads, loads):
+        loads = request.loads
     settings = Settings(
         num_parallel=options.num_parallel,
         num_batch=request.num_batch,

@@ -45,10 +45,13 @@ def prepare(run: RunOptions, store: Store, here: Path) -> Session:
     source = _with_overrides(source, options)
     choice = choose(engine, place, options, reasons)
     if choice.sandbox == "docker":
-        options = msgspec.structs.replace(options, image=options.image or pinned_image(engine.name, here))
+        pinned = pinned_image(engine.name, here)
+        options = msgspec.structs.replace(options, image=options.image or pinned)
+        named = options.image is not None and options.image.partition("@")[0] != pinned
         reasons = (f"image {options.image or 'unknown'}",)
     else:
-        reasons = ()
+        named, reasons = options.engine_binary is not None, ()
+    options = msgspec.structs.replace(options, named=named)
     servers = MachineNow().running(engine.name)
     held = held_by(engine.name, servers) if choice.target == "gpu" else ()
     if servers and choice.sandbox == "process":

@@ -229,6 +229,8 @@ def to_document(calibration: Calibration) -> dict[str, Any]:
     for section, key in ((document["metadata"], "kv_blocks"), (document["metadata"]["settings"], "vllm")):
         if section[key] is None:
             del section[key]  # only vLLM has them
+    if not document["metadata"]["engine"]["named"]:
+        del document["metadata"]["engine"]["named"]
     return document
 
 

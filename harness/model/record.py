@@ -32,11 +32,15 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineVersion(msgspec.Struct, frozen=True, kw_only=True):
-    """The exact engine. ``image`` and ``image_digest`` are ``None`` outside containers."""
+    """The exact engine. ``image`` and ``image_digest`` are ``None`` outside containers.
+
+    ``named`` is whether the user named the program or the image; else it was the embedded, the installed or the pinned one.
+    """
 
     version: str | None = None
     image: str | None = None
     image_digest: str | None = None
+    named: bool = False
 
 
 class VllmSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -68,10 +68,11 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 class Effect(msgspec.Struct, frozen=True, kw_only=True):
     """What a drift means for a user.
 
-    The largest context on a card of ``card_gb`` (GiB), memory at ``context`` (bytes), or decode (tokens per second).
+    The range that is calibrated (tokens), the largest context on a card of ``card_gb`` (GiB) within the range of both, memory
+    at ``context`` (bytes), or decode (tokens per second).
     """
 
-    kind: Literal["largest-context", "memory", "decode"]
+    kind: Literal["range", "largest-context", "memory", "decode"]
     old: float
     new: float
     card_gb: int | None = None
@@ -161,7 +162,12 @@ def _effects(old: Calibration, new: Calibration, moved: set[str], rules: tuple[R
     if all("tokens_per_s" in name for name in moved):
         return
     slots = new.metadata.settings.num_parallel
-    context = min(old.metadata.quality.valid_to, new.metadata.quality.valid_to)
+    ranges = old.metadata.quality.valid_to, new.metadata.quality.valid_to
+    if ranges[0] != ranges[1]:
+        yield Effect(kind="range", old=ranges[0], new=ranges[1])
+    if moved == {"valid_to"}:
+        return  # other contexts were loaded: what a card holds has not moved
+    context = min(ranges)
     first, second = (predict(one, context, slots).total_bytes for one in (old, new))
     if first != second:
         yield Effect(kind="memory", context=context, old=first, new=second)
@@ -170,7 +176,11 @@ def _effects(old: Calibration, new: Calibration, moved: set[str], rules: tuple[R
         context_then, context_now = (
             largest_context(one, slots, (card * GIB,) * devices, rule) for one, rule in zip((old, new), rules, strict=True)
         )
-        if context_then is not None and context_now is not None and context_then != context_now:
+        if context_then is None or context_now is None:
+            continue
+        if ranges[0] != ranges[1]:
+            context_then, context_now = min(context_then, context), min(context_now, context)
+        if context_then != context_now:
             yield Effect(kind="largest-context", card_gb=card, old=context_then, new=context_now)
 
 
@@ -187,6 +197,8 @@ def sentence(alike: Sequence[Effect], target: str) -> str:
         share = first.new / first.old - 1
         word = "faster" if share > 0 else "slower"
         return f"decode: {first.old:.1f} → {first.new:.1f} tokens/s ({abs(share):.0%} {word})"
+    if first.kind == "range":
+        return f"calibrated range: to {first.old:,} → {first.new:,} tokens"
     if first.kind == "memory":
         more = first.new - first.old
         sizes = f"{format_size(first.old)} → {format_size(first.new)}"

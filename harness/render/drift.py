@@ -149,8 +149,7 @@ def survey_text(targets: Sequence[Candidate], only_stale: bool) -> Iterator[str]
         for reason in target.age.reasons:
             yield f"  {reason.name}: {show(reason.old)} → {show(reason.new)}"
         if target.stale or not only_stale:
-            loads = target.calibration.metadata.quality.loads
-            plan = ", ".join(f"{load.context:,} at batch {load.num_batch}" for load in loads)
+            plan = ", ".join(f"{load.context:,} at batch {load.num_batch}" for load in target.loads)
             yield paint(f"  would load {plan}", dim=True)
     if not targets:
         yield "no calibrations"
@@ -163,7 +162,8 @@ def outcomes_text(outcomes: Sequence[Recalibration], total: int, only_stale: boo
     yield from pairs_text([one.pair() for one in outcomes if one.new is not None])
     for outcome in outcomes:
         if outcome.error is not None:
-            yield f"{paint(clean(outcome.target.key), bold=True)}  {paint('failed', 'red')}"
+            word = "not replaced" if outcome.status == "narrower" else "failed"
+            yield f"{paint(clean(outcome.target.key), bold=True)}  {paint(word, 'red')}"
             yield f"  {clean(outcome.error.message)}"
             if outcome.error.hint:
                 yield f"  {clean(outcome.error.hint)}"

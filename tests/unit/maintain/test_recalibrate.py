@@ -78,6 +78,73 @@ def test_settings_plan_gpu_and_variant_are_asked_for_as_they_were(tmp_path: Path
     assert (options.env, options.gpus, options.speed) == ({"OLLAMA_GPU_OVERHEAD": "1"}, "GPU-1", False)
 
 
+def of_engine(calibration: Calibration, **changes: Any) -> Calibration:
+    engine = msgspec.structs.replace(calibration.metadata.engine, **changes)
+    return msgspec.structs.replace(calibration, metadata=msgspec.structs.replace(calibration.metadata, engine=engine))
+
+
+def valid_to(calibration: Calibration, tokens: int) -> Calibration:
+    quality = msgspec.structs.replace(calibration.metadata.quality, valid_to=tokens)
+    return msgspec.structs.replace(calibration, metadata=msgspec.structs.replace(calibration.metadata, quality=quality))
+
+
+@pytest.mark.parametrize(
+    ("version", "range_", "batch"),
+    [
+        ("0.24.0", 131_072, None),  # 512 at every context was the engine's own choice
+        ("0.33.0", 131_072, 512),  # beyond 4,096 it would have taken more, so it was asked for
+        ("0.33.0", 4096, None),
+    ],
+)
+def test_a_batch_is_asked_for_again_only_where_the_engine_had_not_chosen_it(
+    tmp_path: Path, version: str, range_: int, batch: int | None
+) -> None:
+    one = target(valid_to(of_engine(made(), version=version), range_))
+    options = rerun_options(one, finder_at(tmp_path, CARD))
+    assert (options.num_batch, options.contexts) == (batch, (8192, 16384, 32768))
+
+
+def test_a_dry_run_shows_the_batches_of_the_version_that_would_run(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write(store.path_of("ollama", "qwen2.5:0.5b"), of_engine(made(image="ollama/ollama:0.24.0"), version="0.24.0"))
+
+    def planned(image: str) -> list[tuple[int, int | None]]:
+        (one,) = survey(store, (), finder_at(tmp_path, CARD, image=image), None, lambda _: None)
+        return [(load.context, load.num_batch) for load in one.loads]
+
+    assert planned("ollama/ollama:0.24.0") == [(8192, 512), (16_384, 512), (32_768, 512)]
+    top = [(8192, 2048), (16_384, 2048), (32_768, 2048)]
+    assert planned("ollama/ollama:0.33.0") == [(4096, 512), (16_384, 1024), *top]
+
+
+def test_a_program_that_was_named_is_named_again_and_never_replaced_by_the_embedded_one(tmp_path: Path) -> None:
+    calibration = of_engine(made(), named=True, image=None, image_digest=None)
+    machine = Machine(target="host", sandbox="process", meter="host")
+    calibration = msgspec.structs.replace(calibration, metadata=msgspec.structs.replace(calibration.metadata, machine=machine))
+    with pytest.raises(UsageError, match="a calibration may not say which program is run") as refused:
+        rerun_options(target(calibration), finder_at(tmp_path))
+    assert refused.value.hint is not None
+    assert "--engine-binary" in refused.value.hint
+    assert finder_at(tmp_path).here(calibration).engine is None  # so it is not stale for another program's version
+    assert rerun_options(target(calibration), finder_at(tmp_path, engine_binary="/opt/ollama")).engine_binary == "/opt/ollama"
+
+
+def test_loads_beyond_the_range_are_a_reason_to_measure_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write(store.path_of("ollama", "qwen2.5:0.5b"), valid_to(made(), 4096))
+    (one,) = survey(store, (), finder_at(tmp_path, CARD), None, lambda _: None)
+    assert [(reason.name, reason.old) for reason in one.age.reasons] == [("range", "4,096 tokens")]
+
+
+def test_an_image_that_was_named_stays_the_one_to_compare_with(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/pins.yaml").write_text("ollama: 'ollama/ollama:0.34.0'\n")
+    calibration = of_engine(made(image="ollama/ollama:0.24.0"), named=True)
+    assert finder_at(tmp_path).image(calibration) == "ollama/ollama:0.24.0"
+    assert finder_at(tmp_path, image="ollama/ollama:0.34.0").image(calibration) == "ollama/ollama:0.34.0"
+    assert rerun_options(target(calibration), finder_at(tmp_path, CARD)).image == "ollama/ollama:0.24.0@sha256:a"
+
+
 def test_a_gpu_of_the_same_kind_stands_in_for_one_that_is_gone(tmp_path: Path) -> None:
     twin = msgspec.structs.replace(CARD, uuid="GPU-9")
     assert rerun_options(target(made()), finder_at(tmp_path, OTHER, twin)).gpus == "GPU-9"

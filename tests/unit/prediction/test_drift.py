@@ -11,7 +11,7 @@ from harness.fit.constants import fit_record
 from harness.fit.speed import fit_performance
 from harness.model.calibration import Calibration, Performance
 from harness.model.record import Load, LoadRequest, Record, Speed
-from harness.prediction.drift import sentences
+from harness.prediction.drift import Effect, sentences
 from harness.units import GIB, MIB
 from tests.support import records
 from tests.support.records import load, record
@@ -164,10 +164,22 @@ def test_a_drift_says_what_it_means_for_common_cards() -> None:
 
 
 def test_cards_that_lose_the_same_share_a_line() -> None:
+    alike = [Effect(kind="largest-context", card_gb=card, old=131_072, new=1024) for card in (10, 24, 80)]
+    assert sentences(alike, "host") == ["largest context in 10 to 80 GiB of free memory: 131,072 → 1,024"]
+
+
+def test_contexts_that_were_not_loaded_are_no_smaller_card() -> None:
     shorter = msgspec.structs.replace(BASE.metadata.quality, valid_to=1024)
-    metadata = msgspec.structs.replace(BASE.metadata, quality=shorter)
-    said = sentences(compare(BASE, msgspec.structs.replace(BASE, metadata=metadata)).effects, "host")
-    assert said[-1] == "largest context in 10 to 80 GiB of free memory: 131,072 → 1,024"
+    other = msgspec.structs.replace(BASE, metadata=msgspec.structs.replace(BASE.metadata, quality=shorter))
+    said = sentences(compare(BASE, other).effects, "gpu")
+    assert said == ["calibrated range: to 131,072 → 1,024 tokens"]
+    grown = fit_record(run_with((records.OVERHEAD,) * 3, slope=records.KV_PER_TOKEN))
+    half = msgspec.structs.replace(grown.metadata.quality, valid_to=65_536)
+    grown = msgspec.structs.replace(grown, metadata=msgspec.structs.replace(grown.metadata, quality=half))
+    said = sentences(compare(BASE, grown).effects, "gpu")
+    assert said[0] == "calibrated range: to 131,072 → 65,536 tokens"
+    assert any("on an 8 GiB card" in text for text in said)  # memory has grown, and fewer tokens fit
+    assert not any("131,072" in text for text in said[1:])
 
 
 def test_settings_and_range_count_and_versions_explain() -> None:
