@@ -25,7 +25,7 @@ from harness.measure.plan import CalibrationPlan, Request, plan_calibration
 from harness.measure.setup import lock_names, opened
 from harness.measure.speed import SpeedLoad, speed_loads
 from harness.meters.base import Meter
-from harness.model.calibration import Calibration
+from harness.model.calibration import Calibration, artifact_name
 from harness.model.facts import LoadFacts
 from harness.model.record import EngineVersion, Load, LoadRequest, Record
 from harness.model.trace import Occupancy
@@ -127,7 +127,7 @@ class Run:
         self.ended: tuple[str, float] | None = None
         # The variant is part of the name: in a sweep, one model may be calibrated on several machines in one second.
         variant = f"@{session.request.variant}" if session.request.variant else ""
-        name = f"{self.started:%Y%m%dT%H%M%SZ}-{session.engine.name}-{session.request.stem}{variant}"
+        name = f"{self.started:%Y%m%dT%H%M%SZ}-{session.engine.name}-{artifact_name(session.request.stem)}{variant}"
         if session.store.run_folder(name).exists():
             name = f"{name}-{self.started.microsecond:06d}"
         self.folder = RunFolder(session.store.run_folder(name))
@@ -147,7 +147,7 @@ class Run:
             ended_at=ended_at,
             seconds=seconds,
             status=self.status,
-            id=f"{self.session.engine.name}/{self.session.request.stem}",
+            id=f"{self.session.engine.name}/{artifact_name(self.session.request.stem)}",
             engine_name=self.session.engine.name,
             model=self.source.model,
             engine=self.engine,

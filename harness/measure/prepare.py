@@ -13,7 +13,6 @@ from harness.inventory.backend import Choice, choose, choose_engine, choose_sand
 from harness.inventory.machine import MachineNow
 from harness.measure.calibrate import Session
 from harness.measure.plan import Request
-from harness.model.calibration import artifact_name
 from harness.model.record import Model
 from harness.options import RunOptions, shared
 from harness.sandboxes.base import GpuRequest
@@ -59,7 +58,7 @@ def prepare(run: RunOptions, store: Store, here: Path) -> Session:
     choice = msgspec.structs.replace(choice, reasons=(*choice.reasons, *reasons, *held))
     request = Request(
         name=name,
-        stem=artifact_name(model_stem(name)),
+        stem=model_stem(name),
         source=source,
         contexts=run.contexts,
         loads=run.loads,
