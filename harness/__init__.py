@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         predict,
         require_fit,
         serve,
+        tune,
     )
     from harness.errors import HarnessError, OffloadLikelyError, UnknownVerdictError
     from harness.measure.calibrate import Result
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from harness.prediction.verdict import Verdict
     from harness.serving.check import Check, Judged
     from harness.serving.server import Server
+    from harness.serving.tuning import Tuned
 
 __version__ = "0.1.0"
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "Prediction",
     "Result",
     "Server",
+    "Tuned",
     "UnknownVerdictError",
     "Verdict",
     "allocate",
@@ -58,6 +61,7 @@ __all__ = [
     "predict",
     "require_fit",
     "serve",
+    "tune",
 ]
 _HOMES: Final = {
     "Allocation": "harness.prediction.allocation",
@@ -70,6 +74,7 @@ _HOMES: Final = {
     "Prediction": "harness.prediction.memory",
     "Result": "harness.measure.calibrate",
     "Server": "harness.serving.server",
+    "Tuned": "harness.serving.tuning",
     "UnknownVerdictError": "harness.errors",
     "Verdict": "harness.prediction.verdict",
 }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
-from harness.options import QueryOptions, RunOptions, asked_flash, read_available
+from harness.options import QueryOptions, RunOptions, TuneOptions, asked_flash, read_available
 from harness.prediction.memory import Prediction
 from harness.prediction.memory import predict as _predict
 from harness.store.store import Store, default_root
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from harness.serving.calibration_lookup import CalibrationFilter
     from harness.serving.check import Check, Judged
     from harness.serving.server import OnOffload, Server
+    from harness.serving.tuning import Tuned
 
 #: Free memory: ``None`` reads it now; ``"24GiB"`` or ``"24GiB,24GiB"``, bytes, or bytes of each device.
 Available = str | int | Sequence[int] | None
@@ -153,6 +154,47 @@ def judge(models: Sequence[str], query: QueryOptions) -> Check:
     )  # fmt: skip
 
 
+def tuned(model: str, demand: TuneOptions, query: QueryOptions) -> Tuned:
+    """:func:`tune`, with its options as values."""
+    from harness.inventory.machine import MachineNow
+    from harness.prediction.tuning import Demand
+    from harness.serving import tuning as workflow
+    from harness.serving.calibration_lookup import CalibrationFilter
+
+    wanted = Demand(context=demand.min_ctx, tokens_per_s=demand.min_tokens_per_s, num_parallel=demand.slots)
+    return workflow.tune(
+        model, _store(query.store), MachineNow(query.gpu), wanted, wanted=CalibrationFilter.of(query), available=query.available
+    )
+
+
+def tune(
+    model: str,
+    *,
+    min_ctx: int | None = None,
+    min_tokens_per_s: float | None = None,
+    slots: int = 1,
+    available: Available = None,
+    store: str | Path | None = None,
+    **options: Any,
+) -> Tuned:
+    """The settings that make the most of a budget, and where none reaches it what would; measured or derived, never estimated.
+
+    Args:
+        model: as in :func:`check`.
+        min_ctx: tokens per slot that have to fit; without it, as many as fit without a change.
+        min_tokens_per_s: decode speed to reach; layers may then be on the host.
+        slots: sequences at once.
+        available: free memory instead of reading it.
+        store: the folder of calibrations.
+        options: ``engine``, ``variant``, ``gpu``, ``kv_cache_type`` and ``flash_attention``, as :class:`QueryOptions` has them.
+
+    Raises:
+        UnknownVerdictError: no calibration answers, or the free memory is not known. UsageError: several engines have it.
+    """
+    query = QueryOptions(available=read_available(available), store=None if store is None else str(store), **options)
+    return tuned(model, TuneOptions(min_ctx=min_ctx, min_tokens_per_s=min_tokens_per_s, slots=slots), query)
+
+
 def require_fit(model: str, ctx: int | None = None, **options: Any) -> Judged:
     """:func:`check` for one model, as a guard: it returns what was judged, or raises.
 
@@ -187,7 +229,7 @@ def serve(
         ctx: tokens per slot.
         num_parallel: slots.
         on_offload: where it would be offloaded: ``warn`` starts it anyway, ``refuse`` raises, ``shrink`` takes the largest
-            context that fits.
+            context that fits, ``tune`` a smaller KV cache first (:func:`tune`).
         available: free memory instead of reading it.
         port: of 127.0.0.1; ``None``: a free one.
         wanted: which calibration is meant, where it matters.

@@ -205,6 +205,11 @@ def _check_cache_type(kind: str) -> None:
             raise ValueError(f"{kind!r} is not a KV cache type; known types: {', '.join(KV_CACHE_TYPES)}")
 
 
+def _check_speed(speed: float) -> None:
+    if not 0 < speed < MAX_CONTEXT:
+        raise ValueError(f"{speed} is no speed in tokens per second")
+
+
 #: Options that more than one class has.
 Engine = Annotated[
     str,
@@ -324,6 +329,22 @@ class QueryOptions(_Validated, frozen=True, kw_only=True):
     kv_cache_type: CacheType = None
     flash_attention: Flash = "auto"
     store: Annotated[str | None, Option(metavar="DIR", help="Folder of calibrations and runs.")] = None
+
+
+class TuneOptions(_Validated, frozen=True, kw_only=True):
+    """What ``harness tune`` has to reach."""
+
+    min_ctx: Annotated[
+        int | None, Option(setting=False, least=1, most=MAX_CONTEXT, metavar="N", help="Tokens per slot that have to fit.")
+    ] = None
+    min_tokens_per_s: Annotated[
+        float | None,
+        Option(
+            setting=False, metavar="N", read=float, check=_check_speed,
+            help="Decode speed to reach; layers may then be on the host.",
+        ),
+    ] = None  # fmt: skip
+    slots: Annotated[int, Option(setting=False, least=1, most=MAX_SLOTS, metavar="N", help="Sequences at once.")] = 1
 
 
 #: Settings that no command has as an option.

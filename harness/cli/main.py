@@ -25,6 +25,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "calibrate": ("calibrate", "Measure a model in a clean engine and write its calibration."),
     "check": ("check", "Will it fit now, or be offloaded to the CPU? Ends with 0, 3 or 4."),
     "plan": ("plan", "What fits a card or this machine: contexts, speeds, and which models fit together."),
+    "tune": ("tune", "The settings that make the most of a budget, or what would make a model fit."),
     "serve": ("serve", "Check a model, start it clean, and run a command in front of it."),
     "predict": ("predict", "Memory and speed of a calibrated model at a context."),
     "allocate": ("allocate", "The options with which vLLM starts with a context."),

@@ -22,10 +22,11 @@ from harness.text import clean
 @run_options("num_parallel")
 @click.option(
     "--on-offload",
-    type=click.Choice(["warn", "refuse", "shrink"]),
+    type=click.Choice(["warn", "refuse", "shrink", "tune"]),
     default="warn",
     show_default=True,
-    help="Where it would be offloaded: start it anyway, refuse (3, or 4 if unknown), or take the largest context that fits.",
+    help="Where it would be offloaded: start it anyway, refuse (3, or 4 if unknown), take the largest context that fits, or "
+    "the settings of harness tune.",
 )
 @query_options("available")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port on 127.0.0.1; else a free one.")

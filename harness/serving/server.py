@@ -45,7 +45,7 @@ from harness.store.store import Store
 from harness.store.trust import by_digest, handed, handed_env, refuse
 from harness.units import CELL_PADDING
 
-OnOffload = Literal["warn", "refuse", "shrink"]
+OnOffload = Literal["warn", "refuse", "shrink", "tune"]
 #: Variables of a served model's command. Each engine has its own below.
 ENDPOINT: Final = "HARNESS_ENDPOINT"
 CONTEXT: Final = "HARNESS_CONTEXT"
@@ -111,7 +111,7 @@ def require_fit(judged: Judged) -> None:
 
 
 def decide(judged: Judged, on_offload: OnOffload) -> int:
-    """The context to start with, tokens per slot.
+    """The context to start with, tokens per slot; ``tune`` refuses what no settings make fit.
 
     Raises:
         OffloadLikelyError: it would be offloaded, and nothing smaller fits or was asked for. UnknownVerdictError: not known.
@@ -151,9 +151,13 @@ def serve(
     (judged,) = check([question], store, MachineNow(gpu), wanted=wanted, available=available).models
     for text in judged.warnings:
         watch.warn(text)
+    if on_offload == "tune" and judged.word == "offload":
+        judged = _tuned(judged, question, store, MachineNow(gpu), wanted, available)
     context = decide(judged, on_offload)
     watch.say(title(judged))
     (watch.say if judged.word == "fits" else watch.warn)(sentence(judged).removeprefix("WARNING: "))
+    if judged.chosen is not None and judged.chosen.derived:
+        watch.warn(f"tuned: {'; '.join(judged.chosen.derived)}")
     if context != question.context:
         watch.warn(f"context {context} instead of {question.context}")
     options = completed(options, judged, store)
@@ -173,6 +177,23 @@ def serve(
         elif server.observed_placement is not None:
             watch.say(f"ready after {server.ready_seconds:.1f} s: {server.observed_placement}")
         yield server
+
+
+def _tuned(
+    judged: Judged,
+    question: FitQuery,
+    store: Store,
+    machine: MachineNow,
+    wanted: CalibrationFilter | None,
+    available: tuple[int, ...] | None,
+) -> Judged:
+    """The same model with settings that fit; as it was where none do."""
+    from harness.prediction.tuning import Demand
+    from harness.serving.tuning import as_started, tune
+
+    demand = Demand(context=question.context, num_parallel=question.num_parallel)
+    found = tune(question.model, store, machine, demand, wanted=wanted, available=available)
+    return as_started(question.model, question.context, found) or judged
 
 
 def completed(options: RunOptions, judged: Judged, store: Store) -> RunOptions:

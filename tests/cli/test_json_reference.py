@@ -41,6 +41,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("predict", "made-up", "--ctx", "8192"),
         ("check", "made-up@8192", "--available", "24GiB"),
         ("plan", "--available", "24GiB"),
+        ("tune", "made-up", "--available", "24GiB"),
         ("allocate", "tiny-llama", "--ctx", "4096", "--available", "8GiB"),
         ("show", "made-up"),
         ("list",),

@@ -1,0 +1,37 @@
+"""``harness tune``."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import click
+
+from harness.cli.context import command
+from harness.cli.options import filter_options, options_of, query_options, store_option
+from harness.cli.output import Result
+from harness.options import QueryOptions, TuneOptions
+
+
+@click.command()
+@click.argument("model", envvar="HARNESS_MODEL")
+@options_of(TuneOptions, "min_ctx", "min_tokens_per_s", "slots")
+@query_options("available", "gpu", gpu="Tune for this GPU: an index, a UUID, or the engine's name of it.")
+@filter_options
+@store_option
+@command
+def cli(model: str, **given: Any) -> Result:
+    """The settings of MODEL that make the most of a budget. Ends with 0, 3 (nothing reaches it) or 4 (unknown).
+
+    Where it does not fit: what would make it fit, the cheapest first. Only what was measured, or follows exactly from it.
+    """
+    from harness.api import tuned
+    from harness.render.tuning import tuning_text
+
+    found = tuned(model, TuneOptions.of(given), QueryOptions.of(given))
+    return Result(
+        data=found.to_json(),
+        text=partial(tuning_text, found),
+        warnings=found.chosen.warnings,
+        exit_code=found.exit_code,
+    )

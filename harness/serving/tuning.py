@@ -1,0 +1,125 @@
+"""``harness tune``: the files of a model that hold here, and the settings that make the most of what is free."""
+
+from __future__ import annotations
+
+import shlex
+
+import msgspec
+
+from harness.engines.registry import policy_of
+from harness.errors import UnknownVerdictError
+from harness.inventory.machine import ADVICE, MachineNow
+from harness.model.calibration import Calibration
+from harness.prediction.settings import AskedSettings, derive
+from harness.prediction.tuning import Choice, Demand, Tuning
+from harness.prediction.tuning import tune as search
+from harness.prediction.verdict import judge
+from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, FitQuery, choose
+from harness.serving.check import Judged
+from harness.store.store import Store, key_of
+
+
+class Tuned(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings for a model; ``chosen`` is the file that answers without a change, ``files`` are all that were looked at."""
+
+    model: str
+    chosen: CalibrationMatch
+    files: dict[str, Calibration]
+    tuning: Tuning
+
+    @property
+    def exit_code(self) -> int:
+        """0 where the demand is met, else 3."""
+        return 0 if self.tuning.best else 3
+
+    def to_json(self) -> dict[str, object]:
+        """The object of ``tune --json``."""
+        tuning, best = self.tuning, self.tuning.best
+        return {
+            "model": self.model,
+            "id": self.chosen.calibration.id,
+            "met": best is not None,
+            "context": tuning.context,
+            "available_bytes": list(tuning.available),
+            "short_bytes": tuning.short_bytes,
+            "least_bytes": tuning.least_bytes,
+            "settings": msgspec.to_builtins(best),
+            "choices": msgspec.to_builtins(tuning.choices),
+        }
+
+
+def tune(
+    model: str,
+    store: Store,
+    machine: MachineNow,
+    demand: Demand,
+    *,
+    wanted: CalibrationFilter | None = None,
+    available: tuple[int, ...] | None = None,
+) -> Tuned:
+    """The settings that make the most of ``available`` bytes of each device, or of what is free here.
+
+    Raises:
+        UnknownVerdictError: no calibration answers, or what is free is not known. UsageError: several engines have the model.
+    """
+    wanted = wanted or CalibrationFilter()
+    query = FitQuery(model=model, context=demand.context or 1, num_parallel=demand.num_parallel)
+    # Which file answers without a change; settings that are asked for narrow the search below.
+    chosen = choose(query, store, machine, CalibrationFilter(engine=wanted.engine, variant=wanted.variant), available)
+    if isinstance(chosen, str):
+        raise UnknownVerdictError(
+            f"UNCALIBRATED: {chosen}", hint=f"harness calibrate {shlex.quote(model)}", code="uncalibrated"
+        )
+    if chosen.available is None:
+        raise UnknownVerdictError(chosen.obstacle or "the memory that is free is not known", hint=ADVICE)
+    files = {key_of(chosen.calibration, chosen.path): chosen.calibration}
+    if wanted.variant is None:
+        files |= {key_of(one, path): one for path, one in store.find(model, wanted.engine) if _alike(one, chosen.calibration)}
+    rules = policy_of(chosen.calibration.engine)
+    tuning = search(
+        list(files.items()), chosen.available, demand, rules, names=chosen.names, asked=wanted.asked
+    )  # fmt: skip
+    return Tuned(model=model, chosen=chosen, files=files, tuning=tuning)
+
+
+def as_started(model: str, context: int, found: Tuned) -> Judged | None:
+    """The start that serves a model where its usual settings would be offloaded; ``None`` where no settings do.
+
+    Only what a start alone decides is changed: the KV cache and the context. Clients of a server send batches of their own, and
+    the number of slots is what they count on.
+    """
+    choice = next((one for one in found.tuning.choices if one.verdict == "fits" and _at_start(one)), None)
+    if choice is None:
+        return None
+    calibration = found.files[choice.calibration]
+    rules = policy_of(calibration.engine)
+    asked = AskedSettings(kv_cache_type=choice.kv_cache_type)
+    path = found.chosen.path.with_name(f"{choice.calibration.rpartition('/')[2]}.yaml")
+    calibration = derive(calibration, asked, ggml_caches=rules.ggml_caches).calibration
+    chosen = msgspec.structs.replace(found.chosen, calibration=calibration, path=path, derived=choice.derived)
+    question = FitQuery(model=model, context=min(context, choice.context), num_parallel=choice.num_parallel)
+    verdict = judge(
+        calibration, question.context, question.num_parallel, chosen.available, rules, names=chosen.names
+    )  # fmt: skip
+    verdict = msgspec.structs.replace(verdict, source=choice.source)
+    return Judged(question=question, word=verdict.verdict, chosen=chosen, verdict=verdict)
+
+
+def _at_start(choice: Choice) -> bool:
+    return {change.setting for change in choice.changes} <= {"kv-cache", "context"}
+
+
+def _alike(one: Calibration, other: Calibration) -> bool:
+    """Whether two calibrations differ in settings alone: the same weights, engine, version, devices and meter."""
+    mine, theirs = one.metadata, other.metadata
+    devices = [
+        (metadata.machine.target, metadata.machine.meter, [gpu.name for gpu in metadata.machine.gpus])
+        for metadata in (mine, theirs)
+    ]
+    same = mine.model.digest is not None and mine.model.digest == theirs.model.digest
+    return (
+        same
+        and mine.engine.version == theirs.engine.version
+        and devices[0] == devices[1]
+        and (mine.settings.env == theirs.settings.env)
+    )
