@@ -87,7 +87,7 @@ LOCK := uv pip compile --quiet --universal --generate-hashes --python-version 3.
 
 lock: ## Resolve pyproject.toml anew into the two lock files (needs uv)
 	$(LOCK) --extra embedded --extra report --group dev --upgrade pyproject.toml --output-file requirements.lock
-	$(LOCK) --extra fleet --group ci --constraint requirements.lock --upgrade pyproject.toml --output-file requirements-ci.lock
+	$(LOCK) --extra fleet --extra hub --group ci --constraint requirements.lock --upgrade pyproject.toml --output-file requirements-ci.lock
 
 clean: ## Remove caches and build output
 	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -28,6 +28,19 @@ def lock(file: BinaryIO | int) -> None:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def share(file: BinaryIO | int) -> None:
+    """Hold an open file with others, for as long as it is open; whoever wants to :func:`lock` it is refused meanwhile.
+
+    Raises:
+        BlockingIOError: another process has locked it. OSError: its disk has no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return
+    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
 def is_locked(descriptor: int) -> bool:
     """Whether another process holds the lock of an open file."""
     try:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
+from harness.engines.gguf import Header
+from harness.errors import UnavailableError
 from harness.model.facts import EngineName
 from harness.model.finding import Finding
-from harness.model.record import EngineVersion, Estimate, LoadRequest, Model, Reported, Speed, Target, Tensors
+from harness.model.record import EngineVersion, Estimate, LoadRequest, Model, Reported, Speed, Target, Tensors, Weights
 from harness.options import CalibrationOptions
 from harness.sandboxes.base import GpuRequest, Launch, SandboxName, Site
 
@@ -70,12 +72,75 @@ class Options(CalibrationOptions, frozen=True, kw_only=True):
     named: bool = False
 
 
+class Address(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a document is, and what its server is sent beside the request."""
+
+    url: str
+    headers: dict[str, str] = {}
+
+
+class Layer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the index of an engine's registry names: weights, a projector, or a small document; ``size`` in bytes."""
+
+    kind: str
+    digest: str
+    size: int
+    url: str
+
+
+class RemoteRegistry(Protocol):
+    """A registry of an engine's models, as addresses: nothing is fetched here."""
+
+    def manifest(self, name: str) -> Address:
+        """Where the index of a model is.
+
+        Raises:
+            NotFoundError: the engine could not know such a name.
+        """
+
+    def layers(self, name: str, text: bytes) -> tuple[Layer, ...]:
+        """What that index names.
+
+        Raises:
+            BadInputError: it is none.
+        """
+
+
+class HeaderOnly(msgspec.Struct, frozen=True, kw_only=True):
+    """A model of which the header is here: its parts and projector as sparse files, and the documents of its registry.
+
+    ``digest`` is the model's own, ``None`` where its source does not say it. ``folder`` is a scratch folder for the engine.
+    """
+
+    name: str
+    source: str
+    folder: Path
+    parts: tuple[Path, ...]
+    model: Model
+    tensors: Tensors
+    header: Header
+    estimate: Estimate | None = None
+    projector: Path | None = None
+    revision: str | None = None
+    manifest: bytes | None = None
+    own_name: str = ""
+    documents: dict[str, Path] = {}
+    projector_digest: str | None = None
+
+    @property
+    def digest(self) -> str | None:
+        """The model's own."""
+        return self.model.digest
+
+
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Where a model's weights come from: a local GGUF, or a name that the engine itself resolves.
 
     ``own_name`` is what the engine calls the model; ``projector_bytes`` the weights of an image projector beside it. An
-    ``embedding`` model reads a prompt in one batch and writes nothing.
+    ``embedding`` model reads a prompt in one batch and writes nothing. Of ``weights`` only the header may be here.
     """
+
+    weights: Weights = "full"
 
     model: Model
     path: Path | None = None
@@ -124,6 +189,14 @@ class Engine(Protocol):
             NotFoundError: the engine cannot reach such a model.
             BadInputError: the file is not a model.
         """
+
+    def from_header(self, header: HeaderOnly, options: Options) -> tuple[Source, Options]:
+        """A source that loads without weights, and the options with which it is found.
+
+        Raises:
+            UnavailableError: the engine cannot do without them.
+        """
+        raise UnavailableError(f"{self.name} cannot measure a model from its header", code="no-header-only")
 
     def version(self, options: Options, client: httpx.Client | None) -> EngineVersion:
         """The engine's version, from its binary (``client`` is ``None``) or from the running server (in a container)."""

@@ -13,7 +13,7 @@ import re
 import stat
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -37,6 +37,7 @@ _MAX_ALIGNMENT: Final = 1 << 20
 _MAX_LAYERS: Final = 1 << 14
 _MAX_TOKENS: Final = 1 << 31
 _MAX_WIDTH: Final = 1 << 24
+MAX_PARTS: Final = 512
 _KEPT_ARRAY: Final = 4096
 _MAX_DIMENSIONS: Final = 8
 _BLOCK: Final = re.compile(r"blk\.(\d{1,5})\.", re.ASCII)
@@ -58,24 +59,44 @@ BLOCKS: Final = {
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """Metadata of a GGUF, and its tensors as (name, bytes)."""
+    """Metadata of a GGUF, and its tensors as (name, bytes). The tensors' data begins at ``begin``, bytes from the start."""
 
     metadata: dict[str, Any]
     tensors: tuple[tuple[str, int], ...]
+    begin: int = 0
 
     def field(self, key: str) -> Any:
         """``<architecture>.<key>``, or ``None``."""
         return self.metadata.get(f"{self.metadata.get('general.architecture')}.{key}")
 
+    @property
+    def parts(self) -> int:
+        """Files that the model is split into (``split.count``, llama.cpp tools/gguf-split); 1 where it is whole."""
+        count = self.metadata.get("split.count")
+        return count if isinstance(count, int) and 0 < count <= MAX_PARTS else 1
+
+
+class Stream(Protocol):
+    """Bytes that are read from front to back: a file, or one that is somewhere else."""
+
+    def read(self, count: int, /) -> bytes:
+        """So many bytes; fewer at the end."""
+
+    def seek(self, count: int, whence: int, /) -> int:
+        """Skip bytes (``whence`` 1)."""
+
+    def tell(self) -> int:
+        """Bytes that were read or skipped."""
+
 
 class _Reader:
     """Reads little-endian values, refusing what no sane file holds."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self.file, self.size = file, size
+    def __init__(self, file: Stream, size: int, most: int = _MAX_HEADER) -> None:
+        self.file, self.size, self.most = file, size, most
 
     def take(self, count: int) -> bytes:
-        if self.file.tell() > _MAX_HEADER:
+        if self.file.tell() > self.most:
             raise ValueError("its header has no end")
         data = self.file.read(count)
         if len(data) != count:
@@ -86,8 +107,8 @@ class _Reader:
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
 
     def skip(self, count: int) -> None:
-        if self.file.tell() + count > min(self.size, _MAX_HEADER):
-            raise EOFError
+        if self.file.tell() + count > min(self.size, self.most):
+            raise EOFError if self.size <= self.most else ValueError("its header has no end")
         self.file.seek(count, 1)
 
     def text(self, longest: int = _MAX_STRING) -> str:
@@ -132,18 +153,29 @@ def read_header(path: Path) -> Header:
     """
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | AT_ONCE | PLAIN), "rb") as file:
-            size = _plain_size(file.fileno(), path)
-            return _read(_Reader(file, size), path)
+            return read_stream(file, _plain_size(file.fileno(), path), str(path))
     except FileNotFoundError as error:
         raise NotFoundError(f"no such file: {path}", code="no-such-file") from error
     except IsADirectoryError as error:
         raise BadInputError(f"{path} is a folder, not a GGUF file", code="not-gguf") from error
     except PermissionError as error:
         raise NotPermittedError(f"{path} cannot be read: {error.strerror}") from error
-    except EOFError as error:
-        raise BadInputError(f"{path} is truncated: its header ends early", code="truncated-gguf") from error
-    except (ValueError, KeyError, OverflowError, OSError) as error:
+    except OSError as error:
         raise BadInputError(f"{path} is damaged: {error}", code="bad-gguf") from error
+
+
+def read_stream(file: Stream, size: int, name: str, most: int = _MAX_HEADER) -> Header:
+    """Read the header of a GGUF of ``size`` bytes; ``most`` is what a header may take of them.
+
+    Raises:
+        BadInputError: not a GGUF, an unknown version, truncated, or nothing that a sane file holds. OSError: of the stream.
+    """
+    try:
+        return _read(_Reader(file, size, most), name)
+    except EOFError as error:
+        raise BadInputError(f"{name} is truncated: its header ends early", code="truncated-gguf") from error
+    except (ValueError, KeyError, OverflowError) as error:
+        raise BadInputError(f"{name} is damaged: {error}", code="bad-gguf") from error
 
 
 def _plain_size(descriptor: int, path: Path) -> int:
@@ -154,7 +186,7 @@ def _plain_size(descriptor: int, path: Path) -> int:
     return state.st_size
 
 
-def _read(reader: _Reader, path: Path) -> Header:
+def _read(reader: _Reader, path: str) -> Header:
     if reader.file.read(4) != _MAGIC:
         raise BadInputError(f"{path} is not a GGUF file", code="not-gguf")
     version = reader.scalar("<I")
@@ -191,7 +223,7 @@ def _read(reader: _Reader, path: Path) -> Header:
     starts.sort()
     ends = [start for start, _ in starts[1:]] + [reader.size - data]
     tensors = tuple((name, end - start) for (start, name), end in zip(starts, ends, strict=True))
-    return Header(metadata=metadata, tensors=tensors)
+    return Header(metadata=metadata, tensors=tensors, begin=data)
 
 
 def _check(metadata: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from harness.model.facts import EngineName
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-    from harness.engines.base import Engine
+    from harness.engines.base import Engine, RemoteRegistry
     from harness.engines.policy import Policy
     from harness.engines.running import RunningServer
 
@@ -90,6 +90,12 @@ def stored_digest(name: EngineName, model: str) -> str | None:
     find = getattr(_package(name), "get_stored_digest", None)
     found: str | None = None if find is None else find(model)
     return found
+
+
+def remote_registry(name: EngineName) -> RemoteRegistry | None:
+    """The registry of an engine's models; ``None`` where it has none (``get_remote_registry`` is optional)."""
+    get = getattr(_package(name), "get_remote_registry", None)
+    return None if get is None else cast("RemoteRegistry", get())
 
 
 def version_here(name: EngineName, sandbox: str) -> str | None:

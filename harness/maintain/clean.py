@@ -13,6 +13,7 @@ import msgspec
 from harness.engines.registry import engine_names
 from harness.errors import CannotWriteError, UnavailableError
 from harness.files import NO_LINK, PLAIN, is_locked
+from harness.headers import holes as headers
 from harness.sandboxes.docker_client import Daemon
 from harness.sandboxes.leftovers import Leftover, leftovers, remove
 from harness.sandboxes.reaper_main import HOME_PLACES, HOME_PREFIX, SECRET_PLACES, SECRETS_PREFIX, remove_folder
@@ -29,7 +30,7 @@ State = Literal["abandoned", "in-use", "kept"]
 class Item(msgspec.Struct, frozen=True, kw_only=True):
     """Something of harness's. Only what is ``abandoned`` is ever removed; ``why`` is for the user."""
 
-    kind: Literal["container", "volume", "network", "file", "folder", "run", "secrets"]
+    kind: Literal["container", "volume", "network", "file", "folder", "run", "secrets", "header"]
     name: str
     state: State
     why: str
@@ -72,6 +73,12 @@ def clean(store: Path, *, remove_abandoned: bool) -> Survey:
             _remove(path)
             item = msgspec.structs.replace(item, removed=True)
         items.append(item)
+    for path, state, why in headers.survey():
+        if remove_abandoned and state == "abandoned":
+            headers.remove(path)
+        items.append(
+            Item(kind="header", name=str(path), state=state, why=why, removed=remove_abandoned and state == "abandoned")
+        )
     return Survey(items=tuple(items), docker=docker)
 
 

@@ -17,6 +17,8 @@ RECORD_VERSION: Final = 1
 
 Target = Literal["gpu", "host"]
 Purpose = Literal["point", "speed", "host-speed", "dry-run", "warm-up", "serve"]
+#: What was there of the model: all of it, or a header and a hole as long as the weights.
+Weights = Literal["full", "header"]
 LoadOutcome = Literal["ok", "wont-fit", "spilled", "failed", "skipped"]
 
 

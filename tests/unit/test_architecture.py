@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2] / "harness"
 _BASE = {"units", "errors", "text", "files", "ownership"}
 _PURE = {"model", "fit", "prediction"}
 _MIDDLE = {"engines", "sandboxes", "meters", "logs"}
-_UPPER = {"options", "inventory", "store", "render", "report", "polling", *_MIDDLE, *_PURE, *_BASE, "__version__"}
+_UPPER = {"options", "headers", "inventory", "store", "render", "report", "polling", *_MIDDLE, *_PURE, *_BASE, "__version__"}
 #: What each room may import of ours, beside itself.
 ALLOWED = {
     "units": set(),
@@ -43,6 +43,7 @@ ALLOWED = {
     "render": {*_PURE, *_BASE},
     "report": {"engines.registry", "store", "render", *_PURE, *_BASE},
     "inventory": {"options", "store", *_MIDDLE, *_PURE, *_BASE},
+    "headers": {"polling", "store.catalog", "store.store", "engines.base", "engines.gguf", "engines.registry", "model", *_BASE},
     "measure": _UPPER,
     "serving": _UPPER,
     "maintain": {"measure", *_UPPER},

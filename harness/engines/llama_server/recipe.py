@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from harness.engines import gguf
-from harness.engines.base import NO_ANSWER, Engine, Options, Progress, Source, answers_ok
+from harness.engines.base import NO_ANSWER, Engine, HeaderOnly, Options, Progress, Source, answers_ok
 from harness.engines.cpu import cpu_flags
 from harness.engines.llama_server.embedded import embedded_build, embedded_command, missing_instructions
 from harness.engines.llama_server.policy import LlamaServerPolicy
@@ -141,6 +141,17 @@ class LlamaServer(Engine):
             tensors=gguf.tensor_bytes(header),
             estimate=gguf.server_estimate(header, path.stat().st_size),
         )
+
+    def from_header(self, header: HeaderOnly, options: Options) -> tuple[Source, Options]:
+        """The sparse file, which it loads as any other; of a split model the first part."""
+        source = Source(
+            model=header.model,
+            path=header.parts[0].resolve(),
+            tensors=header.tensors,
+            estimate=header.estimate,
+            weights="header",
+        )
+        return source, options
 
     def version(self, options: Options, client: httpx.Client | None) -> EngineVersion:
         """The build: of the embedded engine from its package, else what ``--version`` prints; or ``GET /props``."""

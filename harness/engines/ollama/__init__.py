@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from harness.engines.base import Engine
+    from harness.engines.base import Engine, RemoteRegistry
     from harness.engines.policy import Policy
     from harness.engines.running import RunningServer
 
@@ -31,6 +31,13 @@ def get_servers() -> tuple[RunningServer, ...]:
     from harness.engines.ollama.servers import running
 
     return running(os.environ.get("OLLAMA_HOST", ""))
+
+
+def get_remote_registry() -> RemoteRegistry:
+    """Where its models are pulled from."""
+    from harness.engines.ollama.remote import OllamaRegistry
+
+    return OllamaRegistry()
 
 
 def get_stored_digest(name: str) -> str | None:

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from harness.engines.base import Options
+from harness.engines.base import HeaderOnly, Options
 from harness.engines.ollama.models import local_name, manifest, models_folder, split_name
 from harness.engines.ollama.servers import processes
-from harness.errors import BadInputError, NotFoundError, NotPermittedError, UnavailableError
+from harness.errors import BadInputError, CannotWriteError, NotFoundError, NotPermittedError, UnavailableError
 from harness.sandboxes.base import PRIVATE, Home
 
 #: Where packages and the install script put the service's models (its home is /usr/share/ollama; distributions differ).
@@ -218,6 +218,48 @@ def linked_file(path: Path, digest: str, architecture: str | None) -> Home:
     name = manifest(Path("models"), local_name(digest))
     files = {str(name): json.dumps(document).encode(), f"models/blobs/{_blob(own)}": config}
     return Home(files=files, links={f"models/blobs/{_blob(digest)}": str(path)})
+
+
+def scratch(header: HeaderOnly) -> tuple[Path, str]:
+    """A store in harness's cache that holds a model without weights, and the model's name there.
+
+    Its manifest is the registry's own where there is one, else as of a file. Blobs are links to the sparse files.
+
+    Raises:
+        BadInputError: a model in several parts, of which a store can hold none. CannotWriteError: the folder.
+    """
+    if len(header.parts) != 1:
+        raise BadInputError(
+            f"{header.name} is split into {len(header.parts)} files, and Ollama loads one",
+            hint="--engine llama-server measures it",
+            code="split-model",
+        )
+    folder = header.folder / "ollama"
+    if header.manifest is not None and header.digest is not None:
+        name = split_name(header.own_name)[0]
+        files = {str(manifest(Path(), name)): header.manifest}
+        links = {f"blobs/{_blob(digest)}": path for digest, path in header.documents.items()}
+        links[f"blobs/{_blob(header.digest)}"] = header.parts[0]
+        if header.projector is not None and header.projector_digest is not None:
+            links[f"blobs/{_blob(header.projector_digest)}"] = header.projector
+    else:
+        # Of a file whose digest is not known, the blob bears that of its header: it is no model's.
+        digest = header.digest or _sha256(header.source.encode())
+        name = local_name(digest)
+        home = linked_file(header.parts[0], digest, header.model.architecture)
+        files = {path.removeprefix("models/"): data for path, data in home.files.items()}
+        links = {path.removeprefix("models/"): Path(target) for path, target in home.links.items()}
+    try:
+        for path, data in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(data)
+        (folder / "blobs").mkdir(exist_ok=True)
+        for path, target in links.items():
+            (folder / path).unlink(missing_ok=True)
+            os.link(target, folder / path)
+    except OSError as error:
+        raise CannotWriteError(f"{folder} cannot be written: {error.strerror}", code="no-cache") from error
+    return folder, name
 
 
 def _sha256(data: bytes) -> str:

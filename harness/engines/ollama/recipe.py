@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from harness.engines import gguf
-from harness.engines.base import Engine, Options, Progress, Source, answers_ok
+from harness.engines.base import Engine, HeaderOnly, Options, Progress, Source, answers_ok
 from harness.engines.ollama import native
 from harness.engines.ollama.api import connected
 from harness.engines.ollama.models import check_digest, described, manifest, models_folder, present, split_name, stored_digest
@@ -119,6 +119,12 @@ class Ollama(Engine):
                 code="no-such-model",
             )
         return Source(model=Model(name=name), own_name=name)  # with its digest, which prepare() compares
+
+    def from_header(self, header: HeaderOnly, options: Options) -> tuple[Source, Options]:
+        """A scratch store that holds the sparse file under the model's digest: Ollama hashes no blob when it loads it."""
+        folder, name = native.scratch(header)
+        source = Source(model=header.model, tensors=header.tensors, estimate=header.estimate, own_name=name, weights="header")
+        return source, msgspec.structs.replace(options, models=str(folder))
 
     def version(self, options: Options, client: httpx.Client | None) -> EngineVersion:
         """``GET /api/version``; of a program that is installed what ``ollama --version`` prints."""
