@@ -143,27 +143,32 @@ def check(
 
 def judge(models: Sequence[str], query: QueryOptions) -> Check:
     """:func:`check`, with its options as one value."""
-    from harness.inventory.machine import MachineNow
+    from harness.inventory.machine import LocalMachine
     from harness.serving import check as workflow
     from harness.serving.calibration_lookup import CalibrationFilter, read_question
 
     questions = [read_question(spec, query.ctx, query.num_parallel) for spec in models]
     return workflow.check(
-        questions, _store(query.store), MachineNow(query.gpu), wanted=CalibrationFilter.of(query),
+        questions, _store(query.store), LocalMachine(query.gpu), wanted=CalibrationFilter.of(query),
         available=query.available, extrapolate=query.extrapolate,
     )  # fmt: skip
 
 
 def tuned(model: str, demand: TuneOptions, query: QueryOptions) -> Tuned:
     """:func:`tune`, with its options as values."""
-    from harness.inventory.machine import MachineNow
+    from harness.inventory.machine import LocalMachine
     from harness.prediction.tuning import Demand
     from harness.serving import tuning as workflow
     from harness.serving.calibration_lookup import CalibrationFilter
 
     wanted = Demand(context=demand.min_ctx, tokens_per_s=demand.min_tokens_per_s, num_parallel=demand.slots)
     return workflow.tune(
-        model, _store(query.store), MachineNow(query.gpu), wanted, wanted=CalibrationFilter.of(query), available=query.available
+        model,
+        _store(query.store),
+        LocalMachine(query.gpu),
+        wanted,
+        wanted=CalibrationFilter.of(query),
+        available=query.available,
     )
 
 

@@ -27,14 +27,14 @@ from harness.options import QueryOptions
 @command
 def cli(names: tuple[str, ...], markdown: bool, store: str | None, **given: Any) -> Result:
     """The largest context of every calibrated model that fits here, its speed, and which models fit together."""
-    from harness.inventory.machine import MachineNow
+    from harness.inventory.machine import LocalMachine
     from harness.render.capacity import plan_text
     from harness.serving.calibration_lookup import CalibrationFilter
     from harness.serving.capacity import plan
 
     shelf, query = store_at(store), QueryOptions.of(given)
     found = plan(
-        names, shelf, MachineNow(query.gpu), wanted=CalibrationFilter.of(query), num_parallel=query.num_parallel,
+        names, shelf, LocalMachine(query.gpu), wanted=CalibrationFilter.of(query), num_parallel=query.num_parallel,
         context=given["ctx"], available=query.available,
     )  # fmt: skip
     return Result(

@@ -6,7 +6,7 @@ batches. It never starts anything itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -16,6 +16,7 @@ from harness.engines.gguf import Header
 from harness.errors import UnavailableError
 from harness.model.facts import EngineName
 from harness.model.finding import Finding
+from harness.model.gpu import LocalGpu
 from harness.model.record import EngineVersion, Estimate, LoadRequest, Model, Reported, Speed, Target, Tensors, Weights
 from harness.options import CalibrationOptions
 from harness.sandboxes.base import GpuRequest, Launch, SandboxName, Site
@@ -225,8 +226,8 @@ class Engine(Protocol):
     def unload(self, client: httpx.Client, source: Source, options: Options) -> None:
         """Ask a persistent engine to drop the model; returns when it has."""
 
-    def devices(self, options: Options) -> dict[str, tuple[str, int, int]] | None:
-        """GPUs as its program lists them, by its own names: title, total and free bytes; ``None``: the driver is asked.
+    def devices(self, options: Options) -> tuple[LocalGpu, ...] | None:
+        """GPUs as its program lists them, by its own names; ``None``: it lists none, the driver is asked.
 
         Raises:
             EngineError: it does not start.
@@ -240,6 +241,6 @@ class Engine(Protocol):
         """
         return None
 
-    def findings(self) -> Iterable[Finding]:
-        """What ``harness doctor`` says of the engine on this machine."""
+    def findings(self, gpus: Sequence[LocalGpu]) -> Iterable[Finding]:
+        """What ``harness doctor`` says of the engine on this machine; ``gpus`` are its NVIDIA GPUs."""
         return ()

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Final
 
 import msgspec
 
 from harness.engines.base import Engine, Options
 from harness.engines.registry import CONTAINED, EMBEDDED, recipe_of
 from harness.errors import HarnessError, NotFoundError, UnavailableError, UsageError
-from harness.inventory.drm import drm_gpus, kernel_gpus, recorded, used_by_default
-from harness.inventory.nvidia import docker_gpu_obstacle, docker_obstacle, driven_gpus, nvidia_gpus
+from harness.inventory.docker import docker_gpu_obstacle, docker_obstacle
+from harness.inventory.gpus import driven_gpus, nvidia_gpus, used_by_default
 from harness.model.facts import EngineName
+from harness.model.gpu import LocalGpu
 from harness.model.record import Gpu, Machine, Target
 from harness.model.trace import MeterName
 from harness.options import SandboxChoice
 from harness.sandboxes.base import GpuRequest, SandboxName
 from harness.store.catalog import Catalog, gguf_path
-from harness.units import gib
 
-if TYPE_CHECKING:
-    from harness.meters.drm_devices import DrmGpu
-
+_BY_KERNEL: Final = "measured by the kernel's own count (DRM)"
 #: ``auto``, or the name of an engine.
 EngineChoice = str
 
@@ -145,78 +144,74 @@ def choose(engine: Engine, sandbox: SandboxChoice, options: Options, reasons: tu
     return _choose_driver(engine, place, options, reasons)
 
 
-def _choose_process(
-    engine: Engine, devices: dict[str, tuple[str, int, int]], options: Options, reasons: tuple[str, ...]
-) -> Choice:
+def _choose_process(engine: Engine, devices: tuple[LocalGpu, ...], options: Options, reasons: tuple[str, ...]) -> Choice:
+    there = {gpu.key for gpu in devices}
     if options.gpus.mode == "ids":
         missing = [
-            one for one in options.gpus.ids if one[0].isalpha() and not one.startswith(("GPU-", "MIG-")) and one not in devices
+            one for one in options.gpus.ids if one[0].isalpha() and not one.startswith(("GPU-", "MIG-")) and one not in there
         ]
         if missing:
-            there = ", ".join(devices) or "none"
-            raise UnavailableError(f"no such device: {', '.join(missing)} (the engine sees: {there})", code="no-such-gpu")
+            names = ", ".join(gpu.key for gpu in devices) or "none"
+            raise UnavailableError(f"no such device: {', '.join(missing)} (the engine sees: {names})", code="no-such-gpu")
     if not devices and options.gpus.mode == "ids":
         raise UnavailableError(f"no such GPU: {', '.join(options.gpus.ids)} (the engine sees none)", code="no-such-gpu")
     if not devices:
         why = "no GPU is to be used" if options.gpus.mode == "none" else "the engine sees no GPU"
-        return Choice(
-            engine=engine.name, sandbox="process", meter="host", target="host", gpus=(),
-            reasons=(*reasons, f"target host: {why}"),
-        )  # fmt: skip
-    used = {name: facts for name, facts in devices.items() if name in options.gpus.ids} or used_by_default(devices)
-    names = ", ".join(f"{name} ({facts[0]})" for name, facts in used.items())
-    by_cuda = all(name.startswith("CUDA") for name in used)
-    driven = () if by_cuda else driven_gpus([facts[0] for facts in used.values()])
+        return _on_host(engine, "process", reasons, why)
+    used = tuple(gpu for gpu in devices if gpu.key in options.gpus.ids) or used_by_default(devices)
+    names = ", ".join(f"{gpu.key} ({gpu.name})" for gpu in used)
+    by_cuda = all(gpu.key.startswith("CUDA") for gpu in used)
+    driven = () if by_cuda else driven_gpus(used)
     if by_cuda or driven:
-        asked = msgspec.structs.replace(options, gpus=GpuRequest(mode="ids", ids=driven)) if driven else options
+        ids = tuple(gpu.uuid for gpu in driven if gpu.uuid)
+        asked = msgspec.structs.replace(options, gpus=GpuRequest(mode="ids", ids=ids)) if driven else options
         chosen, meter, how = nvidia_gpus(asked)
-        return Choice(
-            engine=engine.name, sandbox="process", meter=meter, target="gpu", gpus=chosen,
-            reasons=(*reasons, f"target gpu: {names}, {how}"),
-        )  # fmt: skip
-    if kernel := kernel_gpus(used):
-        return Choice(
-            engine=engine.name, sandbox="process", meter="drm", target="gpu", gpus=recorded(kernel),
-            reasons=(*reasons, f"target gpu: {names}, measured by the kernel's own count (DRM)"),
-        )  # fmt: skip
-    gpus = tuple(Gpu(name=title, memory_gb=gib(total)) for title, total, _ in used.values())
-    return Choice(
-        engine=engine.name, sandbox="process", meter="log", target="gpu", gpus=gpus,
-        reasons=(*reasons, f"target gpu: {names}; no driver meter there, so memory is logged, not measured"),
-    )  # fmt: skip
+        return _on_gpus(engine, "process", meter, chosen, (*reasons, f"target gpu: {names}, {how}"))
+    from harness.meters.drm_devices import drm_gpus, matching
+
+    if kernel := matching(used, drm_gpus()):
+        return _on_gpus(engine, "process", "drm", kernel, (*reasons, f"target gpu: {names}, {_BY_KERNEL}"))
+    how = "no driver meter there, so memory is logged, not measured"
+    return _on_gpus(engine, "process", "log", used, (*reasons, f"target gpu: {names}; {how}"))
 
 
 def _choose_driver(engine: Engine, place: SandboxName, options: Options, reasons: tuple[str, ...]) -> Choice:
     if options.gpus.mode == "none":
-        return Choice(
-            engine=engine.name, sandbox=place, meter="host", target="host", gpus=(),
-            reasons=(*reasons, "target host: no GPU is to be used"),
-        )  # fmt: skip
+        return _on_host(engine, place, reasons, "no GPU is to be used")
     try:
         chosen, meter, how = nvidia_gpus(options)
     except UnavailableError as error:
         used = _kernel_gpus(engine, options) if place == "process" else ()
         if used:
-            names = ", ".join(f"{gpu.name} at {gpu.address}" for gpu in used)
-            return Choice(
-                engine=engine.name, sandbox=place, meter="drm", target="gpu", gpus=recorded(used),
-                reasons=(*reasons, f"target gpu: {names}, measured by the kernel's own count (DRM)"),
-            )  # fmt: skip
+            names = ", ".join(f"{gpu.name} at {gpu.key}" for gpu in used)
+            return _on_gpus(engine, place, "drm", used, (*reasons, f"target gpu: {names}, {_BY_KERNEL}"))
         error.hint = error.hint or f"without a GPU: --gpus none measures {engine.name} on host memory"
         raise
     names = ", ".join(gpu.name for gpu in chosen)
+    return _on_gpus(engine, place, meter, chosen, (*reasons, f"target gpu: {names}, {how}"))
+
+
+def _on_host(engine: Engine, place: SandboxName, reasons: tuple[str, ...], why: str) -> Choice:
     return Choice(
-        engine=engine.name, sandbox=place, meter=meter, target="gpu", gpus=chosen,
-        reasons=(*reasons, f"target gpu: {names}, {how}"),
-    )  # fmt: skip
+        engine=engine.name, sandbox=place, meter="host", target="host", gpus=(), reasons=(*reasons, f"target host: {why}")
+    )
 
 
-def _kernel_gpus(engine: Engine, options: Options) -> tuple[DrmGpu, ...]:
+def _on_gpus(
+    engine: Engine, place: SandboxName, meter: MeterName, gpus: Sequence[LocalGpu], reasons: tuple[str, ...]
+) -> Choice:
+    recorded = tuple(gpu.recorded for gpu in gpus)
+    return Choice(engine=engine.name, sandbox=place, meter=meter, target="gpu", gpus=recorded, reasons=reasons)
+
+
+def _kernel_gpus(engine: Engine, options: Options) -> tuple[LocalGpu, ...]:
     """GPUs of AMD and Intel that an engine uses of its own accord: integrated ones only beside no other."""
-    found = [gpu for gpu in drm_gpus() if not engine.leaves_alone(gpu.integrated, gpu.gfx, options.env)]
+    from harness.meters.drm_devices import drm_gpus
+
     if options.gpus.mode != "all":
         return ()
-    return tuple([gpu for gpu in found if not gpu.integrated] or found)
+    found = [gpu for gpu in drm_gpus() if not engine.leaves_alone(gpu.shared, gpu.gfx, options.env)]
+    return tuple([gpu for gpu in found if not gpu.shared] or found)
 
 
 def resolve_name(name: str, engine: Engine, catalog: Catalog, options: Options) -> str:

@@ -21,7 +21,6 @@ from harness.sandboxes.base import SandboxName
 from harness.sandboxes.container_config import repository
 from harness.store.catalog import find_catalog, pinned_image, read_catalog
 from harness.store.store import Store, read_record
-from harness.units import gib
 
 
 class Installed:
@@ -99,27 +98,18 @@ class Installed:
     def gpus_of(self, meter: MeterName) -> tuple[Gpu, ...] | None:
         """The GPUs that a meter would read; ``None`` where it reads none, or they cannot be listed."""
         if meter == "drm":
-            from harness.inventory.drm import recorded
+            from harness.meters.drm_devices import drm_gpus
 
-            return recorded()
+            return tuple(gpu.recorded for gpu in drm_gpus())
         return self.gpus() if meter == "nvml" else None
 
     def _gpus(self) -> tuple[Gpu, ...] | None:
         from harness.meters.nvml import gpus
 
         try:
-            found = gpus()
+            return tuple(gpu.recorded for gpu in gpus())
         except HarnessError:
             return None
-        return tuple(
-            Gpu(
-                name=gpu.name,
-                uuid=gpu.uuid,
-                memory_gb=gib(gpu.memory_bytes) if gpu.memory_bytes else None,
-                driver=gpu.driver,
-            )
-            for gpu in found
-        )
 
     def _image_digest(self, reference: str) -> str | None:
         from harness.sandboxes.docker import local_image

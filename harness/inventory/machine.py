@@ -18,6 +18,8 @@ from harness.engines.registry import BUILT_IN, EMBEDDED, policy_of, recipe_of, r
 from harness.errors import HarnessError, UnavailableError
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
+from harness.model.gpu import LocalGpu
+from harness.model.trace import MeterName
 
 #: What a GPU that cannot be read is followed by.
 ADVICE: Final = "say what is free with --available, for example --available 24GiB"
@@ -27,22 +29,6 @@ if TYPE_CHECKING:
     from harness.engines.running import RunningServer
 
 
-class GpuNow(msgspec.Struct, frozen=True, kw_only=True):
-    """One GPU at this moment; bytes, ``None`` where the driver does not say, and ``why`` says why.
-
-    ``key`` is its index, its PCI address or the engine's name. ``shared``: it uses the machine's memory.
-    """
-
-    key: str
-    name: str
-    uuid: str | None = None
-    free_bytes: int | None = None
-    total_bytes: int | None = None
-    driver: str | None = None
-    why: str | None = None
-    shared: bool = False
-
-
 class Resident(msgspec.Struct, frozen=True, kw_only=True):
     """A process that runs a model now."""
 
@@ -50,73 +36,60 @@ class Resident(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineName
 
 
-class MachineNow:
+class LocalMachine:
     """This machine. ``gpu`` (an index, a UUID, or an engine's device name) leaves that GPU alone in view."""
 
     def __init__(self, gpu: str | None = None) -> None:
         self.gpu = gpu
         self._running: dict[EngineName, tuple[RunningServer, ...]] = {}
-        self._listed: dict[tuple[tuple[str, str], ...], tuple[GpuNow, ...] | HarnessError] = {}
+        self._listed: dict[tuple[tuple[str, str], ...], tuple[LocalGpu, ...] | HarnessError] = {}
+
+    def gpus_of(self, meter: MeterName, env: dict[str, str]) -> tuple[LocalGpu, ...] | HarnessError:
+        """The GPUs that a meter would read, or why there are none; ``env`` is what an engine that lists them is given."""
+        if meter == "drm":
+            return self.kernel_gpus(env)
+        return self.engine_gpus(env) if meter == "log" else self.nvidia
 
     @cached_property
-    def nvidia(self) -> tuple[GpuNow, ...] | HarnessError:
+    def nvidia(self) -> tuple[LocalGpu, ...] | HarnessError:
         """NVIDIA GPUs as the driver has them (one initialisation of NVML), or why it cannot be asked."""
         from harness.meters.nvml import gpus
 
         try:
-            found = tuple(
-                GpuNow(
-                    key=str(gpu.index), name=gpu.name, uuid=gpu.uuid, free_bytes=gpu.free_bytes,
-                    total_bytes=gpu.memory_bytes, driver=gpu.driver, shared=gpu.unified,
-                )
-                for gpu in gpus()
-            )  # fmt: skip
+            return self._in_view(tuple(gpus()))
         except HarnessError as error:
             return error
-        return self._in_view(found)
 
-    def drm(self, env: dict[str, str]) -> tuple[GpuNow, ...] | HarnessError:
+    def kernel_gpus(self, env: dict[str, str]) -> tuple[LocalGpu, ...] | HarnessError:
         """GPUs of AMD and Intel as the kernel has them; what it does not say is taken from llama-server's list."""
         from harness.meters.drm_devices import drm_gpus, matching
 
         kernel = drm_gpus()
-        free = {gpu.address: gpu.free_bytes for gpu in kernel}
+        free = {gpu.key: gpu.free_bytes for gpu in kernel}
         if any(gpu.free_bytes is None and not gpu.asleep for gpu in kernel):
             listed = self.engine_gpus(env)
             for one in () if isinstance(listed, HarnessError) else listed:
-                for gpu in matching([(one.name, one.total_bytes or 0)], kernel):
-                    free[gpu.address] = one.free_bytes if free[gpu.address] is None else free[gpu.address]
-        return self._in_view(
-            tuple(
-                GpuNow(
-                    key=gpu.address, name=gpu.name, uuid=gpu.address, free_bytes=free[gpu.address],
-                    total_bytes=gpu.total_bytes, driver=gpu.driver, why=gpu.why, shared=gpu.integrated,
-                )
-                for gpu in kernel
-            )
-        )  # fmt: skip
+                for gpu in matching([one], kernel):
+                    free[gpu.key] = one.free_bytes if free[gpu.key] is None else free[gpu.key]
+        return self._in_view(tuple(msgspec.structs.replace(gpu, free_bytes=free[gpu.key]) for gpu in kernel))
 
-    def engine_gpus(self, env: dict[str, str]) -> tuple[GpuNow, ...] | HarnessError:
+    def engine_gpus(self, env: dict[str, str]) -> tuple[LocalGpu, ...] | HarnessError:
         """GPUs without a driver meter, as llama-server lists them: its free memory is what its placement goes by."""
         key = tuple(sorted(env.items()))
         if key not in self._listed:
             self._listed[key] = self._list(env)
         return self._listed[key]
 
-    def _list(self, env: dict[str, str]) -> tuple[GpuNow, ...] | HarnessError:
+    def _list(self, env: dict[str, str]) -> tuple[LocalGpu, ...] | HarnessError:
         from harness.engines.base import Options
 
+        options = Options(env=env, engine_binary=os.environ.get("HARNESS_ENGINE_BINARY") or None)
         try:
-            options = Options(env=env, engine_binary=os.environ.get("HARNESS_ENGINE_BINARY") or None)
-            devices = recipe_of(EMBEDDED).devices(options) or {}
+            return self._in_view(recipe_of(EMBEDDED).devices(options) or ())
         except HarnessError as error:
             return error
-        found = [
-            GpuNow(key=name, name=title, free_bytes=free, total_bytes=total) for name, (title, total, free) in devices.items()
-        ]
-        return self._in_view(tuple(found))
 
-    def _in_view(self, found: tuple[GpuNow, ...]) -> tuple[GpuNow, ...] | HarnessError:
+    def _in_view(self, found: tuple[LocalGpu, ...]) -> tuple[LocalGpu, ...] | HarnessError:
         if not found:
             return UnavailableError("no GPU is there", hint=ADVICE, code="no-gpu")
         if self.gpu is None:

@@ -14,10 +14,10 @@ import msgspec
 from harness.engines.base import Options
 from harness.engines.registry import EMBEDDED, engine_names, recipe_of
 from harness.errors import HarnessError
-from harness.inventory.nvidia import has_device
+from harness.inventory.gpus import has_device
+from harness.inventory.machine import LocalMachine
 from harness.maintain.doctor_drm import drm_findings, sleeping_nvidia
 from harness.maintain.doctor_gpu import docker_findings, nvidia_findings
-from harness.meters.host import available_memory
 from harness.model.finding import Finding
 from harness.units import format_size
 
@@ -25,13 +25,15 @@ from harness.units import format_size
 def examine(store: Path) -> list[Finding]:
     """Look at everything; nothing is started but the engine's own ``--list-devices``."""
     asleep = list(sleeping_nvidia())  # before the driver is asked, which wakes them
+    machine = LocalMachine()
     drm = drm_findings()
-    nvidia = nvidia_findings()
+    nvidia = nvidia_findings(machine)
     if drm and not has_device():
         nvidia = [msgspec.structs.replace(one, state="note") for one in nvidia]  # this machine's GPUs are others'
-    embedded = [*recipe_of(EMBEDDED).findings(), _devices()]
-    others = [finding for name in engine_names() if name != EMBEDDED for finding in recipe_of(name).findings()]
-    return [_platform(), *embedded, _memory(), _store(store), *asleep, *nvidia, *drm, *docker_findings(), *others]
+    gpus = () if isinstance(machine.nvidia, HarnessError) else machine.nvidia
+    embedded = [*recipe_of(EMBEDDED).findings(gpus), _devices()]
+    others = [finding for name in engine_names() if name != EMBEDDED for finding in recipe_of(name).findings(gpus)]
+    return [_platform(), *embedded, _memory(machine), _store(store), *asleep, *nvidia, *drm, *docker_findings(), *others]
 
 
 def _platform() -> Finding:
@@ -48,12 +50,12 @@ def _devices() -> Finding:
         return Finding(subject=subject, code="engine-broken", state="missing", text=error.message, hint=error.hint)
     if not devices:
         return Finding(subject=subject, code="engine-no-gpu", state="note", text="none: its calibrations are of host memory")
-    names = ", ".join(f"{name} ({title}, {format_size(total)})" for name, (title, total, _) in devices.items())
+    names = ", ".join(f"{gpu.key} ({gpu.name}, {format_size(gpu.total_bytes)})" for gpu in devices)
     return Finding(subject=subject, code="engine-gpus", state="ok", text=names)
 
 
-def _memory() -> Finding:
-    text = f"{format_size(available_memory())} available"
+def _memory(machine: LocalMachine) -> Finding:
+    text = f"{format_size(machine.host_bytes)} available"
     return Finding(subject="host memory", code="host-memory", state="ok", text=text)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.meters.drm_devices import DrmGpu, drm_gpus, hidden_processes, is_asleep, text_of
+from harness.meters.drm_devices import drm_gpus, hidden_processes, is_asleep, text_of
 from harness.model.finding import Finding
+from harness.model.gpu import LocalGpu
 from harness.units import format_size
 
 
@@ -26,8 +27,8 @@ def drm_findings(sys: Path = Path("/sys"), proc: Path = Path("/proc")) -> list[F
     return found
 
 
-def _gpu(gpu: DrmGpu) -> Finding:
-    subject, text = f"GPU {gpu.address}", f"{gpu.name} ({gpu.driver}), {format_size(gpu.total_bytes)}"
+def _gpu(gpu: LocalGpu) -> Finding:
+    subject, text = f"GPU {gpu.key}", f"{gpu.name} ({gpu.driver}), {format_size(gpu.total_bytes)}"
     if gpu.asleep:
         return Finding(subject=subject, code="drm-asleep", state="note", text=f"{text}: asleep, and not woken", hint=gpu.why)
     if gpu.free_bytes is None:
@@ -36,7 +37,7 @@ def _gpu(gpu: DrmGpu) -> Finding:
             subject=subject, code="drm-free-unknown", state="note", text=f"{text}: what is free is unknown", hint=hint
         )
     text = f"{text}, {format_size(gpu.free_bytes)} free"
-    if gpu.integrated:
+    if gpu.shared:
         return Finding(
             subject=subject, code="drm-integrated", state="ok", text=f"{text}: it shares the machine's memory",
             hint="what it maps (GTT) counts as its own, takes from what the machine has left, and no container limit sees it",

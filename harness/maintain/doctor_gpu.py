@@ -8,54 +8,52 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from harness.errors import HarnessError
-from harness.inventory.nvidia import ANSWER_LIMIT, gpu_path, has_device, on_wsl
+from harness.inventory.docker import ANSWER_LIMIT, gpu_path
+from harness.inventory.gpus import has_device, on_wsl
+from harness.inventory.machine import LocalMachine
 from harness.model.finding import Finding
+from harness.model.gpu import LocalGpu
 from harness.units import GIB, format_size
 
 if TYPE_CHECKING:
-    from harness.meters.nvml import NvmlGpu
     from harness.sandboxes.docker_client import Daemon
 
 
-#: Ollama >= 0.30.11 leaves GPUs of an older driver alone and only warns in its log; newer GPUs need the second figure.
-OLLAMA_DRIVER: Final = 550
-OLLAMA_DRIVER_NEW_GPUS: Final = 570
 #: Below this, bytes, the image of an engine and a model of some billion parameters are likely not to fit.
 ROOM: Final = 20 * GIB
 #: The number of the first PID namespace of every Linux (include/linux/proc_ns.h, ``PROC_PID_INIT_INO``).
 _FIRST_NAMESPACE: Final = "pid:[4026531836]"
 
 
-def nvidia_findings() -> list[Finding]:
+def nvidia_findings(machine: LocalMachine) -> list[Finding]:
     """The driver, its GPUs, and whether memory can be had by process."""
-    from harness.meters.nvml import gpus
-
-    try:
-        found = gpus()
-    except HarnessError as error:
+    found = machine.nvidia
+    if isinstance(found, HarnessError):
+        if found.code == "no-gpu":
+            return [
+                Finding(subject="NVIDIA GPU", code="gpu-none", state="missing", text="the driver answers, but knows no GPU")
+            ]
         hint = (
             "the kernel knows an NVIDIA GPU: is its driver's library (libnvidia-ml.so.1) installed?" if has_device() else None
         )
-        return [Finding(subject="NVIDIA driver", code=error.code, state="missing", text=error.message, hint=hint)]
-    if not found:
-        return [Finding(subject="NVIDIA GPU", code="gpu-none", state="missing", text="the driver answers, but knows no GPU")]
+        return [Finding(subject="NVIDIA driver", code=found.code, state="missing", text=found.message, hint=hint)]
     return [*(_gpu(gpu) for gpu in found), _driver(found[0].driver), _process_memory(found), _pid_namespace()]
 
 
-def _gpu(gpu: NvmlGpu) -> Finding:
-    subject = f"NVIDIA GPU {gpu.index}"
-    if gpu.unified:
+def _gpu(gpu: LocalGpu) -> Finding:
+    subject = f"NVIDIA GPU {gpu.key}"
+    if gpu.shared:
         return Finding(
             subject=subject, code="gpu-unified", state="note",
             text=f"{gpu.name} shares the machine's memory: {format_size(gpu.free_bytes)} are free for it and everything else",
             hint="its memory is measured process by process; what is free is what the machine has left",
         )  # fmt: skip
-    if gpu.memory_bytes is None:
+    if gpu.total_bytes is None:
         return Finding(
             subject=subject, code="gpu-silent", state="note", text=f"{gpu.name} does not say how much memory it has",
             hint="its calibrations are logged, not measured",
         )  # fmt: skip
-    text = f"{gpu.name}, {format_size(gpu.memory_bytes)}, {gpu.uuid}"
+    text = f"{gpu.name}, {format_size(gpu.total_bytes)}, {gpu.uuid}"
     if gpu.mig:
         hint = f"one instance of a split GPU: --gpus {gpu.uuid} chooses it"
         return Finding(subject=subject, code="gpu-mig", state="note", text=text, hint=hint)
@@ -63,24 +61,12 @@ def _gpu(gpu: NvmlGpu) -> Finding:
 
 
 def _driver(version: str | None) -> Finding:
-    subject, major = "NVIDIA driver", (version or "").partition(".")[0]
-    if not major.isdigit():
-        return Finding(subject=subject, code="driver-unknown", state="note", text="it does not say its version")
-    if int(major) < OLLAMA_DRIVER:
-        return Finding(
-            subject=subject, code="driver-old", state="missing",
-            text=f"{version} is older than {OLLAMA_DRIVER}: with it Ollama from 0.30.11 on uses the CPU and says so in its log",
-            hint=f"update the driver to {OLLAMA_DRIVER_NEW_GPUS} or newer",
-        )  # fmt: skip
-    if int(major) < OLLAMA_DRIVER_NEW_GPUS:
-        return Finding(
-            subject=subject, code="driver-middle", state="note",
-            text=f"{version}: enough for most GPUs; Ollama needs {OLLAMA_DRIVER_NEW_GPUS} for the newest",
-        )  # fmt: skip
-    return Finding(subject=subject, code="driver-ok", state="ok", text=f"{version}")
+    if not (version or "").partition(".")[0].isdigit():
+        return Finding(subject="NVIDIA driver", code="driver-unknown", state="note", text="it does not say its version")
+    return Finding(subject="NVIDIA driver", code="driver-ok", state="ok", text=f"{version}")
 
 
-def _process_memory(found: Sequence[NvmlGpu]) -> Finding:
+def _process_memory(found: Sequence[LocalGpu]) -> Finding:
     """What the driver says of the processes that are on the GPUs now."""
     subject = "memory by process"
     if on_wsl():
@@ -90,7 +76,7 @@ def _process_memory(found: Sequence[NvmlGpu]) -> Finding:
         )  # fmt: skip
     from harness.meters.nvml import NvmlMeter
 
-    meter = NvmlMeter([gpu.uuid for gpu in found])
+    meter = NvmlMeter([gpu.uuid for gpu in found if gpu.uuid])
     try:
         processes = meter.occupancy().processes
     except HarnessError as error:

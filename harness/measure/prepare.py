@@ -10,7 +10,7 @@ from harness.engines.base import Engine, Options, Source
 from harness.engines.registry import recipe_of
 from harness.engines.running import RunningServer, held_by
 from harness.inventory.backend import Choice, choose, choose_engine, choose_sandbox, resolve_name
-from harness.inventory.machine import MachineNow
+from harness.inventory.machine import LocalMachine
 from harness.measure.calibrate import Session
 from harness.measure.plan import Request
 from harness.model.record import Model
@@ -51,7 +51,7 @@ def prepare(run: RunOptions, store: Store, here: Path) -> Session:
     else:
         named, reasons = options.engine_binary is not None, ()
     options = msgspec.structs.replace(options, named=named)
-    servers = MachineNow().running(engine.name)
+    servers = LocalMachine().running(engine.name)
     held = held_by(engine.name, servers) if choice.target == "gpu" else ()
     if servers and choice.sandbox == "process":
         held = (*_other_versions(engine, options, servers), *held)

@@ -16,7 +16,8 @@ from typing import Final
 import msgspec
 
 from harness.errors import NotFoundError, UntrustedError
-from harness.meters.drm_devices import DrmGpu, drm_gpus, is_asleep, kfd_addresses, number_of, sleeping
+from harness.meters.drm_devices import drm_gpus, is_asleep, kfd_addresses, number_of, sleeping
+from harness.model.gpu import LocalGpu
 from harness.model.trace import MeterName, Occupancy, Reading
 from harness.units import KIB, MIB, format_size
 
@@ -82,7 +83,7 @@ class DrmMeter:
 
     def __init__(self, addresses: Sequence[str], sys: Path = Path("/sys"), proc: Path = Path("/proc")) -> None:
         self._sys, self._proc = sys, proc
-        there = {gpu.address: gpu for gpu in drm_gpus(sys, proc, lambda _node, _driver: [])}
+        there = {gpu.key: gpu for gpu in drm_gpus(sys, proc, lambda _node, _driver: [])}
         if missing := [one for one in addresses if one not in there]:
             raise NotFoundError(f"the kernel knows no GPU {', '.join(missing)}", code="no-such-gpu")
         self._gpus = {one: there[one] for one in addresses}
@@ -137,8 +138,8 @@ class DrmMeter:
             if gpu is None or (client.client is not None and key in seen):
                 continue
             seen.add(key)
-            held[gpu.address] = held.get(gpu.address, 0) + client.held(integrated=gpu.integrated)
-            evicted += 0 if gpu.integrated else client.evicted
+            held[gpu.key] = held.get(gpu.key, 0) + client.held(integrated=gpu.shared)
+            evicted += 0 if gpu.shared else client.evicted
         for number, address in self._kfd.items():
             size = number_of(self._sys / "class" / "kfd" / "kfd" / "proc" / str(pid) / f"vram_{number}")
             if size and address in self._gpus:
@@ -223,20 +224,20 @@ class DrmMeter:
         self._raise_if_lost()
         used: dict[str, int] = {}
         for address, gpu in self._gpus.items():
-            regions = ("vram", "gtt") if gpu.integrated else ("vram",)
+            regions = ("vram", "gtt") if gpu.shared else ("vram",)
             sizes = [number_of(self._device(gpu) / f"mem_info_{region}_used") for region in regions]
             known = [size for size in sizes if size is not None]
             if known and sizes[-1] is not None and not is_asleep(self._device(gpu)):
                 used[address] = sum(known)
         return used
 
-    def _device(self, gpu: DrmGpu) -> Path:
+    def _device(self, gpu: LocalGpu) -> Path:
         return self._sys / "class" / "drm" / gpu.card / "device"
 
     def _any_asleep(self) -> bool:
         return any(is_asleep(self._device(gpu)) for gpu in self._gpus.values())
 
-    def _identity(self, gpu: DrmGpu) -> int | None:
+    def _identity(self, gpu: LocalGpu) -> int | None:
         try:
             return (self._sys / "class" / "drm" / gpu.card).stat().st_ino
         except OSError:

@@ -19,6 +19,7 @@ from typing import Final, Literal, get_args
 import msgspec
 
 from harness.meters.host import machine_available
+from harness.model.gpu import LocalGpu
 from harness.units import GIB
 
 Driver = Literal["amdgpu", "xe", "i915"]
@@ -34,26 +35,7 @@ _I915_REGION: Final = struct.Struct("<HHIQQ64x")
 _DEVICE_MEMORY: Final = 1
 
 
-class DrmGpu(msgspec.Struct, frozen=True, kw_only=True):
-    """One GPU by its PCI address. Bytes; ``None`` is not known, and ``why`` says why of ``free_bytes``.
-
-    ``integrated``: it uses the machine's memory. Then ``free_bytes`` is bound by ``MemAvailable``, and by no cgroup: the kernel
-    does not charge what a GPU maps (GTT) to one. ``gfx`` is ROCm's name of an AMD GPU as a number (110501: gfx1151).
-    """
-
-    address: str
-    driver: Driver
-    name: str
-    card: str
-    integrated: bool
-    total_bytes: int | None = None
-    free_bytes: int | None = None
-    asleep: bool = False
-    why: str | None = None
-    gfx: int | None = None
-
-
-def drm_gpus(sys: Path = Path("/sys"), proc: Path = Path("/proc"), query: Query | None = None) -> list[DrmGpu]:
+def drm_gpus(sys: Path = Path("/sys"), proc: Path = Path("/proc"), query: Query | None = None) -> list[LocalGpu]:
     """GPUs of AMD and Intel, in the order of their addresses; reading wakes none that sleeps."""
     found = []
     gfx = {address: version for _, address, version in _kfd_nodes(sys)}
@@ -62,33 +44,33 @@ def drm_gpus(sys: Path = Path("/sys"), proc: Path = Path("/proc"), query: Query 
             facts = dict(line.partition("=")[::2] for line in text_of(card / "device" / "uevent").splitlines())
             if facts.get("DRIVER") in get_args(Driver) and facts.get("PCI_SLOT_NAME"):
                 found.append(_gpu(card, facts, proc, query or memory_regions, gfx))
-    return sorted(found, key=lambda gpu: gpu.address)
+    return sorted(found, key=lambda gpu: gpu.key)
 
 
-def _gpu(card: Path, facts: dict[str, str], proc: Path, query: Query, gfx: dict[str, int]) -> DrmGpu:
+def _gpu(card: Path, facts: dict[str, str], proc: Path, query: Query, gfx: dict[str, int]) -> LocalGpu:
     device, address = card / "device", facts["PCI_SLOT_NAME"].lower()
     driver: Driver = facts["DRIVER"]  # type: ignore[assignment]
     vendor = _VENDORS.get(text_of(device / "vendor").strip(), ("PCI", ""))[0]
     number = facts.get("PCI_ID", "").lower() or "unknown"
-    gpu = DrmGpu(
-        address=address, driver=driver, name=f"{vendor} GPU {number}", card=card.name, gfx=gfx.get(address),
-        integrated=_is_integrated(device, driver, address), asleep=is_asleep(device),
+    gpu = LocalGpu(
+        key=address, uuid=address, driver=driver, name=f"{vendor} GPU {number}", card=card.name, gfx=gfx.get(address),
+        shared=_is_integrated(device, driver, address), asleep=is_asleep(device),
     )  # fmt: skip
     if gpu.asleep:
-        total = _amd_total(device, integrated=gpu.integrated) if driver == "amdgpu" else _xe_total(device)
+        total = _amd_total(device, integrated=gpu.shared) if driver == "amdgpu" else _xe_total(device)
         return msgspec.structs.replace(gpu, total_bytes=total, why=sleeping(gpu))
     if driver == "amdgpu":
         return _sized_amd(gpu, device, proc)
-    if gpu.integrated:
+    if gpu.shared:
         return msgspec.structs.replace(gpu, free_bytes=machine_available(proc))
-    return _sized_intel(gpu, device, query)
+    return _sized_intel(gpu, device, driver, query)
 
 
-def sleeping(gpu: DrmGpu) -> str:
+def sleeping(gpu: LocalGpu) -> str:
     """Why a GPU that sleeps is not read, and how to keep it awake."""
     return (
-        f"GPU {gpu.address} sleeps (runtime power management), and is not woken to be read; as root, "
-        f"echo on > /sys/bus/pci/devices/{gpu.address}/power/control keeps it awake"
+        f"GPU {gpu.key} sleeps (runtime power management), and is not woken to be read; as root, "
+        f"echo on > /sys/bus/pci/devices/{gpu.key}/power/control keeps it awake"
     )
 
 
@@ -112,15 +94,15 @@ def _amd_total(device: Path, *, integrated: bool) -> int | None:
     return sum(size for size in sizes if size) or None
 
 
-def _sized_amd(gpu: DrmGpu, device: Path, proc: Path) -> DrmGpu:
+def _sized_amd(gpu: LocalGpu, device: Path, proc: Path) -> LocalGpu:
     """An APU has its carve-out beside the GTT, and the GTT has what the machine has left."""
     free: dict[str, int] = {}
     for region in ("vram", "gtt"):
         total, used = (number_of(device / f"mem_info_{region}_{word}") for word in ("total", "used"))
         if total is not None and used is not None:
             free[region] = max(total - used, 0)
-    total = _amd_total(device, integrated=gpu.integrated)
-    if not gpu.integrated:
+    total = _amd_total(device, integrated=gpu.shared)
+    if not gpu.shared:
         why = None if "vram" in free else "amdgpu does not say how much of its memory is used"
         return msgspec.structs.replace(gpu, total_bytes=total, free_bytes=free.get("vram"), why=why)
     host = machine_available(proc)
@@ -133,17 +115,17 @@ def _xe_total(device: Path) -> int | None:
     return sum(number_of(file) or 0 for file in device.glob("tile*/physical_vram_size_bytes")) or None
 
 
-def _sized_intel(gpu: DrmGpu, device: Path, query: Query) -> DrmGpu:
+def _sized_intel(gpu: LocalGpu, device: Path, driver: Driver, query: Query) -> LocalGpu:
     """From the driver's own list of regions. Without the right to it, ``used`` is 0, and so is not known."""
     node = next(iter(sorted((device / "drm").glob("render*"))), None)
     try:
-        regions = query(Path("/dev/dri") / (node.name if node else gpu.card), gpu.driver)
+        regions = query(Path("/dev/dri") / (node.name if node else gpu.card), driver)
     except OSError as error:
-        why = f"{gpu.driver} does not answer about its memory: {error.strerror}"
+        why = f"{driver} does not answer about its memory: {error.strerror}"
         return msgspec.structs.replace(gpu, total_bytes=_xe_total(device), why=why)
     total, used = sum(total for total, _ in regions), sum(used for _, used in regions)
     if used == 0:
-        why = f"{gpu.driver} tells how much is used only to root (CAP_PERFMON)"
+        why = f"{driver} tells how much is used only to root (CAP_PERFMON)"
         return msgspec.structs.replace(gpu, total_bytes=total or _xe_total(device), why=why)
     return msgspec.structs.replace(gpu, total_bytes=total, free_bytes=max(total - used, 0))
 
@@ -195,17 +177,18 @@ def read_regions(answer: bytes, driver: Driver) -> list[tuple[int, int]]:
     return found
 
 
-def matching(listed: Sequence[tuple[str, int]], gpus: Sequence[DrmGpu]) -> tuple[DrmGpu, ...]:
+def matching(listed: Sequence[LocalGpu], gpus: Sequence[LocalGpu]) -> tuple[LocalGpu, ...]:
     """The GPU of each device that an engine lists by title and total bytes; empty unless all are found.
 
     The list has no addresses: the vendor in the title decides, then the nearest size. What the engine logs of a load has the
     address, and is compared afterwards.
     """
     left, found = list(gpus), []
-    for title, total in listed:
-        vendors = [vendor for vendor, pattern in _VENDORS.values() if re.search(pattern, title)]
+    for one in listed:
+        vendors = [vendor for vendor, pattern in _VENDORS.values() if re.search(pattern, one.name)]
+        size = one.total_bytes or 0
         near = sorted(
-            (gpu for gpu in left if gpu.name.split()[0] in vendors), key=lambda gpu: abs((gpu.total_bytes or 0) - total)
+            (gpu for gpu in left if gpu.name.split()[0] in vendors), key=lambda gpu: abs((gpu.total_bytes or 0) - size)
         )
         if not near:
             return ()

@@ -14,10 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from harness.errors import NotFoundError, NotPermittedError, UnavailableError, UntrustedError
 from harness.meters.host import machine_available
+from harness.model.gpu import LocalGpu
 from harness.model.trace import MeterName, Occupancy, Reading
 from harness.units import MIB
 
@@ -37,24 +36,6 @@ _LISTS: Final = (
 _PID_LIMIT: Final = 1 << 22
 #: A device that rose by less than this holds no engine: a CUDA context alone takes more.
 _CONTEXT: Final = 16 * MIB
-
-
-class NvmlGpu(msgspec.Struct, frozen=True, kw_only=True):
-    """One NVIDIA GPU, or one instance of a GPU that is split (MIG); ``index`` is then the whole GPU's.
-
-    ``memory_bytes`` and ``free_bytes`` (when it was read) are ``None`` where the driver does not say. ``unified``: the GPU
-    shares the machine's memory and has no size of its own (GB10, Jetson Thor); what is free is then ``MemAvailable``, which is
-    what llama.cpp takes for it (ggml-cuda.cu, ``prop.integrated``).
-    """
-
-    index: int
-    uuid: str
-    name: str
-    memory_bytes: int | None
-    driver: str | None
-    mig: bool = False
-    free_bytes: int | None = None
-    unified: bool = False
 
 
 @contextmanager
@@ -81,8 +62,11 @@ def _nvml() -> Iterator[Any]:
             pynvml.nvmlShutdown()
 
 
-def gpus() -> list[NvmlGpu]:
-    """All NVIDIA GPUs that answer, in the driver's order; of a GPU in MIG mode its instances.
+def gpus() -> list[LocalGpu]:
+    """All NVIDIA GPUs that answer, in the driver's order; of a GPU in MIG mode its instances, by the index of the whole.
+
+    One that shares the machine's memory (GB10, Jetson Thor) has no size of its own; what is free is then ``MemAvailable``,
+    which is what llama.cpp takes for it (ggml-cuda.cu, ``prop.integrated``).
 
     Raises:
         UnavailableError, NotPermittedError: the driver cannot be asked.
@@ -98,8 +82,8 @@ def gpus() -> list[NvmlGpu]:
                     uuid, name = str(nvml.nvmlDeviceGetUUID(handle)), str(nvml.nvmlDeviceGetName(handle))
                     total, free, unified = _memory(nvml, handle)
                     found.append(
-                        NvmlGpu(index=index, uuid=uuid, name=name, memory_bytes=total, driver=driver,
-                            mig=instances is not None, free_bytes=free, unified=unified)
+                        LocalGpu(key=str(index), name=name, uuid=uuid, driver=driver, total_bytes=total, free_bytes=free,
+                            shared=unified, mig=instances is not None)
                     )  # fmt: skip
             except nvml.NVMLError:
                 continue  # a GPU that fell off the bus; the others answer

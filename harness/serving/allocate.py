@@ -7,7 +7,9 @@ import shlex
 import msgspec
 
 from harness.engines.registry import ALLOCATED, policy_of
+from harness.engines.settings import settings_alone
 from harness.errors import HarnessError, NotFoundError, UnknownVerdictError
+from harness.inventory.machine import ADVICE, LocalMachine
 from harness.model.calibration import Calibration
 from harness.prediction.allocation import Allocation, Deployment
 from harness.store.store import Store, variant_of
@@ -67,35 +69,24 @@ def matching(store: Store, model: str, wanted: Deployment, variant: str | None =
 
 def _gpu_here() -> str | None:
     """The name of this machine's first NVIDIA GPU; ``None`` where there is none."""
-    from harness.meters.nvml import gpus
-
-    try:
-        found = gpus()
-    except HarnessError:
-        return None
-    return found[0].name if found else None
+    found = LocalMachine().nvidia
+    return None if isinstance(found, HarnessError) else found[0].name
 
 
 def _free(calibration: Calibration) -> tuple[int, ...]:
     machine, count = calibration.metadata.machine, calibration.metadata.settings.gpus
-    advice = "say what is free with --available, for example --available 24GiB"
+    here = LocalMachine()
     if machine.target == "host":
-        from harness.meters.host import available_memory
-
-        if (available := available_memory()) is None:
-            raise UnknownVerdictError("the memory that is free cannot be read", hint=advice)
-        return (available,)
-    from harness.meters.drm_devices import drm_gpus
-    from harness.meters.nvml import gpus
-
-    try:
-        here = drm_gpus() if machine.meter == "drm" else gpus()
-        free = [gpu.free_bytes for gpu in here if machine.gpus and gpu.name == machine.gpus[0].name]
-    except HarnessError as error:
-        raise UnknownVerdictError(f"no GPU can be read: {error.message}", hint=advice) from error
+        if here.host_bytes is None:
+            raise UnknownVerdictError("the memory that is free cannot be read", hint=ADVICE)
+        return (here.host_bytes,)
+    found = here.gpus_of(machine.meter, settings_alone(calibration.metadata.settings.env))
+    if isinstance(found, HarnessError):
+        raise UnknownVerdictError(f"no GPU can be read: {found.message}", hint=ADVICE) from found
+    free = [gpu.free_bytes for gpu in found if machine.gpus and gpu.name == machine.gpus[0].name]
     known = sorted((one for one in free if one is not None), reverse=True)[:count]
     if len(known) < count:
-        raise UnknownVerdictError(f"the free memory of {count} such GPU(s) cannot be read", hint=advice)
+        raise UnknownVerdictError(f"the free memory of {count} such GPU(s) cannot be read", hint=ADVICE)
     return tuple(known)
 
 

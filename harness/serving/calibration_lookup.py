@@ -12,9 +12,10 @@ import msgspec
 from harness.engines.registry import policy_of
 from harness.engines.settings import settings_alone
 from harness.errors import HarnessError, NotFoundError, UsageError
-from harness.inventory.machine import GpuNow, MachineNow
+from harness.inventory.machine import LocalMachine
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
+from harness.model.gpu import LocalGpu
 from harness.options import MAX_CONTEXT, QueryOptions, recorded_flash
 from harness.prediction.settings import AskedSettings, derive
 from harness.serving.weights import Identity, identify
@@ -68,7 +69,7 @@ class CalibrationMatch(msgspec.Struct, frozen=True, kw_only=True):
 
     calibration: Calibration
     path: Path
-    gpus: tuple[GpuNow, ...] = ()
+    gpus: tuple[LocalGpu, ...] = ()
     available: tuple[int, ...] | None = None
     obstacle: str | None = None
     warnings: tuple[str, ...] = ()
@@ -116,7 +117,7 @@ def read_question(spec: str, context: int | None, num_parallel: int = 1) -> FitQ
 
 
 def choose(
-    question: FitQuery, store: Store, machine: MachineNow, wanted: CalibrationFilter, available: tuple[int, ...] | None = None
+    question: FitQuery, store: Store, machine: LocalMachine, wanted: CalibrationFilter, available: tuple[int, ...] | None = None
 ) -> CalibrationMatch | str:
     """The calibration that holds here with what is free for it, or why there is none.
 
@@ -157,7 +158,7 @@ def load(model: str, store: Store, wanted: CalibrationFilter | None = None) -> C
     """
     if not model:
         raise UsageError("the model's name is empty", code="bad-name")
-    found = _pick(FitQuery(model=model, context=1), store, MachineNow(), wanted or CalibrationFilter())
+    found = _pick(FitQuery(model=model, context=1), store, LocalMachine(), wanted or CalibrationFilter())
     if not isinstance(found, str):
         return found[1]
     files = store.find(model, wanted.engine if wanted else None)
@@ -168,7 +169,7 @@ def load(model: str, store: Store, wanted: CalibrationFilter | None = None) -> C
 
 
 def _pick(
-    question: FitQuery, store: Store, machine: MachineNow, wanted: CalibrationFilter, available: tuple[int, ...] | None = None
+    question: FitQuery, store: Store, machine: LocalMachine, wanted: CalibrationFilter, available: tuple[int, ...] | None = None
 ) -> tuple[Path, Calibration] | str:
     """The variant asked for, else one of the same GPU and settings, else the default file; or why there is none."""
     found = store.find(question.model, wanted.engine)
@@ -192,7 +193,9 @@ def _pick(
     return f"{question.model} has only variants, for other GPUs or settings: {names}; choose one with --variant"
 
 
-def _same(calibration: Calibration, machine: MachineNow, wanted: CalibrationFilter, available: tuple[int, ...] | None) -> bool:
+def _same(
+    calibration: Calibration, machine: LocalMachine, wanted: CalibrationFilter, available: tuple[int, ...] | None
+) -> bool:
     at = derive(calibration, wanted.asked)
     if at.obstacles or at.derived:
         return False
@@ -204,16 +207,13 @@ def _same(calibration: Calibration, machine: MachineNow, wanted: CalibrationFilt
     return not isinstance(present, HarnessError) and _matching(calibration, present) is not None
 
 
-def _present(calibration: Calibration, machine: MachineNow) -> tuple[GpuNow, ...] | HarnessError:
+def _present(calibration: Calibration, machine: LocalMachine) -> tuple[LocalGpu, ...] | HarnessError:
     """GPUs of the kind that a calibration was made on."""
-    if calibration.metadata.machine.meter == "log":
-        return machine.engine_gpus(settings_alone(calibration.metadata.settings.env))
-    if calibration.metadata.machine.meter == "drm":
-        return machine.drm(settings_alone(calibration.metadata.settings.env))
-    return machine.nvidia
+    metadata = calibration.metadata
+    return machine.gpus_of(metadata.machine.meter, settings_alone(metadata.settings.env))
 
 
-def _matching(calibration: Calibration, present: tuple[GpuNow, ...]) -> tuple[GpuNow, ...] | None:
+def _matching(calibration: Calibration, present: tuple[LocalGpu, ...]) -> tuple[LocalGpu, ...] | None:
     """The GPUs here that are those of a calibration: by UUID, else by name, the emptiest first; ``None``: they are not here."""
     left, chosen = list(present), []
     for gpu in calibration.metadata.machine.gpus:
@@ -226,7 +226,7 @@ def _matching(calibration: Calibration, present: tuple[GpuNow, ...]) -> tuple[Gp
     return tuple(chosen) or None
 
 
-def _used(calibration: Calibration, present: tuple[GpuNow, ...]) -> tuple[GpuNow, ...]:
+def _used(calibration: Calibration, present: tuple[LocalGpu, ...]) -> tuple[LocalGpu, ...]:
     """The GPUs from which an engine chooses: all, integrated ones only where there is no other.
 
     An engine that spreads nothing by itself gets those that it was calibrated on, or the emptiest.
@@ -236,18 +236,18 @@ def _used(calibration: Calibration, present: tuple[GpuNow, ...]) -> tuple[GpuNow
     return tuple(gpu for gpu in present if not gpu.shared) or present
 
 
-def _room(gpu: GpuNow) -> int:
+def _room(gpu: LocalGpu) -> int:
     return gpu.free_bytes or 0
 
 
-def _here(path: Path, calibration: Calibration, machine: MachineNow, available: tuple[int, ...] | None) -> CalibrationMatch:
+def _here(path: Path, calibration: Calibration, machine: LocalMachine, available: tuple[int, ...] | None) -> CalibrationMatch:
     """What is free for a calibration, and what differs from where it was made."""
     other: list[str] = []
     newer = []
     version = machine.engine_version(calibration)
     if version is not None and version != calibration.metadata.engine.version:
         newer.append(f"{calibration.engine} {calibration.metadata.engine.version}, here it is {version}")
-    gpus: tuple[GpuNow, ...] = ()
+    gpus: tuple[LocalGpu, ...] = ()
     obstacle, notes = None, _set_otherwise(calibration, machine) if available is None else []
     if available is None and calibration.metadata.machine.target == "host":
         available = None if machine.host_bytes is None else (machine.host_bytes,)
@@ -281,7 +281,7 @@ def _here(path: Path, calibration: Calibration, machine: MachineNow, available: 
     )  # fmt: skip
 
 
-def _set_otherwise(calibration: Calibration, machine: MachineNow) -> list[str]:
+def _set_otherwise(calibration: Calibration, machine: LocalMachine) -> list[str]:
     """In what the servers that run here are set otherwise than the one that was calibrated."""
     from harness.engines.registry import policy_of
 

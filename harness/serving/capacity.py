@@ -12,7 +12,7 @@ import msgspec
 from harness.engines.registry import policy_of
 from harness.engines.running import held_by
 from harness.errors import HarnessError, NotFoundError
-from harness.inventory.machine import MachineNow
+from harness.inventory.machine import LocalMachine
 from harness.model.calibration import Calibration
 from harness.prediction.memory import decode_at_depth, predict
 from harness.prediction.rules import Rules
@@ -110,7 +110,7 @@ class CapacityPlan(msgspec.Struct, frozen=True, kw_only=True):
 def plan(
     specs: Sequence[str],
     store: Store,
-    machine: MachineNow,
+    machine: LocalMachine,
     *,
     wanted: CalibrationFilter | None = None,
     available: tuple[int, ...] | None = None,

@@ -11,7 +11,7 @@ import msgspec
 
 from harness.engines.registry import policy_of
 from harness.engines.running import held_by
-from harness.inventory.machine import ADVICE, MachineNow, residents
+from harness.inventory.machine import ADVICE, LocalMachine, residents
 from harness.prediction.together import Fate, judge_together
 from harness.prediction.verdict import Verdict, judge
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, FitQuery, choose
@@ -87,7 +87,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 def check(
     questions: Sequence[FitQuery],
     store: Store,
-    machine: MachineNow,
+    machine: LocalMachine,
     *,
     wanted: CalibrationFilter | None = None,
     available: tuple[int, ...] | None = None,
@@ -155,7 +155,7 @@ def _judged(
     one: CalibrationMatch | str,
     found: tuple[Verdict, Fate | None] | None,
     wanted: CalibrationFilter,
-    machine: MachineNow | None,
+    machine: LocalMachine | None,
 ) -> Judged:
     """``machine`` is what the verdict is about; ``None``: a card that is not here."""
     command = f"harness calibrate {shlex.quote(question.model)}"

@@ -24,7 +24,7 @@ from harness.errors import (
     OffloadLikelyError,
     UnknownVerdictError,
 )
-from harness.inventory.machine import MachineNow
+from harness.inventory.machine import LocalMachine
 from harness.measure.calibrate import Session
 from harness.measure.engine_log import check_alive, read_facts
 from harness.measure.events import Logged, Observer
@@ -148,11 +148,11 @@ def serve(
     """
     watch = observer or Logged()
     gpu = options.gpus if options.gpus not in ("all", "none") and "," not in options.gpus else None
-    (judged,) = check([question], store, MachineNow(gpu), wanted=wanted, available=available).models
+    (judged,) = check([question], store, LocalMachine(gpu), wanted=wanted, available=available).models
     for text in judged.warnings:
         watch.warn(text)
     if on_offload == "tune" and judged.word == "offload":
-        judged = _tuned(judged, question, store, MachineNow(gpu), wanted, available)
+        judged = _tuned(judged, question, store, LocalMachine(gpu), wanted, available)
     context = decide(judged, on_offload)
     watch.say(title(judged))
     (watch.say if judged.word == "fits" else watch.warn)(sentence(judged).removeprefix("WARNING: "))
@@ -183,7 +183,7 @@ def _tuned(
     judged: Judged,
     question: FitQuery,
     store: Store,
-    machine: MachineNow,
+    machine: LocalMachine,
     wanted: CalibrationFilter | None,
     available: tuple[int, ...] | None,
 ) -> Judged:

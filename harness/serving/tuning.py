@@ -8,7 +8,7 @@ import msgspec
 
 from harness.engines.registry import policy_of
 from harness.errors import UnknownVerdictError
-from harness.inventory.machine import ADVICE, MachineNow
+from harness.inventory.machine import ADVICE, LocalMachine
 from harness.model.calibration import Calibration
 from harness.prediction.settings import AskedSettings, derive
 from harness.prediction.tuning import Choice, Demand, Tuning
@@ -51,7 +51,7 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
 def tune(
     model: str,
     store: Store,
-    machine: MachineNow,
+    machine: LocalMachine,
     demand: Demand,
     *,
     wanted: CalibrationFilter | None = None,

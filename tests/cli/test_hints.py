@@ -14,8 +14,9 @@ import pytest
 
 from harness.engines.ollama import native
 from harness.errors import UnavailableError
-from harness.inventory import backend, drm
-from harness.model.record import Gpu
+from harness.inventory import backend
+from harness.meters import drm_devices
+from harness.model.gpu import LocalGpu
 from tests.support.command import Command
 from tests.support.gguf_file import write_gguf
 from tests.support.ollama_installed import program, store
@@ -63,13 +64,12 @@ def become(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Set:
         obstacle = None if machine.docker else "no Docker daemon answers"
         monkeypatch.setattr(backend, "docker_obstacle", lambda: obstacle)
         monkeypatch.setattr(backend, "docker_gpu_obstacle", lambda: obstacle if machine.gpu else "there is no NVIDIA GPU")
-        monkeypatch.setattr(drm, "drm_gpus", list)
-        monkeypatch.setattr(backend, "drm_gpus", list)
+        monkeypatch.setattr(drm_devices, "drm_gpus", list)
 
-        def nvidia(*_: object) -> tuple[tuple[Gpu, ...], str, str]:
+        def nvidia(*_: object) -> tuple[tuple[LocalGpu, ...], str, str]:
             if not machine.gpu:
                 raise UnavailableError("there is no NVIDIA driver to ask", code="no-nvml")
-            return (Gpu(name="NVIDIA Test A", uuid="GPU-1"),), "nvml", "measured by NVML"
+            return (LocalGpu(key="0", name="NVIDIA Test A", uuid="GPU-1"),), "nvml", "measured by NVML"
 
         monkeypatch.setattr(backend, "nvidia_gpus", nvidia)
         bin_folder = tmp_path / "bin"

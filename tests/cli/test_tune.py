@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from harness.inventory.machine import MachineNow
+from harness.inventory.machine import LocalMachine
 from harness.prediction.tuning import Demand
 from harness.serving.server import decide
 from harness.serving.tuning import as_started, tune
@@ -67,7 +67,7 @@ def test_only_files_of_the_same_weights_engine_and_card_are_put_beside_each_othe
         tmp_path, MADE_UP, q8=q8, card=with_settings(other_card, kv_cache_type="q4_0"), weights=other_weights,
         newer=with_version(q8, "b2"),
     )  # fmt: skip
-    found = tune("made-up", shelf, MachineNow(), Demand(), available=(24 * GIB,))
+    found = tune("made-up", shelf, LocalMachine(), Demand(), available=(24 * GIB,))
 
     assert set(found.files) == {"llama-server/made-up", "llama-server/made-up@q8"}
 
@@ -77,7 +77,7 @@ def test_a_start_takes_a_smaller_cache_before_a_shorter_context(tmp_path: Path) 
 
     def started(gib: float, context: int) -> tuple[int, str, str]:
         demand = Demand(context=context)
-        judged = as_started("made-up", context, tune("made-up", shelf, MachineNow(), demand, available=(int(gib * GIB),)))
+        judged = as_started("made-up", context, tune("made-up", shelf, LocalMachine(), demand, available=(int(gib * GIB),)))
         assert judged is not None
         assert judged.chosen is not None
         assert judged.verdict is not None
@@ -87,4 +87,4 @@ def test_a_start_takes_a_smaller_cache_before_a_shorter_context(tmp_path: Path) 
     context, cache, verdict = started(5.5, 131_072)
     assert (cache, verdict) == ("q4_0", "fits")
     assert context < 131_072
-    assert as_started("made-up", 8192, tune("made-up", shelf, MachineNow(), Demand(context=8192), available=(GIB,))) is None
+    assert as_started("made-up", 8192, tune("made-up", shelf, LocalMachine(), Demand(context=8192), available=(GIB,))) is None

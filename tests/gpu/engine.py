@@ -485,7 +485,7 @@ def decisions(kit: Kit) -> dict[str, Any]:
 
 def ollama(kit: Kit) -> dict[str, Any]:
     """The same small model in Ollama's container, where Docker, its GPU and the image are here."""
-    from harness.inventory.nvidia import docker_gpu_obstacle
+    from harness.inventory.docker import docker_gpu_obstacle
 
     if (obstacle := docker_gpu_obstacle()) is not None:
         raise MissingError(obstacle)

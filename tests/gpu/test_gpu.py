@@ -29,7 +29,7 @@ def process() -> Iterator[Cuda]:
 
 @pytest.fixture
 def meter() -> Iterator[NvmlMeter]:
-    opened = NvmlMeter([gpus()[0].uuid])
+    opened = NvmlMeter([str(gpus()[0].uuid)])
     opened.take_baseline()
     yield opened
     opened.close()

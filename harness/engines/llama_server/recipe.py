@@ -30,12 +30,13 @@ from harness.errors import (
 )
 from harness.fit.load_plan import DEFAULT_BATCH
 from harness.model.finding import Finding
+from harness.model.gpu import LocalGpu
 from harness.model.record import EngineVersion, LoadRequest, Speed
 from harness.sandboxes.base import GpuRequest, Launch, Site
 from harness.units import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import httpx
 
@@ -109,7 +110,7 @@ class LlamaServer(Engine):
         """None: its own list of devices says which."""
         return False
 
-    def findings(self) -> Iterable[Finding]:
+    def findings(self, gpus: Sequence[LocalGpu]) -> Iterable[Finding]:
         """The one that comes with harness."""
         subject, build = "embedded engine", embedded_build()
         if build is None:
@@ -174,14 +175,14 @@ class LlamaServer(Engine):
             raise EngineError(f"{binary} does not run: {error}") from error
         return EngineVersion(version=build_of(done.stderr + done.stdout))
 
-    def devices(self, options: Options) -> dict[str, tuple[str, int, int]]:
-        """GPU devices that the engine sees: name to (title, total bytes, free bytes).
+    def devices(self, options: Options) -> tuple[LocalGpu, ...]:
+        """GPU devices that the engine sees.
 
         Raises:
             EngineError: the binary does not start.
         """
         if options.gpus.mode == "none":
-            return {}
+            return ()
         command = find_command(options.engine_binary)
         _check_settings(command, options.env)
         binary = command[-1]
@@ -198,11 +199,16 @@ class LlamaServer(Engine):
                 tail=tuple((done.stdout + done.stderr).splitlines()[-5:]),
                 code="engine-crashed",
             )
-        found = {}
-        for line in done.stdout.splitlines():
-            if match := _DEVICE.match(line):
-                found[match["name"]] = (match["title"], int(match["total"]) * MIB, int(match["free"]) * MIB)
-        return found
+        return tuple(
+            LocalGpu(
+                key=match["name"],
+                name=match["title"],
+                total_bytes=int(match["total"]) * MIB,
+                free_bytes=int(match["free"]) * MIB,
+            )
+            for line in done.stdout.splitlines()
+            if (match := _DEVICE.match(line))
+        )
 
     def launch(self, source: Source, request: LoadRequest | None, options: Options, site: Site) -> Launch:
         """One server at one setting; every option of the load is sent explicitly."""

@@ -1,18 +1,26 @@
-"""Ollama without Docker: its program, and servers of it that run."""
+"""Ollama on this machine: the driver that it needs, its program, and servers of it that run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 from harness.engines.base import Engine, Options
 from harness.engines.registry import running_servers
 from harness.engines.running import RunningServer, held_by
 from harness.errors import HarnessError
 from harness.model.finding import Finding
+from harness.model.gpu import LocalGpu
+
+#: Ollama >= 0.30.11 leaves GPUs of an older driver alone and only warns in its log; newer GPUs need the second figure.
+DRIVER: Final = 550
+DRIVER_NEW_GPUS: Final = 570
 
 
-def ollama_findings(engine: Engine) -> Iterator[Finding]:
-    """What ``--engine ollama --sandbox process`` would run, and what runs already."""
+def ollama_findings(engine: Engine, gpus: Sequence[LocalGpu]) -> Iterator[Finding]:
+    """Whether it uses these NVIDIA GPUs, what ``--engine ollama --sandbox process`` would run, and what runs already."""
+    if gpus and gpus[0].driver is not None:
+        yield from _driver(gpus[0].driver)
     try:
         files = engine.installed(Options())
     except HarnessError as error:
@@ -31,6 +39,24 @@ def ollama_findings(engine: Engine) -> Iterator[Finding]:
         )  # fmt: skip
     for server in running_servers(engine.name):
         yield _running(server)
+
+
+def _driver(version: str) -> Iterator[Finding]:
+    major = version.partition(".")[0]
+    if not major.isdigit() or int(major) >= DRIVER_NEW_GPUS:
+        return
+    subject = "Ollama and the NVIDIA driver"
+    if int(major) < DRIVER:
+        yield Finding(
+            subject=subject, code="driver-old", state="missing",
+            text=f"{version} is older than {DRIVER}: with it Ollama from 0.30.11 on uses the CPU and says so in its log",
+            hint=f"update the driver to {DRIVER_NEW_GPUS} or newer",
+        )  # fmt: skip
+    else:
+        yield Finding(
+            subject=subject, code="driver-middle", state="note",
+            text=f"{version}: enough for most GPUs; Ollama needs {DRIVER_NEW_GPUS} for the newest",
+        )  # fmt: skip
 
 
 def _running(server: RunningServer) -> Finding:

@@ -22,12 +22,13 @@ from harness.engines.ollama.policy import OllamaPolicy
 from harness.errors import EngineError, NotFoundError, UnavailableError
 from harness.fit.load_plan import DEFAULT_BATCH
 from harness.model.finding import Finding
+from harness.model.gpu import LocalGpu
 from harness.model.record import EngineVersion, LoadRequest, Model, Reported, Speed
 from harness.polling import poll
 from harness.sandboxes.base import Launch, Mount, Site
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     import httpx
     from ollama import Client
@@ -93,11 +94,11 @@ class Ollama(Engine):
                 folder = None if mounted is None else Path(mounted) / "models"
         return None if folder is None else stored_digest(folder, own_name)
 
-    def findings(self) -> Iterable[Finding]:
+    def findings(self, gpus: Sequence[LocalGpu]) -> Iterable[Finding]:
         """What it would run without Docker, and what runs already."""
         from harness.engines.ollama.findings import ollama_findings
 
-        return ollama_findings(self)
+        return ollama_findings(self, gpus)
 
     def resolve(self, name: str, options: Options) -> Source:
         """A GGUF file by its path, or a name of Ollama's, which a registry or the user's models folder has."""

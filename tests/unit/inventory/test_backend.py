@@ -10,7 +10,8 @@ from harness.engines.base import Options, Source
 from harness.engines.registry import recipe_of
 from harness.errors import ConfigError, NotFoundError, UnavailableError, UsageError
 from harness.inventory.backend import EngineChoice, choose, choose_engine, choose_sandbox
-from harness.model.record import Gpu, Model
+from harness.model.gpu import LocalGpu
+from harness.model.record import Model
 from harness.options import SandboxChoice
 from harness.sandboxes.base import GpuRequest
 from harness.store.catalog import pinned_image
@@ -104,7 +105,9 @@ def test_auto_is_this_machine_s_ollama_where_docker_has_no_gpu(monkeypatch: pyte
         return Source(model=Model(name=name))
 
     monkeypatch.setattr("harness.inventory.backend.docker_gpu_obstacle", lambda *_: "no Docker daemon answers")
-    monkeypatch.setattr("harness.inventory.backend.nvidia_gpus", lambda *_: ((Gpu(name="NVIDIA Test A"),), "nvml", "by NVML"))
+    monkeypatch.setattr(
+        "harness.inventory.backend.nvidia_gpus", lambda *_: ((LocalGpu(key="0", name="NVIDIA Test A"),), "nvml", "by NVML")
+    )
     monkeypatch.setattr("harness.engines.ollama.recipe.Ollama.installed", lambda *_: (Path("/usr/bin/ollama"),))
     monkeypatch.setattr("harness.engines.ollama.recipe.Ollama.resolve", resolve)
     for sandbox, told in (("auto", "no Docker daemon answers"), ("process", "processes were asked for")):
@@ -125,7 +128,7 @@ def test_a_missing_gpu_says_what_works_without_one(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_gpu_that_was_asked_for_is_never_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.engines.llama_server.recipe.LlamaServer.devices", lambda *_: {})
+    monkeypatch.setattr("harness.engines.llama_server.recipe.LlamaServer.devices", lambda *_: ())
     with pytest.raises(UnavailableError, match="no such GPU: 0"):
         choose(recipe_of("llama-server"), "process", Options(gpus=GpuRequest(mode="ids", ids=("0",))))
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from harness.engines.base import Options
 from harness.engines.registry import recipe_of
 from harness.errors import UnavailableError
 from harness.inventory.backend import Choice, choose
-from harness.inventory.machine import MachineNow
+from harness.inventory.machine import LocalMachine
 from harness.maintain import doctor_drm
 from harness.maintain.doctor_drm import drm_findings, sleeping_nvidia
 from harness.meters import drm_devices
+from harness.model.gpu import LocalGpu
 from harness.model.record import Gpu, Machine
 from harness.serving.calibration_lookup import CalibrationFilter, FitQuery
 from harness.serving.calibration_lookup import choose as select
@@ -21,9 +23,10 @@ from harness.serving.check import check
 from tests.support.calibrations import made_up, store_of
 from tests.support.drm_tree import APU, ARC, CARD, GIB, INTEL_IGPU, Tree
 
-RADEON = ("AMD Radeon RX 7900 XTX (RADV NAVI31)", 24 * GIB, 20 * GIB)
-IGPU = ("Radeon 8060S Graphics (RADV GFX1151)", 119 * GIB, 99 * GIB)
-NVIDIA = ("NVIDIA Test A", 24 * GIB, 23 * GIB)
+RADEON = LocalGpu(key="", name="AMD Radeon RX 7900 XTX (RADV NAVI31)", total_bytes=24 * GIB, free_bytes=20 * GIB)
+IGPU = LocalGpu(key="", name="Radeon 8060S Graphics (RADV GFX1151)", total_bytes=119 * GIB, free_bytes=99 * GIB)
+NVIDIA = LocalGpu(key="", name="NVIDIA Test A", total_bytes=24 * GIB, free_bytes=23 * GIB)
+SOFTWARE = LocalGpu(key="", name="llvmpipe (LLVM 19.1.7, 256 bits)", total_bytes=4 * GIB, free_bytes=4 * GIB)
 
 
 @pytest.fixture
@@ -32,12 +35,13 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     tree = Tree(tmp_path)
     found = drm_devices.drm_gpus
     monkeypatch.setattr(drm_devices, "drm_gpus", lambda *_: found(tree.sys, tree.proc, lambda *_: [(12 * GIB, 0)]))
-    monkeypatch.setattr(MachineNow, "nvidia", UnavailableError("there is no NVIDIA driver to ask"))
+    monkeypatch.setattr(LocalMachine, "nvidia", UnavailableError("there is no NVIDIA driver to ask"))
     return tree
 
 
-def chosen(monkeypatch: pytest.MonkeyPatch, **devices: tuple[str, int, int]) -> Choice:
-    monkeypatch.setattr("harness.engines.llama_server.recipe.LlamaServer.devices", lambda *_: devices)
+def chosen(monkeypatch: pytest.MonkeyPatch, **devices: LocalGpu) -> Choice:
+    listed = tuple(msgspec.structs.replace(gpu, key=key) for key, gpu in devices.items())
+    monkeypatch.setattr("harness.engines.llama_server.recipe.LlamaServer.devices", lambda *_: listed)
     return choose(recipe_of("llama-server"), "process", Options())
 
 
@@ -58,26 +62,27 @@ def test_beside_a_card_the_integrated_gpu_is_not_used(tree: Tree, monkeypatch: p
 
 def test_a_software_gpu_is_logged_whatever_else_is_there(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     tree.card()
-    assert chosen(monkeypatch, Vulkan0=("llvmpipe (LLVM 19.1.7, 256 bits)", 4 * GIB, 4 * GIB)).meter == "log"
+    assert chosen(monkeypatch, Vulkan0=SOFTWARE).meter == "log"
 
 
 def test_what_is_free_for_a_calibration_is_what_the_kernel_says(tree: Tree, tmp_path: Path) -> None:
     tree.card(used=4 * GIB)
     gpus = (Gpu(name="AMD GPU 1002:744c", uuid=CARD, memory_gb=24.0, driver="amdgpu"),)
     store = store_of(tmp_path / "s", made_up(machine=Machine(target="gpu", sandbox="process", meter="drm", gpus=gpus)))
-    found = select(FitQuery(model="made-up", context=4096), store, MachineNow(), CalibrationFilter())
+    found = select(FitQuery(model="made-up", context=4096), store, LocalMachine(), CalibrationFilter())
     assert not isinstance(found, str)
     assert (found.available, found.obstacle) == ((20 * GIB,), None)
 
 
 def test_where_the_kernel_does_not_say_the_engine_s_list_does(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     tree.gpu(ARC, "xe")
-    listed: dict[str, tuple[str, int, int]] = {"Vulkan0": ("Intel(R) Arc(tm) B580 Graphics (BMG G21)", 12 * GIB, 11 * GIB)}
-    monkeypatch.setattr("harness.engines.llama_server.recipe.LlamaServer.devices", lambda *_: listed)
-    (gpu,) = MachineNow().drm({})  # type: ignore[misc]
+    arc = "Intel(R) Arc(tm) B580 Graphics (BMG G21)"
+    listed = [LocalGpu(key="Vulkan0", name=arc, total_bytes=12 * GIB, free_bytes=11 * GIB)]
+    monkeypatch.setattr("harness.engines.llama_server.recipe.LlamaServer.devices", lambda *_: tuple(listed))
+    (gpu,) = LocalMachine().kernel_gpus({})  # type: ignore[misc]
     assert (gpu.free_bytes, gpu.total_bytes) == (11 * GIB, 12 * GIB)
     listed.clear()
-    (gpu,) = MachineNow().drm({})  # type: ignore[misc]
+    (gpu,) = LocalMachine().kernel_gpus({})  # type: ignore[misc]
     assert gpu.free_bytes is None
     assert "CAP_PERFMON" in str(gpu.why)
 
@@ -116,6 +121,6 @@ def test_on_a_gpu_that_shares_the_machine_s_memory_a_spill_wins_nothing(tree: Tr
     tree.apu()
     gpus = (Gpu(name="AMD GPU 1002:744c", uuid=APU, driver="amdgpu"),)
     store = store_of(tmp_path / "s", made_up(machine=Machine(target="gpu", sandbox="process", meter="drm", gpus=gpus)))
-    (one,) = check([FitQuery(model="made-up", context=8192)], store, MachineNow()).models
+    (one,) = check([FitQuery(model="made-up", context=8192)], store, LocalMachine()).models
     assert one.word == "offload"
     assert any("take the same memory" in warning for warning in one.warnings)

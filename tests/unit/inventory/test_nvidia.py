@@ -10,8 +10,9 @@ import pytest
 
 from harness.engines.base import Options
 from harness.errors import UnavailableError, UsageError
-from harness.inventory import nvidia
-from harness.inventory.nvidia import docker_gpu_obstacle, nvidia_gpus
+from harness.inventory import docker, gpus
+from harness.inventory.docker import docker_gpu_obstacle
+from harness.inventory.gpus import nvidia_gpus
 from harness.sandboxes import docker_client
 from harness.sandboxes.base import GpuRequest
 from harness.sandboxes.daemon import read_daemon
@@ -20,12 +21,12 @@ from tests.support.fake_nvml import GIB, OTHER, UUID, FakeDriver, library
 
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
-    monkeypatch.setattr(nvidia, "on_wsl", lambda: False)
+    monkeypatch.setattr(gpus, "on_wsl", lambda: False)
     return FakeDriver(library(), tmp_path / "state", monkeypatch)
 
 
-def chosen(gpus: str) -> tuple[list[str | None], str, str]:
-    found, meter, words = nvidia_gpus(Options(gpus=GpuRequest.parse(gpus)))
+def chosen(asked: str) -> tuple[list[str | None], str, str]:
+    found, meter, words = nvidia_gpus(Options(gpus=GpuRequest.parse(asked)))
     return [gpu.uuid for gpu in found], meter, words
 
 
@@ -50,9 +51,9 @@ def test_of_a_split_gpu_one_instance_must_be_named(driver: FakeDriver) -> None:
     driver.holds(*MIG)
     assert chosen("MIG-bbbb") == (["MIG-bbbb"], "nvml", "measured by NVML")
     assert chosen("1")[0] == [OTHER]
-    for gpus in ("0", "all", "MIG-aaaa,MIG-bbbb"):
+    for asked in ("0", "all", "MIG-aaaa,MIG-bbbb"):
         with pytest.raises(UsageError, match="MIG") as caught:
-            chosen(gpus)
+            chosen(asked)
         assert "MIG-aaaa" in str(caught.value.hint)
     driver.holds(MIG[0])
     assert chosen("0")[0] == ["MIG-aaaa"], "the only instance is no question"
@@ -74,7 +75,7 @@ def test_a_gpu_without_memory_of_its_own_is_measured_by_process(
 
 @pytest.mark.requires("gcc")
 def test_under_wsl_the_user_is_told_what_is_measured(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvidia, "on_wsl", lambda: True)
+    monkeypatch.setattr(gpus, "on_wsl", lambda: True)
     _, meter, words = chosen("0")
     assert meter == "nvml"
     assert "rise of the whole GPU" in words
@@ -98,8 +99,8 @@ class Answers:
 
 @pytest.fixture
 def gpu_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setattr(nvidia, "has_device", lambda: True)
-    monkeypatch.setattr(nvidia, "_SYSTEM_PATH", str(tmp_path))
+    monkeypatch.setattr(docker, "has_device", lambda: True)
+    monkeypatch.setattr(docker, "_SYSTEM_PATH", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     return iter([None])
 
@@ -125,7 +126,7 @@ def test_the_daemon_is_asked_whether_it_can_hand_out_a_gpu(
 @pytest.mark.usefixtures("gpu_here")
 def test_the_toolkit_s_hook_alone_is_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(docker_client, "Daemon", lambda **_: Answers({"Runtimes": {"runc": {}}}))
-    (tmp_path / nvidia.HOOK).touch(0o755)
+    (tmp_path / docker.HOOK).touch(0o755)
     assert docker_gpu_obstacle() is None
 
 
@@ -139,6 +140,6 @@ def test_the_daemon_of_the_environment_is_the_one_that_is_asked(
 
 
 def test_without_a_gpu_no_daemon_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvidia, "has_device", lambda: False)
+    monkeypatch.setattr(docker, "has_device", lambda: False)
     monkeypatch.setattr(docker_client, "Daemon", None)
     assert docker_gpu_obstacle() == "there is no NVIDIA GPU"

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from harness.inventory import nvidia
+from harness.engines.ollama.recipe import Ollama
+from harness.errors import HarnessError
+from harness.inventory import docker
+from harness.inventory.machine import LocalMachine
 from harness.maintain import doctor_gpu
 from harness.maintain.doctor_gpu import docker_findings, nvidia_findings
 from harness.ownership import LABEL, OWNER_BOOT, OWNER_PID
@@ -28,7 +31,9 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
 
 
 def codes() -> dict[str, str]:
-    return {finding.code: finding.state for finding in nvidia_findings()}
+    machine = LocalMachine()
+    gpus = () if isinstance(machine.nvidia, HarnessError) else machine.nvidia
+    return {finding.code: finding.state for finding in (*nvidia_findings(machine), *Ollama().findings(gpus))}
 
 
 @pytest.mark.requires("gcc")
@@ -61,7 +66,7 @@ def test_what_the_driver_says(driver: FakeDriver, state: str, code: str, kind: s
 def test_without_a_driver_a_gpu_in_the_machine_gets_a_hint(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     driver.unload()
     monkeypatch.setattr(doctor_gpu, "has_device", lambda: True)
-    (finding,) = nvidia_findings()
+    (finding,) = nvidia_findings(LocalMachine())
     assert (finding.code, finding.state) == ("no-nvml", "missing")
     assert "libnvidia-ml" in str(finding.hint)
 
@@ -106,7 +111,7 @@ ABANDONED = {"Id": "c", "Names": ["/harness-x"], "Labels": {LABEL: "1", OWNER_PI
 def test_what_the_daemon_says(monkeypatch: pytest.MonkeyPatch, answers: Answers, expected: dict[str, str]) -> None:
     monkeypatch.setattr(docker_client, "Daemon", lambda **_: answers)
     monkeypatch.setattr(doctor_gpu, "has_device", lambda: True)
-    monkeypatch.setattr(nvidia, "HOOK", "no-such-hook")
+    monkeypatch.setattr(docker, "HOOK", "no-such-hook")
     assert {finding.code: finding.state for finding in docker_findings()} == expected
 
 
@@ -145,8 +150,8 @@ def test_the_page_explains_every_finding() -> None:
 
 def test_the_page_explains_what_meter_gpu_and_daemon_end_a_calibration_with() -> None:
     found = codes_in(
-        "meters/nvml.py", "meters/drm.py", "meters/sampler.py", "inventory/nvidia.py", "measure/interference.py",
-        "sandboxes/locks.py", "sandboxes/docker.py", "sandboxes/daemon.py",
+        "meters/nvml.py", "meters/drm.py", "meters/sampler.py", "inventory/gpus.py", "inventory/docker.py",
+        "measure/interference.py", "sandboxes/locks.py", "sandboxes/docker.py", "sandboxes/daemon.py",
     )  # fmt: skip
     found -= {"image-unavailable", "container-gone"}  # of any machine
     assert {code for code in found | {"stranger-moved", "baseline-moved"} if f"`{code}`" not in PAGE} == set()

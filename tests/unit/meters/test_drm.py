@@ -10,6 +10,7 @@ import pytest
 from harness.errors import NotFoundError, UntrustedError
 from harness.meters.drm import DrmMeter
 from harness.meters.drm_devices import Driver, drm_gpus, hidden_processes, matching, read_regions
+from harness.model.gpu import LocalGpu
 from tests.support.drm_tree import APU, ARC, CARD, GIB, INTEL_IGPU, MIB, Tree, amdgpu, amdgpu_new, i915, xe
 
 ENGINE = frozenset({4711, 4712})
@@ -168,7 +169,7 @@ def test_a_driver_that_is_loaded_anew_voids_the_run(tree: Tree, happens: str) ->
 def test_a_gpu_that_is_not_there(tree: Tree) -> None:
     tree.card()
     tree.gpu("0000:01:00.0", "nvidia", card="card7")
-    assert [gpu.address for gpu in drm_gpus(tree.sys, tree.proc)] == [CARD]
+    assert [gpu.key for gpu in drm_gpus(tree.sys, tree.proc)] == [CARD]
     with pytest.raises(NotFoundError):
         meter_of(tree, "0000:01:00.0")
 
@@ -177,15 +178,15 @@ def test_what_is_free_on_a_card_and_on_an_apu(tree: Tree) -> None:
     tree.card(used=4 * GIB)
     tree.apu(used=GIB)
     card, apu = drm_gpus(tree.sys, tree.proc)
-    assert (card.integrated, card.total_bytes, card.free_bytes, card.name) == (False, 24 * GIB, 20 * GIB, "AMD GPU 1002:744c")
-    assert (apu.integrated, apu.total_bytes) == (True, 120 * GIB + 512 * MIB)
+    assert (card.shared, card.total_bytes, card.free_bytes, card.name) == (False, 24 * GIB, 20 * GIB, "AMD GPU 1002:744c")
+    assert (apu.shared, apu.total_bytes) == (True, 120 * GIB + 512 * MIB)
     assert apu.free_bytes == 100 * GIB + 448 * MIB, "119 GiB of the GTT are free, and the machine has 100 left"
 
 
 @pytest.mark.parametrize(("vram", "gtt", "integrated"), [(GIB // 2, 16 * GIB, True), (24 * GIB, 64 * GIB, False)])
 def test_a_kernel_that_shows_no_load_is_told_by_the_sizes(tree: Tree, vram: int, gtt: int, integrated: bool) -> None:
     tree.gpu(CARD, mem_info_vram_total=vram, mem_info_vram_used=0, mem_info_gtt_total=gtt, mem_info_gtt_used=0)
-    assert drm_gpus(tree.sys, tree.proc)[0].integrated is integrated
+    assert drm_gpus(tree.sys, tree.proc)[0].shared is integrated
 
 
 def test_an_apu_without_memory_of_its_own_has_no_such_files(tree: Tree) -> None:
@@ -237,11 +238,16 @@ def test_an_engine_s_devices_are_found_by_vendor_and_size(tree: Tree) -> None:
     tree.apu()
     tree.gpu(ARC, "xe", card="card3", tile0__physical_vram_size_bytes=12 * GIB)
     gpus = drm_gpus(tree.sys, tree.proc, lambda *_: [])
-    titles = [("Intel(R) Arc(tm) B580 Graphics (BMG G21)", 12 * GIB), ("AMD Radeon RX 7900 XTX (RADV NAVI31)", 24 * GIB)]
-    assert [gpu.address for gpu in matching(titles, gpus)] == [ARC, CARD]
-    assert [gpu.address for gpu in matching([("Radeon 8060S Graphics (RADV GFX1151)", 119 * GIB)], gpus)] == [APU]
-    assert matching([("llvmpipe (LLVM 19.1.7, 256 bits)", 4 * GIB)], gpus) == ()
-    assert matching([*titles, titles[0]], gpus) == (), "one that is not there leaves nothing"
+
+    def found(*listed: tuple[str, int]) -> list[str]:
+        devices = [LocalGpu(key="Vulkan0", name=title, total_bytes=size * GIB) for title, size in listed]
+        return [gpu.key for gpu in matching(devices, gpus)]
+
+    arc, radeon = ("Intel(R) Arc(tm) B580 Graphics (BMG G21)", 12), ("AMD Radeon RX 7900 XTX (RADV NAVI31)", 24)
+    assert found(arc, radeon) == [ARC, CARD]
+    assert found(("Radeon 8060S Graphics (RADV GFX1151)", 119)) == [APU]
+    assert found(("llvmpipe (LLVM 19.1.7, 256 bits)", 4)) == []
+    assert found(arc, radeon, arc) == [], "one that is not there leaves nothing"
 
 
 @pytest.mark.parametrize("options", ["rw,relatime,hidepid=2", "rw,hidepid=invisible", "rw,hidepid=ptraceable"])

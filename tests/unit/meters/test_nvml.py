@@ -31,9 +31,9 @@ def meter(driver: FakeDriver) -> Iterator[NvmlMeter]:
 
 def test_inventory_and_free_memory(driver: FakeDriver) -> None:
     found = gpus()
-    assert [(gpu.index, gpu.uuid, gpu.name, gpu.memory_bytes, gpu.driver) for gpu in found] == [
-        (0, UUID, "NVIDIA Test A", 24 * GIB, "580.95.05"),
-        (1, OTHER, "NVIDIA Test B", 24 * GIB, "580.95.05"),
+    assert [(gpu.key, gpu.uuid, gpu.name, gpu.total_bytes, gpu.driver) for gpu in found] == [
+        ("0", UUID, "NVIDIA Test A", 24 * GIB, "580.95.05"),
+        ("1", OTHER, "NVIDIA Test B", 24 * GIB, "580.95.05"),
     ]
     assert free_bytes(UUID) == 23 * GIB
 
@@ -41,10 +41,10 @@ def test_inventory_and_free_memory(driver: FakeDriver) -> None:
 def test_unified_memory_has_no_size_and_what_the_machine_has_left(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.meters.nvml.machine_available", lambda: 90 * GIB)
     driver.holds("fail nvmlDeviceGetMemoryInfo 3")
-    assert [(gpu.memory_bytes, gpu.free_bytes, gpu.unified) for gpu in gpus()] == [(None, 90 * GIB, True)] * 2
+    assert [(gpu.total_bytes, gpu.free_bytes, gpu.shared) for gpu in gpus()] == [(None, 90 * GIB, True)] * 2
     assert free_bytes(UUID) == 90 * GIB
     driver.holds("fail nvmlDeviceGetMemoryInfo 999")
-    assert [(gpu.memory_bytes, gpu.free_bytes, gpu.unified) for gpu in gpus()] == [(None, None, False)] * 2
+    assert [(gpu.total_bytes, gpu.free_bytes, gpu.shared) for gpu in gpus()] == [(None, None, False)] * 2
 
 
 def test_processes_are_added_over_gpus_and_growth_is_seen(driver: FakeDriver, meter: NvmlMeter) -> None:
@@ -142,10 +142,10 @@ def test_on_unified_memory_processes_are_read_and_devices_are_unknown(driver: Fa
 def test_an_instance_of_a_split_gpu_is_a_gpu_of_its_own(driver: FakeDriver) -> None:
     split = [f"mig 0 MIG-aaaa {10 * GIB} 0 NVIDIA Test A MIG 3g.10gb", f"mig 0 MIG-bbbb {5 * GIB} 0 NVIDIA Test A MIG 1g.5gb"]
     driver.holds(*split, "process 2 C 4711 100", "process 3 C 99 7")
-    assert [(gpu.index, gpu.uuid, gpu.memory_bytes, gpu.mig) for gpu in gpus()] == [
-        (0, "MIG-aaaa", 10 * GIB, True),
-        (0, "MIG-bbbb", 5 * GIB, True),
-        (1, OTHER, 24 * GIB, False),
+    assert [(gpu.key, gpu.uuid, gpu.total_bytes, gpu.mig) for gpu in gpus()] == [
+        ("0", "MIG-aaaa", 10 * GIB, True),
+        ("0", "MIG-bbbb", 5 * GIB, True),
+        ("1", OTHER, 24 * GIB, False),
     ]
     meter = NvmlMeter(["MIG-aaaa"])
     reading = meter.read(ENGINE)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import NotFoundError
-from harness.inventory.machine import MachineNow
+from harness.inventory.machine import LocalMachine
 from harness.prediction.memory import predict
 from harness.serving.capacity import CapacityPlan, plan
 from harness.units import GIB
@@ -19,12 +19,12 @@ from tests.support.rules import judge
 
 @pytest.fixture(autouse=True)
 def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MachineNow, "engine_version", lambda *_: None)
+    monkeypatch.setattr(LocalMachine, "engine_version", lambda *_: None)
 
 
 def planned(root: Path, *specs: str, gib: float | None) -> CapacityPlan:
     store = store_of(root, made_up("one"), made_up("two"), made_up("three"))
-    return plan(specs, store, MachineNow(), available=None if gib is None else (round(gib * GIB),))
+    return plan(specs, store, LocalMachine(), available=None if gib is None else (round(gib * GIB),))
 
 
 def test_the_largest_context_fits_and_a_larger_one_does_not(tmp_path: Path) -> None:
@@ -59,18 +59,18 @@ def test_the_largest_combinations_that_fit_are_found_and_no_larger_one(tmp_path:
 
 def test_host_and_gpu_are_two_memories(tmp_path: Path) -> None:
     store = store_of(tmp_path, made_up("one"), on_host(made_up("two")))
-    found = plan((), store, MachineNow(), available=(24 * GIB,))
+    found = plan((), store, LocalMachine(), available=(24 * GIB,))
     assert [(memory.name, len(memory.rows)) for memory in found.memories] == [("a card", 1), ("host memory", 1)]
 
 
 def test_a_damaged_file_does_not_hide_the_others_but_a_named_one_is_an_error(tmp_path: Path) -> None:
     store = store_of(tmp_path, made_up("one"))
     store.path_of("llama-server", "bad").write_text("{")
-    found = plan((), store, MachineNow(), available=(24 * GIB,))
+    found = plan((), store, LocalMachine(), available=(24 * GIB,))
     assert len(found.memories[0].rows) == 1
     assert "bad.yaml" in found.warnings[0]
     with pytest.raises(NotFoundError):
-        plan(("nobody",), store, MachineNow(), available=(24 * GIB,))
+        plan(("nobody",), store, LocalMachine(), available=(24 * GIB,))
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_the_command_prints_a_table_markdown_and_json(run: Command, tmp_path: Pa
 def test_what_cannot_be_read_is_a_dash_and_an_advice(run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.errors import UnavailableError
 
-    monkeypatch.setattr(MachineNow, "nvidia", UnavailableError("there is no driver"))
+    monkeypatch.setattr(LocalMachine, "nvidia", UnavailableError("there is no driver"))
     store_of(tmp_path / "store", made_up("one"))
     done = run("plan")
     assert done.returncode == 0

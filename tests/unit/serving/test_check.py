@@ -17,7 +17,7 @@ import pytest
 from harness.engines.ollama.servers import running
 from harness.engines.running import held_by
 from harness.errors import BadInputError, NotFoundError, UnavailableError, UsageError
-from harness.inventory.machine import MachineNow, residents
+from harness.inventory.machine import LocalMachine, residents
 from harness.model.calibration import Calibration
 from harness.model.record import Gpu, Machine
 from harness.options import read_available
@@ -46,14 +46,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """The version that would run now is not known, but where a test says so."""
-    monkeypatch.setattr(MachineNow, "engine_version", lambda *_: None)
+    monkeypatch.setattr(LocalMachine, "engine_version", lambda *_: None)
 
 
 def ask(
     store: Store, *models: str, available: tuple[int, ...] | None = CARD, gpu: str | None = None, **wanted: object
 ) -> Check:
     questions = [read_question(spec, 8192) for spec in models]
-    return check(questions, store, MachineNow(gpu), wanted=msgspec.convert(wanted, CalibrationFilter), available=available)
+    return check(questions, store, LocalMachine(gpu), wanted=msgspec.convert(wanted, CalibrationFilter), available=available)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_context_beyond_the_range_is_unknown_unless_asked_for(tmp_path: Path) 
     (one,) = ask(store, "made-up@8192").models
     assert one.advice == "harness calibrate made-up --ctx 2048,4096,8192"
     questions = [read_question("made-up@200000", None)]
-    assert check(questions, store, MachineNow(), available=CARD, extrapolate=True).verdict == "fits"
+    assert check(questions, store, LocalMachine(), available=CARD, extrapolate=True).verdict == "fits"
 
 
 def test_cards_are_judged_one_by_one_for_a_calibration_of_one(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_only_variants_for_something_else_are_unknown_and_named(tmp_path: Path) 
 
 
 def test_another_build_of_the_engine_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MachineNow, "engine_version", lambda *_: "b2")
+    monkeypatch.setattr(LocalMachine, "engine_version", lambda *_: "b2")
     (one,) = ask(store_of(tmp_path, with_version(made_up(), "b1")), "made-up").models
     assert one.warnings == ("calibrated with llama-server b1, here it is b2: harness recalibrate llama-server/made-up",)
 
@@ -407,11 +407,11 @@ def test_devices_are_listed_with_settings_of_the_calibration_alone(tmp_path: Pat
     """A verdict runs the engine's own list of devices, and a calibration may be of anybody."""
     seen: list[dict[str, str]] = []
 
-    def listed(_: MachineNow, env: dict[str, str]) -> UnavailableError:
+    def listed(_: LocalMachine, env: dict[str, str]) -> UnavailableError:
         seen.append(env)
         return UnavailableError("none")
 
-    monkeypatch.setattr(MachineNow, "engine_gpus", listed)
+    monkeypatch.setattr(LocalMachine, "engine_gpus", listed)
     env = {"LD_PRELOAD": "/tmp/x.so", "LLAMA_ARG_RPC": "10.0.0.1:1", "LLAMA_ARG_FIT_TARGET": "512"}
     logged = with_settings(made_up(), env=env)
     machine = msgspec.structs.replace(logged.metadata.machine, meter="log")

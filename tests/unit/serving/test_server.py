@@ -11,7 +11,7 @@ import pytest
 
 from harness.engines.registry import policy_of
 from harness.errors import NotPermittedError, OffloadLikelyError, UnknownVerdictError, UsageError
-from harness.inventory.machine import MachineNow
+from harness.inventory.machine import LocalMachine
 from harness.model.calibration import Calibration
 from harness.model.facts import DeviceFacts
 from harness.options import Allowed, RunOptions
@@ -31,7 +31,7 @@ RULES = policy_of("llama-server")
 
 def judged(folder: Path, spec: str, gib: float, calibration: Calibration | None = None) -> Judged:
     store = store_of(folder, calibration or made_up())
-    return check([read_question(spec, None)], store, MachineNow(), available=(round(gib * GIB),)).models[0]
+    return check([read_question(spec, None)], store, LocalMachine(), available=(round(gib * GIB),)).models[0]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_each_engine_is_asked_for_the_load_that_was_judged(tmp_path: Path) -> No
     assert request_of(judged(tmp_path, "made-up@8192", 24), 8192, 1).num_batch == 512
     store = Store(tmp_path)
     store.write(store.path_of("vllm", "acme/tern-8b"), vllm_calibration())
-    (said,) = check([read_question("acme/tern-8b@8192", None)], store, MachineNow(), available=(79 * GIB,)).models
+    (said,) = check([read_question("acme/tern-8b@8192", None)], store, LocalMachine(), available=(79 * GIB,)).models
     request = request_of(said, 8192, 1)
     assert request.kv_cache_bytes == 1_077_936_128  # what `harness allocate` says for the same question
     assert request.utilization is not None
