@@ -52,7 +52,7 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
     host_share: float = 0.0
 
 
-class Judged(msgspec.Struct, frozen=True, kw_only=True):
+class Assessment(msgspec.Struct, frozen=True, kw_only=True):
     """One card: what the engine did, what harness said, what Ollama's estimate says; ``budget`` in MiB."""
 
     context: int
@@ -170,7 +170,7 @@ def calibrate(
 
 def judge_cards(
     device: Device, model: Path, kv_cache_type: str, calibration: Calibration, contexts: Sequence[int], shares: Sequence[float]
-) -> list[Judged]:
+) -> list[Assessment]:
     """Every context on cards that have ``shares`` of what it needs, as far as the device can act them out."""
     header = read_header(model)
     reckoned = server_estimate(header, model.stat().st_size)
@@ -186,7 +186,7 @@ def judge_cards(
                 continue
             available = budget * MIB + RESERVE
             judged.append(
-                Judged(
+                Assessment(
                     context=context,
                     budget=budget,
                     truth=engine_fit(device, model, kv_cache_type, context, free - budget),

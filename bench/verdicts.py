@@ -25,7 +25,7 @@ from typing import Final
 import httpx
 import msgspec
 
-from bench.fitting import RESERVE, DeviceGoneError, Judged, calibrate, command, engine_fit, environment, judge_cards
+from bench.fitting import RESERVE, Assessment, DeviceGoneError, calibrate, command, engine_fit, environment, judge_cards
 from bench.models import MODELS
 from harness.errors import EngineError, UntrustedError
 from harness.logs import parse_log
@@ -61,7 +61,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     model: str
     kv_cache_type: str
-    cards: list[Judged]
+    cards: list[Assessment]
     loaded: Loaded | None = None
 
     @property

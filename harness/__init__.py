@@ -34,17 +34,17 @@ if TYPE_CHECKING:
     from harness.prediction.allocation import Allocation
     from harness.prediction.memory import Prediction
     from harness.prediction.verdict import Verdict
-    from harness.serving.check import Check, Judged
+    from harness.serving.check import Assessment, Check
     from harness.serving.server import Server
     from harness.serving.tuning import Tuned
 
 __version__ = "0.1.0"
 __all__ = [
     "Allocation",
+    "Assessment",
     "Calibration",
     "Check",
     "HarnessError",
-    "Judged",
     "LoadFacts",
     "OffloadLikelyError",
     "Prediction",
@@ -68,7 +68,7 @@ _HOMES: Final = {
     "Calibration": "harness.model.calibration",
     "Check": "harness.serving.check",
     "HarnessError": "harness.errors",
-    "Judged": "harness.serving.check",
+    "Assessment": "harness.serving.check",
     "LoadFacts": "harness.model.facts",
     "OffloadLikelyError": "harness.errors",
     "Prediction": "harness.prediction.memory",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from harness.model.facts import LoadFacts
     from harness.prediction.allocation import Allocation
     from harness.serving.calibration_lookup import CalibrationFilter
-    from harness.serving.check import Check, Judged
+    from harness.serving.check import Assessment, Check
     from harness.serving.server import OnOffload, Server
     from harness.serving.tuning import Tuned
 
@@ -200,7 +200,7 @@ def tune(
     return tuned(model, TuneOptions(min_ctx=min_ctx, min_tokens_per_s=min_tokens_per_s, slots=slots), query)
 
 
-def require_fit(model: str, ctx: int | None = None, **options: Any) -> Judged:
+def require_fit(model: str, ctx: int | None = None, **options: Any) -> Assessment:
     """:func:`check` for one model, as a guard: it returns what was judged, or raises.
 
     Raises:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from harness.serving.check import Judged
+    from harness.serving.check import Assessment
 
 _WAYS = ("skip", "fail", "warn")
-_ANSWERS = pytest.StashKey[dict[tuple[Any, ...], "list[Judged]"]]()
+_ANSWERS = pytest.StashKey[dict[tuple[Any, ...], "list[Assessment]"]]()
 
 
 class ModelOffloadWarning(UserWarning):
@@ -54,10 +54,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     from harness.render.verdict import sentence, title
 
     for judged in _ask(item, markers):
-        if judged.word == "fits":
+        if judged.verdict == "fits":
             continue
         text = f"{title(judged)}: {sentence(judged)}"
-        word = "offload" if judged.word == "offload" else "unknown"
+        word = "offload" if judged.verdict == "offload" else "unknown"
         way = item.config.getoption(f"--model-{word}") or item.config.getini(f"model_{word}")
         if way not in _WAYS:
             raise pytest.UsageError(f"model_{word} is {way!r}; it can be {', '.join(_WAYS)}")
@@ -74,7 +74,7 @@ def _served(name: str, ctx: int | None) -> bool:
     return os.environ.get("HARNESS_MODEL") == name and context.isdigit() and (ctx is None or ctx <= int(context))
 
 
-def _ask(item: pytest.Item, markers: list[pytest.Mark]) -> list[Judged]:
+def _ask(item: pytest.Item, markers: list[pytest.Mark]) -> list[Assessment]:
     """What is said of the models of a test."""
     import harness
 

@@ -79,7 +79,7 @@ def cli(model: str, cmd: tuple[str, ...], store: str | None, **given: Any) -> Re
 def _document(server: Any) -> dict[str, Any]:
     record: Path | None = server.record
     return {
-        **server.judged.to_json(),
+        **server.assessment.to_json(),
         "endpoint": server.endpoint,
         "served_context": server.context,
         "observed_placement": server.observed_placement,

@@ -53,7 +53,7 @@ def heading(memory: Memory) -> str:
 def cells(row: Row) -> list[str]:
     """What is said of one model; a dash is not known."""
     verdict = row.verdict
-    slots = f" × {row.question.num_parallel}" if row.question.num_parallel > 1 else ""
+    slots = f" × {row.request.num_parallel}" if row.request.num_parallel > 1 else ""
     return [
         clean(row.name),
         row.chosen.calibration.engine,

@@ -8,7 +8,7 @@ from typing import Final
 from harness.render.reasons import explained
 from harness.render.style import paint
 from harness.render.verdict import sentence, title
-from harness.serving.check import Check, Judged
+from harness.serving.check import Assessment, Check
 from harness.text import clean
 
 _HEADS: Final = ("FITS:", "WARNING: CPU OFFLOAD LIKELY:", "UNCALIBRATED:", "UNKNOWN:")
@@ -23,14 +23,14 @@ def describe(check: Check, *, explain: bool = False) -> list[str]:
     lines = []
     for one in check.models:
         lines += [paint(clean(title(one)), bold=True), "  " + styled(one)]
-        if explain and one.verdict is not None:
-            lines += ["  " + clean(text) for text in explained(one.verdict)]
+        if explain and one.details is not None:
+            lines += ["  " + clean(text) for text in explained(one.details)]
     if len(check.models) > 1:
         lines.append(_together(check))
     return lines
 
 
-def styled(one: Judged) -> str:
+def styled(one: Assessment) -> str:
     """The verdict of one model, its first words in the verdict's colour; wrapped where a terminal has a width."""
     text = clean(sentence(one))
     words = next(head for head in _HEADS if text.startswith(head))
@@ -39,12 +39,12 @@ def styled(one: Judged) -> str:
         import textwrap
 
         text = textwrap.fill(text, max(shutil.get_terminal_size().columns - 4, 40), subsequent_indent="  ")
-    return paint(words, _COLOURS[one.word], bold=True) + text[len(words) :]
+    return paint(words, _COLOURS[one.verdict], bold=True) + text[len(words) :]
 
 
 def _together(check: Check) -> str:
-    evicted = [one.question.model for one in check.models if one.fate == "evicted"]
-    spilled = [one.question.model for one in check.models if one.fate == "offload"]
+    evicted = [one.request.model for one in check.models if one.fate == "evicted"]
+    spilled = [one.request.model for one in check.models if one.fate == "offload"]
     if check.verdict == "fits":
         return paint("TOGETHER: ", "green", bold=True) + "they all fit, started in this order."
     parts = []

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from harness.prediction.verdict import Verdict
-from harness.serving.check import Judged
+from harness.serving.check import Assessment
 from harness.units import format_size
 
 
-def title(one: Judged) -> str:
+def title(one: Assessment) -> str:
     """What is judged: model, context, slots, and where."""
-    slots = f" × {one.question.num_parallel} slots" if one.question.num_parallel > 1 else ""
-    text = f"{one.question.model} at {one.question.context:,} tokens{slots}"
+    slots = f" × {one.request.num_parallel} slots" if one.request.num_parallel > 1 else ""
+    text = f"{one.request.model} at {one.request.context:,} tokens{slots}"
     if one.chosen is not None:
         variant = f"@{one.chosen.variant}" if one.chosen.variant else ""
         text += f" · {one.chosen.calibration.id}{variant} · {where(one)}"
     return text
 
 
-def where(one: Judged) -> str:
+def where(one: Assessment) -> str:
     """The memory that a verdict is about."""
     if one.chosen is None:
         return ""
     if one.chosen.calibration.metadata.machine.target == "host":
         return "host memory"
-    chosen = [] if one.verdict is None else [device.name for device in one.verdict.devices]
+    chosen = [] if one.details is None else [device.name for device in one.details.devices]
     gpus, short = one.chosen.gpus, one.chosen.names or ()
     if len(gpus) > 1 and chosen:
         return " + ".join(f"{name} ({gpu.name})" for name, gpu in zip(short, gpus, strict=True) if name in chosen)
@@ -33,17 +33,17 @@ def where(one: Judged) -> str:
     return " + ".join(names) or ("a GPU that is not read" if one.chosen.available is None else "a card")
 
 
-def sentence(one: Judged) -> str:
+def sentence(one: Assessment) -> str:
     """The verdict of one model in words."""
-    verdict = one.verdict
+    verdict = one.details
     if verdict is None:
         return f"UNCALIBRATED: {one.reason}. Calibrate it: {one.advice}"
-    if one.word == "unknown":
+    if one.verdict == "unknown":
         known = "" if verdict.required_bytes is None else f" It needs {_size(verdict.required_bytes)}."
         return f"UNKNOWN: {one.reason}.{known}" + (f" {_capital(one.advice)}" if one.advice else "")
-    head = "FITS" if one.word == "fits" else "WARNING: CPU OFFLOAD LIKELY"
+    head = "FITS" if one.verdict == "fits" else "WARNING: CPU OFFLOAD LIKELY"
     outcome = ", ".join(filter(None, (_placement(verdict), _speed(one, verdict))))
-    why = f"{one.reason}." if one.reason and one.word == "offload" else ""
+    why = f"{one.reason}." if one.reason and one.verdict == "offload" else ""
     parts = (_need(verdict), outcome and f"{outcome[0].upper()}{outcome[1:]}.", why, _largest(verdict))
     return f"{head}: " + " ".join(filter(None, parts))
 
@@ -99,7 +99,7 @@ def _placement(verdict: Verdict) -> str:
     return f"{on_gpu} of {total} layers stay on {place}{f', {over} of them with experts on the host' if over else ''}"
 
 
-def _speed(one: Judged, verdict: Verdict) -> str:
+def _speed(one: Assessment, verdict: Verdict) -> str:
     speed, full = verdict.decode_tokens_per_s, one.full_decode_tokens_per_s
     if speed is None or (verdict.verdict == "offload" and verdict.basis == "host"):
         return ""

@@ -26,7 +26,7 @@ _LIKE_A_CONTEXT: Final = re.compile(r"[+-]?\d[\d.,_]*[km]|\d+(?:[,_]\d{3})+", re
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{6,64}")
 
 
-class FitQuery(msgspec.Struct, frozen=True, kw_only=True):
+class CheckRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One model at one context, in tokens per slot; ``digest`` (or its beginning) names the weights that are meant."""
 
     model: str
@@ -87,7 +87,7 @@ class CalibrationMatch(msgspec.Struct, frozen=True, kw_only=True):
         return variant_of(self.path)
 
 
-def read_question(spec: str, context: int | None, num_parallel: int = 1) -> FitQuery:
+def read_question(spec: str, context: int | None, num_parallel: int = 1) -> CheckRequest:
     """``MODEL``, ``MODEL@CTX`` or ``MODEL@sha256:…``, with ``context`` where the spec names none.
 
     Raises:
@@ -113,11 +113,15 @@ def read_question(spec: str, context: int | None, num_parallel: int = 1) -> FitQ
         raise UsageError(f"missing context for {name}", hint=f"{name}@8192, or --ctx 8192", code="no-context")
     if not 1 <= context <= MAX_CONTEXT:
         raise UsageError(f"{spec}: a context is 1 to {MAX_CONTEXT} tokens", code="bad-context")
-    return FitQuery(model=name, context=context, num_parallel=num_parallel, digest=digest)
+    return CheckRequest(model=name, context=context, num_parallel=num_parallel, digest=digest)
 
 
 def choose(
-    question: FitQuery, store: Store, machine: LocalMachine, wanted: CalibrationFilter, available: tuple[int, ...] | None = None
+    question: CheckRequest,
+    store: Store,
+    machine: LocalMachine,
+    wanted: CalibrationFilter,
+    available: tuple[int, ...] | None = None,
 ) -> CalibrationMatch | str:
     """The calibration that holds here with what is free for it, or why there is none.
 
@@ -158,7 +162,7 @@ def load(model: str, store: Store, wanted: CalibrationFilter | None = None) -> C
     """
     if not model:
         raise UsageError("the model's name is empty", code="bad-name")
-    found = _pick(FitQuery(model=model, context=1), store, LocalMachine(), wanted or CalibrationFilter())
+    found = _pick(CheckRequest(model=model, context=1), store, LocalMachine(), wanted or CalibrationFilter())
     if not isinstance(found, str):
         return found[1]
     files = store.find(model, wanted.engine if wanted else None)
@@ -169,7 +173,11 @@ def load(model: str, store: Store, wanted: CalibrationFilter | None = None) -> C
 
 
 def _pick(
-    question: FitQuery, store: Store, machine: LocalMachine, wanted: CalibrationFilter, available: tuple[int, ...] | None = None
+    question: CheckRequest,
+    store: Store,
+    machine: LocalMachine,
+    wanted: CalibrationFilter,
+    available: tuple[int, ...] | None = None,
 ) -> tuple[Path, Calibration] | str:
     """The variant asked for, else one of the same GPU and settings, else the default file; or why there is none."""
     found = store.find(question.model, wanted.engine)

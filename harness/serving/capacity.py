@@ -18,7 +18,7 @@ from harness.prediction.memory import decode_at_depth, predict
 from harness.prediction.rules import Rules
 from harness.prediction.together import Fate, judge_together
 from harness.prediction.verdict import Verdict, judge
-from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, FitQuery, choose, read_question
+from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, choose, read_question
 from harness.store.store import Store, stem_of
 
 #: Context at which models are put together, tokens per slot, where none is given.
@@ -36,7 +36,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     speed when the context is full. ``reason`` says why nothing is known.
     """
 
-    question: FitQuery
+    request: CheckRequest
     chosen: CalibrationMatch
     largest_context: int | None
     verdict: Verdict
@@ -155,15 +155,15 @@ def plan(
     return CapacityPlan(memories=memories, warnings=tuple(dict.fromkeys(warnings)))
 
 
-def _questions(specs: Sequence[str], store: Store, num_parallel: int, context: int) -> Iterator[FitQuery]:
+def _questions(specs: Sequence[str], store: Store, num_parallel: int, context: int) -> Iterator[CheckRequest]:
     if specs:
         yield from (read_question(spec, context, num_parallel) for spec in specs)
         return
     ids = dict.fromkeys(f"{path.parent.name}/{stem_of(path)}" for path in store.paths())
-    yield from (FitQuery(model=one, context=context, num_parallel=num_parallel) for one in ids)
+    yield from (CheckRequest(model=one, context=context, num_parallel=num_parallel) for one in ids)
 
 
-def _row(question: FitQuery, chosen: CalibrationMatch) -> Row:
+def _row(question: CheckRequest, chosen: CalibrationMatch) -> Row:
     calibration, slots = chosen.calibration, question.num_parallel
     top, rules = calibration.metadata.quality.valid_to, policy_of(calibration.engine)
     first = judge(calibration, min(question.context, top), slots, chosen.available, rules, names=chosen.names)
@@ -171,7 +171,7 @@ def _row(question: FitQuery, chosen: CalibrationMatch) -> Row:
     verdict = judge(calibration, largest, slots, chosen.available, rules, names=chosen.names) if largest else first
     reason = (chosen.obstacle or verdict.reason) if verdict.verdict == "unknown" else None
     return Row(
-        question=question, chosen=chosen, largest_context=largest, verdict=verdict, reason=reason,
+        request=question, chosen=chosen, largest_context=largest, verdict=verdict, reason=reason,
         weights_bytes=predict(calibration, top, slots).weights_bytes,
         full_decode_tokens_per_s=decode_at_depth(calibration, largest) if largest else None,
     )  # fmt: skip
@@ -213,9 +213,9 @@ def _groups(rows: list[Row], available: tuple[int, ...] | None) -> list[Group]:
     usable = [row for row in rows if row.largest_context][:_MOST]
     if available is None or len(usable) < 2:
         return []
-    contexts = [min(row.question.context, row.largest_context or 0) for row in usable]
+    contexts = [min(row.request.context, row.largest_context or 0) for row in usable]
     sizes = [
-        predict(row.chosen.calibration, context, row.question.num_parallel).total_bytes
+        predict(row.chosen.calibration, context, row.request.num_parallel).total_bytes
         for row, context in zip(usable, contexts, strict=True)
     ]
     reserves = [row.verdict.reserve_bytes or 0 for row in usable]
@@ -223,7 +223,7 @@ def _groups(rows: list[Row], available: tuple[int, ...] | None) -> list[Group]:
     names = usable[0].chosen.names
 
     def requests_of(some: Sequence[int]) -> list[tuple[Calibration, int, int, Rules]]:
-        chosen = [(usable[one].chosen.calibration, contexts[one], usable[one].question.num_parallel) for one in some]
+        chosen = [(usable[one].chosen.calibration, contexts[one], usable[one].request.num_parallel) for one in some]
         return [(calibration, context, slots, policy_of(calibration.engine)) for calibration, context, slots in chosen]
 
     def fits(some: Sequence[int]) -> bool:

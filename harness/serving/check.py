@@ -14,23 +14,23 @@ from harness.engines.running import held_by
 from harness.inventory.machine import ADVICE, LocalMachine, residents
 from harness.prediction.together import Fate, judge_together
 from harness.prediction.verdict import Verdict, judge
-from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, FitQuery, choose
+from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, choose
 from harness.store.store import Store
 
-Word = Literal["fits", "offload", "unknown"]
+Outcome = Literal["fits", "offload", "unknown"]
 
 
-class Judged(msgspec.Struct, frozen=True, kw_only=True):
-    """What is said of one model. ``verdict`` is ``None`` where it has no calibration; ``advice`` is what to do then.
+class Assessment(msgspec.Struct, frozen=True, kw_only=True):
+    """What is said of one model. ``details`` is ``None`` where it has no calibration; ``advice`` is what to do then.
 
     ``fate`` is set where several models are judged: ``resident``, ``offload``, ``evicted``. ``full_decode_tokens_per_s`` is
     the speed with everything on the target.
     """
 
-    question: FitQuery
-    word: Word
+    request: CheckRequest
+    verdict: Outcome
     chosen: CalibrationMatch | None = None
-    verdict: Verdict | None = None
+    details: Verdict | None = None
     fate: Fate | None = None
     reason: str | None = None
     advice: str | None = None
@@ -44,16 +44,16 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     def to_json(self) -> dict[str, object]:
         """One entry of ``check --json``'s ``models[]``."""
         document: dict[str, object] = {
-            "model": self.question.model,
+            "model": self.request.model,
             "id": None if self.chosen is None else self.chosen.calibration.id,
             "variant": None if self.chosen is None else self.chosen.variant,
-            "context": self.question.context,
-            "num_parallel": self.question.num_parallel,
+            "context": self.request.context,
+            "num_parallel": self.request.num_parallel,
             "fate": self.fate,
-            "verdict": self.word,
+            "verdict": self.verdict,
         }
         for field in FIELDS:
-            document[field] = None if self.verdict is None else msgspec.to_builtins(getattr(self.verdict, field))
+            document[field] = None if self.details is None else msgspec.to_builtins(getattr(self.details, field))
         document["identity"] = None if self.chosen is None else self.chosen.identity
         return {**document, "reason": self.reason, "advice": self.advice, "warnings": list(self.warnings)}
 
@@ -67,10 +67,10 @@ FIELDS: Final = (
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of :func:`check`: the worst word over all models, and what is said of each of them."""
+    """The answer of :func:`check`: the worst verdict over all models, and what is said of each of them."""
 
-    verdict: Word
-    models: tuple[Judged, ...]
+    verdict: Outcome
+    models: tuple[Assessment, ...]
 
     @property
     def fits(self) -> bool:
@@ -85,7 +85,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check(
-    questions: Sequence[FitQuery],
+    questions: Sequence[CheckRequest],
     store: Store,
     machine: LocalMachine,
     *,
@@ -118,8 +118,8 @@ def check(
         _judged(question, one, verdicts.get(index), wanted, machine if available is None else None)
         for index, (question, one) in enumerate(zip(questions, chosen, strict=True))
     )
-    words = {one.word for one in models}
-    worst: Word = "unknown" if "unknown" in words else "offload" if "offload" in words else "fits"
+    outcomes = {one.verdict for one in models}
+    worst: Outcome = "unknown" if "unknown" in outcomes else "offload" if "offload" in outcomes else "fits"
     if any(one.fate == "evicted" for one in models) and worst == "fits":
         worst = "offload"
     return Check(verdict=worst, models=models)
@@ -151,16 +151,16 @@ def options_of(wanted: CalibrationFilter) -> str:
 
 
 def _judged(
-    question: FitQuery,
+    question: CheckRequest,
     one: CalibrationMatch | str,
     found: tuple[Verdict, Fate | None] | None,
     wanted: CalibrationFilter,
     machine: LocalMachine | None,
-) -> Judged:
+) -> Assessment:
     """``machine`` is what the verdict is about; ``None``: a card that is not here."""
     command = f"harness calibrate {shlex.quote(question.model)}"
     if isinstance(one, str) or found is None:
-        return Judged(question=question, word="unknown", reason=str(one), advice=command + options_of(wanted))
+        return Assessment(request=question, verdict="unknown", reason=str(one), advice=command + options_of(wanted))
     verdict, fate = found
     if one.derived:
         verdict = msgspec.structs.replace(verdict, source="derived")
@@ -181,7 +181,7 @@ def _judged(
             advice = f"{command} --ctx {contexts}{options_of(wanted)}"
             if train is not None and question.context > train:
                 advice = f"the model was trained on {train} tokens; --extrapolate answers all the same"
-    return Judged(
-        question=question, word=verdict.verdict, chosen=one, verdict=verdict, fate=fate, reason=reason, advice=advice,
+    return Assessment(
+        request=question, verdict=verdict.verdict, chosen=one, details=verdict, fate=fate, reason=reason, advice=advice,
         warnings=tuple(dict.fromkeys(warnings)),
     )  # fmt: skip

@@ -37,8 +37,8 @@ from harness.options import Overrides, RunOptions, asked_flash
 from harness.prediction.verdict import Verdict
 from harness.prediction.verification import disagreement
 from harness.render.verdict import sentence, title
-from harness.serving.calibration_lookup import CalibrationFilter, FitQuery
-from harness.serving.check import Judged, check
+from harness.serving.calibration_lookup import CalibrationFilter, CheckRequest
+from harness.serving.check import Assessment, check
 from harness.store.catalog import find_catalog, read_catalog
 from harness.store.run_folder import new_folder, remove
 from harness.store.store import Store
@@ -56,7 +56,7 @@ class Server(msgspec.Struct, kw_only=True):
     """A model that is loaded and answers.
 
     ``endpoint`` is its base URL; ``model`` the name that requests use; ``context`` tokens per slot, as loaded (``shrink`` may
-    have made it smaller). ``judged`` is what was said before the start, ``facts`` what the log said after it, ``disagreement``
+    have made it smaller). ``assessment`` was made before the start, ``facts`` what the log said after it, ``disagreement``
     in what the two differ (``None``: in nothing), ``record`` where that is kept. ``ready_seconds`` is from the engine's start.
     """
 
@@ -65,7 +65,7 @@ class Server(msgspec.Struct, kw_only=True):
     model: str
     context: int
     num_parallel: int
-    judged: Judged
+    assessment: Assessment
     facts: LoadFacts | None
     observed_placement: str | None
     disagreement: str | None
@@ -78,7 +78,7 @@ class Server(msgspec.Struct, kw_only=True):
     @property
     def verdict(self) -> Verdict | None:
         """The verdict before the start; ``None`` for a model without a calibration."""
-        return self.judged.verdict
+        return self.assessment.details
 
     def environment(self) -> dict[str, str]:
         """What a command needs to find it: our own variables, and those that clients of the engine read by themselves."""
@@ -98,28 +98,28 @@ class Server(msgspec.Struct, kw_only=True):
             check_alive(self._runner.running, self._runner.engine.policy)
 
 
-def require_fit(judged: Judged) -> None:
+def require_fit(judged: Assessment) -> None:
     """Raise unless a model fits.
 
     Raises:
         OffloadLikelyError: it would be offloaded to the CPU. UnknownVerdictError: that is not known.
     """
-    if judged.word == "offload":
+    if judged.verdict == "offload":
         raise OffloadLikelyError(sentence(judged), hint="a smaller --ctx, or --on-offload warn to start it all the same")
-    if judged.word == "unknown":
+    if judged.verdict == "unknown":
         raise UnknownVerdictError(judged.reason or "unknown", hint=judged.advice)
 
 
-def decide(judged: Judged, on_offload: OnOffload) -> int:
+def decide(judged: Assessment, on_offload: OnOffload) -> int:
     """The context to start with, tokens per slot; ``tune`` refuses what no settings make fit.
 
     Raises:
         OffloadLikelyError: it would be offloaded, and nothing smaller fits or was asked for. UnknownVerdictError: not known.
     """
-    asked = judged.question.context
-    if judged.word == "fits" or on_offload == "warn":
+    asked = judged.request.context
+    if judged.verdict == "fits" or on_offload == "warn":
         return asked
-    largest = judged.verdict.max_context if judged.verdict is not None else None
+    largest = judged.details.max_context if judged.details is not None else None
     if on_offload == "shrink" and largest is not None and largest >= CELL_PADDING:
         return min(largest, asked)
     require_fit(judged)
@@ -128,7 +128,7 @@ def decide(judged: Judged, on_offload: OnOffload) -> int:
 
 @contextmanager
 def serve(
-    question: FitQuery,
+    question: CheckRequest,
     options: RunOptions,
     store: Store,
     *,
@@ -151,11 +151,11 @@ def serve(
     (judged,) = check([question], store, LocalMachine(gpu), wanted=wanted, available=available).models
     for text in judged.warnings:
         watch.warn(text)
-    if on_offload == "tune" and judged.word == "offload":
+    if on_offload == "tune" and judged.verdict == "offload":
         judged = _tuned(judged, question, store, LocalMachine(gpu), wanted, available)
     context = decide(judged, on_offload)
     watch.say(title(judged))
-    (watch.say if judged.word == "fits" else watch.warn)(sentence(judged).removeprefix("WARNING: "))
+    (watch.say if judged.verdict == "fits" else watch.warn)(sentence(judged).removeprefix("WARNING: "))
     if judged.chosen is not None and judged.chosen.derived:
         watch.warn(f"tuned: {'; '.join(judged.chosen.derived)}")
     if context != question.context:
@@ -169,9 +169,9 @@ def serve(
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(store, session))
         # What was judged by other memory than this machine's cannot be right or wrong about it.
-        promised = judged if available is None else msgspec.structs.replace(judged, verdict=None)
+        promised = judged if available is None else msgspec.structs.replace(judged, details=None)
         server = stack.enter_context(_started(session, promised, context, port, folder, watch))
-        server.judged = judged
+        server.assessment = judged
         if server.disagreement is not None:
             watch.warn(f"the verdict was wrong: {server.disagreement}. Kept in {server.record}")
         elif server.observed_placement is not None:
@@ -180,13 +180,13 @@ def serve(
 
 
 def _tuned(
-    judged: Judged,
-    question: FitQuery,
+    judged: Assessment,
+    question: CheckRequest,
     store: Store,
     machine: LocalMachine,
     wanted: CalibrationFilter | None,
     available: tuple[int, ...] | None,
-) -> Judged:
+) -> Assessment:
     """The same model with settings that fit; as it was where none do."""
     from harness.prediction.tuning import Demand
     from harness.serving.tuning import as_started, tune
@@ -196,7 +196,7 @@ def _tuned(
     return as_started(question.model, question.context, found) or judged
 
 
-def completed(options: RunOptions, judged: Judged, store: Store) -> RunOptions:
+def completed(options: RunOptions, judged: Assessment, store: Store) -> RunOptions:
     """Run options, with what the calibration knows: engine, sandbox, image, model, settings, GPUs.
 
     Raises:
@@ -226,7 +226,7 @@ def completed(options: RunOptions, judged: Judged, store: Store) -> RunOptions:
     return msgspec.structs.replace(options, env=env, **known)
 
 
-def _model_of(options: RunOptions, judged: Judged, store: Store) -> str:
+def _model_of(options: RunOptions, judged: Assessment, store: Store) -> str:
     """What the engine is asked for: a path or name as given; of an id, what it was calibrated from."""
     name, chosen = options.model or "", judged.chosen
     if chosen is None or _is_path(name):
@@ -278,7 +278,7 @@ def _remove_empty_run(folder: Path) -> None:
 
 @contextmanager
 def _started(
-    session: Session, judged: Judged, context: int, port: int | None, folder: Path, watch: Observer
+    session: Session, judged: Assessment, context: int, port: int | None, folder: Path, watch: Observer
 ) -> Iterator[Server]:
     options, engine = session.options, session.engine
     env = {**engine.policy.serve_environment(session.request.name, context), **options.env}
@@ -308,7 +308,7 @@ def _started(
         facts = read_facts(running.log, 0, None, engine.policy)
         server = Server(
             endpoint=running.endpoint, engine=engine.name, model=source.own_name or session.request.name, context=context,
-            num_parallel=options.num_parallel, judged=judged, facts=facts,
+            num_parallel=options.num_parallel, assessment=judged, facts=facts,
             observed_placement=None if facts is None else engine.policy.describe(facts, session.choice.target),
             disagreement=_disagreement(judged, context, facts, engine.policy), record=None, log=running.log,
             pids=running.pids(), ready_seconds=ready,
@@ -319,7 +319,7 @@ def _started(
         yield server
 
 
-def request_of(judged: Judged, context: int, num_parallel: int) -> LoadRequest:
+def request_of(judged: Assessment, context: int, num_parallel: int) -> LoadRequest:
     """The load as it was judged."""
     chosen = judged.chosen
     if chosen is None:
@@ -328,11 +328,11 @@ def request_of(judged: Judged, context: int, num_parallel: int) -> LoadRequest:
     return policy.serve_request(chosen.calibration, context, num_parallel, chosen.available)
 
 
-def _disagreement(judged: Judged, context: int, facts: LoadFacts | None, policy: Policy) -> str | None:
-    if judged.verdict is None or facts is None:
+def _disagreement(judged: Assessment, context: int, facts: LoadFacts | None, policy: Policy) -> str | None:
+    if judged.details is None or facts is None:
         return None
-    verdict = judged.verdict
-    if context < judged.question.context:  # it was made smaller so that it fits
+    verdict = judged.details
+    if context < judged.request.context:  # it was made smaller so that it fits
         verdict = msgspec.structs.replace(verdict, verdict="fits")
     return disagreement(verdict, facts, policy)
 
@@ -362,6 +362,6 @@ def _keep(session: Session, runner: LoadRunner, request: LoadRequest, server: Se
         ),
         machine=session.choice.machine(),
         loads=(load,),
-        notes=(f"serve: {server.disagreement}", sentence(server.judged)),
+        notes=(f"serve: {server.disagreement}", sentence(server.assessment)),
     )
     return session.store.write_record(record)

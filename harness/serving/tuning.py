@@ -14,8 +14,8 @@ from harness.prediction.settings import AskedSettings, derive
 from harness.prediction.tuning import Choice, Demand, Tuning
 from harness.prediction.tuning import tune as search
 from harness.prediction.verdict import judge
-from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, FitQuery, choose
-from harness.serving.check import Judged
+from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, choose
+from harness.serving.check import Assessment
 from harness.store.store import Store, key_of
 
 
@@ -63,7 +63,7 @@ def tune(
         UnknownVerdictError: no calibration answers, or what is free is not known. UsageError: several engines have the model.
     """
     wanted = wanted or CalibrationFilter()
-    query = FitQuery(model=model, context=demand.context or 1, num_parallel=demand.num_parallel)
+    query = CheckRequest(model=model, context=demand.context or 1, num_parallel=demand.num_parallel)
     # Which file answers without a change; settings that are asked for narrow the search below.
     chosen = choose(query, store, machine, CalibrationFilter(engine=wanted.engine, variant=wanted.variant), available)
     if isinstance(chosen, str):
@@ -82,7 +82,7 @@ def tune(
     return Tuned(model=model, chosen=chosen, files=files, tuning=tuning)
 
 
-def as_started(model: str, context: int, found: Tuned) -> Judged | None:
+def as_started(model: str, context: int, found: Tuned) -> Assessment | None:
     """The start that serves a model where its usual settings would be offloaded; ``None`` where no settings do.
 
     Only what a start alone decides is changed: the KV cache and the context. Clients of a server send batches of their own, and
@@ -97,12 +97,12 @@ def as_started(model: str, context: int, found: Tuned) -> Judged | None:
     path = found.chosen.path.with_name(f"{choice.calibration.rpartition('/')[2]}.yaml")
     calibration = derive(calibration, asked, ggml_caches=rules.ggml_caches).calibration
     chosen = msgspec.structs.replace(found.chosen, calibration=calibration, path=path, derived=choice.derived)
-    question = FitQuery(model=model, context=min(context, choice.context), num_parallel=choice.num_parallel)
+    question = CheckRequest(model=model, context=min(context, choice.context), num_parallel=choice.num_parallel)
     verdict = judge(
         calibration, question.context, question.num_parallel, chosen.available, rules, names=chosen.names
     )  # fmt: skip
     verdict = msgspec.structs.replace(verdict, source=choice.source)
-    return Judged(question=question, word=verdict.verdict, chosen=chosen, verdict=verdict)
+    return Assessment(request=question, verdict=verdict.verdict, chosen=chosen, details=verdict)
 
 
 def _at_start(choice: Choice) -> bool:

@@ -80,8 +80,8 @@ def test_a_start_takes_a_smaller_cache_before_a_shorter_context(tmp_path: Path) 
         judged = as_started("made-up", context, tune("made-up", shelf, LocalMachine(), demand, available=(int(gib * GIB),)))
         assert judged is not None
         assert judged.chosen is not None
-        assert judged.verdict is not None
-        return decide(judged, "tune"), judged.chosen.calibration.metadata.settings.kv_cache_type, judged.verdict.verdict
+        assert judged.details is not None
+        return decide(judged, "tune"), judged.chosen.calibration.metadata.settings.kv_cache_type, judged.details.verdict
 
     assert started(7, 80_000) == (80_000, "q8_0", "fits")
     context, cache, verdict = started(5.5, 131_072)

@@ -25,7 +25,7 @@ from harness.model.calibration import Calibration, json_schema, to_document
 from harness.options import Allowed, Overrides, RunOptions
 from harness.prediction.allocation import Deployment
 from harness.serving.allocate import answer
-from harness.serving.calibration_lookup import FitQuery
+from harness.serving.calibration_lookup import CheckRequest
 from harness.serving.server import serve
 from harness.store.store import Store
 from harness.store.yaml import to_yaml
@@ -152,7 +152,7 @@ def test_a_served_model_gets_exactly_what_its_context_needs(opened: Opened, tmp_
         env=session.options.env,
         allowed=OWN_FOLDER,
     )
-    question = FitQuery(model="vllm/tern-1b", context=8192)
+    question = CheckRequest(model="vllm/tern-1b", context=8192)
     with serve(question, options, session.store, on_offload="refuse", available=(GIB,)) as server:
         assert server.facts is not None
         assert server.facts.vllm is not None

@@ -54,14 +54,14 @@ def test_free_memory_can_be_given_as_text_or_bytes(tmp_path: Path, available: ob
     store_of(tmp_path, made_up())
     found = harness.check("made-up@8192", available=available, store=tmp_path)  # type: ignore[arg-type]
     assert found.fits
-    assert found.models[0].verdict is not None
-    assert found.models[0].verdict.available_bytes == 24 * GIB
+    assert found.models[0].details is not None
+    assert found.models[0].details.available_bytes == 24 * GIB
 
 
 def test_require_fit_is_a_guard(tmp_path: Path) -> None:
     store_of(tmp_path, made_up())
     judged = harness.require_fit("made-up", ctx=8192, available="24GiB", store=tmp_path)
-    assert judged.word == "fits"
+    assert judged.verdict == "fits"
     with pytest.raises(harness.OffloadLikelyError, match="CPU OFFLOAD LIKELY"):
         harness.require_fit("made-up", ctx=65536, available="5GiB", store=tmp_path)
     with pytest.raises(harness.UnknownVerdictError) as caught:

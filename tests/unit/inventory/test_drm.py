@@ -17,7 +17,7 @@ from harness.maintain.doctor_drm import drm_findings, sleeping_nvidia
 from harness.meters import drm_devices
 from harness.model.gpu import LocalGpu
 from harness.model.record import Gpu, Machine
-from harness.serving.calibration_lookup import CalibrationFilter, FitQuery
+from harness.serving.calibration_lookup import CalibrationFilter, CheckRequest
 from harness.serving.calibration_lookup import choose as select
 from harness.serving.check import check
 from tests.support.calibrations import made_up, store_of
@@ -69,7 +69,7 @@ def test_what_is_free_for_a_calibration_is_what_the_kernel_says(tree: Tree, tmp_
     tree.card(used=4 * GIB)
     gpus = (Gpu(name="AMD GPU 1002:744c", uuid=CARD, memory_gb=24.0, driver="amdgpu"),)
     store = store_of(tmp_path / "s", made_up(machine=Machine(target="gpu", sandbox="process", meter="drm", gpus=gpus)))
-    found = select(FitQuery(model="made-up", context=4096), store, LocalMachine(), CalibrationFilter())
+    found = select(CheckRequest(model="made-up", context=4096), store, LocalMachine(), CalibrationFilter())
     assert not isinstance(found, str)
     assert (found.available, found.obstacle) == ((20 * GIB,), None)
 
@@ -121,6 +121,6 @@ def test_on_a_gpu_that_shares_the_machine_s_memory_a_spill_wins_nothing(tree: Tr
     tree.apu()
     gpus = (Gpu(name="AMD GPU 1002:744c", uuid=APU, driver="amdgpu"),)
     store = store_of(tmp_path / "s", made_up(machine=Machine(target="gpu", sandbox="process", meter="drm", gpus=gpus)))
-    (one,) = check([FitQuery(model="made-up", context=8192)], store, LocalMachine()).models
-    assert one.word == "offload"
+    (one,) = check([CheckRequest(model="made-up", context=8192)], store, LocalMachine()).models
+    assert one.verdict == "offload"
     assert any("take the same memory" in warning for warning in one.warnings)

@@ -23,7 +23,7 @@ from harness.model.record import Gpu, Machine
 from harness.options import read_available
 from harness.render.check import describe
 from harness.render.verdict import sentence
-from harness.serving.calibration_lookup import CalibrationFilter, FitQuery, read_question
+from harness.serving.calibration_lookup import CalibrationFilter, CheckRequest, read_question
 from harness.serving.check import Check, check
 from harness.store.store import Store
 from harness.units import GIB
@@ -59,14 +59,14 @@ def ask(
 @pytest.mark.parametrize(
     ("spec", "question"),
     [
-        ("qwen2.5@4096", FitQuery(model="qwen2.5", context=4096)),
-        ("qwen2.5:0.5b", FitQuery(model="qwen2.5:0.5b", context=8192)),
-        ("m@sha256:abc123", FitQuery(model="m", context=8192, digest="sha256:abc123")),
-        ("m@sha256:abc123@512", FitQuery(model="m", context=512, digest="sha256:abc123")),
-        ("dir/me@home.gguf", FitQuery(model="dir/me@home.gguf", context=8192)),
+        ("qwen2.5@4096", CheckRequest(model="qwen2.5", context=4096)),
+        ("qwen2.5:0.5b", CheckRequest(model="qwen2.5:0.5b", context=8192)),
+        ("m@sha256:abc123", CheckRequest(model="m", context=8192, digest="sha256:abc123")),
+        ("m@sha256:abc123@512", CheckRequest(model="m", context=512, digest="sha256:abc123")),
+        ("dir/me@home.gguf", CheckRequest(model="dir/me@home.gguf", context=8192)),
     ],
 )
-def test_digits_after_the_model_are_a_context_and_sha256_a_digest(spec: str, question: FitQuery) -> None:
+def test_digits_after_the_model_are_a_context_and_sha256_a_digest(spec: str, question: CheckRequest) -> None:
     assert read_question(spec, 8192) == question
 
 
@@ -96,9 +96,9 @@ def test_what_is_no_size_is_a_usage_error(text: str) -> None:
 def test_the_sentence_says_what_is_short_and_what_would_fit(tmp_path: Path) -> None:
     (one,) = ask(store_of(tmp_path, made_up()), "made-up@65536", available=(round(5.5 * GIB),)).models
     text = sentence(one)
-    assert one.verdict is not None
+    assert one.details is not None
     assert text.startswith("WARNING: CPU OFFLOAD LIKELY: needs 6.2 GiB and keeps 1.0 GiB free, 5.5 GiB are: short by 1.7 GiB.")
-    assert f"{one.verdict.layers_offloaded} of 29 layers stay on the GPU, about " in text
+    assert f"{one.details.layers_offloaded} of 29 layers stay on the GPU, about " in text
     assert text.endswith(" tokens/s instead of 60. Largest context that fits: 4,608.")
 
 
@@ -111,7 +111,7 @@ def test_a_model_without_a_calibration_is_told_the_command(tmp_path: Path) -> No
 
 def test_one_that_is_unknown_among_several_makes_the_whole_unknown(tmp_path: Path) -> None:
     answer = ask(store_of(tmp_path, made_up()), "made-up", "nobody")
-    assert [one.word for one in answer.models] == ["fits", "unknown"]
+    assert [one.verdict for one in answer.models] == ["fits", "unknown"]
     assert answer.verdict == "unknown"
     assert answer.to_json()["required_bytes"] is None
 
@@ -136,7 +136,7 @@ def test_the_weights_that_are_meant_decide(tmp_path: Path) -> None:
 def test_a_context_beyond_the_range_is_unknown_unless_asked_for(tmp_path: Path) -> None:
     store = store_of(tmp_path, made_up())
     (one,) = ask(store, "made-up@200000").models
-    assert one.word == "unknown"
+    assert one.verdict == "unknown"
     assert "131072" in str(one.advice)
     calibration = made_up()
     quality = msgspec.structs.replace(calibration.metadata.quality, valid_to=4096)
@@ -153,7 +153,7 @@ def test_cards_are_judged_one_by_one_for_a_calibration_of_one(tmp_path: Path) ->
     store = store_of(tmp_path, made_up())
     assert ask(store, "made-up", available=(24 * GIB, 24 * GIB)).verdict == "fits"
     (one,) = ask(store, "made-up", available=(4 * GIB, 3 * GIB)).models
-    assert one.word == "offload", "7 GiB in one card would do"
+    assert one.verdict == "offload", "7 GiB in one card would do"
     text = sentence(one)
     assert "over 2 devices" in text
     assert "is short by" in text
@@ -185,7 +185,7 @@ def test_settings_that_were_not_measured_and_do_not_follow_are_unknown(tmp_path:
         ({"num_batch": 2048}, "physical batch 512, not 2048", "--num-batch 2048 --variant nu-2048"),
     ):
         (one,) = ask(store, "made-up", **settings).models
-        assert one.word == "unknown"
+        assert one.verdict == "unknown"
         assert text in str(one.reason)
         assert one.advice == f"harness calibrate made-up {command}"
 
@@ -204,10 +204,10 @@ def test_another_cache_type_follows_from_the_sizes_of_blocks(tmp_path: Path, kin
     store = store_of(tmp_path, made)
     (full,) = ask(store, "made-up").models
     (small,) = ask(store, "made-up", kv_cache_type="q8_0").models
-    assert (full.verdict.source, small.verdict.source) == ("measured", "derived")  # type: ignore[union-attr]
+    assert (full.details.source, small.details.source) == ("measured", "derived")  # type: ignore[union-attr]
     cache = 28 * 1024 * 8192 * (1 - 17 / 32)
     fixed = (made.metadata.bands[0].fixed_cache_gb or 0.0) * GIB * (1 - fixed_ratio)
-    saved = full.verdict.required_bytes - small.verdict.required_bytes  # type: ignore[union-attr, operator]
+    saved = full.details.required_bytes - small.details.required_bytes  # type: ignore[union-attr, operator]
     assert saved == pytest.approx(cache + fixed, rel=0.001)
     assert small.warnings[0].startswith("derived: KV cache q8_0 from f16")
 
@@ -217,7 +217,7 @@ def test_a_calibration_of_a_small_cache_never_answers_for_a_large_one_with_its_f
     store = store_of(tmp_path, of_kinds("f" * 28, kv_cache_type="q8_0"))
     (own,) = ask(store, "made-up@65536", available=(8 * GIB,)).models
     (asked,) = ask(store, "made-up@65536", kv_cache_type="f16", available=(8 * GIB,)).models
-    assert (own.word, asked.word) == ("fits", "offload")
+    assert (own.verdict, asked.verdict) == ("fits", "offload")
 
 
 def test_a_quantised_cache_without_flash_attention_is_no_setting(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_file_is_judged_by_its_weights_not_by_its_name(tmp_path: Path, monkeyp
     made = made_up()
     store = store_of(tmp_path / "store", made)
     (one,) = ask(store, f"{other}@8192").models
-    assert one.word == "unknown"
+    assert one.verdict == "unknown"
     assert "other weights" in str(one.reason)
     with pytest.raises(NotFoundError, match="there is no file"):
         ask(store, f"{tmp_path}/none/made-up.gguf@8192")
@@ -243,12 +243,12 @@ def test_a_file_is_judged_by_its_weights_not_by_its_name(tmp_path: Path, monkeyp
     model = msgspec.structs.replace(made.metadata.model, digest=digest)
     same = msgspec.structs.replace(made, metadata=msgspec.structs.replace(made.metadata, model=model))
     (one,) = ask(store_of(tmp_path / "same", same), f"{other}@8192").models
-    assert one.word == "fits"
+    assert one.verdict == "fits"
     assert one.chosen is not None
     assert one.chosen.identity == "digest"
     other.write_bytes(b"OTHER WEIGHTS")
     (one,) = ask(store_of(tmp_path / "same", same), f"{other}@8192").models
-    assert one.word == "unknown"
+    assert one.verdict == "unknown"
 
 
 def test_a_name_of_ollamas_is_judged_by_the_weights_in_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,13 +264,13 @@ def test_a_name_of_ollamas_is_judged_by_the_weights_in_its_store(tmp_path: Path,
         layer = {"mediaType": "application/vnd.ollama.image.model", "digest": digest}
         manifest.write_text(json.dumps({"layers": [layer]}))
         (one,) = ask(store, "made-up").models
-        assert one.word == word
+        assert one.verdict == word
 
 
 def test_only_variants_for_something_else_are_unknown_and_named(tmp_path: Path) -> None:
     store = store_of(tmp_path, small=with_settings(made_up(), kv_cache_type="q8_0"), big=made_up())
     (one,) = ask(store, "made-up", kv_cache_type="q4_0").models
-    assert one.word == "unknown"
+    assert one.verdict == "unknown"
     assert "big, small" in str(one.reason)
     assert ask(store, "made-up", variant="big").fits
     assert ask(store, "made-up", variant="none").verdict == "unknown"
@@ -320,8 +320,8 @@ def test_the_ollama_that_runs_here_says_its_version(ollama: tuple[int, list[byte
 
 def test_host_memory_is_read_here(tmp_path: Path) -> None:
     answer = ask(store_of(tmp_path, on_host(made_up())), "made-up@1", available=None)
-    assert answer.models[0].verdict is not None
-    assert (answer.models[0].verdict.available_bytes or 0) > 0
+    assert answer.models[0].details is not None
+    assert (answer.models[0].details.available_bytes or 0) > 0
 
 
 def test_a_damaged_calibration_is_an_error_and_no_verdict(tmp_path: Path) -> None:
@@ -334,8 +334,8 @@ def test_a_damaged_calibration_is_an_error_and_no_verdict(tmp_path: Path) -> Non
 class TestGpus:
     def test_the_gpu_that_was_calibrated_is_read(self, driver: FakeDriver, tmp_path: Path) -> None:
         (one,) = ask(store_of(tmp_path, made_up()), "made-up", available=None).models
-        assert one.verdict is not None
-        assert [device.available_bytes for device in one.verdict.devices] == [23 * GIB, 24 * GIB], "it is spread over both"
+        assert one.details is not None
+        assert [device.available_bytes for device in one.details.devices] == [23 * GIB, 24 * GIB], "it is spread over both"
         assert ask(store_of(tmp_path, made_up()), "made-up", available=None, gpu="0").models[0].warnings == ()
 
     def test_the_variant_of_this_gpu_comes_before_the_default_of_another(self, driver: FakeDriver, tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ class TestGpus:
 
     def test_a_default_of_another_gpu_answers_with_a_warning(self, driver: FakeDriver, tmp_path: Path) -> None:
         (one,) = ask(store_of(tmp_path, made_up(gpu="NVIDIA Elsewhere")), "made-up", available=None, gpu=UUID).models
-        assert one.word == "fits"
+        assert one.verdict == "fits"
         assert "NVIDIA Elsewhere, here it is NVIDIA Test A" in one.warnings[0]
         assert "--variant" in one.warnings[0]
 
@@ -359,18 +359,18 @@ class TestGpus:
         both = (Gpu(name="NVIDIA Test A"), Gpu(name="NVIDIA Test B"))
         machine = Machine(target="gpu", sandbox="process", meter="nvml", gpus=both)
         (one,) = ask(store_of(tmp_path, made_up(machine=machine)), "made-up", available=None).models
-        assert one.verdict is not None
-        assert one.verdict.available_bytes == 47 * GIB
+        assert one.details is not None
+        assert one.details.available_bytes == 47 * GIB
 
     def test_no_such_gpu_is_unknown_and_names_those_there_are(self, driver: FakeDriver, tmp_path: Path) -> None:
         (one,) = ask(store_of(tmp_path, made_up()), "made-up", available=None, gpu="7").models
-        assert one.word == "unknown"
+        assert one.verdict == "unknown"
         assert "NVIDIA Test B" in str(one.reason)
 
     def test_a_gpu_that_cannot_be_read_is_unknown_and_advises(self, driver: FakeDriver, tmp_path: Path) -> None:
         driver.unload()
         (one,) = ask(store_of(tmp_path, made_up()), "made-up", available=None).models
-        assert one.word == "unknown"
+        assert one.verdict == "unknown"
         assert "--available" in str(one.advice)
 
     def test_memory_that_the_driver_does_not_tell_is_unknown(self, driver: FakeDriver, tmp_path: Path) -> None:

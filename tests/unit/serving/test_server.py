@@ -17,7 +17,7 @@ from harness.model.facts import DeviceFacts
 from harness.options import Allowed, RunOptions
 from harness.prediction.verification import describe_placement, disagreement
 from harness.serving.calibration_lookup import read_question
-from harness.serving.check import Judged, check
+from harness.serving.check import Assessment, check
 from harness.serving.server import OnOffload, completed, decide, request_of
 from harness.store.store import Store
 from harness.units import GIB, MIB
@@ -29,7 +29,7 @@ from tests.support.vllm_artifacts import vllm_calibration
 RULES = policy_of("llama-server")
 
 
-def judged(folder: Path, spec: str, gib: float, calibration: Calibration | None = None) -> Judged:
+def judged(folder: Path, spec: str, gib: float, calibration: Calibration | None = None) -> Assessment:
     store = store_of(folder, calibration or made_up())
     return check([read_question(spec, None)], store, LocalMachine(), available=(round(gib * GIB),)).models[0]
 
