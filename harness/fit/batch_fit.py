@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 
 from harness.errors import UntrustedError
+from harness.fit.growth import with_growth
 from harness.fit.observations import Point
 from harness.units import CELL_PADDING, MIB, TOKENS_PER_UNIT
 
@@ -67,7 +68,7 @@ class BatchFit(msgspec.Struct, frozen=True, kw_only=True):
 
     ``window_cells`` is the full size of the window cache, ``None`` without one or where no load reached it.
     ``compute_below`` is what compute takes more where the window is not full. ``placed`` means that the slope came from
-    another batch, by the law of growth.
+    another batch, by the law of growth. ``growth`` is what the overhead grows by, bytes per token.
     """
 
     num_batch: int | None
@@ -80,11 +81,13 @@ class BatchFit(msgspec.Struct, frozen=True, kw_only=True):
     mask: float
     extrapolated: bool
     points: tuple[Point, ...]
+    growth: float = 0.0
 
     def total(self, context: int, parallel: int = 1) -> float:
         """Memory at ``context`` tokens per slot and ``parallel`` slots."""
         segment = next(one for one in self.segments() if one.up_to is None or context <= one.up_to)
-        return self.weights + (self.overhead or 0.0) + parallel * segment.cache.at(context) + segment.compute.at(context)
+        beyond_log = (self.overhead or 0.0) + self.growth * context
+        return self.weights + beyond_log + parallel * segment.cache.at(context) + segment.compute.at(context)
 
     def segments(self) -> tuple[Segment, ...]:
         """The lines, ascending; the last one has no end."""
@@ -222,6 +225,7 @@ def _fit_batch(points: Sequence[Point], caches: Caches, reference: BatchFit | No
         mask=mask,
         extrapolated=extrapolated,
         points=tuple(points),
+        growth=points[0].growth,
     )
 
 
@@ -287,11 +291,19 @@ def leave_one_out(fits: Sequence[BatchFit]) -> float | None:
             continue
         for left_out in fitted.points:
             others = [point for point in fitted.points if point is not left_out]
+            if fitted.growth:
+                others = with_growth([_whole(point) for point in others], 0.0, sure=True)
             again = _fit_batch(others, fit_caches(others), None)
             if _shape(again) == _shape(fitted):
                 predicted = again.total(left_out.context, left_out.parallel)
                 errors.append(abs(predicted - left_out.total) / left_out.total)
     return max(errors) if errors else None
+
+
+def _whole(point: Point) -> Point:
+    """A point with all of its overhead."""
+    beyond_log = None if point.overhead is None else point.overhead + point.growth * point.context
+    return msgspec.structs.replace(point, overhead=beyond_log, growth=0.0)
 
 
 def _shape(fitted: BatchFit) -> tuple[int, int | None, bool]:

@@ -106,8 +106,9 @@ def _band(fitted: BatchFit, segment: Segment, up_to: int) -> tuple[Band, Breakdo
         num_batch=fitted.num_batch,
         base_vram_gb=base,
         kv_cache_gb_per_10k=gib(segment.cache.slope * TOKENS_PER_UNIT),
-        compute_gb_per_10k=gib(segment.compute.slope * TOKENS_PER_UNIT),
+        compute_gb_per_10k=gib((segment.compute.slope + fitted.growth) * TOKENS_PER_UNIT),
         fixed_cache_gb=fixed_cache,
+        overhead_gb_per_10k=gib(fitted.growth * TOKENS_PER_UNIT) or None,
     )
     return band, Breakdown(weights=weights, fixed_cache=fixed_cache, compute=compute, overhead=overhead)
 
@@ -287,6 +288,11 @@ def _doubts(fits: Sequence[BatchFit]) -> list[str]:
         cells = fitted.window_cells
         if cells is not None and not below and fitted.points[0].flash_attention != "enabled":
             notes.append(f"batch {fitted.num_batch}: below {cells} tokens (window and batch) no load was made")
+    if growth := max(fitted.growth for fitted in fits):
+        notes.append(
+            f"the meter's totals grow by {growth:.1f} bytes a token more than the log says: a straight line, counted in "
+            "compute_gb_per_10k; what part of it other slots take is not known"
+        )
     rounded = max(point.uncertainty for fitted in fits for point in fitted.points)
     if rounded:
         notes.append(f"the engine rounds its log: a figure may be off by {rounded / MIB:.2f} MiB")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Final
 
 import msgspec
 
 from harness.errors import UntrustedError
+from harness.fit.growth import with_full_pools, with_growth
 from harness.model.facts import DeviceKind, LoadFacts, device_kind
 from harness.model.record import Load, Record, Target
-from harness.model.trace import BASELINE_TOLERANCE, Plateau
+from harness.model.trace import BASELINE_TOLERANCE, READING_ERROR, Plateau
 from harness.units import MIB, format_size
 
 #: An engine's own figure may differ from its log by this much, or by this share, before a note says so.
@@ -36,7 +36,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     are the cells of the window cache of one slot. ``overhead`` is what the meter saw beyond the log (``None`` with the log as
     meter), ``idle_overhead`` that before the first prompt, ``filled`` the tokens in the cache when ``total`` was read, ``pool``
     the part of compute that only the meter saw, and ``uncertainty`` how far the log's figures may be off because they are
-    rounded.
+    rounded. ``growth`` is what the overhead grows by, bytes per token, where that is a straight line; ``overhead`` is then
+    without it.
     """
 
     context: int
@@ -53,6 +54,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     idle_overhead: float | None = None
     filled: int | None = None
     pool: float = 0.0
+    growth: float = 0.0
     kv_cache_type: str | None = None
     flash_attention: str | None = None
     basis: str | None = None
@@ -137,46 +139,8 @@ def points_of(record: Record) -> tuple[list[Point], list[str]]:
         if len(values) > 1:
             listed = ", ".join(sorted(str(value) for value in values))
             raise UntrustedError(f"the loads ran with different {part}: {listed}", code="settings-differ")
-    return _with_full_pools(_of_equal_weights(points, notes)), notes
-
-
-def _with_full_pools(points: list[Point]) -> list[Point]:
-    """Points as they would be with a full context, where the driver's pool grows with the tokens in the cache.
-
-    Without flash attention CUDA keeps the scores of a batch in its pool, which no log tells of: ``2*heads*u`` bytes a token (an
-    H100, llama.cpp b11434: 32 KiB for 32 heads at u = 512, exact to 2 MiB from 8,128 to 32,704 tokens). The slope is measured
-    over the loads of a batch, and goes with the batch; it then counts as compute, which grows with the context as well.
-    """
-    grown = [point for point in points if point.flash_attention == "disabled" and point.overhead is not None and point.filled]
-    slopes: dict[int, float] = {}
-    for batch in {point.num_batch or 0 for point in grown}:
-        values = [(float(p.filled or 0), p.overhead or 0.0) for p in grown if (p.num_batch or 0) == batch]
-        if max(x for x, _ in values) >= 2 * min(x for x, _ in values):
-            slopes[batch] = max(_slope(values), 0.0)
-    if not slopes or len(grown) < len(points):
-        return points
-    known = max(slopes)
-    full = []
-    for point in points:
-        slope = slopes.get(point.num_batch or 0, slopes[known] * (point.num_batch or 0) / (known or 1))
-        rest = slope * max(point.context - (point.filled or 0), 0)
-        overhead = (point.overhead or 0.0) + rest - slope * point.context
-        full.append(
-            msgspec.structs.replace(
-                point,
-                total=point.total + rest,
-                compute=point.compute + slope * point.context,
-                pool=slope * point.context,
-                overhead=overhead,
-            )
-        )
-    return full
-
-
-def _slope(values: Sequence[tuple[float, float]]) -> float:
-    """Least squares through values at different places."""
-    mean_x, mean_y = fmean(x for x, _ in values), fmean(y for _, y in values)
-    return sum((x - mean_x) * (y - mean_y) for x, y in values) / sum((x - mean_x) ** 2 for x, _ in values)
+    reading = READING_ERROR.get(record.machine.meter, MIB)
+    return with_growth(with_full_pools(_of_equal_weights(points, notes)), reading), notes
 
 
 def _of_equal_weights(points: list[Point], notes: list[str]) -> list[Point]:

@@ -54,7 +54,8 @@ class Breakdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class Band(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The straight line that holds up to ``up_to`` tokens per slot, at physical batch ``num_batch``.
 
-    ``overhead_gb`` is what the meter saw beyond the log at that batch, where it is another than the artifact's.
+    ``overhead_gb`` is what the meter saw beyond the log at that batch, where it is another than the artifact's;
+    ``overhead_gb_per_10k`` the part of ``compute_gb_per_10k`` by which it grows, absent where it is constant.
     """
 
     up_to: Positive
@@ -64,6 +65,7 @@ class Band(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     compute_gb_per_10k: float
     fixed_cache_gb: NonNegative | None
     overhead_gb: float | None = None
+    overhead_gb_per_10k: NonNegative | None = None
 
 
 class MeasuredLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

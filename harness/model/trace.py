@@ -13,6 +13,8 @@ BASELINE_TOLERANCE: Final = 16 * MIB
 
 #: ``import``: a figure that was measured elsewhere.
 MeterName = Literal["nvml", "drm", "host", "log", "import"]
+#: What one reading of a meter may be off, bytes: NVML counts in steps of 2 MiB; a log has two decimals of MiB, a few parts.
+READING_ERROR: Final[dict[str, int]] = {"nvml": 2 * MIB, "drm": 2 * MIB, "import": MIB, "host": MIB // 4, "log": MIB // 20}
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,14 +8,13 @@ import msgspec
 
 from harness.errors import UnknownVerdictError
 from harness.model.calibration import PARTS_UNKNOWN, Band, Calibration
+from harness.model.trace import READING_ERROR
 from harness.units import CELL_PADDING, MIB, TOKENS_PER_UNIT, from_gib, pad_cells
 
 #: Speeds are not predicted to better than this.
 SPEED_UNCERTAINTY: Final = 0.15
 #: Relative error where none was measured: a run above it is refused.
 UNMEASURED_ERROR: Final = 0.01
-#: What one reading of a meter may be off, bytes: NVML counts in steps of 2 MiB; a log has two decimals of MiB, a few parts.
-READING_ERROR: Final[dict[str, int]] = {"nvml": 2 * MIB, "drm": 2 * MIB, "import": MIB, "host": MIB // 4, "log": MIB // 20}
 
 
 class SpeedPrediction(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,11 +93,12 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
     else:
         weights = from_gib(breakdown.weights)
         beyond_log = breakdown.overhead if band.overhead_gb is None else band.overhead_gb
-        overhead = None if beyond_log is None else from_gib(beyond_log)
+        growth = band.overhead_gb_per_10k or 0.0
+        overhead = None if beyond_log is None else from_gib(beyond_log + units * growth)
         compute_start = band.base_vram_gb - breakdown.weights - (beyond_log or 0.0) - band.fixed_cache_gb
         fixed_cache = from_gib(num_parallel * band.fixed_cache_gb)
         context_cache = from_gib(units * num_parallel * band.kv_cache_gb_per_10k)
-        compute = from_gib(compute_start + units * band.compute_gb_per_10k)
+        compute = from_gib(compute_start + units * (band.compute_gb_per_10k - growth))
         total = weights + (overhead or 0) + fixed_cache + context_cache + compute
     within = context <= metadata.quality.valid_to
     warnings: list[str] = []
@@ -121,18 +121,19 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
         overhead_bytes=overhead,
         within_range=within,
         num_batch=band.num_batch,
-        uncertainty_bytes=_interval(calibration, band, cells, total),
+        uncertainty_bytes=_interval(calibration, band, cells, total, num_parallel),
         speed=predict_speed(calibration, context),
         warnings=tuple(warnings),
     )
 
 
-def _interval(calibration: Calibration, band: Band, cells: int, total: int) -> int:
+def _interval(calibration: Calibration, band: Band, cells: int, total: int, num_parallel: int) -> int:
     """Half the width of the prediction interval, bytes.
 
     Between the loads of a batch it is the error of the worst load when it is left out. Beyond them it grows with the distance
     from the nearest load in units of the stretch that the loads span, as the error of a line's slope does. Of one load, or
-    where no error was measured, :data:`UNMEASURED_ERROR` stands for it.
+    where no error was measured, :data:`UNMEASURED_ERROR` stands for it. The overhead has a bound of its own: how far it
+    differs between loads; how much of what it grows by goes with the slots is not known.
     """
     quality = calibration.metadata.quality
     loads = [load for load in quality.loads if load.num_batch == band.num_batch] or list(quality.loads)
@@ -143,7 +144,10 @@ def _interval(calibration: Calibration, band: Band, cells: int, total: int) -> i
     reading = READING_ERROR.get(calibration.metadata.machine.meter, MIB)
     away = max(cells - pad_cells(high), low - cells, 0)
     times = 1 + away / max(high - low, CELL_PADDING)
-    return round(max(error * total, (error * largest + reading) * times))
+    spread = from_gib(quality.overhead_spread_gb or 0.0)
+    slots = abs(num_parallel - calibration.metadata.settings.num_parallel)
+    grown = from_gib(slots * (band.overhead_gb_per_10k or 0.0) * cells / TOKENS_PER_UNIT)
+    return round(max(error * total, (max(error * largest, spread) + reading) * times)) + grown
 
 
 def predict_speed(calibration: Calibration, depth: int) -> SpeedPrediction:

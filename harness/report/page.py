@@ -17,7 +17,8 @@ import msgspec
 from harness.engines.registry import BUILT_IN, policy_of
 from harness.model.calibration import Calibration, to_document
 from harness.model.record import Record
-from harness.prediction.memory import READING_ERROR, UNMEASURED_ERROR
+from harness.model.trace import READING_ERROR
+from harness.prediction.memory import UNMEASURED_ERROR
 from harness.prediction.rules import FIT_TARGET
 from harness.units import CELL_PADDING, MIB, TOKENS_PER_UNIT
 

@@ -34,22 +34,23 @@ const verdictsBy = rules => {
     const band = bandFor(calibration, context, batch, parallel);
     const units = padCells(context) / UNIT;
     const beyondLog = band.overhead_gb ?? parts.overhead ?? null;
-    const overhead = beyondLog === null ? null : fromGib(beyondLog);
+    const growth = band.overhead_gb_per_10k ?? 0;
+    const overhead = beyondLog === null ? null : fromGib(beyondLog + units * growth);
     const start = band.base_vram_gb - parts.weights - (beyondLog ?? 0) - band.fixed_cache_gb;
     const found = {
       weights: fromGib(parts.weights),
       overhead,
       fixedCache: fromGib(parallel * band.fixed_cache_gb),
       contextCache: fromGib(units * parallel * band.kv_cache_gb_per_10k),
-      compute: fromGib(start + units * band.compute_gb_per_10k),
+      compute: fromGib(start + units * (band.compute_gb_per_10k - growth)),
       withinRange: context <= metadata.quality.valid_to,
     };
     found.total = found.weights + (overhead ?? 0) + found.fixedCache + found.contextCache + found.compute;
-    found.doubt = interval(calibration, band, padCells(context), found.total);
+    found.doubt = interval(calibration, band, padCells(context), found.total, parallel);
     return found;
   }
 
-  function interval(calibration, band, cells, total) {
+  function interval(calibration, band, cells, total, parallel) {
     const {quality, machine} = calibration.metadata;
     const own = quality.loads.filter(load => load.num_batch === band.num_batch), loads = own.length ? own : quality.loads;
     const contexts = loads.length ? loads.map(load => load.context) : [cells];
@@ -58,7 +59,10 @@ const verdictsBy = rules => {
     const most = fromGib(loads.length ? Math.max(...loads.map(load => load.total_gb)) : 0);
     const reading = rules.reading_error[machine.meter] ?? rules.reading_error_else;
     const times = 1 + Math.max(cells - padCells(high), low - cells, 0) / Math.max(high - low, PADDING);
-    return round(Math.max(error * total, (error * most + reading) * times));
+    const spread = fromGib(quality.overhead_spread_gb ?? 0);
+    const slots = Math.abs(parallel - calibration.metadata.settings.num_parallel);
+    const grown = fromGib(slots * (band.overhead_gb_per_10k ?? 0) * cells / UNIT);
+    return round(Math.max(error * total, (Math.max(error * most, spread) + reading) * times)) + grown;
   }
 
   const versionOf = text => {

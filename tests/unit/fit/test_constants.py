@@ -180,3 +180,43 @@ def test_a_reading_that_failed_is_not_zero() -> None:
 def test_only_spilled_loads_are_nothing_to_fit() -> None:
     with pytest.raises(UntrustedError, match="nothing to fit"):
         fit_record(record(*(load(context, layers_offloaded=3) for context in (8192, 16384, 32768))))
+
+
+def growing(context: int, per_token: int) -> object:
+    """A load whose memory grows by so much a token more than its log says."""
+    return load(context, overhead=OVERHEAD + per_token * context)
+
+
+@pytest.mark.parametrize("per_token", [48, 480, 6000])
+def test_totals_on_a_straight_line_are_a_line_where_the_log_grows_more_slowly(per_token: int) -> None:
+    contexts = (8192, 65536, 131072) if per_token == 48 else (8192, 16384, 32768)
+    calibration = fit_record(record(*(growing(one, per_token) for one in contexts)))  # type: ignore[arg-type]
+    band = calibration.metadata.bands[-1]
+    assert band.overhead_gb_per_10k == pytest.approx(per_token * 10_000 / GIB, abs=1e-6)
+    assert calibration.metadata.quality.max_error == pytest.approx(0, abs=1e-6)
+    assert calibration.metadata.breakdown_gb.overhead == pytest.approx(OVERHEAD / GIB, abs=2e-6)
+    assert any(f"{per_token}.0 bytes a token more than the log" in note for note in calibration.metadata.quality.notes)
+    found = predict(calibration, 131072)
+    assert found.total_bytes == pytest.approx(truth(131072) + per_token * 131072, rel=1e-5)
+    assert found.overhead_bytes == pytest.approx(OVERHEAD + per_token * 131072, rel=1e-4)
+    # what of it other slots take is not known, so the bound of other slots holds all of it
+    four = predict(calibration, 32768, 4)
+    assert abs(four.total_bytes - truth(32768, parallel=4) - 4 * per_token * 32768) <= four.uncertainty_bytes
+
+
+@pytest.mark.parametrize("moved", [(0, 3, -3), (0, -20, -40), (0, 2, 3)])
+def test_an_overhead_on_no_rising_line_has_no_slope(moved: tuple[int, int, int]) -> None:
+    loads = [load(c, overhead=OVERHEAD + more * MIB) for c, more in zip((8192, 16384, 32768), moved, strict=True)]
+    if min(moved) < -8:
+        with pytest.raises(UntrustedError, match="beyond the log"):
+            fit_record(record(*loads))
+        return
+    assert fit_record(record(*loads)).metadata.bands[-1].overhead_gb_per_10k is None
+
+
+def test_far_from_the_loads_the_truth_is_inside_the_interval_where_the_overhead_is_not_constant() -> None:
+    """Measured with an f32 cache at 2,048 to 8,192 tokens: 400 bytes a token more than the log says."""
+    for per_token in (0, 48, 200, 400, 1500):
+        calibration = fit_record(record(*(growing(c, per_token) for c in (2048, 4096, 8192))))  # type: ignore[arg-type]
+        found = predict(calibration, 131072)
+        assert abs(found.total_bytes - truth(131072) - per_token * 131072) <= found.uncertainty_bytes, per_token

@@ -1,0 +1,92 @@
+"""What grows with the context and only the meter sees: the driver's pools, and a rising overhead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from harness.fit.observations import Point
+
+#: What the meter sees beyond the log is a line if no load is further from it than this share of its rise.
+_STRAIGHT: Final = 0.1
+
+
+def with_growth(points: Sequence[Point], reading: float, *, sure: bool = False) -> list[Point]:
+    """Points whose overhead is without what grows with the context, where the loads of a batch show that as a straight line.
+
+    The meter is primary: totals on a line are a line, also where the log's parts grow more slowly than they do. Growth within
+    what ``reading`` a meter may be off is none, and a fall is none either: memory that was not touched yet comes later. With
+    ``sure``, two contexts are enough: that there is growth is known.
+    """
+    slope = _growth(points, [point.overhead for point in points], reading, sure)
+    if not slope:
+        return list(points)
+    idle = _growth(points, [point.idle_overhead for point in points], reading, sure)
+    return [
+        msgspec.structs.replace(
+            point,
+            growth=slope,
+            overhead=None if point.overhead is None else point.overhead - slope * point.context,
+            idle_overhead=None if point.idle_overhead is None else point.idle_overhead - idle * point.context,
+        )
+        for point in points
+    ]
+
+
+def _growth(points: Sequence[Point], values: Sequence[float | None], reading: float, sure: bool) -> float:
+    """Bytes per token, of the batch with the most contexts; 0 where no line is seen."""
+    groups: dict[int, list[tuple[float, float]]] = {}
+    for point, value in zip(points, values, strict=True):
+        if value is not None:
+            groups.setdefault(point.num_batch or 0, []).append((float(point.context), value))
+    group = max(groups.values(), key=lambda one: len({x for x, _ in one}), default=[])
+    contexts = {x for x, _ in group}
+    if len(contexts) < (2 if sure else 3):
+        return 0.0
+    slope = _slope(group)
+    rise, start = slope * (max(contexts) - min(contexts)), fmean(y for _, y in group) - slope * fmean(x for x, _ in group)
+    straight = all(abs(y - start - slope * x) <= max(reading, _STRAIGHT * rise) for x, y in group)
+    return slope if slope > 0 and (sure or (straight and rise > 2 * reading)) else 0.0
+
+
+def with_full_pools(points: list[Point]) -> list[Point]:
+    """Points as they would be with a full context, where the driver's pool grows with the tokens in the cache.
+
+    Without flash attention CUDA keeps the scores of a batch in its pool, which no log tells of: ``2*heads*u`` bytes a token (an
+    H100, llama.cpp b11434: 32 KiB for 32 heads at u = 512, exact to 2 MiB from 8,128 to 32,704 tokens). The slope is measured
+    over the loads of a batch, and goes with the batch; it then counts as compute, which grows with the context as well.
+    """
+    grown = [point for point in points if point.flash_attention == "disabled" and point.overhead is not None and point.filled]
+    slopes: dict[int, float] = {}
+    for batch in {point.num_batch or 0 for point in grown}:
+        values = [(float(p.filled or 0), p.overhead or 0.0) for p in grown if (p.num_batch or 0) == batch]
+        if max(x for x, _ in values) >= 2 * min(x for x, _ in values):
+            slopes[batch] = max(_slope(values), 0.0)
+    if not slopes or len(grown) < len(points):
+        return points
+    known = max(slopes)
+    full = []
+    for point in points:
+        slope = slopes.get(point.num_batch or 0, slopes[known] * (point.num_batch or 0) / (known or 1))
+        rest = slope * max(point.context - (point.filled or 0), 0)
+        overhead = (point.overhead or 0.0) + rest - slope * point.context
+        full.append(
+            msgspec.structs.replace(
+                point,
+                total=point.total + rest,
+                compute=point.compute + slope * point.context,
+                pool=slope * point.context,
+                overhead=overhead,
+            )
+        )
+    return full
+
+
+def _slope(values: Sequence[tuple[float, float]]) -> float:
+    """Least squares through values at different places."""
+    mean_x, mean_y = fmean(x for x, _ in values), fmean(y for _, y in values)
+    return sum((x - mean_x) * (y - mean_y) for x, y in values) / sum((x - mean_x) ** 2 for x, _ in values)
