@@ -283,6 +283,10 @@ class CalibrationOptions(_Validated, frozen=True, kw_only=True):
     ] = {}  # fmt: skip
     variant: Variant = None
     speed: Annotated[bool, Option(setting=False, help="Measure memory only.")] = True
+    header_only: Annotated[
+        bool,
+        Option(setting=False, help="Measure memory from the model's header alone; its weights are not downloaded or read."),
+    ] = False
     timeout: Annotated[float, Option(metavar="S", least=0.001, help="Longest wait for one answer of the engine.")] = 600.0
 
 

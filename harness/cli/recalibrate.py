@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--stale", is_flag=True, help="Only those whose engine, model, driver or GPU is not what it was.")
 @click.option("--dry-run", is_flag=True, help="Say what is stale and why, and what would be measured.")
 @options_of(
-    Overrides, "image", "engine_binary", "models", "gpus", "env", "timeout", "force",
+    Overrides, "image", "engine_binary", "models", "gpus", "env", "timeout", "header_only", "force",
     image="Image of the engine instead of the pinned one.", env="Value of a secret that was redacted in the record.",
     force="Replace calibrations of another GPU, or of a longer range.",
 )  # fmt: skip

@@ -17,7 +17,18 @@ from harness.errors import UnavailableError
 from harness.model.facts import EngineName
 from harness.model.finding import Finding
 from harness.model.gpu import LocalGpu
-from harness.model.record import EngineVersion, Estimate, LoadRequest, Model, Reported, Speed, Target, Tensors, Weights
+from harness.model.record import (
+    EngineVersion,
+    Estimate,
+    HeaderSource,
+    LoadRequest,
+    Model,
+    Reported,
+    Speed,
+    Target,
+    Tensors,
+    Weights,
+)
 from harness.options import CalibrationOptions
 from harness.sandboxes.base import GpuRequest, Launch, SandboxName, Site
 
@@ -142,6 +153,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     weights: Weights = "full"
+    header: HeaderSource | None = None
 
     model: Model
     path: Path | None = None

@@ -58,6 +58,29 @@ BLOCKS: Final = {
 }  # fmt: skip
 
 
+#: What the name of a file holds that has a header and no weights (:mod:`harness.headers.holes`).
+HEADER_ONLY: Final = ".header-only"
+
+
+def is_header_only(path: str | Path) -> bool:
+    """Whether a file has no weights, by its name."""
+    return HEADER_ONLY in Path(path).name
+
+
+def refuse_header_only(path: str | Path) -> None:
+    """Refuse to load a model without its weights as if it were one.
+
+    Raises:
+        NotFoundError: it has none.
+    """
+    if is_header_only(path):
+        raise NotFoundError(
+            f"{Path(path).name} is a header without weights: memory is measured with it, and nothing can be asked of it",
+            hint="download the model and give its path; or measure it by its own name with --header-only",
+            code="header-only",
+        )
+
+
 class Header(msgspec.Struct, frozen=True, kw_only=True):
     """Metadata of a GGUF, and its tensors as (name, bytes). The tensors' data begins at ``begin``, bytes from the start."""
 

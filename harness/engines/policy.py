@@ -37,6 +37,8 @@ class Policy(Rules):
     plans_anew: ClassVar[bool] = False
     #: What to do where no GPU can be had.
     without_gpu: ClassVar[str | None] = None
+    #: Whether it can load weights that are not there (vLLM's ``--load-format dummy``), from its own files of a model.
+    dummy_weights: ClassVar[bool] = False
     #: Variables that name the model which a process of it has.
     name_variables: ClassVar[tuple[str, ...]] = ()
     #: Whether it can run with nothing on a GPU.

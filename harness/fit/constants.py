@@ -188,6 +188,8 @@ def fit_record(record: Record) -> Calibration:
             placement=fit_placement(record),
             performance=performance,
             run=record.run,
+            weights=record.weights,
+            source=record.source,
         ),
     )
 

@@ -26,7 +26,8 @@ def fit_performance(record: Record) -> tuple[Performance, list[str]]:
     timed = [] if speed is None else [one for one in speed.speeds if one.decode_tokens_per_s]
     timed.sort(key=lambda one: one.prompt_tokens)
     if speed is None:
-        notes.append("speed was not measured: not asked for")
+        why = "only the header was here, and zeros for weights" if record.weights == "header" else "not asked for"
+        notes.append(f"speed was not measured: {why}")
     elif not timed:
         notes.append(f"speed was not measured: {speed.reason or 'no timings'}")
     depths, spread = _depths(timed)

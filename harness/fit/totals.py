@@ -152,6 +152,8 @@ def fit_totals(record: Record, totals: Sequence[Total]) -> Calibration:
             placement=fit_placement(record),
             performance=performance,
             run=record.run,
+            weights=record.weights,
+            source=record.source,
         ),
     )
 

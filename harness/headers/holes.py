@@ -16,14 +16,13 @@ from typing import Final, Literal
 
 import msgspec
 
-from harness.errors import BusyError, CannotWriteError, NotFoundError
+from harness.engines.gguf import HEADER_ONLY
+from harness.errors import BusyError, CannotWriteError
 from harness.files import NO_LINK, PLAIN, lock, share
 from harness.polling import poll
 from harness.store.catalog import cache_folder
 from harness.store.store import write_atomically
 
-#: What the name of a file without weights holds.
-MARK: Final = ".header-only"
 _SOURCE: Final = "source.json"
 _LOCK: Final = ".harness-header"
 _PART: Final = "begun"
@@ -48,28 +47,9 @@ def headers_folder() -> Path:
     return cache_folder() / "headers"
 
 
-def is_header_only(path: str | Path) -> bool:
-    """Whether a file is one of these, by its name: it has no weights."""
-    return MARK in Path(path).name
-
-
-def refuse_header_only(path: str | Path) -> None:
-    """Refuse to run a model without its weights.
-
-    Raises:
-        NotFoundError: it has none.
-    """
-    if is_header_only(path):
-        raise NotFoundError(
-            f"{Path(path).name} is a header without weights: memory can be measured with it, nothing can be asked of it",
-            hint="download the model and give its path",
-            code="header-only",
-        )
-
-
 def hole_name(name: str, number: int = 1, count: int = 1) -> str:
     """The file name of a part; of a split model as llama.cpp wants it (``llama_split_path``)."""
-    return f"{name}{MARK}.gguf" if count == 1 else f"{name}{MARK}-{number:05d}-of-{count:05d}.gguf"
+    return f"{name}{HEADER_ONLY}.gguf" if count == 1 else f"{name}{HEADER_ONLY}-{number:05d}-of-{count:05d}.gguf"
 
 
 class Entry:

@@ -96,7 +96,7 @@ def find(name: str, client: httpx.Client, engine: str | None = None) -> Found:
     """
     path = Path(name).expanduser()
     if path.is_file() or (name.endswith(".gguf") and not is_remote(name)):
-        return _local(name, path)
+        return _local(path)
     if name.startswith(_HUB_FILE):
         return _hub_file(name, name.removeprefix(_HUB_FILE))
     asks = None if engine is None else remote_registry(engine)
@@ -126,7 +126,7 @@ def variants(name: str) -> tuple[Found, ...]:
     return ()
 
 
-def _local(name: str, path: Path) -> Found:
+def _local(path: Path) -> Found:
     split = SPLIT.fullmatch(path.name)
     paths = [path]
     if split is not None:
@@ -135,7 +135,7 @@ def _local(name: str, path: Path) -> Found:
     if missing:
         raise NotFoundError(f"no such file: {missing[0]}", code="no-such-file")
     parts = tuple(Part(name=one.name, path=one.resolve(), size=one.stat().st_size) for one in paths)
-    return Found(source=str(path.resolve()), name=path.name if name.endswith(".gguf") else name, parts=parts)
+    return Found(source=str(path.resolve()), name=path.name, parts=parts)
 
 
 def split_names(name: str) -> list[str]:

@@ -240,6 +240,23 @@ def resolve_name(name: str, engine: Engine, catalog: Catalog, options: Options) 
     return known
 
 
+def header_address(name: str, engine: Engine, catalog: Catalog) -> str:
+    """Where the header of a model is read: of a catalog name as the catalog says, else the name itself.
+
+    Raises:
+        NotFoundError: the catalog knows the model, and no source of its header.
+    """
+    entry = catalog.models.get(name)
+    if entry is None:
+        return name
+    if engine.policy.loads_files and entry.gguf is not None and (entry.gguf.path is None or entry.source is None):
+        return str(gguf_path(name, entry))
+    known = (None if engine.policy.loads_files else entry.name_for(engine.name)) or entry.source or entry.name_for(CONTAINED)
+    if known is None:
+        raise NotFoundError(f"the catalog names no source of {name!r}", hint="source: hf.co/OWNER/REPO", code="no-such-model")
+    return known
+
+
 def _contained(name: str, options: Options) -> str:
     """How :data:`CONTAINED` could take a name that an engine of files does not know: only what is not refused then."""
     engine = recipe_of(CONTAINED)

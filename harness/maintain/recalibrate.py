@@ -242,6 +242,7 @@ def rerun_options(target: Candidate, finder: Installed) -> RunOptions:
         variant=variant_of(target.path),
         speed=any((performance.decode_tokens_per_s, performance.prompt_tokens_per_s, performance.host_decode_tokens_per_s)),
         timeout=given.timeout,
+        header_only=given.header_only or metadata.weights == "header",
         force=True,  # what may be replaced is decided here, by refuse_other()
     )
 

@@ -52,6 +52,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     options: Options
     request: Request
     store: Store
+    held: ExitStack = msgspec.field(default_factory=ExitStack)  # what is not to be removed while it is measured
 
     @property
     def artifact(self) -> Path:
@@ -74,7 +75,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
             HarnessError: as the exit codes say. The record is kept whatever happens; an artifact is written only by success.
         """
         planned = self.plan()  # a context that is refused is refused before a file is hashed
-        with ExitStack() as stack:
+        with self.held, ExitStack() as stack:
             stack.enter_context(hold(lock_names(self.choice)))
             sandbox, meter = stack.enter_context(opened(self.engine, self.choice, self.options, observer))
             source = _with_digest(self.request.source, observer)
@@ -99,7 +100,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _with_digest(source: Source, observer: Observer) -> Source:
-    if source.path is None or source.model.digest is not None:
+    if source.path is None or source.model.digest is not None or source.weights == "header":
         return source
     observer.progress("hashing the model", 0, None)
     digest = gguf.sha256(source.path)
@@ -161,6 +162,8 @@ class Run:
             before=self.before,
             after=self.after,
             notes=tuple(self.notes),
+            weights=self.source.weights,
+            source=self.source.header,
         )
 
     def go(self) -> Record:

@@ -25,6 +25,8 @@ def refuse_overwrite(
         return
     old = store.read(path).metadata
     differs = []
+    if old.weights == "full" and source.weights == "header":
+        differs.append("source: of the weights themselves, not of a header")
     if old.model.digest and source.model.digest and old.model.digest != source.model.digest:
         differs.append("model digest")
     elif old.model.name != source.model.name and None in (old.model.digest, source.model.digest):

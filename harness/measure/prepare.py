@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -9,14 +10,15 @@ import msgspec
 from harness.engines.base import Engine, Options, Source
 from harness.engines.registry import recipe_of
 from harness.engines.running import RunningServer, held_by
-from harness.inventory.backend import Choice, choose, choose_engine, choose_sandbox, resolve_name
+from harness.inventory.backend import Choice, choose, choose_engine, choose_sandbox, header_address, resolve_name
+from harness.inventory.digests import cached_sha256
 from harness.inventory.machine import LocalMachine
 from harness.measure.calibrate import Session
 from harness.measure.plan import Request
-from harness.model.record import Model
+from harness.model.record import HeaderSource, Model
 from harness.options import RunOptions, shared
 from harness.sandboxes.base import GpuRequest
-from harness.store.catalog import DEFAULT_MODEL, find_catalog, pinned_image, read_catalog
+from harness.store.catalog import DEFAULT_MODEL, Catalog, find_catalog, pinned_image, read_catalog
 from harness.store.store import Store, model_stem
 
 
@@ -34,8 +36,11 @@ def prepare(run: RunOptions, store: Store, here: Path) -> Session:
     place, why = choose_sandbox(engine, run.sandbox, options)
     options = msgspec.structs.replace(options, sandbox=place)
     reasons = (*reasons, *why)
-    own_name = resolve_name(name, engine, catalog, options)
-    source = engine.resolve(own_name, options)
+    stack = ExitStack()
+    if run.header_only:
+        name, source, options = _from_header(name, engine, catalog, options, stack)
+    else:
+        source = engine.resolve(resolve_name(name, engine, catalog, options), options)
     if not name.endswith(".gguf"):
         name = name.partition("@sha256:")[0]  # a digest pins a model; it is no part of its name
         source = msgspec.structs.replace(source, model=_named(source.model, model_stem(name)))
@@ -64,11 +69,36 @@ def prepare(run: RunOptions, store: Store, here: Path) -> Session:
         loads=run.loads,
         num_batch=run.num_batch,
         variant=run.variant,
-        speed=run.speed,
+        speed=run.speed and not run.header_only,
         force=run.force,
     )
     options = msgspec.structs.replace(options, target=choice.target, memory_limit=memory_budget(choice))
-    return Session(engine=engine, choice=choice, options=options, request=request, store=store)
+    return Session(engine=engine, choice=choice, options=options, request=request, store=store, held=stack)
+
+
+def _from_header(name: str, engine: Engine, catalog: Catalog, options: Options, held: ExitStack) -> tuple[str, Source, Options]:
+    """The name under which it is filed, the source, and the options for it, of a model without its weights.
+
+    Raises:
+        HarnessError: its header cannot be read, or the engine cannot do without weights.
+    """
+    if engine.policy.dummy_weights:
+        own = engine.resolve(resolve_name(name, engine, catalog, options), options)
+        return name, msgspec.structs.replace(own, weights="header"), options
+    from harness.headers.read import header_only
+    from harness.headers.sources import find, open_client
+
+    with open_client() as client:
+        found = find(header_address(name, engine, catalog), client, engine.name)
+        if found.parts[0].path is not None:
+            digest = cached_sha256(found.parts[0].path)
+            parts = (msgspec.structs.replace(found.parts[0], digest=digest), *found.parts[1:])
+            found = msgspec.structs.replace(found, parts=parts)
+        header = held.enter_context(header_only(found, client))
+    source, options = engine.from_header(header, options)
+    local = found.parts[0].path is not None  # where it lay is of no use elsewhere
+    known = HeaderSource(address=header.name if local else header.source, revision=header.revision)
+    return name if name in catalog.models else header.name, msgspec.structs.replace(source, header=known), options
 
 
 def _other_versions(engine: Engine, options: Options, servers: tuple[RunningServer, ...]) -> tuple[str, ...]:

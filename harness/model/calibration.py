@@ -13,7 +13,7 @@ import msgspec
 
 from harness.errors import BadInputError, ConfigError
 from harness.model.facts import EngineName
-from harness.model.record import EngineVersion, Machine, Model, Settings
+from harness.model.record import EngineVersion, HeaderSource, Machine, Model, Settings, Weights
 
 SCHEMA_VERSION: Final = 1
 #: No figure of an artifact comes near it (bytes of a block, tokens, GiB).
@@ -159,7 +159,11 @@ class KvBlocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Metadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the constants come from."""
+    """Where the constants come from.
+
+    ``weights`` is ``header`` where zeros stood for the weights: memory is the same, and speeds are not measured. ``source``
+    is where that header was read.
+    """
 
     schema_version: Positive
     calibrated_at: str
@@ -174,6 +178,8 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     performance: Performance
     run: str | None
     kv_blocks: KvBlocks | None = None
+    weights: Weights = "full"
+    source: HeaderSource | None = None
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -228,9 +234,10 @@ def to_document(calibration: Calibration) -> dict[str, Any]:
     machine = document["metadata"]["machine"]
     if machine["total_cuda_gb"] is None:
         del machine["total_cuda_gb"]
-    for section, key in ((document["metadata"], "kv_blocks"), (document["metadata"]["settings"], "vllm")):
+    metadata = document["metadata"]
+    for section, key in ((metadata, "kv_blocks"), (metadata, "source"), (metadata["settings"], "vllm")):
         if section[key] is None:
-            del section[key]  # only vLLM has them
+            del section[key]  # only vLLM has them, or a calibration from a header
     if not document["metadata"]["engine"]["named"]:
         del document["metadata"]["engine"]["named"]
     return document

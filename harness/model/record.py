@@ -147,6 +147,13 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     cache_bytes_per_token: int
 
 
+class HeaderSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a header was read: an address or a file, and the revision there. For people: nothing is fetched from it."""
+
+    address: str
+    revision: str | None = None
+
+
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One load of a plan. ``context`` is in tokens per slot; ``num_batch`` the physical batch, ``None`` = the engine's.
 
@@ -250,4 +257,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     before: Occupancy | None = None
     after: Occupancy | None = None
     notes: tuple[str, ...] = ()
+    weights: Weights = "full"
+    source: HeaderSource | None = None
     phases: tuple[tuple[str, float], ...] = ()

@@ -103,6 +103,9 @@ def _details(calibration: Calibration) -> list[RenderableType]:
     spread = "" if quality.overhead_spread_gb is None else f" · overhead moves by {size_of(quality.overhead_spread_gb)}"
     known = {"log": "logged, not measured", "import": "imported: the totals were measured by others"}
     meter = known.get(metadata.machine.meter, f"measured by {metadata.machine.meter}")
+    if metadata.weights == "header":
+        where = "" if metadata.source is None else f", read from {metadata.source.address}"
+        grid.add_row("weights", Text(clean(f"zeros: only the header was there{where}")))
     grid.add_row("quality", Text(f"error {error}{spread} · {meter}"))
     grid.add_row("points", Text(" · ".join(f"{load.context:,}: {size_of(load.total_gb)}" for load in quality.loads)))
     grid.add_row("valid to", Text(f"{quality.valid_to:,} tokens"))

@@ -28,18 +28,22 @@ class Gguf(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What each engine calls the model; ``None``: that engine has none. ``engines``: what engines of other packages call it."""
+    """What each engine calls the model; ``None``: that engine has none. ``engines``: what engines of other packages call it.
+
+    ``source`` is an address of its GGUF (``https://…``, ``hf.co/OWNER/REPO:QUANTISATION``), where its header can be read.
+    """
 
     ollama: str | None = None
     vllm: str | None = None
     gguf: Gguf | None = None
+    source: str | None = None
     engines: dict[EngineName, str] = {}
     licence: str | None = None
     note: str | None = None
 
     def name_for(self, engine: EngineName) -> str | None:
         """What an engine that does not load files calls the model."""
-        own = engine in self.__struct_fields__ and engine not in ("gguf", "engines", "licence", "note")
+        own = engine in self.__struct_fields__ and engine not in ("gguf", "source", "engines", "licence", "note")
         return getattr(self, engine) if own else self.engines.get(engine)
 
     def known_to(self) -> list[EngineName]:

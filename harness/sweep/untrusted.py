@@ -29,4 +29,6 @@ def _asked_by_cell(cell: Cell, here: Path) -> tuple[Refusal, ...]:
         found.append(Refusal(what="models", value=cell.models, option="--allow-model"))
     if cell.engine_binary is not None:
         found.append(Refusal(what="engine_binary", value=cell.engine_binary, option="--allow-binary"))
+    if cell.model.startswith(("https://", "http://")):
+        found.append(Refusal(what="weights", value=cell.model, option="--allow-model"))
     return tuple(found)

@@ -129,6 +129,7 @@ class LlamaServer(Engine):
     def resolve(self, name: str, options: Options) -> Source:
         """A GGUF file by its path; catalog names have become paths by now."""
         path = Path(name).expanduser()
+        gguf.refuse_header_only(path)
         if not path.is_file() and not path.suffix == ".gguf":
             raise NotFoundError(
                 f"llama-server loads GGUF files, and {name!r} is neither a file nor a name in the catalog",

@@ -272,7 +272,7 @@ def described(source: Source, body: Mapping[str, Any], size: int | None) -> Sour
     capabilities = body.get("capabilities") or ()
     model = msgspec.structs.replace(
         source.model,
-        digest=f"sha256:{blob['hex']}" if blob else source.model.digest,
+        digest=f"sha256:{blob['hex']}" if blob and source.weights == "full" else source.model.digest,
         architecture=_text(architecture),
         quantization=_text(details.get("quantization_level")) or source.model.quantization,
         train_context=_count(info.get(f"{architecture}.context_length")) or source.model.train_context,

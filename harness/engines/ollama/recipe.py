@@ -104,6 +104,7 @@ class Ollama(Engine):
         """A GGUF file by its path, or a name of Ollama's, which a registry or the user's models folder has."""
         if name.endswith(".gguf"):
             path = Path(name).expanduser()
+            gguf.refuse_header_only(path)
             header = gguf.read_header(path)
             model = gguf.describe(header, name, None)
             return Source(model=model, path=path.resolve(), tensors=gguf.tensor_bytes(header))

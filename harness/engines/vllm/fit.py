@@ -270,6 +270,7 @@ def fit_vllm(record: Record) -> Calibration:
             performance=performance,
             run=record.run,
             kv_blocks=blocks,
+            weights=record.weights,
         ),
     )  # fmt: skip
 

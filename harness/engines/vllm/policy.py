@@ -45,6 +45,7 @@ class VllmPolicy(Policy):
     ggml_caches = False
     default_cache_type = "auto"
     runs_on_host = False
+    dummy_weights = True
     plans_anew = True
 
     def runs(self, words: Sequence[str]) -> bool:

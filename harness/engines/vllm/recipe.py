@@ -98,6 +98,8 @@ class Vllm(Engine):
             argv += ["--kv-cache-memory-bytes", str(request.kv_cache_bytes)]
         if options.kv_cache_type is not None:
             argv += ["--kv-cache-dtype", options.kv_cache_type]
+        if source.weights == "header":
+            argv += ["--load-format", "dummy"]
         argv += arguments(options)
         env = {
             "VLLM_NO_USAGE_STATS": "1",

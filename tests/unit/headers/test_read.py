@@ -17,7 +17,7 @@ from harness.engines.ollama.remote import OllamaRegistry
 from harness.engines.registry import recipe_of
 from harness.errors import BadInputError, CannotWriteError, HarnessError, NotFoundError, NotPermittedError, UsageError
 from harness.headers import holes, sources
-from harness.headers.holes import headers_folder, is_header_only, refuse_header_only
+from harness.headers.holes import headers_folder
 from harness.headers.read import header_only, read_header
 from harness.headers.sources import find, is_remote, variants
 from harness.maintain.clean import clean
@@ -61,7 +61,7 @@ def test_a_file_of_this_machine(model: Path, client: httpx.Client) -> None:
         (hole,) = found.parts
         assert same_but_for_weights(hole, model)
         assert hole.stat().st_blocks * 512 < model.stat().st_size / 10
-        assert is_header_only(hole)
+        assert gguf.is_header_only(hole)
         assert found.tensors == gguf.tensor_bytes(gguf.read_header(model))
         assert found.digest is None  # whoever measures it hashes the file itself
 
@@ -245,9 +245,9 @@ def test_a_disk_without_holes(model: Path, client: httpx.Client, monkeypatch: py
 
 
 def test_it_is_never_served(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="without weights"):
-        refuse_header_only(tmp_path / "x.header-only.gguf")
-    refuse_header_only(tmp_path / "header-only.gguf")
+    for engine in ("llama-server", "ollama"):
+        with pytest.raises(NotFoundError, match="without weights"):
+            recipe_of(engine).resolve(str(tmp_path / "x.header-only.gguf"), Options(engine=engine))
 
 
 def test_clean_lists_it_and_removes_what_is_not_in_use(model: Path, client: httpx.Client, tmp_path: Path) -> None:
