@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
-from harness.options import QueryOptions, RunOptions, TuneOptions, asked_flash, read_available
+from harness.options import Allowed, QueryOptions, RunOptions, TuneOptions, asked_flash, read_available
 from harness.prediction.memory import Prediction
 from harness.prediction.memory import predict as _predict
 from harness.store.store import Store, default_root
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from harness.prediction.allocation import Allocation
     from harness.serving.calibration_lookup import CalibrationFilter
     from harness.serving.check import Assessment, Check
+    from harness.serving.exporting import Exported
     from harness.serving.server import OnOffload, Server
     from harness.serving.tuning import Tuned
 
@@ -198,6 +199,27 @@ def tune(
     """
     query = QueryOptions(available=read_available(available), store=None if store is None else str(store), **options)
     return tuned(model, TuneOptions(min_ctx=min_ctx, min_tokens_per_s=min_tokens_per_s, slots=slots), query)
+
+
+def exported(
+    name: str,
+    models: Sequence[str],
+    query: QueryOptions,
+    *,
+    style: str | None = None,
+    slots: int = 1,
+    folder: str = "/models",
+    allowed: Allowed | None = None,
+) -> Exported:
+    """Settings that fit, as another program reads them: :func:`harness.serving.exporting.export`."""
+    from harness.inventory.machine import LocalMachine
+    from harness.serving import exporting
+    from harness.serving.calibration_lookup import CalibrationFilter
+
+    return exporting.export(
+        name, models, _store(query.store), LocalMachine(query.gpu), style=style, wanted=CalibrationFilter.of(query),
+        available=query.available, num_parallel=slots, folder=folder, allowed=allowed,
+    )  # fmt: skip
 
 
 def require_fit(model: str, ctx: int | None = None, **options: Any) -> Assessment:

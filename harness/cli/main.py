@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "check": ("check", "Will it fit now, or be offloaded to the CPU? Ends with 0, 3 or 4."),
     "plan": ("plan", "What fits a card or this machine: contexts, speeds, and which models fit together."),
     "tune": ("tune", "The settings that make the most of a budget, or what would make a model fit."),
+    "export": ("export", "Settings that fit, as Ollama, Compose, llama-swap, Kubernetes and others read them."),
     "serve": ("serve", "Check a model, start it clean, and run a command in front of it."),
     "predict": ("predict", "Memory and speed of a calibrated model at a context."),
     "allocate": ("allocate", "The options with which vLLM starts with a context."),

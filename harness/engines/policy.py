@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from harness.model.facts import LoadFacts
     from harness.model.record import Load, LoadRequest, Record, Settings, Target, VllmSettings
     from harness.prediction.allocation import Allocation, Deployment
+    from harness.prediction.start import Start
+    from harness.prediction.verdict import Verdict
 
 
 class Policy(Rules):
@@ -162,6 +164,14 @@ class Policy(Rules):
             OffloadLikelyError: it cannot be had (code ``does-not-fit``), with the largest context that can.
         """
         raise UnknownVerdictError(f"{self.title} takes the memory that a model needs; there is nothing to allocate")
+
+    def start(self, calibration: Calibration, verdict: Verdict, available: tuple[int, ...]) -> Start:
+        """How it is started outside of harness so that it runs as was judged.
+
+        Raises:
+            UnknownVerdictError: the calibration does not say. OffloadLikelyError: it cannot be had.
+        """
+        raise UnknownVerdictError(f"how {self.title} is started outside of harness is not known", code="no-start")
 
     def command(self, allocation: Allocation) -> tuple[str, ...]:
         """The command line of a start that was allocated."""

@@ -10,6 +10,7 @@ from harness.engines.registry import policy_of
 from harness.errors import UnknownVerdictError
 from harness.inventory.machine import ADVICE, LocalMachine
 from harness.model.calibration import Calibration
+from harness.prediction.candidates import at_batch
 from harness.prediction.settings import AskedSettings, derive
 from harness.prediction.tuning import Choice, Demand, Tuning
 from harness.prediction.tuning import tune as search
@@ -91,18 +92,25 @@ def as_started(model: str, context: int, found: Tuned) -> Assessment | None:
     choice = next((one for one in found.tuning.choices if one.verdict == "fits" and _at_start(one)), None)
     if choice is None:
         return None
-    calibration = found.files[choice.calibration]
-    rules = policy_of(calibration.engine)
-    asked = AskedSettings(kv_cache_type=choice.kv_cache_type)
-    path = found.chosen.path.with_name(f"{choice.calibration.rpartition('/')[2]}.yaml")
-    calibration = derive(calibration, asked, ggml_caches=rules.ggml_caches).calibration
-    chosen = msgspec.structs.replace(found.chosen, calibration=calibration, path=path, derived=choice.derived)
+    chosen = settled(found, choice)
+    calibration, rules = chosen.calibration, policy_of(chosen.calibration.engine)
     question = CheckRequest(model=model, context=min(context, choice.context), num_parallel=choice.num_parallel)
     verdict = judge(
         calibration, question.context, question.num_parallel, chosen.available, rules, names=chosen.names
     )  # fmt: skip
     verdict = msgspec.structs.replace(verdict, source=choice.source)
     return Assessment(request=question, verdict=verdict.verdict, chosen=chosen, details=verdict)
+
+
+def settled(found: Tuned, choice: Choice) -> CalibrationMatch:
+    """The calibration that answers for a choice, with the settings of the choice."""
+    calibration = found.files[choice.calibration]
+    asked = AskedSettings(kv_cache_type=choice.kv_cache_type)
+    calibration = derive(calibration, asked, ggml_caches=policy_of(calibration.engine).ggml_caches).calibration
+    if choice.num_batch is not None and len({band.num_batch for band in calibration.metadata.bands}) > 1:
+        calibration, _ = at_batch(calibration, choice.num_batch)
+    path = found.chosen.path.with_name(f"{choice.calibration.rpartition('/')[2]}.yaml")
+    return msgspec.structs.replace(found.chosen, calibration=calibration, path=path, derived=choice.derived)
 
 
 def _at_start(choice: Choice) -> bool:

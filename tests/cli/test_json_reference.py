@@ -42,6 +42,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("check", "made-up@8192", "--available", "24GiB"),
         ("plan", "--available", "24GiB"),
         ("tune", "made-up", "--available", "24GiB"),
+        ("export", "llama-server", "made-up", "--available", "24GiB"),
         ("allocate", "tiny-llama", "--ctx", "4096", "--available", "8GiB"),
         ("show", "made-up"),
         ("list",),

@@ -15,7 +15,10 @@ ROOT = Path(__file__).parents[2] / "harness"
 _BASE = {"units", "errors", "text", "files", "ownership"}
 _PURE = {"model", "fit", "prediction"}
 _MIDDLE = {"engines", "sandboxes", "meters", "logs"}
-_UPPER = {"options", "headers", "inventory", "store", "render", "report", "polling", *_MIDDLE, *_PURE, *_BASE, "__version__"}
+_UPPER = {
+    *("options", "headers", "inventory", "store", "render", "exports", "report", "polling"),
+    *_MIDDLE, *_PURE, *_BASE, "__version__",
+}  # fmt: skip
 #: What each room may import of ours, beside itself.
 ALLOWED = {
     "units": set(),
@@ -41,6 +44,7 @@ ALLOWED = {
         *_BASE,
     },
     "render": {*_PURE, *_BASE},
+    "exports": {*_PURE, *_BASE},
     "report": {"engines.registry", "store", "render", *_PURE, *_BASE},
     "inventory": {"options", "store", *_MIDDLE, *_PURE, *_BASE},
     "headers": {"polling", "store.catalog", "store.store", "engines.base", "engines.gguf", "engines.registry", "model", *_BASE},
@@ -49,7 +53,7 @@ ALLOWED = {
     "maintain": {"measure", *_UPPER},
     "sweep": {"measure", *_UPPER},
     "api": {"measure", "serving", "maintain", "sweep", *_UPPER},
-    "cli": {"options", "api", "engines.registry", "render", "store", "model", *_BASE, "__version__"},
+    "cli": {"options", "api", "engines.registry", "render", "exports", "store", "model", *_BASE, "__version__"},
     "pytest_plugin": {"", "serving.check", "render.verdict"},
 }
 #: Imports that do not follow the rule yet (importer, imported), and where they are to end. A row that nothing needs fails.
@@ -84,6 +88,7 @@ ALONE: dict[str, str | tuple[str, ...]] = {
 }
 #: Files outside `engines/` and `logs/` that still hold an engine's name, and why. A row that nothing needs fails.
 NAMES = {
+    "exports/formats.py": "names of formats, which are those of the programs that read them",
     "render/loads.py": "shows the section of a log that one engine alone has",
 }
 #: Files of an engine's package that are handed to the pure core.

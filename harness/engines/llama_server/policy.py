@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from harness.engines.policy import Policy
+from harness.options import asked_flash
 from harness.prediction.rules import FIT_TARGET
+from harness.prediction.start import Start
 from harness.units import MIB
+
+if TYPE_CHECKING:
+    from harness.model.calibration import Calibration
+    from harness.prediction.verdict import Verdict
 
 #: The program of the embedded one, which Python runs.
 PROGRAM: Final = "xllamacpp_server.py"
 #: The variable for the name under which it answers (common/arg.cpp).
 ALIAS: Final = "LLAMA_ARG_ALIAS"
+#: Named like llama.cpp's own variables; ``--override-kv`` has none there, so it is passed on as the flag.
+OVERRIDE_KV: Final = "LLAMA_ARG_OVERRIDE_KV"
 
 
 class LlamaServerPolicy(Policy):
@@ -33,6 +41,32 @@ class LlamaServerPolicy(Policy):
     def serve_environment(self, model: str, context: int) -> dict[str, str]:
         """The name under which it answers."""
         return {ALIAS: model}
+
+    def start(self, calibration: Calibration, verdict: Verdict, available: tuple[int, ...]) -> Start:
+        """Every option that decides about memory is named; placement is left to its fit, as it was judged."""
+        metadata = calibration.metadata
+        settings, slots = metadata.settings, verdict.num_parallel
+        batch = calibration.band_for(verdict.context, settings.num_batch, slots).num_batch
+        options = {"ctx-size": str(verdict.context * slots), "parallel": str(slots)}
+        if batch is not None:
+            options |= {"batch-size": str(max(batch, 2048)), "ubatch-size": str(batch)}
+        options["flash-attn"] = asked_flash(settings.flash_attention)
+        key, _, value = settings.kv_cache_type.partition("/")
+        options |= {"cache-type-k": key, "cache-type-v": value or key}
+        if OVERRIDE_KV in settings.env:  # it has no variable there
+            options["override-kv"] = settings.env[OVERRIDE_KV]
+        if metadata.machine.target == "host":
+            options |= {"device": "none", "n-gpu-layers": "0", "fit": "off"}
+        return Start(
+            program=("llama-server",),
+            arguments=tuple(word for name, value in options.items() for word in (f"--{name}", value)),
+            model_option="--model",
+            port=8080,
+            port_option="--port",
+            variables={name: value for name, value in settings.env.items() if name != OVERRIDE_KV},
+            preset=options,
+            formats=("llama-server",),
+        )
 
     def reserve_bytes(self, version: str | None, env: dict[str, str], projector_bytes: int = 0) -> int | None:
         """``--fit-target`` (``LLAMA_ARG_FIT_TARGET``, MiB); nothing is kept free with ``LLAMA_ARG_FIT=off``."""

@@ -17,7 +17,7 @@ from harness.engines import gguf
 from harness.engines.base import NO_ANSWER, Engine, HeaderOnly, Options, Progress, Source, answers_ok
 from harness.engines.cpu import cpu_flags
 from harness.engines.llama_server.embedded import embedded_build, embedded_command, missing_instructions
-from harness.engines.llama_server.policy import LlamaServerPolicy
+from harness.engines.llama_server.policy import OVERRIDE_KV, LlamaServerPolicy
 from harness.engines.llama_server.xllamacpp_server import VARIABLES
 from harness.errors import (
     BadInputError,
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
     import httpx
 
-#: Named like llama.cpp's own variables; ``--override-kv`` has none there, so it is passed on as the flag.
-OVERRIDE_KV: Final = "LLAMA_ARG_OVERRIDE_KV"
 _DEVICE: Final = re.compile(r"^\s+(?P<name>[A-Za-z]+\d+): (?P<title>.*) \((?P<total>\d+) MiB, (?P<free>\d+) MiB free\)")
 #: A host engine that is repeatable: reserved buffers are touched by malloc itself, nothing is repacked, mapped or cached.
 _HOST_FLAGS: Final = ("-dev", "none", "-ngl", "0", "--no-repack", "--load-mode", "none", "-fit", "off")

@@ -32,6 +32,7 @@ from harness.model.calibration import Calibration
 from harness.model.record import LoadRequest
 from harness.prediction.memory import predict
 from harness.prediction.rules import FIT_TARGET, Rule, Spread
+from harness.prediction.start import Start
 from harness.text import release
 from harness.units import GIB, MIB, TOKENS_PER_UNIT, from_gib
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from harness.engines.running import RunningServer
     from harness.fit.load_plan import BatchLimits
     from harness.model.record import Settings
+    from harness.prediction.verdict import Verdict
 
 #: The first version that runs llama.cpp's own server.
 LLAMA_SERVER: Final = (0, 30, 0)
@@ -177,6 +179,36 @@ class OllamaPolicy(Policy):
     def unload_command(self, model: str) -> str:
         """``ollama stop``."""
         return f"ollama stop {shlex.quote(model)}"
+
+    def start(self, calibration: Calibration, verdict: Verdict, available: tuple[int, ...]) -> Start:
+        """One server for all models: what it sets for each of them is its environment, what a model sets is its Modelfile.
+
+        ``num_gpu`` is named where all layers fit, or none are wanted: then its fit may not place them otherwise.
+        """
+        metadata = calibration.metadata
+        settings, slots = metadata.settings, verdict.num_parallel
+        variables = {"OLLAMA_CONTEXT_LENGTH": str(verdict.context), "OLLAMA_NUM_PARALLEL": str(slots)}
+        if settings.kv_cache_type != self.default_cache_type:
+            variables["OLLAMA_KV_CACHE_TYPE"] = settings.kv_cache_type
+        if settings.flash_attention is not None:
+            variables["OLLAMA_FLASH_ATTENTION"] = "1" if settings.flash_attention == "enabled" else "0"
+        if len(verdict.devices) > 1:
+            variables["OLLAMA_SCHED_SPREAD"] = "1"
+        variables |= settings.env
+        free = sum(available) if available else None
+        batch = self.batch(calibration, verdict.context, slots, free) or settings.num_batch
+        layers = 0 if metadata.machine.target == "host" else verdict.layers_total
+        parameters = {"num_ctx": verdict.context, "num_batch": batch, "num_gpu": layers if verdict.verdict == "fits" else None}
+        return Start(
+            program=("ollama",),
+            arguments=("serve",),
+            port=11434,
+            variables=variables,
+            parameters={name: value for name, value in parameters.items() if value is not None},
+            volumes={"ollama": "/root/.ollama"},
+            health="/api/version",
+            formats=("modelfile", "ollama-env"),
+        )
 
     def figures(self) -> dict[str, object]:
         """Bytes, tokens, percent, a release; a batch without a limit holds at every context."""

@@ -13,11 +13,13 @@ from harness.model.calibration import Calibration
 from harness.model.facts import LoadFacts
 from harness.model.record import Load, LoadRequest, Record, Target, VllmSettings
 from harness.prediction.rules import Sized
+from harness.prediction.start import Start
 
 if TYPE_CHECKING:
     from harness.engines.base import Options, Source
     from harness.fit.load_plan import BatchLimits, LoadOrder
     from harness.prediction.allocation import Allocation, Deployment
+    from harness.prediction.verdict import Verdict
 
 #: Sequences at once where no number is given: enough to serve, few enough that their buffers stay small.
 MAX_NUM_SEQS: Final = 8
@@ -152,6 +154,21 @@ class VllmPolicy(Policy):
         from harness.engines.vllm.allocation import allocate
 
         return allocate(calibration, context, concurrency, available)
+
+    def start(self, calibration: Calibration, verdict: Verdict, available: tuple[int, ...]) -> Start:
+        """As ``harness allocate`` prints it."""
+        found = self.allocate(calibration, verdict.context, verdict.num_parallel, available)
+        settings = calibration.metadata.settings
+        return Start(
+            program=("vllm", "serve"),
+            arguments=("--model", found.model, *found.flags),
+            port=8000,
+            port_option="--port",
+            variables={name: value for name, value in settings.env.items() if name != ARGUMENTS},
+            volumes=self.volumes(),
+            shared_memory=True,
+            formats=("vllm",),
+        )
 
     def command(self, allocation: Allocation) -> tuple[str, ...]:
         """``vllm serve``."""

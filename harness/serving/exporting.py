@@ -1,0 +1,166 @@
+"""``harness export``: models with the settings that fit, as other programs read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from harness.engines.registry import policy_of
+from harness.errors import HarnessError, NotFoundError, OffloadLikelyError
+from harness.exports.entry import Entry
+from harness.exports.formats import write
+from harness.inventory.machine import LocalMachine
+from harness.options import MAX_CONTEXT, Allowed
+from harness.prediction.together import judge_together
+from harness.prediction.tuning import Choice, Demand
+from harness.prediction.verdict import judge
+from harness.serving.calibration_lookup import CalibrationFilter, read_question
+from harness.serving.tuning import settled, tune
+from harness.store.catalog import pinned_image
+from harness.store.store import Store, stem_of
+from harness.store.trust import by_digest, handed_env, is_own_folder, refuse
+
+#: Models of which every combination is tried.
+_MOST: Final = 10
+#: What a file of another program can hold of a choice.
+_WRITTEN: Final = frozenset({"kv-cache", "batch"})
+
+
+class Exported(msgspec.Struct, frozen=True, kw_only=True):
+    """A file's text, what it holds, and what was left out of it and why."""
+
+    text: str
+    entries: tuple[Entry, ...]
+    together: tuple[tuple[int, ...], ...]
+    warnings: tuple[str, ...]
+
+
+def export(
+    name: str,
+    specs: Sequence[str],
+    store: Store,
+    machine: LocalMachine,
+    *,
+    style: str | None = None,
+    wanted: CalibrationFilter | None = None,
+    available: tuple[int, ...] | None = None,
+    num_parallel: int = 1,
+    folder: str = "/models",
+    allowed: Allowed | None = None,
+) -> Exported:
+    """Models in a format; of all calibrated ones, those that cannot be written are left out with a warning.
+
+    Args:
+        name: of the format.
+        specs: ``MODEL`` for the largest context that fits, ``MODEL@CTX`` for one that has to; empty: every calibrated model.
+        store: where calibrations are.
+        machine: what is free where ``available`` is ``None``.
+        style: of the format.
+        wanted: which calibrations and settings.
+        available: bytes of each device.
+        num_parallel: slots.
+        folder: where files of weights are.
+        allowed: what the calibrations may set beyond the list.
+
+    Raises:
+        OffloadLikelyError, UnknownVerdictError: a model that was named does not fit, or is not calibrated. UsageError: the
+            format cannot hold it. NotPermittedError: a calibration asks for what a file may not set.
+    """
+    entries: list[Entry] = []
+    memories: list[tuple[int, ...]] = []
+    warnings: list[str] = []
+    failure: HarnessError | None = None
+    for spec in specs or sorted({f"{path.parent.name}/{stem_of(path)}" for path in store.paths()}):
+        try:
+            one, free, said = _entry(
+                spec, store, machine, wanted or CalibrationFilter(), available, num_parallel, folder, allowed or Allowed()
+            )
+            if not specs:
+                write(name, style, [one])
+        except HarnessError as error:
+            if specs:
+                raise
+            failure = error
+            warnings.append(f"{spec} is left out: {error.message}")
+            continue
+        entries.append(one)
+        memories.append(free)
+        warnings += said
+    if not entries:
+        raise failure or NotFoundError(f"no calibrations in {store.root}", hint="harness calibrate", code="no-calibration")
+    together = _together(entries, memories)
+    text = write(name, style, entries, together)
+    return Exported(text=text, entries=tuple(entries), together=tuple(together), warnings=tuple(dict.fromkeys(warnings)))
+
+
+def _entry(
+    spec: str,
+    store: Store,
+    machine: LocalMachine,
+    wanted: CalibrationFilter,
+    available: tuple[int, ...] | None,
+    slots: int,
+    folder: str,
+    allowed: Allowed,
+) -> tuple[Entry, tuple[int, ...], tuple[str, ...]]:
+    question = read_question(spec, MAX_CONTEXT)
+    context = None if question.context == MAX_CONTEXT else question.context
+    demand = Demand(context=context, num_parallel=slots)
+    found = tune(question.model, store, machine, demand, wanted=wanted, available=available)
+    choice = next((one for one in found.tuning.choices if one.meets and _can_be_written(one)), None)
+    if choice is None:
+        raise OffloadLikelyError(
+            f"{question.model} does not fit" + (f" at {context} tokens" if context else ""),
+            hint="harness tune says what would make it fit",
+            code="does-not-fit",
+        )
+    chosen = settled(found, choice)
+    calibration, free = chosen.calibration, found.tuning.available
+    typed = ("weights",) if is_own_folder(calibration) else ()
+    refuse(calibration, Path.cwd(), allowed, choice.calibration, typed=typed)
+    handed_env(calibration.metadata.settings, {}, choice.calibration)
+    policy = policy_of(calibration.engine)
+    verdict = judge(calibration, context or choice.context, slots, free, policy, names=chosen.names)
+    verdict = msgspec.structs.replace(verdict, source=choice.source)
+    engine = calibration.metadata.engine
+    in_container = calibration.metadata.machine.sandbox == "docker"
+    entry = Entry(
+        model=calibration.metadata.model.name,
+        key=choice.calibration,
+        calibration=calibration,
+        verdict=verdict,
+        derived=choice.derived,
+        start=policy.start(calibration, verdict, free),
+        image=by_digest(engine) if in_container else pinned_image(calibration.engine, Path.cwd()),
+        folder=folder,
+    )
+    return entry, free, chosen.warnings
+
+
+def _can_be_written(choice: Choice) -> bool:
+    return choice.verdict == "fits" and {change.setting for change in choice.changes} <= _WRITTEN
+
+
+def _together(entries: Sequence[Entry], memories: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Positions of the largest sets of models that stay resident beside each other, started in their order.
+
+    Only models of one memory are put together: those that were judged by the same devices and target.
+    """
+    found: list[tuple[int, ...]] = []
+    for count in range(min(len(entries), _MOST), 1, -1):
+        for some in combinations(range(min(len(entries), _MOST)), count):
+            if any(set(some) <= set(larger) for larger in found):
+                continue
+            chosen = [entries[index] for index in some]
+            requests = [
+                (one.calibration, one.verdict.context, one.verdict.num_parallel, policy_of(one.calibration.engine))
+                for one in chosen
+            ]
+            targets = {(memories[index], entries[index].on_gpu) for index in some}
+            if len(targets) == 1 and set(judge_together(requests, memories[some[0]])[1]) == {"resident"}:
+                found.append(some)
+    return found
