@@ -53,8 +53,11 @@ _NO_MEMORY: Final = (
     "requires more system memory",
     "requires more gpu memory",
     "memory layout cannot be allocated",
-    "signal: killed",  # how the kernel ends a runner whose container has no more memory
 )
+#: Codes of the EngineError of an engine, or its runner, that was killed (SIGKILL), and of one that is known to have been
+#: killed for its memory.
+KILLED: Final = "engine-killed"
+OUT_OF_MEMORY: Final = "out-of-memory"
 
 
 def answers_ok(client: httpx.Client, path: str) -> bool:
@@ -70,6 +73,11 @@ def answers_ok(client: httpx.Client, path: str) -> bool:
 def could_not_allocate(text: str) -> bool:
     """Whether an engine's words say that a load did not fit."""
     return any(sign in text for sign in _NO_MEMORY)
+
+
+def was_killed(text: str) -> bool:
+    """Whether an engine's words say that a process of it was killed (Go's ``os.ProcessState``), which says no reason."""
+    return "signal: killed" in text
 
 
 class Options(CalibrationOptions, frozen=True, kw_only=True):

@@ -242,28 +242,35 @@ def understood(facts: LoadFacts | None) -> bool:
 
 
 def refuse_disturbed(load: Load) -> None:
-    """Refuse a point during which another process used the GPU, or that rests on a baseline which did not come back.
+    """Refuse a point that is the rise of a whole GPU, while another process used it, or its baseline did not come back.
+
+    A figure of the engine's own processes is not touched by what others do.
 
     Raises:
         UntrustedError: with what was seen.
     """
     asked = f"context {load.request.context}"
-    moved = load.trace.moved if load.trace is not None else {}
-    if moved:
-        who = ", ".join(f"process {pid} by {format_size(size)}" for pid, size in sorted(moved.items()))
+    plateau = load.busy or load.idle
+    if plateau is None or plateau.basis != "device-delta":
+        return
+    if who := _who_moved(load):
         raise UntrustedError(
             f"{asked}: another process changed its GPU memory during the measurement ({who})",
             hint="close what else uses the GPU, or name another one with --gpus, and calibrate again",
             code="stranger-moved",
         )
-    plateau = load.busy or load.idle
-    if plateau is not None and plateau.basis == "device-delta" and load.left_bytes:
+    if load.left_bytes:
         raise UntrustedError(
             f"{asked}: the GPU still held {format_size(load.left_bytes)} after the model was unloaded, so what it "
             "rose by is not the model's alone",
             hint="close what else uses the GPU, and calibrate again",
             code="baseline-moved",
         )
+
+
+def _who_moved(load: Load) -> str:
+    moved = load.trace.moved if load.trace is not None else {}
+    return ", ".join(f"process {pid} by {format_size(size)}" for pid, size in sorted(moved.items()))
 
 
 def _refuse_moved_baseline(record: Record) -> None:
@@ -292,6 +299,8 @@ def _meter_notes(load: Load) -> list[str]:
     plateau = load.busy or load.idle
     if plateau is not None and plateau.basis == "device-delta":
         notes.append(f"{asked}: device-delta, the rise of the whole GPU ({plateau.reason})")
+    elif who := _who_moved(load):
+        notes.append(f"{asked}: another process changed its GPU memory meanwhile ({who}); the figures are the engine's own")
     if load.left_bytes:
         notes.append(f"{asked}: the GPU still held {format_size(load.left_bytes)} after the model was unloaded")
     return notes

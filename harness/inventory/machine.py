@@ -124,8 +124,7 @@ def residents(calibration: Calibration, proc: Path = Path("/proc")) -> tuple[Res
     """Processes that have this model loaded, found by the weights or the name on their command line."""
     model = calibration.metadata.model
     wanted = {model.name, Path(model.name).stem if model.name.endswith(".gguf") else model.name}
-    if model.digest is not None:
-        wanted.add(model.digest.replace(":", "-"))
+    wanted |= {digest.replace(":", "-") for digest in (model.digest, model.stored_digest) if digest is not None}
     policies = [policy_of(name) for name in dict.fromkeys((*BUILT_IN, calibration.engine))]
     found = []
     for folder in proc.iterdir():

@@ -6,19 +6,21 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from harness import __version__
 from harness.engines import gguf
 from harness.engines.base import Engine, Options, Source
-from harness.errors import BusyError, EngineError, UnavailableError
+from harness.errors import BusyError, EngineError, UnavailableError, UntrustedError
+from harness.fit.observations import refuse_disturbed
 from harness.fit.speed import with_speeds_of
 from harness.inventory.backend import Choice
 from harness.measure.dry_runs import measure_splits
 from harness.measure.events import Observer
 from harness.measure.interference import interference_notes, refuse_blind, refuse_unwatched
+from harness.measure.kills import expected_bytes, refuse_killed
 from harness.measure.load import LoadRunner, StageHook, no_hook
 from harness.measure.overwrite import refuse_overwrite
 from harness.measure.plan import CalibrationPlan, Request, plan_calibration
@@ -33,6 +35,9 @@ from harness.sandboxes.base import Sandbox
 from harness.sandboxes.locks import hold
 from harness.store.run_folder import RunFolder
 from harness.store.store import Store
+
+#: How often a load is made again during which other processes used a GPU that is measured as a whole.
+REPEATS: Final = 2
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -248,7 +253,7 @@ class Run:
     def _point(self, request: LoadRequest, step: int) -> Load:
         batch = f" at batch {request.num_batch}" if self.plan.batch_limits else ""
         self.observer.phase(f"load {request.context} tokens{batch}", step, self.steps)
-        load = self.runner.measure(self.source, request)
+        load = self._undisturbed(request)
         self._add(load)
         if len(self.loads) == 1:
             self._refuse_overwrite(load.facts)
@@ -260,6 +265,29 @@ class Run:
         refuse_blind(load, self.machine.target)
         refuse_unwatched(load, self.machine, self.folder.path)
         return load
+
+    def _undisturbed(self, request: LoadRequest) -> Load:
+        """One load. One that was killed, or during which others used the GPU, is made again at once, and kept as failed.
+
+        Raises:
+            EngineError: it was killed again, and nothing says that it was for memory.
+            UntrustedError: others used the GPU each time.
+        """
+        repeats = REPEATS
+        while True:
+            load = self.runner.measure(self.source, request, expected_bytes(self.loads, request))
+            try:
+                refuse_killed(load, self.folder.path)
+                refuse_disturbed(load)
+            except (EngineError, UntrustedError) as error:
+                self._add(msgspec.structs.replace(load, outcome="failed", reason=error.message))
+                repeats -= 1
+                if repeats < 0 or (load.outcome == "failed" and repeats < REPEATS - 1):
+                    raise
+                self.observer.warn(f"{error.message}; this load is made again")
+                self.before = self.runner.take_baseline()
+            else:
+                return load
 
     def _speed(self) -> None:
         for planned in speed_loads(self.policy, self.source, self.record()):

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 from typing import Final
 
-from harness.engines.base import could_not_allocate
+from harness.engines.base import KILLED, could_not_allocate
 from harness.engines.cpu import cpu_flags, lacking
 from harness.engines.policy import Policy
 from harness.errors import EngineError, WontFitError
@@ -18,6 +18,7 @@ from harness.units import format_size
 
 #: 128 + SIGILL.
 ILLEGAL_INSTRUCTION: Final = 132
+_SIGKILL: Final = 137
 
 
 def read_facts(log: Path, start: int, end: int | None, policy: Policy) -> LoadFacts | None:
@@ -50,8 +51,8 @@ def check_alive(running: Running, policy: Policy) -> None:
     """Raise if the engine has ended.
 
     Raises:
-        WontFitError: its last lines say that it could not allocate. EngineError: otherwise, or as the engine's own policy
-            explains it.
+        WontFitError: its last lines say that it could not allocate. EngineError: otherwise (code ``engine-killed`` after
+            SIGKILL), or as the engine's own policy explains it.
     """
     status = running.exit_status()
     if status is None:
@@ -80,7 +81,8 @@ def check_alive(running: Running, policy: Policy) -> None:
             hint="leave --engine-binary out: the embedded engine runs on this CPU; or name a build for this CPU with it",
             code="illegal-instruction",
         )
-    raise EngineError(f"the engine ended with status {status}{_signal(status)}", tail=tail, code="engine-ended")
+    code = KILLED if status == _SIGKILL else "engine-ended"
+    raise EngineError(f"the engine ended with status {status}{_signal(status)}", tail=tail, code=code)
 
 
 def _signal(status: int) -> str:

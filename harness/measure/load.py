@@ -12,17 +12,20 @@ import msgspec
 
 from harness.engines.base import NO_ANSWER, Engine, Options, Source
 from harness.engines.settings import hidden
-from harness.errors import BusyError, EngineError, UnavailableError, WontFitError
+from harness.errors import BusyError, EngineError, HarnessError, UnavailableError, WontFitError
 from harness.measure.engine_log import await_facts, check_alive, read_facts
 from harness.measure.events import Observer
+from harness.measure.kills import KillWatch
+from harness.measure.load_state import LoadState
 from harness.measure.program import ProgramWatch
 from harness.measure.timing import CpuWatch, prompt_length, prompts_to_time
 from harness.meters.base import DeviceMeter, Meter
 from harness.meters.sampler import Sampler
-from harness.model.record import EngineVersion, Load, LoadOutcome, LoadRequest, Reported, Speed
-from harness.model.trace import BASELINE_TOLERANCE, MemoryTrace, Occupancy, Plateau
+from harness.model.record import EngineVersion, Load, LoadOutcome, LoadRequest, Speed
+from harness.model.trace import BASELINE_TOLERANCE, Occupancy, Plateau
 from harness.polling import poll
 from harness.sandboxes.base import Running, Sandbox
+from harness.sandboxes.tail import last_lines
 from harness.text import one_line
 
 if TYPE_CHECKING:
@@ -84,7 +87,7 @@ class LoadRunner:
         """What they hold now."""
         return self.meter.occupancy() if isinstance(self.meter, DeviceMeter) else None
 
-    def _await_return(self, state: _State) -> None:
+    def _await_return(self, state: LoadState) -> None:
         """After an unload: wait until the devices are back at their baseline, and note what they still hold."""
         meter = self.meter
         if not isinstance(meter, DeviceMeter):
@@ -166,13 +169,15 @@ class LoadRunner:
 
     @contextlib.contextmanager
     def _watching(self, running: Running) -> Iterator[None]:
-        """Where a request got no answer because the engine ended, say that it ended, and how."""
+        """Where a request got no answer because the engine ended, say that it ended, and how; else show its last lines."""
         try:
             yield
         except (EngineError, UnavailableError) as error:
             if error.code == NO_ANSWER:
                 poll(lambda: running.exit_status() is not None, limit=HUNG_UP, every=0.02)
             check_alive(running, self.engine.policy)
+            if isinstance(error, EngineError) and not error.tail:
+                error.tail = last_lines(running.log, 12)
             raise
 
     def await_ready(self, running: Running) -> None:
@@ -202,37 +207,54 @@ class LoadRunner:
             self.running.stop()
             self.running = None
 
-    def measure(self, source: Source, request: LoadRequest) -> Load:
+    def measure(self, source: Source, request: LoadRequest, expected: int | None = None) -> Load:
         """One load measured with the meter: idle plateau, and for GPU targets the plateau after a prompt.
 
-        A load that does not fit is an outcome, not an error.
+        A load that does not fit is an outcome, not an error, and so is one whose engine was killed: ``wont-fit`` where there is
+        evidence that it was for memory (``expected`` bytes by the loads before it), else ``failed``.
         """
         started = self.now()
-        log_start = self._log_size()
-        state = _State(log_start)
-        outcome: LoadOutcome = "ok"
+        state, watch = LoadState(self._log_size()), KillWatch()
+        outcome: LoadOutcome = "failed"
         reason: str | None = None
         try:
             self._measure(source, request, state)
+            outcome = "ok"
         except WontFitError as error:
             outcome, reason = "wont-fit", error.message
+        except EngineError as error:
+            on_host = self.options.target == "host"
+            outcome, reason = watch.outcome(error, state.peak_bytes if on_host else None, expected if on_host else None)
         finally:
-            log = self._release()
-        self._unload(source)
+            log = self._release(quietly=outcome != "ok")
+        self._unload(source, quietly=outcome != "ok")
         if self._program is not None:
             self._program.check()
         self._await_return(state)
-        return self._finish(request, outcome, reason, log, log_start, started, state)
+        return self._finish(request, outcome, reason, log, started, state)
 
-    def _release(self) -> Path | None:
-        """End an engine that serves one load; the log of the load."""
+    def _release(self, *, quietly: bool = False) -> Path | None:
+        """End an engine that serves one load; the log of the load. ``quietly`` after an error, which this must not replace."""
         log = self.running.log if self.running else None
         if not self.engine.persistent:
-            self.stop()
+            with contextlib.suppress(*((HarnessError,) if quietly else ())):
+                self.stop()
         return log
 
-    def _unload(self, source: Source) -> None:
-        """Have a persistent engine drop the model, and wait until the processes that held it are gone."""
+    def _unload(self, source: Source, *, quietly: bool = False) -> None:
+        """Have a persistent engine drop the model; after an error (``quietly``) end it where it does not."""
+        if not quietly:
+            self._drop(source)
+            return
+        try:
+            self._drop(source)
+        except HarnessError:
+            with contextlib.suppress(HarnessError):
+                self.stop()
+            self.running = None  # the next load starts it anew
+
+    def _drop(self, source: Source) -> None:
+        """Ask for it, and wait until the processes that held the model are gone."""
         running = self.running
         if running is None or not self.engine.persistent:
             return
@@ -244,7 +266,7 @@ class LoadRunner:
         if not poll(lambda: not running.pids() - self._others, limit=UNLOAD, every=0.02):
             raise EngineError("the engine said that it unloaded the model, but its processes stay", code="still-loaded")
 
-    def _measure(self, source: Source, request: LoadRequest, state: _State) -> None:
+    def _measure(self, source: Source, request: LoadRequest, state: LoadState) -> None:
         sampler = Sampler(self.meter, self._measured, on_reading=self.observer.memory)
 
         def watch() -> None:
@@ -273,7 +295,7 @@ class LoadRunner:
         request: LoadRequest,
         sampler: Sampler,
         running: Running,
-        state: _State,
+        state: LoadState,
     ) -> None:
         """The plateau after a prompt: driver pools grow at the first real batch, without flash attention at every batch."""
         if self.meter.name == "log":
@@ -300,17 +322,16 @@ class LoadRunner:
     def time_speed(self, source: Source, request: LoadRequest, prompts: Sequence[int]) -> Load:
         """A load under the engine's own defaults, and one timed request for each prompt length."""
         started = self.now()
-        state = _State()
+        state = LoadState()
         speeds: list[Speed] = []
-        outcome: LoadOutcome = "ok"
+        outcome: LoadOutcome = "failed"
         reason: str | None = None
-        log_start = 0
         try:
             if self.engine.persistent and self.options.target == "host" and self.running is not None:
                 self.stop()  # what makes its memory repeatable makes it slow
                 self.prepare(source, request)
                 started = self.now()
-            log_start = self._log_size()
+            state.log_start = self._log_size()
             running = self._started(source, request)
             with self.client(running) as client, self._watching(running):
                 self.engine.load(client, source, request, self.options)
@@ -322,17 +343,18 @@ class LoadRunner:
                     speeds.append(self.engine.generate(client, source, request, self.options, prompt, DECODE_TOKENS))
                 state.requested = time.monotonic() - begin
                 state.others = cpu.by_others()
+            outcome = "ok"
         except WontFitError as error:
             outcome, reason = "wont-fit", error.message
         except EngineError as error:
             if self.running is None or self.running.exit_status() is not None:
                 raise
-            outcome, reason = "failed", error.message  # memory has been measured; a speed that is not there is said
+            reason = error.message  # memory has been measured; a speed that is not there is said
         finally:
-            log = self._release()
-        self._unload(source)
+            log = self._release(quietly=outcome != "ok")
+        self._unload(source, quietly=outcome != "ok")
         self._await_return(state)
-        load = self._finish(request, outcome, reason, log, log_start, started, state)
+        load = self._finish(request, outcome, reason, log, started, state)
         return msgspec.structs.replace(load, speeds=tuple(speeds))
 
     def _log_size(self) -> int:
@@ -345,55 +367,13 @@ class LoadRunner:
             return 0
 
     def _finish(
-        self,
-        request: LoadRequest,
-        outcome: LoadOutcome,
-        reason: str | None,
-        log: Path | None,
-        log_start: int,
-        started: float,
-        state: _State,
+        self, request: LoadRequest, outcome: LoadOutcome, reason: str | None, log: Path | None, started: float, state: LoadState
     ) -> Load:
         log_end, facts = None, None
         if log is not None and log.exists():
             # The last lines of an engine that runs on may still be on their way.
             wait = LAST_LINES if self.engine.persistent and outcome == "ok" else 0.0
-            log_end, facts = await_facts(log, log_start, wait, self.engine.policy)
-        return Load(
-            request=request,
-            outcome=outcome,
-            reason=reason,
-            log=None if log is None else log.name,
-            log_start=log_start,
-            log_end=log_end,
-            facts=facts,
-            reported=state.reported,
-            idle=state.idle,
-            busy=state.busy,
-            trace=state.trace,
-            started=started,
-            ready=state.ready,
-            ended=self.now(),
-            left_bytes=state.left,
-            settle_seconds=round(state.settled, 3),
-            request_seconds=round(state.requested, 3),
-            prompt_tokens=state.prompt,
-            cpu_by_others=state.others,
-        )
-
-
-class _State:
-    """What a load has come to so far."""
-
-    def __init__(self, log_start: int = 0) -> None:
-        self.log_start = log_start
-        self.prompt: int | None = None
-        self.idle: Plateau | None = None
-        self.busy: Plateau | None = None
-        self.trace: MemoryTrace | None = None
-        self.ready: float | None = None
-        self.left: int | None = None
-        self.reported: Reported | None = None
-        self.settled = 0.0
-        self.requested = 0.0
-        self.others: float | None = None
+            log_end, facts = await_facts(log, state.log_start, wait, self.engine.policy)
+        made = state.load(request, outcome, reason)
+        name = None if log is None else log.name
+        return msgspec.structs.replace(made, log=name, log_end=log_end, facts=facts, started=started, ended=self.now())

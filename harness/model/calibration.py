@@ -238,8 +238,10 @@ def to_document(calibration: Calibration) -> dict[str, Any]:
     for section, key in ((metadata, "kv_blocks"), (metadata, "source"), (metadata["settings"], "vllm")):
         if section[key] is None:
             del section[key]  # only vLLM has them, or a calibration from a header
-    if not document["metadata"]["engine"]["named"]:
-        del document["metadata"]["engine"]["named"]
+    if metadata["model"]["stored_digest"] is None:
+        del metadata["model"]["stored_digest"]
+    if not metadata["engine"]["named"]:
+        del metadata["engine"]["named"]
     return document
 
 

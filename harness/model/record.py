@@ -23,10 +23,15 @@ LoadOutcome = Literal["ok", "wont-fit", "spilled", "failed", "skipped"]
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """The exact model. ``digest`` is the SHA-256 of its GGUF (of the model layer, for Ollama)."""
+    """The exact model. ``digest`` is the SHA-256 of its GGUF (of the model layer, for Ollama).
+
+    ``stored_digest`` is that of the weights as the engine keeps them, where they are not the file that it was sent: Ollama from
+    0.30 on adds what a header lacks.
+    """
 
     name: str
     digest: str | None = None
+    stored_digest: str | None = None
     architecture: str | None = None
     quantization: str | None = None
     train_context: int | None = None

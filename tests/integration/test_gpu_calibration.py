@@ -177,7 +177,7 @@ def test_where_the_driver_names_no_process_the_rise_of_the_gpu_is_measured_and_n
     assert {load["busy"]["basis"] for load in record_of(tmp_path / "store")["loads"] if load["busy"]} == {"device-delta"}
 
 
-def test_a_stranger_in_the_middle_voids_the_run(
+def test_another_process_in_the_middle_is_noted_and_figures_by_process_stand(
     daemon: GpuDaemon, driver: Driver, image: str, client: DockerClient, tmp_path: Path
 ) -> None:
     process = start(daemon, driver, image, tmp_path / "store")
@@ -185,12 +185,11 @@ def test_a_stranger_in_the_middle_voids_the_run(
         driver.join(0.02)
     driver.more = [f"process 0 G {os.getpid()} {2 * GIB}"]
 
-    status, document, _ = end(process)
+    status, document, err = end(process)
 
-    assert (status, document["errors"][0]["code"]) == (5, "stranger-moved")
-    assert f"process {os.getpid()}" in document["errors"][0]["message"]
-    assert len(record_of(tmp_path / "store")["loads"]) >= 2, "what was measured is kept"
-    assert not list((tmp_path / "store").glob("ollama/*.yaml"))
+    assert status == 0, (document["errors"], err)
+    notes = document["data"]["calibration"]["metadata"]["quality"]["notes"]
+    assert any(f"process {os.getpid()} by 2.00 GiB" in note for note in notes)
     assert client.containers.list(all=True) == []
 
 

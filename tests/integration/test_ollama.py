@@ -147,15 +147,12 @@ def test_no_room_for_the_model(image: str, volume: str, client: DockerClient, tm
     [
         ("crash@0", EngineError, "engine-ended", 0),
         ("crash@2", EngineError, "engine-ended", 1),
-        ("bloat@2", EngineError, "out-of-memory", 1),
         ("hang@1", BusyError, "engine-timeout", 0),
     ],
 )
 def test_an_engine_that_fails_is_named_and_what_was_measured_is_kept(
-    image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, kind: type[HarnessError], code: str, kept: int
+    image: str, tmp_path: Path, fault: str, kind: type[HarnessError], code: str, kept: int
 ) -> None:
-    if fault.startswith("bloat"):
-        monkeypatch.setattr("harness.sandboxes.docker._available_memory", lambda: 512 << 20)
     with pytest.raises(kind) as caught:
         calibrate(tmp_path, image, env={"STANDIN_FAULT": fault}, timeout=2.0 if fault.startswith("hang") else 60.0)
     assert caught.value.code == code
@@ -166,12 +163,43 @@ def test_an_engine_that_fails_is_named_and_what_was_measured_is_kept(
     assert not list(tmp_path.glob("store/**/*.yaml"))
 
 
-def test_a_runner_that_the_kernel_kills_is_an_observation_and_the_plan_shrinks(image: str, tmp_path: Path) -> None:
-    """The server lives on; the context that did not fit is noted, and a smaller one takes its place."""
+def test_a_container_that_runs_out_of_memory_is_an_observation(
+    image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.sandboxes.docker._available_memory", lambda: 512 << 20)
+    result = calibrate(tmp_path, image, env={"STANDIN_FAULT": "bloat@2"})
+    made = loads(tmp_path)
+    assert [(load.request.context, load.outcome) for load in made[:3]] == [(1024, "ok"), (2048, "wont-fit"), (4096, "skipped")]
+    assert "needed more memory than its container may have" in (made[1].reason or "")
+    assert result.calibration.metadata.quality.valid_to == 1024
+
+
+def test_a_runner_that_is_killed_once_is_loaded_again_and_its_context_did_fit(image: str, tmp_path: Path) -> None:
+    """The server lives on. Nothing says that memory was short, so the kill is no verdict on the context."""
     result = calibrate(tmp_path, image, env={"STANDIN_FAULT": "kill-runner@3"})
-    assert [load.outcome for load in loads(tmp_path)] == ["ok", "ok", "wont-fit", "ok"]
-    assert [load.context for load in result.calibration.metadata.quality.loads] == [1024, 2048, 1536]
-    assert any("4096" in note and "signal: killed" in note for note in result.calibration.metadata.quality.notes)
+    assert [load.outcome for load in loads(tmp_path)] == ["ok", "ok", "failed", "ok"]
+    quality = result.calibration.metadata.quality
+    assert [load.context for load in quality.loads] == [1024, 2048, 4096]
+    assert quality.valid_to == TRAIN_CONTEXT
+
+
+def test_a_runner_that_is_killed_again_ends_the_run(image: str, tmp_path: Path) -> None:
+    with pytest.raises(EngineError) as caught:
+        calibrate(tmp_path, image, env={"STANDIN_FAULT": "kill-runner@3+"})
+    assert (caught.value.code, caught.value.exit_code) == ("engine-killed", 70)
+    assert any("error loading llama server" in line for line in caught.value.tail)
+    assert not list(tmp_path.glob("store/**/*.yaml"))
+
+
+def test_a_file_that_ollama_keeps_with_other_bytes_is_known_by_its_own(image: str, tmp_path: Path) -> None:
+    """Its speed is timed by a second server, which is sent the file too; and a second run finds the same model."""
+    file = registry() / "tiny.gguf"
+    for run in range(2):
+        result = calibrate(tmp_path, image, env={"STANDIN_REWRITES": "1"}, speed=run == 0, contexts=(1024, 2048))
+        model = result.calibration.metadata.model
+        assert model.digest == sha256(file)
+        assert model.stored_digest not in (None, model.digest)
+    assert (result.calibration.metadata.performance.decode_tokens_per_s or 0) > 0
 
 
 class DeviceMeter:

@@ -10,7 +10,9 @@ The environment makes it misbehave, or another release:
 - ``STANDIN_HOLD``: MiB that every runner holds besides; ``STANDIN_SLOW``: how many times slower it writes
 - ``STANDIN_RPC``: every runner finds a device (llama.cpp's own RPC server); contexts beyond so many tokens spill to the host
 - ``STANDIN_PULL``: what goes wrong in one pull after another: ``cut``, ``error``, ``silent-end``, ``digest``
-- ``STANDIN_FAULT``: ``WHAT@LOAD`` from 1 (0: its start): ``crash``, ``kill-runner``, ``garbage``, ``hang``, ``bloat``
+- ``STANDIN_FAULT``: ``WHAT@LOAD`` from 1 (0: its start): ``crash``, ``kill-runner``, ``garbage``, ``hang``, ``bloat``;
+  ``LOAD+``: from there on
+- ``STANDIN_REWRITES``: a file that it is sent is kept with other bytes, as Ollama adds what a header lacks
 """
 
 from __future__ import annotations
@@ -39,6 +41,13 @@ REGISTRY = Path(os.environ.get("STANDIN_REGISTRY", "/registry"))
 MODELS = Path(os.environ.get("OLLAMA_MODELS") or "/root/.ollama/models")
 VERSION = os.environ.get("STANDIN_VERSION", "0.33.0")
 FAULT, _, FAULT_AT = os.environ.get("STANDIN_FAULT", "").partition("@")
+
+
+def faulty(load: int) -> bool:
+    """Whether this load is the one to fail, or one of them."""
+    return str(load) == FAULT_AT or (FAULT_AT.endswith("+") and load >= int(FAULT_AT[:-1]))
+
+
 PULL_FAULTS = [one for one in os.environ.get("STANDIN_PULL", "").split(",") if one]
 ENGINE = os.environ.get("STANDIN_ENGINE", "/engine/llama-server")
 FOLDER = Path(ENGINE).parent
@@ -229,7 +238,7 @@ def end(*_: object) -> None:
 
 def misbehave(at: int) -> None:
     """What ``STANDIN_FAULT`` wants of this load."""
-    if str(at) != FAULT_AT:
+    if not faulty(at):
         return
     if FAULT == "crash":
         slog("panic: runtime error: invalid memory address or nil pointer dereference", "ERROR")
@@ -257,7 +266,7 @@ def loaded(name: str, options: dict[str, Any]) -> Runner:
         misbehave(loads)
         embedding = found.get("about", {}).get("capabilities") == ["embedding"]
         runner = Runner(name, blob_path(found["layers"][0]["digest"]), decides, embedding)
-        if FAULT == "kill-runner" and str(loads) == FAULT_AT:
+        if FAULT == "kill-runner" and faulty(loads):
             runner.process.kill()
         try:
             runner.wait()
@@ -437,6 +446,10 @@ class Api(BaseHTTPRequestHandler):
         line(status="parsing GGUF")
         try:
             read_gguf(blob_path(digest))
+            if os.environ.get("STANDIN_REWRITES"):
+                longer = blob_path(digest).read_bytes() + b"kept"
+                digest = f"sha256:{hashlib.sha256(longer).hexdigest()}"
+                blob_path(digest).write_bytes(longer)
             keep(self.body["model"], digest, blob_path(digest).stat().st_size, {})
         except OSError as error:
             line(error=str(error))

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from harness.engines.base import NO_ANSWER, could_not_allocate
+from harness.engines.base import KILLED, NO_ANSWER, could_not_allocate, was_killed
 from harness.errors import BadInputError, BusyError, EngineError, HarnessError, NotFoundError, UnavailableError, WontFitError
 from harness.text import one_line
 
@@ -60,6 +60,8 @@ def refusal(message: str, status: int) -> HarnessError:
     """What an error answer means."""
     if could_not_allocate(message):
         return WontFitError(message)
+    if was_killed(message):
+        return EngineError(message, code=KILLED)
     if status == 404:
         return NotFoundError(message, code="no-such-model")
     if status == 503:

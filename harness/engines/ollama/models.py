@@ -269,10 +269,13 @@ def described(source: Source, body: Mapping[str, Any], size: int | None) -> Sour
         )
     architecture = info.get("general.architecture") or details.get("family") or source.model.architecture
     blob = _BLOB.search(str(body.get("modelfile") or ""))
+    kept = f"sha256:{blob['hex']}" if blob and source.weights == "full" else None
+    sent = source.model.digest if source.path is not None else None
     capabilities = body.get("capabilities") or ()
     model = msgspec.structs.replace(
         source.model,
-        digest=f"sha256:{blob['hex']}" if blob and source.weights == "full" else source.model.digest,
+        digest=sent or kept or source.model.digest,
+        stored_digest=kept if sent is not None and kept != sent else None,
         architecture=_text(architecture),
         quantization=_text(details.get("quantization_level")) or source.model.quantization,
         train_context=_count(info.get(f"{architecture}.context_length")) or source.model.train_context,

@@ -33,12 +33,17 @@ def by_device(one: Load, left: int | None = 0) -> Load:
     return msgspec.structs.replace(one, idle=plateau, busy=plateau, left_bytes=left)
 
 
-def test_a_stranger_that_moved_during_a_point_voids_the_run() -> None:
-    points = loads()
+def test_another_process_that_moved_spoils_the_rise_of_a_device_alone() -> None:
+    points = [by_device(one) for one in loads()]
     points[1] = seen(points[1], other_processes={99: 2 * GIB}, moved={99: GIB})
     with pytest.raises(UntrustedError, match=r"process 99 by 1\.00 GiB") as caught:
         fit_record(record(*points))
     assert caught.value.code == "stranger-moved"
+    points = loads()
+    points[1] = seen(points[1], other_processes={99: 2 * GIB}, moved={99: GIB})
+    calibration = fit_record(record(*points))
+    assert calibration.constants == fit_record(record(*loads())).constants
+    assert any("process 99 by 1.00 GiB" in note for note in calibration.metadata.quality.notes)
 
 
 def test_a_stranger_that_stays_as_it_is_does_not() -> None:
