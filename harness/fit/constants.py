@@ -230,7 +230,7 @@ def _reach(record: Record, last: BatchFit, notes: list[str]) -> int:
         why = "without flash attention the driver's pool grows with the prompt, and was measured up to there"
     elif not last.extrapolated and not confirms_law(last) and not _is_measured_line(last):
         why = "the compute buffers do not grow by whole rows of masks or scores, so a bend may follow"
-    elif (failed := _failed(record)) is not None and measured < failed <= reach:
+    elif (failed := _failed(record, measured)) is not None and failed <= reach:
         why = f"a load at {failed} tokens did not fit here"
     else:
         return reach
@@ -239,9 +239,10 @@ def _reach(record: Record, last: BatchFit, notes: list[str]) -> int:
     return min(measured, reach)
 
 
-def _failed(record: Record) -> int | None:
-    """The smallest context at which the engine could not allocate; ``None`` where it always could."""
-    return min((load.request.context for load in record.loads if load.outcome == "wont-fit"), default=None)
+def _failed(record: Record, measured: int) -> int | None:
+    """The smallest context beyond the ``measured`` ones at which the engine could not allocate; ``None`` where it could."""
+    contexts = (load.request.context for load in record.loads if load.outcome == "wont-fit")
+    return min((context for context in contexts if context > measured), default=None)
 
 
 def _is_measured_line(fitted: BatchFit) -> bool:

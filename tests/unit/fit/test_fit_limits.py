@@ -238,8 +238,11 @@ def test_the_compute_of_another_batch_follows_by_its_share() -> None:
 
 
 def test_a_context_that_did_not_fit_is_never_inside_the_range() -> None:
-    """One runner killed at 65 536 tokens: nothing was seen there, so no verdict stands on it."""
-    killed = Load(request=LoadRequest(context=65536, num_batch=512), outcome="wont-fit", reason="signal: killed")
-    quality = fit_record(record(*(load(context) for context in CONTEXTS), killed)).metadata.quality
+    """Nothing was seen at 65 536 tokens, so no verdict stands on it, whatever happened at a smaller context later."""
+    killed = [
+        Load(request=LoadRequest(context=context, num_batch=512), outcome="wont-fit", reason="signal: killed")
+        for context in (65_536, 768)
+    ]
+    quality = fit_record(record(*(load(context) for context in CONTEXTS), *killed)).metadata.quality
     assert quality.valid_to == 32768
     assert any("a load at 65536 tokens did not fit here" in note for note in quality.notes)

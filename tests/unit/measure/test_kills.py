@@ -10,10 +10,10 @@ from harness.engines.base import KILLED, OUT_OF_MEMORY
 from harness.errors import EngineError
 from harness.measure.kills import KillWatch, expected_bytes
 from harness.model.record import LoadRequest
-from harness.units import GIB
+from harness.units import GIB, MIB
 from tests.support.fakes import Heard, World, calibrate, only_record
 from tests.support.records import load
-from tests.support.true_model import MIB, TrueModel
+from tests.support.true_model import TrueModel
 
 DIED = EngineError("llama-server process has terminated: signal: killed", code=KILLED)
 
