@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from harness.logs.parts import META, Cache
 from harness.model.facts import device_kind
+from harness.model.kv_types import VALUE_BYTES
 from harness.units import MIB
 
 if TYPE_CHECKING:
@@ -17,18 +18,6 @@ if TYPE_CHECKING:
 
 #: Half of the last decimal of a figure in MiB with two.
 _ROUNDING: Final = 0.005 * MIB
-#: Bytes of an element in a cache (ggml's block sizes).
-_ELEMENT: Final = {
-    "f32": 4.0,
-    "f16": 2.0,
-    "bf16": 2.0,
-    "q8_0": 34 / 32,
-    "q5_1": 24 / 32,
-    "q5_0": 22 / 32,
-    "q4_1": 20 / 32,
-    "q4_0": 18 / 32,
-    "iq4_nl": 18 / 32,
-}
 
 
 def _mib(size: float) -> str:
@@ -71,7 +60,7 @@ def cache_elements(load: Building) -> str | bool | None:
         if not (cache.halves and cache.types and cache.cells):
             continue
         for kind, size in zip(cache.types, cache.halves, strict=True):
-            one = _ELEMENT.get(kind, 0) * cache.cells * cache.streams
+            one = VALUE_BYTES.get(kind, 0) * cache.cells * cache.streams
             if not one or (slack := _ROUNDING / one) > 2:
                 continue
             elements = size / one

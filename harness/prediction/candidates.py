@@ -12,8 +12,9 @@ from typing import Final, NamedTuple
 import msgspec
 
 from harness.model.calibration import Calibration
+from harness.model.kv_types import VALUE_BYTES
 from harness.prediction.rules import Rules
-from harness.prediction.settings import VALUE_BYTES, AskedSettings, derive
+from harness.prediction.settings import AskedSettings, derive
 
 #: KV cache types that are tried beside the measured ones, where their sizes follow from them.
 CACHES: Final = ("f16", "q8_0", "q4_0")

@@ -15,10 +15,11 @@ import msgspec
 
 from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration
+from harness.model.kv_types import VALUE_BYTES
 from harness.prediction.candidates import Candidate, candidates
 from harness.prediction.memory import decode_at_depth, predict
 from harness.prediction.rules import Rules
-from harness.prediction.settings import VALUE_BYTES, AskedSettings
+from harness.prediction.settings import AskedSettings
 from harness.prediction.verdict import Source, Verdict, judge, largest_context, named
 
 #: Where nothing says which context is wanted and none fits, tokens per slot.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -16,6 +16,7 @@ from harness.prediction.placement import Placed, place
 from harness.prediction.rules import Reason, Rules, Sized, Spread
 from harness.units import CELL_PADDING, format_size
 
+Outcome = Literal["fits", "offload", "unknown"]
 #: Where the figures of an answer come from.
 Source = Literal["measured", "derived"]
 
@@ -33,7 +34,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     model: str
-    verdict: Literal["fits", "offload", "unknown"]
+    verdict: Outcome
     basis: Literal["gpu", "host"]
     required_bytes: int | None
     reserve_bytes: int | None
@@ -51,9 +52,9 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     num_parallel: int
     reason: str | None
     warnings: tuple[str, ...]
-    source: Source = "measured"
-    devices: tuple[DeviceVerdict, ...] = ()
-    reasons: tuple[Reason, ...] = ()
+    source: Source
+    devices: tuple[DeviceVerdict, ...]
+    reasons: tuple[Reason, ...]
 
 
 def judge(
@@ -90,17 +91,12 @@ def judge(
         return _unknown(calibration, needed, None, "the memory that is free is not known", rules)
     try:
         sized = rules.sized(calibration, needed.context, needed.num_parallel, available)
-    except UnknownVerdictError as error:
-        return _unknown(calibration, needed, available, error.message, rules)
-    if sized is not None:
-        return _judge_sized(calibration, needed, sized, rules)
-    if metadata.machine.target == "host":
-        if len(available) > 1:
+        if sized is not None:
+            return _sized(calibration, needed, sized, rules)
+        if metadata.machine.target == "host" and len(available) > 1:
             reason = f"calibrated in host memory, to be judged on {_devices(len(available))}"
             return _unknown(calibration, needed, None, reason, rules)
-        return _judge(calibration, context, num_parallel, available[0], rules)
-    try:
-        return _judge_cards(calibration, context, num_parallel, available, named(available, names), rules)
+        return _Memory(calibration, num_parallel, available, named(available, names), rules).judge(context)
     except UnknownVerdictError as error:
         return _unknown(calibration, needed, available, error.message, rules)
 
@@ -113,166 +109,225 @@ def named(available: Sequence[int], names: tuple[str, ...] | None) -> tuple[str,
     return numbered if names is None else tuple(f"{number} ({name})" for number, name in zip(numbered, names, strict=True))
 
 
-def _judge_cards(
-    calibration: Calibration,
-    context: int,
-    num_parallel: int,
-    available: tuple[int, ...],
-    names: tuple[str, ...],
-    rules: Rules,
-) -> Verdict:
-    """On those of the cards that the engine uses.
+class _Memory(NamedTuple):
+    """A calibrated model, and the devices or the host memory that an engine places it on by its layers."""
 
-    Raises:
-        UnknownVerdictError: it cannot be said.
-    """
-    spread = rules.spread(calibration, context, num_parallel, available, names)
-    if len(spread.cards) > 1:
-        return _judge_spread(calibration, context, num_parallel, available, names, spread, rules)
-    _check_one(calibration)
-    card = spread.cards[0]
-    verdict = _judge(calibration, context, num_parallel, available[card], rules)
-    one = DeviceVerdict(
-        name=names[card],
-        required_bytes=verdict.required_bytes or 0,
-        reserve_bytes=verdict.reserve_bytes or 0,
-        available_bytes=available[card],
-        short_bytes=verdict.short_bytes or 0,
-        layers=verdict.layers_offloaded,
-    )
-    most = _largest(calibration, num_parallel, available, rules) if len(available) > 1 else verdict.max_context
-    return msgspec.structs.replace(verdict, devices=(one,), reasons=spread.reasons, max_context=most)
+    calibration: Calibration
+    num_parallel: int
+    available: tuple[int, ...]
+    names: tuple[str, ...]
+    rules: Rules
 
+    @property
+    def on_host(self) -> bool:
+        return self.calibration.metadata.machine.target == "host"
 
-def _check_one(calibration: Calibration) -> None:
-    """Raise where one device was not measured by itself."""
-    measured_on = len(calibration.metadata.machine.gpus)
-    if measured_on > 1:
-        raise UnknownVerdictError(f"calibrated on {_devices(measured_on)}, to be judged on one device")
+    def judge(self, context: int) -> Verdict:
+        """Raises UnknownVerdictError where it cannot be said."""
+        spread = self.spread(context)
+        return self._judge_one(context, spread) if len(spread.cards) == 1 else self._judge_spread(context, spread)
 
+    def spread(self, context: int) -> Spread:
+        """The devices that the engine uses. Raises UnknownVerdictError: one of them was not measured by itself."""
+        if self.on_host:
+            return Spread(cards=(0,))
+        spread = self.rules.spread(self.calibration, context, self.num_parallel, self.available, self.names)
+        measured_on = len(self.calibration.metadata.machine.gpus)
+        if len(spread.cards) == 1 and measured_on > 1:
+            raise UnknownVerdictError(f"calibrated on {_devices(measured_on)}, to be judged on one device")
+        return spread
 
-def _arrange(
-    calibration: Calibration,
-    context: int,
-    num_parallel: int,
-    available: tuple[int, ...],
-    names: tuple[str, ...],
-    spread: Spread,
-    rules: Rules,
-) -> tuple[Prediction, Arranged]:
-    free = tuple(available[card] for card in spread.cards)
-    batch = rules.batch(calibration, context, num_parallel, sum(free))
-    needed = predict(calibration, context, num_parallel, num_batch=batch)
-    return needed, arrange(calibration, needed, spread, free, [names[card] for card in spread.cards], rules)
+    def _needed(self, context: int, free: int) -> Prediction:
+        batch = self.rules.batch(self.calibration, context, self.num_parallel, free)
+        return predict(self.calibration, context, self.num_parallel, num_batch=batch)
 
+    def _arrange(self, context: int, spread: Spread) -> tuple[Prediction, Arranged]:
+        free = tuple(self.available[card] for card in spread.cards)
+        needed = self._needed(context, sum(free))
+        names = [self.names[card] for card in spread.cards]
+        return needed, arrange(self.calibration, needed, spread, free, names, self.rules)
 
-def _judge_spread(
-    calibration: Calibration,
-    context: int,
-    num_parallel: int,
-    available: tuple[int, ...],
-    names: tuple[str, ...],
-    spread: Spread,
-    rules: Rules,
-) -> Verdict:
-    needed, found = _arrange(calibration, context, num_parallel, available, names, spread, rules)
-    placed, devices = found.placed, found.devices
-    known = all(one.layers is not None for one in devices)
-    measured_on = max(len(calibration.metadata.machine.gpus), 1)
-    bound = f"compute buffers of {_devices(len(devices))} are calculated from {_devices(measured_on)}"
-    return Verdict(
-        model=calibration.metadata.model.name,
-        verdict="fits" if found.fits else "offload",
-        basis=calibration.metadata.machine.target,
-        required_bytes=sum(one.required_bytes for one in devices),
-        reserve_bytes=sum(one.reserve_bytes for one in devices),
-        available_bytes=sum(one.available_bytes for one in devices),
-        short_bytes=sum(one.short_bytes for one in devices),
-        uncertainty_bytes=found.uncertainty_bytes,
-        margin_bytes=found.margin_bytes,
-        tight=found.tight,
-        max_context=_largest(calibration, num_parallel, available, rules),
-        layers_total=placed.total,
-        layers_offloaded=placed.offloaded if known else None,
-        layers_overflowing=placed.overflowing if known else None,
-        decode_tokens_per_s=_decode(calibration, placed) if found.fits and measured_on == len(devices) else None,
-        context=context,
-        num_parallel=num_parallel,
-        reason=None,
-        warnings=(*needed.warnings, f"derived: {bound}, good to {format_size(found.uncertainty_bytes)} a device"),
-        source="derived",
-        devices=devices,
-        reasons=spread.reasons,
-    )
+    def _judge_spread(self, context: int, spread: Spread) -> Verdict:
+        needed, found = self._arrange(context, spread)
+        placed, devices = found.placed, found.devices
+        known = all(one.layers is not None for one in devices)
+        measured_on = max(len(self.calibration.metadata.machine.gpus), 1)
+        bound = f"compute buffers of {_devices(len(devices))} are calculated from {_devices(measured_on)}"
+        return _verdict(
+            self.calibration, needed, "fits" if found.fits else "offload", _Figures.of(devices),
+            uncertainty=found.uncertainty_bytes,
+            tight=found.tight,
+            max_context=self.largest(),
+            layers=(placed.total, placed.offloaded if known else None, placed.overflowing if known else None),
+            decode=_decode(self.calibration, placed) if found.fits and measured_on == len(devices) else None,
+            warnings=(f"derived: {bound}, good to {format_size(found.uncertainty_bytes)} a device",),
+            source="derived",
+            devices=devices,
+            reasons=spread.reasons,
+        )  # fmt: skip
 
+    def _judge_one(self, context: int, spread: Spread) -> Verdict:
+        card = spread.cards[0]
+        free, rule = self.available[card], self.rules.placement(self.calibration)
+        needed = self._needed(context, free)
+        reserve, doubt = rule.reserve_of(needed.overhead_bytes), needed.uncertainty_bytes
+        margin = free - needed.total_bytes - reserve
+        spills, placed = margin < doubt, None
+        if spills and not self.on_host:
+            batch = self.rules.batch(self.calibration, context, self.num_parallel, free)
+            placed = place(self.calibration, context, self.num_parallel, free - reserve, batch, self.rules)
+        total = placed.total if placed else _layers(self.calibration)
+        layers = (placed.offloaded, placed.overflowing) if placed else (None, None) if spills or self.on_host else (total, 0)
+        one = DeviceVerdict(
+            name=self.names[card],
+            required_bytes=needed.total_bytes,
+            reserve_bytes=reserve,
+            available_bytes=free,
+            short_bytes=max(-margin, 0),
+            layers=layers[0],
+        )
+        warnings: tuple[str, ...] = ()
+        if rule.estimates:
+            engine = f"{self.rules.title} {self.calibration.metadata.engine.version}"
+            warnings = (f"{engine} places layers by its own estimate, which is often above what it then takes",)
+        return _verdict(
+            self.calibration, needed, "offload" if spills else "fits", _Figures.of((one,)),
+            uncertainty=doubt,
+            tight=-doubt <= margin < doubt,
+            max_context=self.largest(),
+            layers=(total, *layers),
+            decode=_decode(self.calibration, placed) if placed or not spills else None,
+            warnings=warnings,
+            devices=() if self.on_host else (one,),
+            reasons=spread.reasons,
+        )  # fmt: skip
 
-def _judge(calibration: Calibration, context: int, num_parallel: int, free: int, rules: Rules) -> Verdict:
-    """On one device, or in host memory."""
-    rule = rules.placement(calibration)
-    batch = rules.batch(calibration, context, num_parallel, free)
-    needed = predict(calibration, context, num_parallel, num_batch=batch)
-    reserve = rule.reserve_of(needed.overhead_bytes)
-    margin = free - needed.total_bytes - reserve
-    doubt = needed.uncertainty_bytes
-    spills = margin < doubt
-    warnings = list(needed.warnings)
-    if rule.estimates:
-        version = calibration.metadata.engine.version
-        warnings.append(f"{rules.title} {version} places layers by its own estimate, which is often above what it then takes")
-    placed: Placed | None = None
-    if spills and calibration.metadata.machine.target == "gpu":
-        placed = place(calibration, context, num_parallel, free - reserve, batch, rules)
-    layers = calibration.metadata.model.layers
-    total = placed.total if placed else None if layers is None else layers + 1
-    on_host = calibration.metadata.machine.target == "host"
-    return Verdict(
-        model=calibration.metadata.model.name,
-        verdict="offload" if spills else "fits",
-        basis=calibration.metadata.machine.target,
-        required_bytes=needed.total_bytes,
-        reserve_bytes=reserve,
-        available_bytes=free,
-        short_bytes=max(-margin, 0),
-        uncertainty_bytes=doubt,
-        margin_bytes=margin,
-        tight=-doubt <= margin < doubt,
-        max_context=_largest(calibration, num_parallel, (free,), rules),
-        layers_total=total,
-        layers_offloaded=None if on_host else placed.offloaded if placed else None if spills else total,
-        layers_overflowing=None if on_host else placed.overflowing if placed else None if spills else 0,
-        decode_tokens_per_s=_decode(calibration, placed) if placed or not spills else None,
-        context=context,
-        num_parallel=num_parallel,
-        reason=None,
-        warnings=tuple(warnings),
-    )
+    def _fits(self, context: int) -> bool:
+        spread = self.spread(context)
+        if len(spread.cards) > 1:
+            return self._arrange(context, spread)[1].fits
+        free = self.available[spread.cards[0]]
+        needed = self._needed(context, free)
+        reserve = self.rules.placement(self.calibration).reserve_of(needed.overhead_bytes)
+        return needed.total_bytes + needed.uncertainty_bytes + reserve <= free
+
+    def largest(self) -> int:
+        """The largest context that fits. Raises UnknownVerdictError where it cannot be said."""
+        top = self.calibration.metadata.quality.valid_to
+        if self._fits(top):
+            return top
+        # Memory grows with the context but for steps down where the engine takes a smaller batch: search between the steps.
+        steps = sorted({0, top, *(band.up_to for band in self.calibration.metadata.bands)})
+        for start, end in reversed(list(pairwise(steps))):
+            low, high = start // CELL_PADDING, end // CELL_PADDING
+            if high > low and self._fits(max(low, 1) * CELL_PADDING + (CELL_PADDING if start else 0)):
+                while high - low > 1:
+                    middle = (low + high) // 2
+                    low, high = (middle, high) if self._fits(middle * CELL_PADDING) else (low, middle)
+                best = high if self._fits(high * CELL_PADDING) else low
+                return best * CELL_PADDING
+        return 0
 
 
-def _judge_sized(calibration: Calibration, needed: Prediction, sized: Sized, rules: Rules) -> Verdict:
+def _sized(calibration: Calibration, needed: Prediction, sized: Sized, rules: Rules) -> Verdict:
     """An engine that offloads nothing starts with what it is given, or not at all."""
-    layers = calibration.metadata.model.layers
-    total = None if layers is None else layers + 1
+    short, total = sized.short_bytes > 0, _layers(calibration)
+    return _verdict(
+        calibration, needed, "offload" if short else "fits", _Figures.of((sized,)),
+        uncertainty=0,
+        max_context=sized.max_context,
+        layers=(total, None, None) if short else (total, total, 0),
+        decode=None if short else _decode(calibration, None),
+        reason=f"{rules.title} does not start with this: it moves nothing to the CPU" if short else None,
+    )  # fmt: skip
+
+
+def _unknown(
+    calibration: Calibration, needed: Prediction, available: tuple[int, ...] | None, reason: str, rules: Rules
+) -> Verdict:
+    figures = _Figures(
+        required=needed.total_bytes if needed.within_range else None,
+        reserve=rules.placement(calibration).reserve_of(needed.overhead_bytes),
+        available=sum(available) if available else None,
+    )
+    return _verdict(
+        calibration, needed, "unknown", figures,
+        uncertainty=needed.uncertainty_bytes if needed.within_range else None,
+        max_context=largest_context(calibration, needed.num_parallel, available, rules),
+        layers=(_layers(calibration), None, None),
+        reason=reason,
+    )  # fmt: skip
+
+
+class _Figures(NamedTuple):
+    """Bytes of a verdict."""
+
+    required: int | None
+    reserve: int | None
+    available: int | None
+    short: int | None = None
+    margin: int | None = None
+
+    @classmethod
+    def of(cls, memories: Sequence[DeviceVerdict | Sized]) -> _Figures:
+        """Sums over them, and the least margin."""
+        return cls(
+            required=sum(one.required_bytes for one in memories),
+            reserve=sum(one.reserve_bytes for one in memories),
+            available=sum(one.available_bytes for one in memories),
+            short=sum(one.short_bytes for one in memories),
+            margin=min(one.available_bytes - one.required_bytes - one.reserve_bytes for one in memories),
+        )
+
+
+def _verdict(
+    calibration: Calibration,
+    needed: Prediction,
+    verdict: Outcome,
+    figures: _Figures,
+    *,
+    uncertainty: int | None,
+    max_context: int | None,
+    layers: tuple[int | None, int | None, int | None],
+    tight: bool = False,
+    decode: float | None = None,
+    reason: str | None = None,
+    warnings: tuple[str, ...] = (),
+    source: Source = "measured",
+    devices: tuple[DeviceVerdict, ...] = (),
+    reasons: tuple[Reason, ...] = (),
+) -> Verdict:
+    """The one place where a verdict is made; ``layers`` are in all, offloaded and overflowing."""
     return Verdict(
         model=calibration.metadata.model.name,
-        verdict="offload" if sized.short_bytes else "fits",
+        verdict=verdict,
         basis=calibration.metadata.machine.target,
-        required_bytes=sized.required_bytes,
-        reserve_bytes=sized.reserve_bytes,
-        available_bytes=sized.available_bytes,
-        short_bytes=sized.short_bytes,
-        uncertainty_bytes=0,
-        margin_bytes=sized.available_bytes - sized.required_bytes - sized.reserve_bytes,
-        tight=False,
-        max_context=sized.max_context,
-        layers_total=total,
-        layers_offloaded=None if sized.short_bytes else total,
-        layers_overflowing=None if sized.short_bytes else 0,
-        decode_tokens_per_s=None if sized.short_bytes else _decode(calibration, None),
+        required_bytes=figures.required,
+        reserve_bytes=figures.reserve,
+        available_bytes=figures.available,
+        short_bytes=figures.short,
+        uncertainty_bytes=uncertainty,
+        margin_bytes=figures.margin,
+        tight=tight,
+        max_context=max_context,
+        layers_total=layers[0],
+        layers_offloaded=layers[1],
+        layers_overflowing=layers[2],
+        decode_tokens_per_s=decode,
         context=needed.context,
         num_parallel=needed.num_parallel,
-        reason=f"{rules.title} does not start with this: it moves nothing to the CPU" if sized.short_bytes else None,
-        warnings=needed.warnings,
+        reason=reason,
+        warnings=(*needed.warnings, *warnings),
+        source=source,
+        devices=devices,
+        reasons=reasons,
     )
+
+
+def _layers(calibration: Calibration) -> int | None:
+    """The repeating layers and the output."""
+    layers = calibration.metadata.model.layers
+    return None if layers is None else layers + 1
 
 
 def _decode(calibration: Calibration, placed: Placed | None) -> float | None:
@@ -306,73 +361,11 @@ def largest_context(calibration: Calibration, num_parallel: int, available: tupl
         sized = rules.sized(calibration, 1, num_parallel, available)
         if sized is not None:
             return sized.max_context
-        return _largest(calibration, num_parallel, available, rules)
+        if calibration.metadata.machine.target == "host" and len(available) > 1:
+            return None
+        return _Memory(calibration, num_parallel, available, named(available, None), rules).largest()
     except UnknownVerdictError:
         return None
-
-
-def _largest(calibration: Calibration, num_parallel: int, available: tuple[int, ...], rules: Rules) -> int:
-    """Raises UnknownVerdictError where it cannot be said."""
-    rule = rules.placement(calibration)
-    host = calibration.metadata.machine.target == "host"
-    if host and len(available) > 1:
-        raise UnknownVerdictError("host memory is one")
-    names = named(available, None)
-
-    def fits(context: int) -> bool:
-        cards: tuple[int, ...] = (0,)
-        if not host:
-            spread = rules.spread(calibration, context, num_parallel, available, names)
-            cards = spread.cards
-            if len(cards) > 1:
-                return _arrange(calibration, context, num_parallel, available, names, spread, rules)[1].fits
-            _check_one(calibration)
-        free = available[cards[0]]
-        batch = rules.batch(calibration, context, num_parallel, free)
-        needed = predict(calibration, context, num_parallel, num_batch=batch)
-        return needed.total_bytes + needed.uncertainty_bytes + rule.reserve_of(needed.overhead_bytes) <= free
-
-    top = calibration.metadata.quality.valid_to
-    if fits(top):
-        return top
-    # Memory grows with the context but for steps down where the engine takes a smaller batch: search between the steps.
-    steps = sorted({0, top, *(band.up_to for band in calibration.metadata.bands)})
-    for start, end in reversed(list(pairwise(steps))):
-        low, high = start // CELL_PADDING, end // CELL_PADDING
-        if high > low and fits(max(low, 1) * CELL_PADDING + (CELL_PADDING if start else 0)):
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (middle, high) if fits(middle * CELL_PADDING) else (low, middle)
-            best = high if fits(high * CELL_PADDING) else low
-            return best * CELL_PADDING
-    return 0
-
-
-def _unknown(
-    calibration: Calibration, needed: Prediction, available: tuple[int, ...] | None, reason: str, rules: Rules
-) -> Verdict:
-    layers = calibration.metadata.model.layers
-    return Verdict(
-        model=calibration.metadata.model.name,
-        verdict="unknown",
-        basis=calibration.metadata.machine.target,
-        required_bytes=needed.total_bytes if needed.within_range else None,
-        reserve_bytes=rules.placement(calibration).reserve_of(needed.overhead_bytes),
-        available_bytes=sum(available) if available else None,
-        short_bytes=None,
-        uncertainty_bytes=needed.uncertainty_bytes if needed.within_range else None,
-        margin_bytes=None,
-        tight=False,
-        max_context=largest_context(calibration, needed.num_parallel, available, rules),
-        layers_total=None if layers is None else layers + 1,
-        layers_offloaded=None,
-        layers_overflowing=None,
-        decode_tokens_per_s=None,
-        context=needed.context,
-        num_parallel=needed.num_parallel,
-        reason=reason,
-        warnings=needed.warnings,
-    )
 
 
 def _devices(count: int) -> str:

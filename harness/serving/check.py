@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
@@ -13,11 +13,9 @@ from harness.engines.registry import policy_of
 from harness.engines.running import held_by
 from harness.inventory.machine import ADVICE, LocalMachine, residents
 from harness.prediction.together import Fate, judge_together
-from harness.prediction.verdict import Verdict, judge
+from harness.prediction.verdict import Outcome, Verdict, judge
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, choose
 from harness.store.store import Store
-
-Outcome = Literal["fits", "offload", "unknown"]
 
 
 class Assessment(msgspec.Struct, frozen=True, kw_only=True):
