@@ -6,7 +6,10 @@ appears in ``--json``; ``hint`` says what to do next.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+#: What to do where free memory cannot be read.
+ADVICE: Final = "say what is free with --available, for example --available 24GiB"
 
 
 class HarnessError(Exception):

@@ -10,7 +10,7 @@ import msgspec
 
 from harness.cli.context import as_json, command, store_at
 from harness.cli.options import allowed_of, query_options, store_option, trust_options
-from harness.cli.output import Result
+from harness.cli.output import CommandResult
 from harness.render.calibrations import allocation_remarks
 from harness.text import clean
 
@@ -42,7 +42,7 @@ def cli(
     compose: bool,
     store: str | None,
     **allowed: Any,
-) -> Result:
+) -> CommandResult:
     """The options with which vLLM starts MODEL with a context, or why it cannot."""
     from harness.prediction.allocation import Deployment
     from harness.serving import allocate as workflow
@@ -57,7 +57,7 @@ def cli(
     allocation, image = answer.allocation, answer.calibration.metadata.engine.image
     service = workflow.compose(answer) if compose or (as_json() and image) else None
     command_line, remarks = workflow.shell(answer), allocation_remarks(allocation, answer.calibration)
-    return Result(
+    return CommandResult(
         data={**msgspec.to_builtins(allocation), "shell": command_line, "compose": service},
         text=lambda: [clean(command_line)] if service is None else [clean(service), remarks],
         notes=() if as_json() or service is not None else (remarks,),

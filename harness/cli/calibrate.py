@@ -12,7 +12,7 @@ import msgspec
 
 from harness.cli.context import as_json, command, store_at
 from harness.cli.options import run_options, store_option
-from harness.cli.output import Result
+from harness.cli.output import CommandResult
 from harness.options import RunOptions
 
 
@@ -23,7 +23,7 @@ from harness.options import RunOptions
 @click.option("--dry-run", is_flag=True, help="Say what would be done.")
 @store_option
 @command
-def cli(**given: Any) -> Result:
+def cli(**given: Any) -> CommandResult:
     """Measure MODEL in a clean engine and write its calibration.
 
     MODEL is a name of the catalog, the engine's own name, or the path of a GGUF file.
@@ -43,12 +43,12 @@ def cli(**given: Any) -> Result:
             watch.say(reason)
         if given["dry_run"]:
             planned = session.plan()
-            return Result(
+            return CommandResult(
                 data={"artifact": str(session.artifact), "loads": msgspec.to_builtins(planned.loads)},
                 text=partial(calibrations.planned, session.request.name, planned.loads, str(session.artifact)),
             )
         done = session.calibrate(watch)
-    return Result(
+    return CommandResult(
         data={"artifact": str(done.artifact), "record": str(done.record), "calibration": to_document(done.calibration)},
         text=partial(calibrations.measured, done.calibration, os.path.relpath(done.artifact), done.seconds),
     )

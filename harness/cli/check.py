@@ -9,7 +9,7 @@ import click
 
 from harness.cli.context import command
 from harness.cli.options import filter_options, query_options, store_option
-from harness.cli.output import Result
+from harness.cli.output import CommandResult
 from harness.options import QueryOptions
 
 #: Exit status of each verdict.
@@ -30,7 +30,7 @@ STATUS: Final = {"fits": 0, "offload": 3, "unknown": 4}
 @store_option
 @click.option("--explain", is_flag=True, help="Say how the engine comes to its decision, step by step.")
 @command
-def cli(names: tuple[str, ...], *, explain: bool, **given: Any) -> Result:
+def cli(names: tuple[str, ...], *, explain: bool, **given: Any) -> CommandResult:
     """Will it fit, or be offloaded to the CPU? Ends with 0 (fits), 3 (offload likely) or 4 (unknown).
 
     MODEL@8192 names a context, MODEL@sha256:… the exact weights. Several models are checked together, in their order.
@@ -39,7 +39,7 @@ def cli(names: tuple[str, ...], *, explain: bool, **given: Any) -> Result:
     from harness.render.check import describe
 
     found = judge(names, QueryOptions.of(given))
-    return Result(
+    return CommandResult(
         data=found.to_json(),
         text=partial(describe, found, explain=explain),
         warnings=dict.fromkeys(text for one in found.models for text in one.warnings),

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import msgspec
 
-from harness.cli.output import Result, warn
+from harness.cli.output import CommandResult, warn
 from harness.errors import HarnessError
 from harness.options import settings
 from harness.store.config import find_file, read_file, unknown_variables
@@ -24,17 +24,17 @@ def store_at(path: str | None) -> Store:
     return Store(Path(path) if path else default_root(dict(os.environ), Path.cwd()))
 
 
-def command(function: Callable[..., Result]) -> Callable[..., Result]:
+def command(function: Callable[..., CommandResult]) -> Callable[..., CommandResult]:
     """Give a command ``--json``, and its errors the form of a result."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, also on failure.")
     @wraps(function)
-    def wrapper(*args: Any, as_json: bool, **kwargs: Any) -> Result:
+    def wrapper(*args: Any, as_json: bool, **kwargs: Any) -> CommandResult:
         name = click.get_current_context().info_name or function.__name__
         try:
             result = function(*args, **kwargs)
         except HarnessError as error:
-            result = Result(failure=error)
+            result = CommandResult(failure=error)
         return msgspec.structs.replace(result, command=name, as_json=as_json)
 
     return wrapper

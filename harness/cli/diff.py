@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from harness.cli.context import command
-from harness.cli.output import Result
+from harness.cli.output import CommandResult
 from harness.render.drift import document, pairs_text
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ DRIFTED: Final = 6
 @click.argument("new", metavar="B")
 @click.option("--markdown", is_flag=True, help="Print the text of a pull request.")
 @command
-def cli(old: str, new: str, markdown: bool) -> Result:
+def cli(old: str, new: str, markdown: bool) -> CommandResult:
     """What moved from A to B beyond the measurement error, and what that means.
 
     A and B are calibrations, folders of them, or either at a git revision (HEAD~1:models/calibrations). Ends with 6 when
@@ -35,7 +35,7 @@ def cli(old: str, new: str, markdown: bool) -> Result:
     before, after = read_side(old), read_side(new)
     found = pairs(before, after)
     moved = any(pair.drift is not None and pair.drift.moved for pair in found)
-    return Result(
+    return CommandResult(
         data={"drifted": moved, "calibrations": [document(pair) for pair in found]},
         text=partial(_markdown, found) if markdown else partial(pairs_text, found, (before.name, after.name)),
         exit_code=DRIFTED if moved else 0,

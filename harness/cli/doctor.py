@@ -11,7 +11,7 @@ import msgspec
 
 from harness.cli.context import as_json, command, store_at
 from harness.cli.options import run_options, store_option
-from harness.cli.output import Result
+from harness.cli.output import CommandResult
 from harness.render import machine
 
 
@@ -24,7 +24,7 @@ from harness.render import machine
 )  # fmt: skip
 @store_option
 @command
-def cli(measure_overhead: bool, gpus: str, engine_binary: str | None, store: str | None) -> Result:
+def cli(measure_overhead: bool, gpus: str, engine_binary: str | None, store: str | None) -> CommandResult:
     """What works here, what does not, and why; and where each setting comes from.
 
     With --measure-overhead: what the driver takes on this GPU beyond what an engine logs, so that calibrations of other
@@ -37,7 +37,7 @@ def cli(measure_overhead: bool, gpus: str, engine_binary: str | None, store: str
 
     findings = examine(store_at(store).root)
     found = settings(dict(os.environ), Path.cwd())
-    return Result(
+    return CommandResult(
         data={
             "findings": msgspec.to_builtins(findings),
             "settings": {key: {"value": value, "from": origin} for key, (value, origin) in found.items()},
@@ -46,10 +46,10 @@ def cli(measure_overhead: bool, gpus: str, engine_binary: str | None, store: str
     )
 
 
-def _measure(gpus: str, binary: str | None, store: str | None) -> Result:
+def _measure(gpus: str, binary: str | None, store: str | None) -> CommandResult:
     from harness.cli.progress import watcher
-    from harness.serving.driver_overhead import measure_overhead
+    from harness.maintain.measure_overhead import measure_overhead
 
     with watcher(quiet=as_json()) as watch:
         found = measure_overhead(store_at(store), Path.cwd(), watch, gpus=gpus, binary=binary)
-    return Result(data={"overhead": msgspec.to_builtins(found)}, text=partial(machine.overhead, found))
+    return CommandResult(data={"overhead": msgspec.to_builtins(found)}, text=partial(machine.overhead, found))

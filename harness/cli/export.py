@@ -9,7 +9,7 @@ import click
 
 from harness.cli.context import command
 from harness.cli.options import allowed_of, filter_options, options_of, query_options, store_option, trust_options
-from harness.cli.output import Result
+from harness.cli.output import CommandResult
 from harness.exports.formats import FORMATS
 from harness.options import QueryOptions, TuneOptions
 
@@ -29,7 +29,9 @@ from harness.options import QueryOptions, TuneOptions
 @filter_options
 @store_option
 @command
-def cli(name: str, names: tuple[str, ...], style: str | None, models_folder: str, output: Path | None, **given: Any) -> Result:
+def cli(
+    name: str, names: tuple[str, ...], style: str | None, models_folder: str, output: Path | None, **given: Any
+) -> CommandResult:
     """Settings that fit, as the programs read them that run models.
 
     MODEL@CTX is written with this context, or ends with 3; MODEL with the largest that fits. Without models: every calibrated
@@ -43,7 +45,7 @@ def cli(name: str, names: tuple[str, ...], style: str | None, models_folder: str
     )
     if output is not None:
         output.write_text(found.text, encoding="utf-8")
-    return Result(
+    return CommandResult(
         data={
             "format": name,
             "style": style,

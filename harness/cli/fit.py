@@ -8,7 +8,7 @@ import click
 
 from harness.cli.context import command, store_at
 from harness.cli.options import store_option
-from harness.cli.output import Result
+from harness.cli.output import CommandResult
 from harness.model.calibration import to_document
 from harness.options import Allowed
 from harness.text import clean
@@ -20,7 +20,7 @@ from harness.text import clean
 @click.option("--allow-env", multiple=True, metavar="NAME", help="Keep this variable of the record, whatever it does.")
 @store_option
 @command
-def cli(run: str, target: str | None, allow_env: tuple[str, ...], store: str | None) -> Result:
+def cli(run: str, target: str | None, allow_env: tuple[str, ...], store: str | None) -> CommandResult:
     """Build the artifact again from RUN: a run's name, folder or record.json."""
     from harness.maintain.refit import refit
     from harness.store.store import write_atomically
@@ -37,4 +37,4 @@ def cli(run: str, target: str | None, allow_env: tuple[str, ...], store: str | N
     if target is not None:
         write_atomically(Path(target), artifact.encode())
     shown = artifact if target is None else f"written  {clean(target)}"
-    return Result(data={"calibration": to_document(calibration)}, text=lambda: [shown])
+    return CommandResult(data={"calibration": to_document(calibration)}, text=lambda: [shown])

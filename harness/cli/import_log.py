@@ -8,7 +8,7 @@ import click
 
 from harness.cli.context import command, store_at
 from harness.cli.options import Text, run_options, store_option
-from harness.cli.output import Result
+from harness.cli.output import CommandResult
 from harness.cli.parse import read_log
 from harness.errors import UsageError
 from harness.model.calibration import to_document
@@ -46,7 +46,7 @@ def cli(
     variant: str | None,
     force: bool,
     store: str | None,
-) -> Result:
+) -> CommandResult:
     """A calibration from an engine's LOG and the memory that others measured beside it ("-" reads standard input)."""
     from harness.maintain.import_log import ImportOptions, import_log
     from harness.render import calibrations
@@ -66,7 +66,7 @@ def cli(
         force=force,
     )
     done = import_log(read_log(log).loads, options, store_at(store))
-    return Result(
+    return CommandResult(
         data={"artifact": str(done.artifact), "record": str(done.record), "calibration": to_document(done.calibration)},
         text=partial(calibrations.imported, done.calibration, str(done.artifact)),
     )

@@ -9,7 +9,7 @@ import click
 
 from harness.cli.context import command, store_at
 from harness.cli.options import store_option
-from harness.cli.output import Result, warn
+from harness.cli.output import CommandResult, warn
 from harness.model.calibration import to_document
 from harness.render import calibrations
 
@@ -18,13 +18,13 @@ from harness.render import calibrations
 @click.option("--catalog", is_flag=True, help="List the names that the catalog knows instead.")
 @store_option
 @command
-def cli(catalog: bool, store: str | None) -> Result:
+def cli(catalog: bool, store: str | None) -> CommandResult:
     """All calibrations of the store."""
     if catalog:
         return _catalog()
     shelf = store_at(store)
     found = list(shelf.entries(warn))
-    return Result(
+    return CommandResult(
         data={
             "calibrations": [{**to_document(one.calibration), "path": str(one.path), "variant": one.variant} for one in found]
         },
@@ -32,9 +32,9 @@ def cli(catalog: bool, store: str | None) -> Result:
     )
 
 
-def _catalog() -> Result:
+def _catalog() -> CommandResult:
     from harness.store.catalog import find_catalog, read_catalog
 
     models = read_catalog(find_catalog(Path.cwd())).models
     engines = {name: entry.known_to() for name, entry in models.items()}
-    return Result(data={"catalog": sorted(models)}, text=partial(calibrations.catalog, engines))
+    return CommandResult(data={"catalog": sorted(models)}, text=partial(calibrations.catalog, engines))

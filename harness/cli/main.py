@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 from harness import __version__
 from harness.cli.context import load_settings, wants_json
-from harness.cli.output import Result, closed, colour, finish
+from harness.cli.output import CommandResult, closed, colour, finish
 from harness.cli.signals import Terminated, hear, lose_streams
 from harness.errors import CannotWriteError, ConfigError, HarnessError, NotFoundError, NotPermittedError, UsageError
 
@@ -90,7 +90,7 @@ def main() -> None:
 def _main() -> None:
     _open_streams()
     verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "harness")
-    ended = Result(command=verb, as_json=wants_json())
+    ended = CommandResult(command=verb, as_json=wants_json())
     hear(ended)
     try:
         cli.main(standalone_mode=False, color=colour())
@@ -121,11 +121,11 @@ def _main() -> None:
         _bug(ended)
 
 
-def _end(ended: Result, error: HarnessError) -> NoReturn:
+def _end(ended: CommandResult, error: HarnessError) -> NoReturn:
     finish(msgspec.structs.replace(ended, failure=error))
 
 
-def _stopped(ended: Result, status: int, code: str) -> NoReturn:
+def _stopped(ended: CommandResult, status: int, code: str) -> NoReturn:
     click.echo(f"{code}; everything was torn down", err=True)
     finish(msgspec.structs.replace(ended, exit_code=status, errors=({"code": code, "message": code, "hint": None},)))
 
@@ -158,7 +158,7 @@ def _refusal(error: OSError) -> HarnessError | None:
     return None
 
 
-def _bug(ended: Result) -> NoReturn:
+def _bug(ended: CommandResult) -> NoReturn:
     """Show the exception that nothing foresaw, and end with 1."""
     import traceback
 

@@ -10,7 +10,7 @@ import click
 
 from harness.cli.context import command, store_at
 from harness.cli.options import allowed_of, store_option, trust_options
-from harness.cli.output import Result
+from harness.cli.output import CommandResult
 
 #: Exit status where something here would have been overwritten.
 CONFLICT: Final = 73
@@ -24,7 +24,7 @@ REFUSED: Final = 77
 @trust_options
 @store_option
 @command
-def cli(sources: tuple[str, ...], newer: bool, store: str | None, **given: Any) -> Result:
+def cli(sources: tuple[str, ...], newer: bool, store: str | None, **given: Any) -> CommandResult:
     """Merge stores of other machines into this one, without loss.
 
     Calibrations of another GPU or other settings become variants. Of two that ought to agree, the newer one stays
@@ -46,7 +46,7 @@ def cli(sources: tuple[str, ...], newer: bool, store: str | None, **given: Any) 
         }
         for one in found
     ]
-    return Result(
+    return CommandResult(
         data={"calibrations": data},
         text=partial(merged_text, found),
         exit_code=CONFLICT if "conflict" in actions else REFUSED if "refused" in actions else 0,

@@ -15,7 +15,7 @@ from harness.errors import EngineError, HarnessError
 from harness.text import clean
 
 
-class Result(msgspec.Struct, frozen=True, kw_only=True):
+class CommandResult(msgspec.Struct, frozen=True, kw_only=True):
     """How a command ended.
 
     ``data`` is the document's; ``text`` makes what people read on standard output in its place, strings and what rich can draw;
@@ -33,7 +33,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     as_json: bool = False
 
 
-def finish(result: Result) -> NoReturn:
+def finish(result: CommandResult) -> NoReturn:
     """Print a result, as one JSON document or for people, and end with its exit code."""
     try:
         _print(result)
@@ -42,7 +42,7 @@ def finish(result: Result) -> NoReturn:
     sys.exit(result.exit_code if result.failure is None else result.failure.exit_code)
 
 
-def _print(result: Result) -> None:
+def _print(result: CommandResult) -> None:
     error = result.failure
     for text in result.warnings:
         warn(text)

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from harness.cli.context import as_json, command
-from harness.cli.output import Result
+from harness.cli.output import CommandResult
 from harness.errors import BadInputError, NotFoundError, NotPermittedError
 from harness.logs import LogReading, read_chunks, unreadable
 from harness.render.loads import loads_text
@@ -28,7 +28,7 @@ _CHUNK = 1 << 20
 @click.argument("log")
 @click.option("--unread", is_flag=True, help="Print the lines that speak of memory and were not understood.")
 @command
-def cli(log: str, unread: bool) -> Result:
+def cli(log: str, unread: bool) -> CommandResult:
     """What an engine's LOG says of each load ("-" reads standard input)."""
     lines: list[str] = []
     reading = read_log(log, (lambda line: lines.append(clean(line))) if unread else None)
@@ -38,8 +38,8 @@ def cli(log: str, unread: bool) -> Result:
         message, hint = unreadable(reading)
         failure = BadInputError(message, hint=hint, code="no-load")
     if unread:
-        return Result(data=data, text=lambda: lines, notes=tuple(lines) if as_json() else (), failure=failure)
-    return Result(data=data, text=partial(loads_text, reading.loads) if failure is None else tuple, failure=failure)
+        return CommandResult(data=data, text=lambda: lines, notes=tuple(lines) if as_json() else (), failure=failure)
+    return CommandResult(data=data, text=partial(loads_text, reading.loads) if failure is None else tuple, failure=failure)
 
 
 def read_log(log: str, unread: Callable[[str], None] | None = None) -> LogReading:

@@ -9,7 +9,7 @@ import click
 
 from harness.cli.context import command, store_at
 from harness.cli.options import filter_options, query_options, store_option
-from harness.cli.output import Result
+from harness.cli.output import CommandResult
 from harness.options import QueryOptions
 
 
@@ -25,7 +25,7 @@ from harness.options import QueryOptions
 @filter_options
 @store_option
 @command
-def cli(names: tuple[str, ...], markdown: bool, store: str | None, **given: Any) -> Result:
+def cli(names: tuple[str, ...], markdown: bool, store: str | None, **given: Any) -> CommandResult:
     """The largest context of every calibrated model that fits here, its speed, and which models fit together."""
     from harness.inventory.machine import LocalMachine
     from harness.render.capacity import plan_text
@@ -37,7 +37,7 @@ def cli(names: tuple[str, ...], markdown: bool, store: str | None, **given: Any)
         names, shelf, LocalMachine(query.gpu), wanted=CalibrationFilter.of(query), num_parallel=query.num_parallel,
         context=given["ctx"], available=query.available,
     )  # fmt: skip
-    return Result(
+    return CommandResult(
         data={"memories": [one.to_json() for one in found.memories]},
         text=partial(plan_text, found.memories, str(shelf.root), markdown=markdown),
         warnings=found.warnings,

@@ -9,7 +9,7 @@ import click
 
 from harness.cli.context import command, store_at
 from harness.cli.options import query_options, store_option
-from harness.cli.output import Result
+from harness.cli.output import CommandResult
 from harness.cli.select import select
 from harness.model.calibration import Calibration
 from harness.options import QueryOptions
@@ -25,13 +25,13 @@ from harness.render.prediction import prediction_text
 )  # fmt: skip
 @store_option
 @command
-def cli(model: str, store: str | None, **given: Any) -> Result:
+def cli(model: str, store: str | None, **given: Any) -> CommandResult:
     """Memory and speed of a calibrated MODEL at a context."""
     query = QueryOptions.of(given)
     calibration = select(store_at(store), model, query)
     prediction = predict(calibration, given["ctx"], query.num_parallel)
     with_memory = None if query.available is None else _with_memory(calibration, prediction, query.available)
-    return Result(
+    return CommandResult(
         data={**prediction.to_json(), **({} if with_memory is None else {"with_available": with_memory})},
         text=partial(prediction_text, prediction, calibration.id, with_memory),
         warnings=prediction.warnings,

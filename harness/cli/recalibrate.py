@@ -11,14 +11,14 @@ import msgspec
 
 from harness.cli.context import as_json, command, store_at
 from harness.cli.options import allowed_of, options_of, query_options, store_option, trust_options
-from harness.cli.output import Result, warn
+from harness.cli.output import CommandResult, warn
 from harness.errors import UsageError
 from harness.options import Overrides
 from harness.render import drift
 from harness.text import clean
 
 if TYPE_CHECKING:
-    from harness.maintain.recalibrate import Candidate, Recalibration
+    from harness.maintain.recalibrate import Recalibration, SurveyedCalibration
 
 
 @click.command()
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @query_options("engine")
 @store_option
 @command
-def cli(names: tuple[str, ...], stale: bool, dry_run: bool, **given: Any) -> Result:
+def cli(names: tuple[str, ...], stale: bool, dry_run: bool, **given: Any) -> CommandResult:
     """Measure calibrations again, with their recorded settings and plan, on what is here now.
 
     MODEL is a name or an id; without one it is every calibration of the store.
@@ -55,7 +55,7 @@ def cli(names: tuple[str, ...], stale: bool, dry_run: bool, **given: Any) -> Res
             warn(f"{one.key} was imported: harness has not measured it and cannot measure it again")
     wanted = [one for one in targets if one.answers is None and not one.imported and (one.stale or not stale)]
     if dry_run:
-        return Result(
+        return CommandResult(
             data={"calibrations": [target_json(one, one in wanted) for one in targets]},
             text=partial(drift.survey_text, targets, stale),
         )
@@ -64,14 +64,14 @@ def cli(names: tuple[str, ...], stale: bool, dry_run: bool, **given: Any) -> Res
     asked = [*sorted(names), f"stale={stale}", f"image={here.image}", f"binary={here.engine_binary}", f"engine={engine}"]
     with watcher(quiet=as_json()) as watch:
         outcomes = recalibrate(wanted, store, finder, watch, asked=asked, force=here.force)
-    return Result(
+    return CommandResult(
         data={"calibrations": [outcome_json(one) for one in outcomes]},
         text=partial(drift.outcomes_text, outcomes, len(targets), stale),
         failure=next((one.error for one in outcomes if one.error is not None), None),
     )
 
 
-def target_json(target: Candidate, wanted: bool) -> dict[str, Any]:
+def target_json(target: SurveyedCalibration, wanted: bool) -> dict[str, Any]:
     """One calibration of ``recalibrate --dry-run --json``; ``wanted`` says that it would be measured."""
     return {
         "calibration": target.key,

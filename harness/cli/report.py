@@ -9,7 +9,7 @@ import click
 
 from harness.cli.context import command, store_at
 from harness.cli.options import store_option
-from harness.cli.output import Result, warn
+from harness.cli.output import CommandResult, warn
 from harness.text import clean
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--against", metavar="STORE", help="Show also what moved since STORE (as `harness diff` reads it).")
 @store_option
 @command
-def cli(target: str, against: str | None, store: str | None) -> Result:
+def cli(target: str, against: str | None, store: str | None) -> CommandResult:
     """All calibrations as one page for a browser: constants, charts, and a planner that answers as `check` does.
 
     The page needs no network and sends nothing anywhere.
@@ -39,4 +39,4 @@ def cli(target: str, against: str | None, store: str | None) -> Result:
         drift = drift_lines(pairs(read_side(against), read_side(str(shelf.root))), described)
     shown = write_report(shelf, Path(target), warn, drift=drift, against=against)
     said = f"written  {clean(target)}  ({shown} calibration{'' if shown == 1 else 's'})"
-    return Result(data={"report": target, "calibrations": shown}, text=lambda: [said])
+    return CommandResult(data={"report": target, "calibrations": shown}, text=lambda: [said])

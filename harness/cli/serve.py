@@ -11,7 +11,7 @@ import click
 
 from harness.cli.context import as_json, command, store_at
 from harness.cli.options import allowed_of, filter_options, query_options, run_options, store_option, trust_options
-from harness.cli.output import Result, show
+from harness.cli.output import CommandResult, show
 from harness.text import clean
 
 
@@ -38,7 +38,7 @@ from harness.text import clean
 @filter_options
 @store_option
 @command
-def cli(model: str, cmd: tuple[str, ...], store: str | None, **given: Any) -> Result:
+def cli(model: str, cmd: tuple[str, ...], store: str | None, **given: Any) -> CommandResult:
     """Check MODEL, start it clean, and run CMD in front of it; without CMD, until Ctrl-C.
 
     CMD's environment has HARNESS_ENDPOINT and OPENAI_BASE_URL (OLLAMA_HOST for Ollama). Its status is the command's own.
@@ -67,7 +67,7 @@ def cli(model: str, cmd: tuple[str, ...], store: str | None, **given: Any) -> Re
                     argv, server.environment(), server.check_alive, watch,
                     stdout=sys.stderr.fileno() if as_json() else None,
                 )  # fmt: skip
-                return Result(data=_document(server), exit_code=status)
+                return CommandResult(data=_document(server), exit_code=status)
             if not as_json():
                 show([f"endpoint {clean(server.endpoint)}"])
                 watch.say("Ctrl-C ends it")

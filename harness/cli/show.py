@@ -9,7 +9,7 @@ import click
 
 from harness.cli.context import command, store_at
 from harness.cli.options import query_options, store_option
-from harness.cli.output import Result
+from harness.cli.output import CommandResult
 from harness.cli.select import select
 from harness.model.calibration import to_document
 from harness.options import QueryOptions
@@ -21,7 +21,7 @@ from harness.render import calibrations
 @query_options("variant", "engine")
 @store_option
 @command
-def cli(model: str, store: str | None, **given: Any) -> Result:
+def cli(model: str, store: str | None, **given: Any) -> CommandResult:
     """One calibration: constants, parts, quality, speeds."""
     calibration = select(store_at(store), model, QueryOptions.of(given))
-    return Result(data={"calibration": to_document(calibration)}, text=partial(calibrations.shown, calibration))
+    return CommandResult(data={"calibration": to_document(calibration)}, text=partial(calibrations.shown, calibration))

@@ -11,7 +11,7 @@ import time
 from types import FrameType
 from typing import Final
 
-from harness.cli.output import Result, envelope
+from harness.cli.output import CommandResult, envelope
 
 #: How long an orderly end may take, seconds. The reaper ends the engine of a process that does not wait for it.
 LIMIT: Final = 4.0
@@ -26,7 +26,7 @@ class Terminated(BaseException):
     """SIGTERM or SIGHUP, as an exception, so that everything is torn down in order."""
 
 
-def hear(ended: Result) -> None:
+def hear(ended: CommandResult) -> None:
     """Listen to the three signals, those that were ignored before (``nohup``, a shell's background job) aside."""
     handlers = {signal.SIGINT: _interrupt, _HANG_UP: _hang_up, signal.SIGTERM: _terminate}
     _terminals[:] = [descriptor for descriptor in (0, 1, 2) if os.isatty(descriptor)]
@@ -43,7 +43,7 @@ def hear(ended: Result) -> None:
     threading.Thread(target=_watch, args=(heard, ended, handlers), name="harness-signals", daemon=True).start()
 
 
-def _watch(heard: socket.socket, ended: Result, handlers: dict[signal.Signals, object]) -> None:
+def _watch(heard: socket.socket, ended: CommandResult, handlers: dict[signal.Signals, object]) -> None:
     """In a thread: end the process some seconds after a signal that is ours to obey."""
     with heard:
         while numbers := heard.recv(64):
@@ -54,7 +54,7 @@ def _watch(heard: socket.socket, ended: Result, handlers: dict[signal.Signals, o
                     _end(*_ENDINGS[number], ended)
 
 
-def _end(status: int, word: str, ended: Result) -> None:
+def _end(status: int, word: str, ended: CommandResult) -> None:
     message = f"{word}; what did not answer within {LIMIT:.0f} s is ended by the process that guards it\n"
     try:
         os.write(2, message.encode())

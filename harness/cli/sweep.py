@@ -11,7 +11,7 @@ import msgspec
 
 from harness.cli.context import as_json, command, store_at
 from harness.cli.options import allowed_of, store_option, trust_options
-from harness.cli.output import Result
+from harness.cli.output import CommandResult
 from harness.text import clean
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @trust_options
 @store_option
 @command
-def cli(plan: str, address: str | None, resume: bool, dry_run: bool, store: str | None, **given: Any) -> Result:
+def cli(plan: str, address: str | None, resume: bool, dry_run: bool, store: str | None, **given: Any) -> CommandResult:
     """Calibrate every cell of a plan: models × engines × settings, here or on a Ray cluster.
 
     Ends with 0 if every cell is done, else with the status of the first one that failed.
@@ -55,12 +55,12 @@ def cli(plan: str, address: str | None, resume: bool, dry_run: bool, store: str 
     return _summary(sweep, outcomes)
 
 
-def _dry_run(sweep: Sweep, cells: tuple[Cell, ...]) -> Result:
+def _dry_run(sweep: Sweep, cells: tuple[Cell, ...]) -> CommandResult:
     from harness.render.sweep import planned
     from harness.sweep.matrix import loads_of
 
     loads, seconds = sum(loads_of(cell) for cell in cells), sweep.estimate(cells)
-    return Result(
+    return CommandResult(
         data={
             "cells": msgspec.to_builtins([cell.public() for cell in cells]),
             "total": len(sweep.cells),
@@ -71,11 +71,11 @@ def _dry_run(sweep: Sweep, cells: tuple[Cell, ...]) -> Result:
     )
 
 
-def _summary(sweep: Sweep, outcomes: tuple[CellOutcome, ...]) -> Result:
+def _summary(sweep: Sweep, outcomes: tuple[CellOutcome, ...]) -> CommandResult:
     from harness.render.sweep import summary
 
     failed = [(one.cell.title, one.problem) for one in outcomes if one.problem is not None]
-    return Result(
+    return CommandResult(
         data={
             "cells": msgspec.to_builtins([msgspec.structs.replace(one, cell=one.cell.public()) for one in outcomes]),
             "total": len(sweep.cells),

@@ -9,7 +9,7 @@ import click
 
 from harness.cli.context import command
 from harness.cli.options import filter_options, options_of, query_options, store_option
-from harness.cli.output import Result
+from harness.cli.output import CommandResult
 from harness.options import QueryOptions, TuneOptions
 
 
@@ -20,7 +20,7 @@ from harness.options import QueryOptions, TuneOptions
 @filter_options
 @store_option
 @command
-def cli(model: str, **given: Any) -> Result:
+def cli(model: str, **given: Any) -> CommandResult:
     """The settings of MODEL that make the most of a budget. Ends with 0, 3 (nothing reaches it) or 4 (unknown).
 
     Where it does not fit: what would make it fit, the cheapest first. Only what was measured, or follows exactly from it.
@@ -29,7 +29,7 @@ def cli(model: str, **given: Any) -> Result:
     from harness.render.tuning import tuning_text
 
     found = tuned(model, TuneOptions.of(given), QueryOptions.of(given))
-    return Result(
+    return CommandResult(
         data=found.to_json(),
         text=partial(tuning_text, found),
         warnings=found.chosen.warnings,

@@ -26,7 +26,7 @@ METRICS: Final[dict[str, str]] = {
 }
 
 
-class Sample(NamedTuple):
+class MetricSample(NamedTuple):
     """One value of a metric, with its labels."""
 
     name: str
@@ -34,7 +34,7 @@ class Sample(NamedTuple):
     value: float
 
 
-def predicted(entry: Entry) -> Iterable[Sample]:
+def predicted(entry: Entry) -> Iterable[MetricSample]:
     """What is known of a model before it runs; what is not known has no sample."""
     verdict = entry.verdict
     parts = predict(entry.calibration, verdict.context, verdict.num_parallel)
@@ -52,12 +52,12 @@ def predicted(entry: Entry) -> Iterable[Sample]:
         "harness_calibrated_timestamp_seconds": datetime.fromisoformat(entry.calibration.metadata.calibrated_at).timestamp(),
     }.items():
         if value is not None:
-            yield Sample(name, labels, value)
+            yield MetricSample(name, labels, value)
 
 
-def exposition(samples: Iterable[Sample], helps: dict[str, str]) -> str:
+def exposition(samples: Iterable[MetricSample], helps: dict[str, str]) -> str:
     """Samples in the text format 0.0.4: all of a metric together."""
-    found: dict[str, list[Sample]] = {}
+    found: dict[str, list[MetricSample]] = {}
     for sample in samples:
         found.setdefault(sample.name, []).append(sample)
     lines = []

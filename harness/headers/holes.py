@@ -52,7 +52,7 @@ def hole_name(name: str, number: int = 1, count: int = 1) -> str:
     return f"{name}{HEADER_ONLY}.gguf" if count == 1 else f"{name}{HEADER_ONLY}-{number:05d}-of-{count:05d}.gguf"
 
 
-class Entry:
+class CacheEntry:
     """The folder of one model, held by this process; others may read it."""
 
     def __init__(self, folder: Path, descriptor: int) -> None:
@@ -134,7 +134,7 @@ def _taken(descriptor: int) -> int:
 
 
 @contextmanager
-def entry(name: str, source: str) -> Iterator[Entry]:
+def entry(name: str, source: str) -> Iterator[CacheEntry]:
     """The folder of a source, for as long as the block runs; ``clean`` leaves it alone meanwhile.
 
     Raises:
@@ -152,7 +152,7 @@ def entry(name: str, source: str) -> Iterator[Entry]:
     try:
         if not poll(lambda: _shared(descriptor), limit=10.0, every=0.05):
             raise BusyError(f"another harness removes {folder}", hint="try again", code="busy")
-        yield Entry(folder, descriptor)
+        yield CacheEntry(folder, descriptor)
     finally:
         os.close(descriptor)
 

@@ -13,7 +13,7 @@ from harness.engines.base import HeaderOnly, Layer, Progress
 from harness.engines.gguf import Header, describe, read_stream, server_estimate, tensor_bytes
 from harness.engines.gguf import read_header as read_file
 from harness.errors import BadInputError
-from harness.headers.holes import Entry, Kept, entry, hole_name
+from harness.headers.holes import CacheEntry, Kept, entry, hole_name
 from harness.headers.ranges import Ranges, fetch_small
 from harness.headers.sources import Found, Part
 from harness.model.calibration import artifact_name
@@ -84,7 +84,9 @@ def read_header(found: Found, client: httpx.Client, progress: Progress = quiet) 
     return msgspec.structs.replace(headers[0], tensors=tuple(one for header in headers for one in header.tensors))
 
 
-def _parts(found: Found, place: Entry, client: httpx.Client, progress: Progress) -> tuple[tuple[Path, ...], list[Header], Kept]:
+def _parts(
+    found: Found, place: CacheEntry, client: httpx.Client, progress: Progress
+) -> tuple[tuple[Path, ...], list[Header], Kept]:
     stem, count, before = artifact_name(found.name.removesuffix(".gguf"))[:120], len(found.parts), place.kept
     if count > 1:
         stem = stem.rpartition("-of-")[0].rpartition("-")[0] or stem
@@ -109,7 +111,7 @@ def _parts(found: Found, place: Entry, client: httpx.Client, progress: Progress)
 
 
 def _header(
-    part: Part, client: httpx.Client, progress: Progress, place: Entry | None = None, number: int = 0
+    part: Part, client: httpx.Client, progress: Progress, place: CacheEntry | None = None, number: int = 0
 ) -> tuple[Header, int, str | None, bytes]:
     """The header of one part, the size of the part, its version at the source, and its first bytes."""
     if part.path is not None:
@@ -142,7 +144,7 @@ def _stream(remote: Ranges, part: Part) -> Header:
     return header
 
 
-def _projector(part: Part, stem: str, place: Entry, client: httpx.Client, progress: Progress) -> Path:
+def _projector(part: Part, stem: str, place: CacheEntry, client: httpx.Client, progress: Progress) -> Path:
     path = place.folder / hole_name(f"{stem}.mmproj")
     known = part.digest is not None and part.size is not None and path.is_file() and path.stat().st_size == part.size
     if not known:
@@ -151,7 +153,7 @@ def _projector(part: Part, stem: str, place: Entry, client: httpx.Client, progre
     return path
 
 
-def _documents(layers: tuple[Layer, ...], place: Entry, client: httpx.Client) -> dict[str, Path]:
+def _documents(layers: tuple[Layer, ...], place: CacheEntry, client: httpx.Client) -> dict[str, Path]:
     """What stands beside the weights (configuration, template, parameters): small, and fetched whole, with its digest."""
     import hashlib
 

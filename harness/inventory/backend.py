@@ -26,7 +26,7 @@ _BY_KERNEL: Final = "measured by the kernel's own count (DRM)"
 EngineChoice = str
 
 
-class Choice(msgspec.Struct, frozen=True, kw_only=True):
+class Backend(msgspec.Struct, frozen=True, kw_only=True):
     """What a run will use; ``reasons`` are for the user."""
 
     engine: EngineName
@@ -129,7 +129,7 @@ def elsewhere(engine: Engine, options: Options, hint: str | None) -> str | None:
     return f"{hint}, or --sandbox process" if hint and there and "process" in engine.sandboxes else hint
 
 
-def choose(engine: Engine, sandbox: SandboxChoice, options: Options, reasons: tuple[str, ...] = ()) -> Choice:
+def choose(engine: Engine, sandbox: SandboxChoice, options: Options, reasons: tuple[str, ...] = ()) -> Backend:
     """Sandbox, target and meter for an engine.
 
     Raises:
@@ -144,7 +144,7 @@ def choose(engine: Engine, sandbox: SandboxChoice, options: Options, reasons: tu
     return _choose_driver(engine, place, options, reasons)
 
 
-def _choose_process(engine: Engine, devices: tuple[LocalGpu, ...], options: Options, reasons: tuple[str, ...]) -> Choice:
+def _choose_process(engine: Engine, devices: tuple[LocalGpu, ...], options: Options, reasons: tuple[str, ...]) -> Backend:
     there = {gpu.key for gpu in devices}
     if options.gpus.mode == "ids":
         missing = [
@@ -175,7 +175,7 @@ def _choose_process(engine: Engine, devices: tuple[LocalGpu, ...], options: Opti
     return _on_gpus(engine, "process", "log", used, (*reasons, f"target gpu: {names}; {how}"))
 
 
-def _choose_driver(engine: Engine, place: SandboxName, options: Options, reasons: tuple[str, ...]) -> Choice:
+def _choose_driver(engine: Engine, place: SandboxName, options: Options, reasons: tuple[str, ...]) -> Backend:
     if options.gpus.mode == "none":
         return _on_host(engine, place, reasons, "no GPU is to be used")
     try:
@@ -191,17 +191,17 @@ def _choose_driver(engine: Engine, place: SandboxName, options: Options, reasons
     return _on_gpus(engine, place, meter, chosen, (*reasons, f"target gpu: {names}, {how}"))
 
 
-def _on_host(engine: Engine, place: SandboxName, reasons: tuple[str, ...], why: str) -> Choice:
-    return Choice(
+def _on_host(engine: Engine, place: SandboxName, reasons: tuple[str, ...], why: str) -> Backend:
+    return Backend(
         engine=engine.name, sandbox=place, meter="host", target="host", gpus=(), reasons=(*reasons, f"target host: {why}")
     )
 
 
 def _on_gpus(
     engine: Engine, place: SandboxName, meter: MeterName, gpus: Sequence[LocalGpu], reasons: tuple[str, ...]
-) -> Choice:
+) -> Backend:
     recorded = tuple(gpu.recorded for gpu in gpus)
-    return Choice(engine=engine.name, sandbox=place, meter=meter, target="gpu", gpus=recorded, reasons=reasons)
+    return Backend(engine=engine.name, sandbox=place, meter=meter, target="gpu", gpus=recorded, reasons=reasons)
 
 
 def _kernel_gpus(engine: Engine, options: Options) -> tuple[LocalGpu, ...]:

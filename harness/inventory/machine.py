@@ -10,26 +10,22 @@ from contextlib import suppress
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from harness.engines.registry import BUILT_IN, EMBEDDED, policy_of, recipe_of, running_servers, version_here
-from harness.errors import HarnessError, UnavailableError
+from harness.errors import ADVICE, HarnessError, UnavailableError
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.model.gpu import LocalGpu
 from harness.model.trace import MeterName
 
-#: What a GPU that cannot be read is followed by.
-ADVICE: Final = "say what is free with --available, for example --available 24GiB"
-
-
 if TYPE_CHECKING:
     from harness.engines.running import RunningServer
 
 
-class Resident(msgspec.Struct, frozen=True, kw_only=True):
+class ModelProcess(msgspec.Struct, frozen=True, kw_only=True):
     """A process that runs a model now."""
 
     pid: int
@@ -120,7 +116,7 @@ class LocalMachine:
         return version_here(calibration.engine, calibration.metadata.machine.sandbox)
 
 
-def residents(calibration: Calibration, proc: Path = Path("/proc")) -> tuple[Resident, ...]:
+def residents(calibration: Calibration, proc: Path = Path("/proc")) -> tuple[ModelProcess, ...]:
     """Processes that have this model loaded, found by the weights or the name on their command line."""
     model = calibration.metadata.model
     wanted = {model.name, Path(model.name).stem if model.name.endswith(".gguf") else model.name}
@@ -134,7 +130,7 @@ def residents(calibration: Calibration, proc: Path = Path("/proc")) -> tuple[Res
             words = (folder / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
             policy = next((one for one in policies if one.runs(words)), None)
             if policy is not None and _loaded(words, folder, policy.name_variables) & wanted:
-                found.append(Resident(pid=int(folder.name), engine=policy.name))
+                found.append(ModelProcess(pid=int(folder.name), engine=policy.name))
         except OSError:
             continue  # it ended, or is another user's
     return tuple(sorted(found, key=lambda one: one.pid))

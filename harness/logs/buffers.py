@@ -12,7 +12,7 @@ from typing import Final
 from harness.logs.building import Building
 from harness.logs.numbers import COUNT, SIZE, count, mib
 from harness.logs.oldest import Part
-from harness.logs.parts import MANY, MANY_LINES, Cache, Model, Projector
+from harness.logs.parts import MANY, MANY_LINES, Cache, LoggedModel, Projector
 from harness.model.facts import device_kind
 
 BUFFER: Final = re.compile(
@@ -200,7 +200,7 @@ def flash(load: Building, line: str) -> None:
         load.flash = "disabled"
 
 
-def _is_draft(model: Model) -> bool:
+def _is_draft(model: LoggedModel) -> bool:
     return model.draft or (bool(model.contexts) and model.contexts[-1].draft)
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 from harness.logs import oldest
 from harness.logs.doubts import examine
 from harness.logs.oldest import Part
-from harness.logs.parts import MANY, META, Cache, Context, Model, Projector
+from harness.logs.parts import MANY, META, Cache, Context, LoggedModel, Projector
 from harness.model.facts import (
     CacheFacts,
     DeviceFacts,
@@ -70,7 +70,7 @@ class Building:
         self.projected: int | None = None
         self.free: int | None = None
         self.target: int | None = None
-        self.models = [Model()]
+        self.models = [LoggedModel()]
         self.projectors: list[Projector] = []
         self.oldest: dict[str, int] = {}
         self.oldest_device = "CUDA0"
@@ -82,7 +82,7 @@ class Building:
         self.estimated = False
 
     @property
-    def current(self) -> Model:
+    def current(self) -> LoggedModel:
         """The model whose lines are coming: the load's own, or its draft."""
         return self.models[-1]
 
@@ -109,7 +109,7 @@ class Building:
         """Whether the engine said what it is going to need."""
         return bool(self.fit_rows or self.fit_used or self.projected is not None)
 
-    def restart(self, model: Model) -> None:
+    def restart(self, model: LoggedModel) -> None:
         """A new pass of ``model``: drop the one before, which was a fit probe or a try that failed."""
         overridden = model.overridden if model.contexts == [] else set()
         model.clear()

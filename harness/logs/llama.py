@@ -15,7 +15,7 @@ from typing import Final
 from harness.logs import buffers, failures, fitting, markers, oldest, ollama_go
 from harness.logs.building import Building
 from harness.logs.numbers import count, mib
-from harness.logs.parts import MANY, MANY_LINES, Model
+from harness.logs.parts import MANY, MANY_LINES, LoggedModel
 from harness.logs.slog import pairs
 from harness.logs.unwrap import Message
 from harness.model.facts import LoadFacts
@@ -291,7 +291,7 @@ class LlamaReader:
     def draft_model(self, message: Message) -> bool:
         models = self._open().models
         if len(models) < MANY:
-            models.append(Model(draft=True))
+            models.append(LoggedModel(draft=True))
         return True
 
     def tokens(self, message: Message) -> bool:

@@ -56,7 +56,7 @@ class Context:
         return any(part == "compute" for _, part in self.parts)
 
 
-class Model:
+class LoggedModel:
     """One model of a load, as its current pass has it."""
 
     def __init__(self, draft: bool = False) -> None:

@@ -15,7 +15,7 @@ from harness.logs import vllm_lines as say
 from harness.logs.numbers import count, gib, number
 from harness.logs.table import Row, ignored
 from harness.logs.unwrap import Message
-from harness.logs.vllm_building import Speaker, Start, Worker
+from harness.logs.vllm_building import LoggedStart, Speaker, Worker
 from harness.logs.vllm_failures import HINTS, UNMISTAKABLE, classify, is_exception, is_secondary, unfinished
 from harness.model.facts import LoadFacts
 
@@ -41,7 +41,7 @@ class VllmReader:
     def __init__(self, numbers: Iterator[int]) -> None:
         self._numbers = numbers
         self._done: list[tuple[int, LoadFacts]] = []
-        self._start: Start | None = None
+        self._start: LoggedStart | None = None
         self._ours = False
         self._wrapped: tuple[str, int] | None = None
 
@@ -75,9 +75,9 @@ class VllmReader:
 
     # -- starts -----------------------------------------------------------------------------------------------------
 
-    def _open(self) -> Start:
+    def _open(self) -> LoggedStart:
         if self._start is None:
-            self._start = Start(next(self._numbers))
+            self._start = LoggedStart(next(self._numbers))
         return self._start
 
     def _close(self) -> None:
@@ -128,7 +128,7 @@ class VllmReader:
             worker.graphs = _bytes(parts[5]) if worker.graphs is None else worker.graphs
         self._older_summary(line, worker, start)
 
-    def _older_summary(self, line: str, worker: Worker, start: Start) -> None:
+    def _older_summary(self, line: str, worker: Worker, start: LoggedStart) -> None:
         if v0 := say.V0.search(line):
             worker.guess_weights(_bytes(v0[1]))
             worker.non_torch, worker.activation = _bytes(v0[2]), _bytes(v0[3])

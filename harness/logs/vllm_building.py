@@ -65,7 +65,7 @@ class Worker:
         )
 
 
-class Start:
+class LoggedStart:
     """Collects one start; :meth:`facts` freezes it."""
 
     def __init__(self, number: int = 0) -> None:

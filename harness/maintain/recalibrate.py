@@ -33,7 +33,7 @@ from harness.text import release
 JOURNAL: Final = "recalibrate.json"
 
 
-class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+class SurveyedCalibration(msgspec.Struct, frozen=True, kw_only=True):
     """One calibration of the store, and the loads that would measure it again.
 
     ``answers`` is the variant that answers for the GPU here, where this one does not.
@@ -63,7 +63,7 @@ class Recalibration(msgspec.Struct, frozen=True, kw_only=True):
     ``narrower``: measured, and valid to fewer tokens than before, so the old one stays.
     """
 
-    target: Candidate
+    target: SurveyedCalibration
     status: Literal["done", "failed", "narrower", "done-before"]
     record: Path | None = None
     new: Calibration | None = None
@@ -84,7 +84,7 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
 
 def survey(
     store: Store, models: Sequence[str], finder: Installed, engine: str | None, warn: Callable[[str], None]
-) -> list[Candidate]:
+) -> list[SurveyedCalibration]:
     """The calibrations of ``models`` (none: all of the store), and what of them is not as it is here.
 
     Raises:
@@ -106,7 +106,7 @@ def survey(
         if (beyond := _beyond_range(calibration)) is not None:
             known = msgspec.structs.replace(known, reasons=(*known.reasons, beyond))
         targets.append(
-            Candidate(
+            SurveyedCalibration(
                 key=key_of(calibration, path),
                 path=path,
                 calibration=calibration,
@@ -196,7 +196,7 @@ def _beyond_range(calibration: Calibration) -> Change | None:
     return Change(name="range", old=f"{quality.valid_to:,} tokens", new=f"its loads reach {longest:,}, at another batch")
 
 
-def rerun_options(target: Candidate, finder: Installed) -> RunOptions:
+def rerun_options(target: SurveyedCalibration, finder: Installed) -> RunOptions:
     """The options that measure a calibration again: its own settings and plan, on what is here.
 
     Raises:
@@ -247,7 +247,7 @@ def rerun_options(target: Candidate, finder: Installed) -> RunOptions:
     )
 
 
-def _refuse_unnamed(target: Candidate, given: Overrides) -> None:
+def _refuse_unnamed(target: SurveyedCalibration, given: Overrides) -> None:
     """Refuse to measure with the program of harness or on PATH what was measured with one that the user had named.
 
     Raises:
@@ -271,14 +271,14 @@ def _gpus(machine: Machine, finder: Installed) -> str:
     return ",".join(dict.fromkeys(found)) if found and len(found) == len(machine.gpus) else "all"
 
 
-def _env(target: Candidate, given: Overrides) -> dict[str, str]:
+def _env(target: SurveyedCalibration, given: Overrides) -> dict[str, str]:
     """The variables that it was measured with, and the values that the user gives for them; no others of the user's."""
     settings = target.calibration.metadata.settings
     typed = {name: value for name, value in given.env.items() if name in settings.env}
     return handed_env(settings, typed, target.key)
 
 
-def refuse_other(target: Candidate, session: Session, force: bool) -> None:
+def refuse_other(target: SurveyedCalibration, session: Session, force: bool) -> None:
     """Refuse to put another machine's figures in the place of these.
 
     Raises:
@@ -301,7 +301,7 @@ def refuse_other(target: Candidate, session: Session, force: bool) -> None:
 
 
 def recalibrate(
-    targets: Sequence[Candidate],
+    targets: Sequence[SurveyedCalibration],
     store: Store,
     finder: Installed,
     observer: Observer,
@@ -338,7 +338,7 @@ def recalibrate(
     return outcomes
 
 
-def _again(target: Candidate, store: Store, finder: Installed, observer: Observer, force: bool) -> Recalibration:
+def _again(target: SurveyedCalibration, store: Store, finder: Installed, observer: Observer, force: bool) -> Recalibration:
     options = rerun_options(target, finder)
     observer.say(f"handed to {target.calibration.engine}: {handed(options.model, options.image, options.env)}")
     session = prepare(options, store, finder.folder)
@@ -370,7 +370,7 @@ def _again(target: Candidate, store: Store, finder: Installed, observer: Observe
     )
 
 
-def refuse_narrower(target: Candidate, new: Calibration) -> None:
+def refuse_narrower(target: SurveyedCalibration, new: Calibration) -> None:
     """Refuse to put a calibration in the place of one that answers for longer contexts.
 
     Raises:

@@ -16,7 +16,7 @@ from harness.engines.base import Engine, Options, Source
 from harness.errors import BusyError, EngineError, UnavailableError, UntrustedError
 from harness.fit.observations import refuse_disturbed
 from harness.fit.speed import with_speeds_of
-from harness.inventory.backend import Choice
+from harness.inventory.backend import Backend
 from harness.measure.dry_runs import measure_splits
 from harness.measure.events import Observer
 from harness.measure.interference import interference_notes, refuse_blind, refuse_unwatched
@@ -53,7 +53,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     """A calibration that could begin now."""
 
     engine: Engine
-    choice: Choice
+    choice: Backend
     options: Options
     request: Request
     store: Store

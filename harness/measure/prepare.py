@@ -10,7 +10,7 @@ import msgspec
 from harness.engines.base import Engine, Options, Source
 from harness.engines.registry import recipe_of
 from harness.engines.running import RunningServer, held_by
-from harness.inventory.backend import Choice, choose, choose_engine, choose_sandbox, header_address, resolve_name
+from harness.inventory.backend import Backend, choose, choose_engine, choose_sandbox, header_address, resolve_name
 from harness.inventory.digests import cached_sha256
 from harness.inventory.machine import LocalMachine
 from harness.measure.calibrate import Session
@@ -111,7 +111,7 @@ def _other_versions(engine: Engine, options: Options, servers: tuple[RunningServ
     )
 
 
-def memory_budget(choice: Choice) -> int | None:
+def memory_budget(choice: Backend) -> int | None:
     """What an engine on the host may take: nine tenths of what is available, so that the machine lives on."""
     if choice.target != "host":
         return None

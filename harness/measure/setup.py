@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.engines.base import Engine, Options
 from harness.errors import UnavailableError
-from harness.inventory.backend import Choice, elsewhere
+from harness.inventory.backend import Backend, elsewhere
 from harness.measure.events import Observer
 from harness.meters.base import Meter
 from harness.sandboxes.base import Sandbox
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def opened(engine: Engine, choice: Choice, options: Options, observer: Observer) -> Iterator[tuple[Sandbox, Meter]]:
+def opened(engine: Engine, choice: Backend, options: Options, observer: Observer) -> Iterator[tuple[Sandbox, Meter]]:
     """The sandbox of a choice, with the reaper that outlives us, and its meter.
 
     Raises:
@@ -37,7 +37,7 @@ def opened(engine: Engine, choice: Choice, options: Options, observer: Observer)
             yield sandbox, meter
 
 
-def _sandbox(choice: Choice, reaper: Reaper, observer: Observer) -> Sandbox:
+def _sandbox(choice: Backend, reaper: Reaper, observer: Observer) -> Sandbox:
     if choice.sandbox == "process":
         from harness.sandboxes.process import ProcessSandbox
 
@@ -47,7 +47,7 @@ def _sandbox(choice: Choice, reaper: Reaper, observer: Observer) -> Sandbox:
     return DockerSandbox(reaper, progress=observer.progress)
 
 
-def open_meter(choice: Choice) -> Meter:
+def open_meter(choice: Backend) -> Meter:
     """The meter of a choice."""
     uuids = [gpu.uuid for gpu in choice.gpus if gpu.uuid]
     if choice.meter == "host":
@@ -67,7 +67,7 @@ def open_meter(choice: Choice) -> Meter:
     return NvmlMeter(uuids)
 
 
-def lock_names(choice: Choice) -> tuple[str, ...]:
+def lock_names(choice: Backend) -> tuple[str, ...]:
     """What a run must have to itself: its GPUs, by UUID, or by name where they have none.
 
     Host memory is shared: what a process holds there is its own, whatever others do.

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 Fraction = Literal["dense", "attention", "up", "gate"]
 
 
-class Part(NamedTuple):
+class DevicePart(NamedTuple):
     """Consecutive layers on one device; the output layer counts as one.
 
     The last ``partial`` of them keep no experts there (``common/fit.cpp``, ``ngl_t``), the first of these keeps ``fraction``
@@ -36,7 +36,7 @@ class Part(NamedTuple):
 
 
 #: Parts of the devices in the engine's order; what is left of the model, its first layers, is on the host.
-Layout = tuple[Part, ...]
+Layout = tuple[DevicePart, ...]
 #: Bytes that each device holds under a layout: weights, caches, compute buffers (the driver's own memory is not counted).
 Memory = Callable[[Layout], Sequence[float]]
 
@@ -67,7 +67,7 @@ def default_split(total: int, shares: Sequence[float], gpu_layers: int | None = 
     layers = [0] * len(shares)
     for index in range(count):
         layers[min(bisect_right(bounds, _float32(_float32(index) / count)), len(shares) - 1)] += 1
-    return tuple(Part(one) for one in layers)
+    return tuple(DevicePart(one) for one in layers)
 
 
 def _float32(value: float) -> float:
@@ -103,11 +103,11 @@ def refit(layout: Layout, targets: Sequence[float], memory: Memory, *, experts: 
 def _back_to_front(total: int, targets: Sequence[float], memory: Memory, *, experts: bool) -> Layout:
     """Step 3: the last device takes what it can, then the one before it; of models with experts the other weights alone."""
     last = len(targets) - 1
-    layout: Layout = tuple(Part() for _ in targets)
+    layout: Layout = tuple(DevicePart() for _ in targets)
     for device in range(last, -1, -1):
         full = 1 if device == last else 0  # the output layer, which is never partial
         counts = range(total - sum(part.layers for part in layout) + 1)
-        parts = [Part(count, max(count - full, 0) if experts else 0) for count in counts]
+        parts = [DevicePart(count, max(count - full, 0) if experts else 0) for count in counts]
         layout = _most([(*layout[:device], part, *layout[device + 1 :]) for part in parts], device, targets, memory)
     return layout
 
@@ -133,7 +133,7 @@ def _converted(layout: Layout, device: int, start: int, count: int) -> Layout:
     parts = list(layout)
     for donor in range(start, len(parts)):
         moved = min(count, parts[donor].partial)
-        parts[donor] = Part(parts[donor].layers - moved, parts[donor].partial - moved)
+        parts[donor] = DevicePart(parts[donor].layers - moved, parts[donor].partial - moved)
         parts[device] = parts[device]._replace(layers=parts[device].layers + moved)
         count -= moved
     return tuple(parts)
@@ -147,8 +147,8 @@ def _part_of_one_more(layout: Layout, device: int, start: int, targets: Sequence
 
     def extended(fraction: Fraction) -> Layout | None:
         parts = list(layout)
-        parts[donor] = Part(parts[donor].layers - 1, parts[donor].partial - 1)
-        parts[device] = Part(parts[device].layers + 1, parts[device].partial + 1, fraction)
+        parts[donor] = DevicePart(parts[donor].layers - 1, parts[donor].partial - 1)
+        parts[device] = DevicePart(parts[device].layers + 1, parts[device].partial + 1, fraction)
         held = memory(tuple(parts))
         reached = range(device, min(device + 2, len(parts)))
         return tuple(parts) if all(held[one] < targets[one] for one in reached) else None

@@ -14,7 +14,7 @@ import msgspec
 
 from harness.model.calibration import Calibration, Placement, SplitCompute
 from harness.model.record import LoadRequest
-from harness.prediction.layout import Fraction, Layout, Part, refit
+from harness.prediction.layout import DevicePart, Fraction, Layout, refit
 from harness.prediction.memory import Prediction, predict
 from harness.prediction.rules import Rules
 from harness.units import from_gib
@@ -179,7 +179,7 @@ def _fill(layers: Layers, compute: Compute, budget: float) -> Placed:
         return [sum(of_devices(layers, layout)[0]) + work]
 
     # All experts on the host is a state that the engine tries too: only what it tried last is asked to be above the budget.
-    layout = refit((Part(total),), (budget,), held, experts=moe)
+    layout = refit((DevicePart(total),), (budget,), held, experts=moe)
     return placed_on(layers, layout)
 
 

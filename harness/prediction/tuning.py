@@ -34,7 +34,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     num_parallel: int = 1
 
 
-class Change(msgspec.Struct, frozen=True, kw_only=True):
+class SettingChange(msgspec.Struct, frozen=True, kw_only=True):
     """One setting that is another than without tuning, as text; ``saves_bytes`` is what it saves at the wanted context."""
 
     setting: str
@@ -71,7 +71,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     uncertainty_bytes: int | None
     decode_tokens_per_s: float | None
     prompt_tokens_per_s: float | None
-    changes: tuple[Change, ...]
+    changes: tuple[SettingChange, ...]
     meets: bool
     misses: str | None = None
 
@@ -298,18 +298,18 @@ class _Search:
             misses=misses,
         )
 
-    def _changes(self, one: Candidate, pinned: tuple[str, ...], verdict: Verdict) -> Iterator[Change]:
+    def _changes(self, one: Candidate, pinned: tuple[str, ...], verdict: Verdict) -> Iterator[SettingChange]:
         """What is set otherwise than without tuning, the cheapest first."""
         if pinned:
-            yield Change(setting="card", value=" + ".join(pinned), instead_of="all cards")
+            yield SettingChange(setting="card", value=" + ".join(pinned), instead_of="all cards")
         if one.batch != self.first.batch:
             own = "the engine's own" if self.first.batch is None else str(self.first.batch)
             before = self.first.calibration if one.cache == self.first.cache else None
             saved = self._saved(before, one.calibration)
-            yield Change(setting="batch", value=str(one.batch or "the engine's own"), instead_of=own, saves_bytes=saved)
+            yield SettingChange(setting="batch", value=str(one.batch or "the engine's own"), instead_of=own, saves_bytes=saved)
         if one.cache != self.first.cache:
             before = self.first.calibration if one.batch == self.first.batch else None
-            yield Change(
+            yield SettingChange(
                 setting="kv-cache",
                 value=one.cache,
                 instead_of=self.first.cache,
@@ -318,14 +318,16 @@ class _Search:
         slots = self.demand.num_parallel
         if verdict.num_parallel != slots:
             saved = self._need(one.calibration, slots) - self._need(one.calibration, verdict.num_parallel)
-            yield Change(setting="slots", value=str(verdict.num_parallel), instead_of=str(slots), saves_bytes=saved)
+            yield SettingChange(setting="slots", value=str(verdict.num_parallel), instead_of=str(slots), saves_bytes=saved)
         if verdict.context < (self.demand.context or self.context):
-            yield Change(setting="context", value=f"{verdict.context:,}", instead_of=f"{self.demand.context or self.context:,}")
+            yield SettingChange(
+                setting="context", value=f"{verdict.context:,}", instead_of=f"{self.demand.context or self.context:,}"
+            )
         if verdict.verdict == "offload":
             value = f"{verdict.layers_offloaded} of {verdict.layers_total} layers on the GPU"
             if verdict.layers_overflowing:
                 value += f", {verdict.layers_overflowing} of them with experts on the host"
-            yield Change(setting="layers", value=value, instead_of="all")
+            yield SettingChange(setting="layers", value=value, instead_of="all")
 
     def _need(self, calibration: Calibration, slots: int) -> int:
         return predict(calibration, self.context, slots).total_bytes

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from harness.inventory.machine import ADVICE
-from harness.serving.capacity import Memory, Row
+from harness.errors import ADVICE
 from harness.text import clean
 from harness.units import format_size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
+
+    from harness.serving.capacity import CapacityRow, Memory
 
 #: Cells of the bar that shows how much of the memory a model takes.
 _BAR: Final = 16
@@ -50,7 +51,7 @@ def heading(memory: Memory) -> str:
     return clean(f"{memory.name} · {free}{of}{kept}")
 
 
-def cells(row: Row) -> list[str]:
+def cells(row: CapacityRow) -> list[str]:
     """What is said of one model; a dash is not known."""
     verdict = row.verdict
     slots = f" × {row.request.num_parallel}" if row.request.num_parallel > 1 else ""
@@ -65,7 +66,7 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def _spare(row: Row) -> str:
+def _spare(row: CapacityRow) -> str:
     verdict = row.verdict
     if verdict.short_bytes:
         return f"-{format_size(verdict.short_bytes, 1)}"
@@ -74,7 +75,7 @@ def _spare(row: Row) -> str:
     return format_size(verdict.available_bytes - verdict.required_bytes - (verdict.reserve_bytes or 0), 1)
 
 
-def _context(row: Row) -> str:
+def _context(row: CapacityRow) -> str:
     if row.largest_context is None:
         return "–"
     if row.largest_context:
@@ -84,7 +85,7 @@ def _context(row: Row) -> str:
     return f"{row.verdict.layers_offloaded}/{row.verdict.layers_total} layers"
 
 
-def _whole(row: Row) -> bool:
+def _whole(row: CapacityRow) -> bool:
     return row.largest_context == row.chosen.calibration.metadata.quality.valid_to
 
 
@@ -92,7 +93,7 @@ def _rate(speed: float | None) -> str:
     return "–" if speed is None else f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}"
 
 
-def _bar(row: Row, memory: Memory) -> Text:
+def _bar(row: CapacityRow, memory: Memory) -> Text:
     """Weights, then what the context adds, of the memory that is free."""
     from rich.text import Text
 

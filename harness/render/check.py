@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from harness.render.reasons import explained
 from harness.render.style import paint
 from harness.render.verdict import sentence, title
-from harness.serving.check import Assessment, Check
 from harness.text import clean
+
+if TYPE_CHECKING:
+    from harness.serving.check import Assessment, Check
 
 _HEADS: Final = ("FITS:", "WARNING: CPU OFFLOAD LIKELY:", "UNCALIBRATED:", "UNKNOWN:")
 _COLOURS: Final = {"fits": "green", "offload": "red", "unknown": "yellow"}

@@ -13,7 +13,7 @@ from harness.text import clean
 
 if TYPE_CHECKING:
     from harness.maintain.diff import Pair
-    from harness.maintain.recalibrate import Candidate, Recalibration
+    from harness.maintain.recalibrate import Recalibration, SurveyedCalibration
     from harness.sweep.merge import Merged
 
 _WORDS: Final = {
@@ -137,7 +137,7 @@ def merged_text(found: Sequence[Merged]) -> Iterator[str]:
         yield "nothing here was overwritten; harness diff shows more, --newer takes the newer one"
 
 
-def survey_text(targets: Sequence[Candidate], only_stale: bool) -> Iterator[str]:
+def survey_text(targets: Sequence[SurveyedCalibration], only_stale: bool) -> Iterator[str]:
     """What is stale and why, and what would be loaded."""
     for target in targets:
         word, colour = ("stale", "yellow") if target.stale else ("as measured", "green")

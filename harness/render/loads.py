@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from harness.logs import missing
+from harness.logs.hints import missing
 from harness.model.facts import LoadFacts
 from harness.text import clean
 from harness.units import KIB, format_size

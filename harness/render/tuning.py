@@ -11,7 +11,7 @@ from harness.text import clean
 from harness.units import format_size
 
 if TYPE_CHECKING:
-    from harness.prediction.tuning import Change, Choice, Tuning
+    from harness.prediction.tuning import Choice, SettingChange, Tuning
     from harness.serving.tuning import Tuned
 
 #: Other choices that are shown.
@@ -84,14 +84,14 @@ def _costs(one: Choice, tuning: Tuning) -> list[str]:
     return [f"{change_words(change)}{_speed(one, tuning, change)}" for change in one.changes]
 
 
-def change_words(change: Change) -> str:
+def change_words(change: SettingChange) -> str:
     """One change in words."""
     saved = f": {format_size(-change.saves_bytes, 1)}" if change.saves_bytes else ""
     instead = "" if change.instead_of == "all" else f" instead of {change.instead_of}"
     return f"{_NAMES[change.setting]} {change.value}{instead}{saved}"
 
 
-def _speed(one: Choice, tuning: Tuning, change: Change) -> str:
+def _speed(one: Choice, tuning: Tuning, change: SettingChange) -> str:
     if change.setting not in ("kv-cache", "layers"):
         return ", slower prompts" if change.setting == "batch" else ""
     usual, speed = tuning.usual_tokens_per_s, one.decode_tokens_per_s

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from harness.prediction.verdict import Verdict
-from harness.serving.check import Assessment
 from harness.units import format_size
+
+if TYPE_CHECKING:
+    from harness.serving.check import Assessment
 
 
 def title(one: Assessment) -> str:

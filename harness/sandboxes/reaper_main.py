@@ -52,7 +52,7 @@ FOLDERS: Final = {"secrets": (SECRET_PLACES, SECRETS_PREFIX), "home": (HOME_PLAC
 Order = dict[str, Any]
 
 
-class Reaper:
+class ReaperProcess:
     """Obeys one owner over ``link``; every descendant of this process belongs to the engine ``root``."""
 
     def __init__(self, link: socket.socket, owner: int) -> None:
@@ -370,7 +370,7 @@ def main() -> None:
     link.set_inheritable(False)
     # Processes that an engine detaches (double fork, own session) become children of the reaper and are found.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    Reaper(link, int(sys.argv[2])).run()
+    ReaperProcess(link, int(sys.argv[2])).run()
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import msgspec
 
 from harness.engines.registry import ALLOCATED, policy_of
 from harness.engines.settings import settings_alone
-from harness.errors import HarnessError, NotFoundError, UnknownVerdictError
-from harness.inventory.machine import ADVICE, LocalMachine
+from harness.errors import ADVICE, HarnessError, NotFoundError, UnknownVerdictError
+from harness.inventory.machine import LocalMachine
 from harness.model.calibration import Calibration
 from harness.prediction.allocation import Allocation, Deployment
 from harness.store.store import Store, variant_of

@@ -29,7 +29,7 @@ _MOST: Final = 12
 SHOWN: Final = 6
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class CapacityRow(msgspec.Struct, frozen=True, kw_only=True):
     """One model: ``largest_context`` tokens per slot (0: none fits, ``None``: not known) and what it takes there, bytes.
 
     ``verdict`` is at that context, or at the smallest that was asked about where none fits. ``full_decode_tokens_per_s`` is the
@@ -85,7 +85,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     available_bytes: int | None
     total_bytes: int | None
     reserve_bytes: int | None
-    rows: tuple[Row, ...]
+    rows: tuple[CapacityRow, ...]
     groups: tuple[Group, ...]
 
     def to_json(self) -> dict[str, object]:
@@ -132,7 +132,7 @@ def plan(
         NotFoundError: a model that was named has no calibration. UsageError: nonsense.
     """
     warnings: list[str] = []
-    rows: list[Row] = []
+    rows: list[CapacityRow] = []
     for question in _questions(specs, store, num_parallel, context):
         try:
             chosen = choose(question, store, machine, wanted or CalibrationFilter(), available)
@@ -163,29 +163,29 @@ def _questions(specs: Sequence[str], store: Store, num_parallel: int, context: i
     yield from (CheckRequest(model=one, context=context, num_parallel=num_parallel) for one in ids)
 
 
-def _row(question: CheckRequest, chosen: CalibrationMatch) -> Row:
+def _row(question: CheckRequest, chosen: CalibrationMatch) -> CapacityRow:
     calibration, slots = chosen.calibration, question.num_parallel
     top, rules = calibration.metadata.quality.valid_to, policy_of(calibration.engine)
     first = judge(calibration, min(question.context, top), slots, chosen.available, rules, names=chosen.names)
     largest = first.max_context
     verdict = judge(calibration, largest, slots, chosen.available, rules, names=chosen.names) if largest else first
     reason = (chosen.obstacle or verdict.reason) if verdict.verdict == "unknown" else None
-    return Row(
+    return CapacityRow(
         request=question, chosen=chosen, largest_context=largest, verdict=verdict, reason=reason,
         weights_bytes=predict(calibration, top, slots).weights_bytes,
         full_decode_tokens_per_s=decode_at_depth(calibration, largest) if largest else None,
     )  # fmt: skip
 
 
-def _by_memory(rows: list[Row]) -> dict[tuple[str, ...], list[Row]]:
-    found: dict[tuple[str, ...], list[Row]] = {}
+def _by_memory(rows: list[CapacityRow]) -> dict[tuple[str, ...], list[CapacityRow]]:
+    found: dict[tuple[str, ...], list[CapacityRow]] = {}
     for row in rows:
         target = row.chosen.calibration.metadata.machine.target
         found.setdefault((target, *(gpu.uuid or gpu.key for gpu in row.chosen.gpus)), []).append(row)
     return found
 
 
-def _memory(key: tuple[str, ...], rows: list[Row], *, given: bool) -> Memory:
+def _memory(key: tuple[str, ...], rows: list[CapacityRow], *, given: bool) -> Memory:
     chosen = rows[0].chosen
     names = " + ".join(gpu.name for gpu in chosen.gpus)
     totals = [gpu.total_bytes for gpu in chosen.gpus]
@@ -205,7 +205,7 @@ def _cards(available: tuple[int, ...] | None) -> str:
     return "a card" if available is None or len(available) == 1 else f"{len(available)} cards"
 
 
-def _groups(rows: list[Row], available: tuple[int, ...] | None) -> list[Group]:
+def _groups(rows: list[CapacityRow], available: tuple[int, ...] | None) -> list[Group]:
     """The largest combinations that fit: on one device memory adds up, and the last one started finds its engine's reserve.
 
     Over several devices nothing is said of a combination by their sum: each model is laid over what those before it leave.

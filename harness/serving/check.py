@@ -11,7 +11,8 @@ import msgspec
 
 from harness.engines.registry import policy_of
 from harness.engines.running import held_by
-from harness.inventory.machine import ADVICE, LocalMachine, residents
+from harness.errors import ADVICE
+from harness.inventory.machine import LocalMachine, residents
 from harness.prediction.together import Fate, judge_together
 from harness.prediction.verdict import Outcome, Verdict, judge
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, choose

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from harness.engines.registry import EMBEDDED
-from harness.errors import UnavailableError
-from harness.options import RunOptions
 from harness.prediction.gpu_transfer import DriverOverhead, transferred
 from harness.store.store import Store, write_atomically
 
 if TYPE_CHECKING:
-    from harness.measure.events import Observer
     from harness.model.calibration import Calibration
 
 _FILE: Final = "overheads.json"
-_CONTEXTS: Final = (2048, 4096, 8192)
 
 
 def known_overheads(store: Store) -> dict[str, DriverOverhead]:
@@ -31,41 +24,10 @@ def known_overheads(store: Store) -> dict[str, DriverOverhead]:
     return {one.gpu: one for one in found}
 
 
-def measure_overhead(
-    store: Store, here: Path, observer: Observer, *, gpus: str = "all", binary: str | None = None
-) -> DriverOverhead:
-    """Calibrate the embedded model on one GPU and keep what NVML saw beyond the log.
-
-    Raises:
-        UnavailableError: the engine sees no GPU that NVML measures. HarnessError: as of any calibration.
-    """
-    from harness.measure.prepare import prepare
-
-    options = RunOptions(engine=EMBEDDED, sandbox="process", contexts=_CONTEXTS, speed=False, gpus=gpus, engine_binary=binary)
-    with tempfile.TemporaryDirectory(prefix="harness-overhead-") as name:
-        session = prepare(options, Store(Path(name)), here)
-        if session.choice.meter != "nvml" or len(session.choice.gpus) != 1:
-            raise UnavailableError(
-                "the driver's overhead is measured on one NVIDIA GPU, which the engine and NVML must both see",
-                hint="choose one with --gpus; harness doctor says what is there",
-                code="no-nvml",
-            )
-        calibration = session.calibrate(observer).calibration
-    metadata = calibration.metadata
-    (gpu,) = metadata.machine.gpus
-    if metadata.breakdown_gb.overhead is None:
-        raise UnavailableError("the driver gave no figure for the engine's processes", code="no-reading")
-    found = DriverOverhead(
-        gpu=gpu.name,
-        overhead_gb=metadata.breakdown_gb.overhead,
-        driver=gpu.driver,
-        engine=f"{calibration.engine} {metadata.engine.version}",
-        measured_at=metadata.calibrated_at,
-    )
+def keep_overhead(store: Store, found: DriverOverhead) -> None:
+    """Keep one in this store."""
     kept = {**known_overheads(store), found.gpu: found}
-    text = msgspec.json.format(msgspec.json.encode(list(kept.values())), indent=1) + b"\n"
-    write_atomically(store.root / _FILE, text)
-    return found
+    write_atomically(store.root / _FILE, msgspec.json.format(msgspec.json.encode(list(kept.values())), indent=1) + b"\n")
 
 
 def on_this_gpu(calibration: Calibration, here: str, store: Store) -> tuple[Calibration, str | None]:

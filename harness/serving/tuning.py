@@ -7,8 +7,8 @@ import shlex
 import msgspec
 
 from harness.engines.registry import policy_of
-from harness.errors import UnknownVerdictError
-from harness.inventory.machine import ADVICE, LocalMachine
+from harness.errors import ADVICE, UnknownVerdictError
+from harness.inventory.machine import LocalMachine
 from harness.model.calibration import Calibration
 from harness.prediction.candidates import at_batch
 from harness.prediction.settings import AskedSettings, derive

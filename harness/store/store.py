@@ -60,7 +60,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise CannotWriteError(f"{path} cannot be written: {error.strerror}", code="cannot-write") from error
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class StoreEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One artifact of a store."""
 
     path: Path
@@ -122,11 +122,11 @@ class Store:
         for engine in sorted(self._engines()):
             yield from sorted((self.root / engine).glob("*.yaml"))
 
-    def entries(self, warn: Callable[[str], None]) -> Iterator[Entry]:
+    def entries(self, warn: Callable[[str], None]) -> Iterator[StoreEntry]:
         """All artifacts that can be read, in name order; ``warn`` hears why another cannot."""
         for path in self.paths():
             try:
-                yield Entry(path=path, calibration=self.read(path))
+                yield StoreEntry(path=path, calibration=self.read(path))
             except HarnessError as error:
                 warn(error.message)
 

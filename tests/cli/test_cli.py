@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from harness.cli.output import Result, finish
+from harness.cli.output import CommandResult, finish
 from harness.errors import EngineError
 from harness.fit.constants import fit_record
 from harness.store.store import Store
@@ -275,7 +275,7 @@ def test_colours_are_for_terminals_that_want_them(
 def test_the_last_lines_of_an_engine_are_shown_beside_a_document_too(capsys: pytest.CaptureFixture[str], as_json: bool) -> None:
     error = EngineError("it ended", tail=("cudaMalloc\x1b[31m failed",))
     with pytest.raises(SystemExit) as end:
-        finish(Result(command="calibrate", as_json=as_json, failure=error))
+        finish(CommandResult(command="calibrate", as_json=as_json, failure=error))
     assert end.value.code == 70
     out, err = capsys.readouterr()
     assert "  | cudaMalloc\ufffd[31m failed\n" in err

@@ -21,7 +21,7 @@ from harness.engines.policy import Policy
 from harness.engines.registry import policy_of
 from harness.errors import EngineError
 from harness.fit.load_plan import BatchLimits
-from harness.inventory.backend import Choice
+from harness.inventory.backend import Backend
 from harness.measure.calibrate import Result
 from harness.measure.events import Silent
 from harness.model.facts import EngineName
@@ -388,7 +388,7 @@ def open_doors(world: World, patch: pytest.MonkeyPatch) -> None:
     """Let harness find the world's engine, sandbox and meter where it looks for real ones; waits end at once."""
     gpus = (Gpu(name="Test A", uuid=DEVICE, memory_gb=24.0),) if world.target == "gpu" else ()
     meter = FakeGpuMeter(world) if world.target == "gpu" else FakeMeter(world)
-    choice = Choice(
+    choice = Backend(
         engine=world.engine_name, sandbox=world.sandbox_name, meter=meter.name, target=world.target, gpus=gpus, reasons=()
     )
     session, loads = "harness.measure.prepare", "harness.measure.load"

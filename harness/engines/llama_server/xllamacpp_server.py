@@ -130,7 +130,7 @@ def _target(params: Any, _: Any, text: str) -> None:
     params.fit_params_target = [*sizes, *[sizes[-1]] * (len(known) - len(sizes))]
 
 
-class Option(NamedTuple):
+class ServerOption(NamedTuple):
     """One setting. ``value``: what a flag without an argument stands for; ``optional``: a release may do without."""
 
     flags: tuple[str, ...]
@@ -150,35 +150,35 @@ def _number(*names: str) -> Callable[[Any, Any, str], None]:
 
 #: Fields of ``common_params`` (common/common.h), under the names they have had since b5966 (xllamacpp 0.2.0).
 OPTIONS: Final = (
-    Option(("-m", "--model"), "LLAMA_ARG_MODEL", _text("model.path", "model")),
-    Option(("-a", "--alias"), "LLAMA_ARG_ALIAS", _text("model_alias")),
-    Option(("--host",), "LLAMA_ARG_HOST", _text("hostnames", "hostname")),
-    Option(("--port",), "LLAMA_ARG_PORT", _number("port")),
-    Option(("-c", "--ctx-size"), "LLAMA_ARG_CTX_SIZE", _number("n_ctx")),
-    Option(("-b", "--batch-size"), "LLAMA_ARG_BATCH", _number("n_batch")),
-    Option(("-ub", "--ubatch-size"), "LLAMA_ARG_UBATCH", _number("n_ubatch")),
-    Option(("-np", "--parallel"), "LLAMA_ARG_N_PARALLEL", _number("n_parallel")),
-    Option(("-fa", "--flash-attn"), "LLAMA_ARG_FLASH_ATTN", _flash),
-    Option(("-ctk", "--cache-type-k"), "LLAMA_ARG_CACHE_TYPE_K", _cache_type("cache_type_k")),
-    Option(("-ctv", "--cache-type-v"), "LLAMA_ARG_CACHE_TYPE_V", _cache_type("cache_type_v")),
-    Option(("-ngl", "--gpu-layers", "--n-gpu-layers"), "LLAMA_ARG_N_GPU_LAYERS", _layers),
-    Option(("-dev", "--device"), "LLAMA_ARG_DEVICE", _device),
-    Option(("-t", "--threads"), "LLAMA_ARG_THREADS", _threads),
-    Option(("--kv-unified",), "LLAMA_ARG_KV_UNIFIED", _field("kv_unified", convert=_switch), "on"),
-    Option(("--swa-full",), "LLAMA_ARG_SWA_FULL", _field("swa_full", convert=_switch), "on"),
-    Option(("--load-mode",), "LLAMA_ARG_LOAD_MODE", _load_mode),
-    Option(("--no-repack",), None, _field("no_extra_bufts", convert=_switch), "on"),
-    Option(("--no-warmup",), None, _field("warmup", convert=_not), "on"),
-    Option(("--embeddings", "--embedding"), "LLAMA_ARG_EMBEDDINGS", _field("embedding", convert=_switch), "on"),
-    Option(("--mmproj",), "LLAMA_ARG_MMPROJ", _text("mmproj.path")),
-    Option(("-lv", "--log-verbosity"), "LLAMA_LOG_VERBOSITY", _number("verbosity")),
+    ServerOption(("-m", "--model"), "LLAMA_ARG_MODEL", _text("model.path", "model")),
+    ServerOption(("-a", "--alias"), "LLAMA_ARG_ALIAS", _text("model_alias")),
+    ServerOption(("--host",), "LLAMA_ARG_HOST", _text("hostnames", "hostname")),
+    ServerOption(("--port",), "LLAMA_ARG_PORT", _number("port")),
+    ServerOption(("-c", "--ctx-size"), "LLAMA_ARG_CTX_SIZE", _number("n_ctx")),
+    ServerOption(("-b", "--batch-size"), "LLAMA_ARG_BATCH", _number("n_batch")),
+    ServerOption(("-ub", "--ubatch-size"), "LLAMA_ARG_UBATCH", _number("n_ubatch")),
+    ServerOption(("-np", "--parallel"), "LLAMA_ARG_N_PARALLEL", _number("n_parallel")),
+    ServerOption(("-fa", "--flash-attn"), "LLAMA_ARG_FLASH_ATTN", _flash),
+    ServerOption(("-ctk", "--cache-type-k"), "LLAMA_ARG_CACHE_TYPE_K", _cache_type("cache_type_k")),
+    ServerOption(("-ctv", "--cache-type-v"), "LLAMA_ARG_CACHE_TYPE_V", _cache_type("cache_type_v")),
+    ServerOption(("-ngl", "--gpu-layers", "--n-gpu-layers"), "LLAMA_ARG_N_GPU_LAYERS", _layers),
+    ServerOption(("-dev", "--device"), "LLAMA_ARG_DEVICE", _device),
+    ServerOption(("-t", "--threads"), "LLAMA_ARG_THREADS", _threads),
+    ServerOption(("--kv-unified",), "LLAMA_ARG_KV_UNIFIED", _field("kv_unified", convert=_switch), "on"),
+    ServerOption(("--swa-full",), "LLAMA_ARG_SWA_FULL", _field("swa_full", convert=_switch), "on"),
+    ServerOption(("--load-mode",), "LLAMA_ARG_LOAD_MODE", _load_mode),
+    ServerOption(("--no-repack",), None, _field("no_extra_bufts", convert=_switch), "on"),
+    ServerOption(("--no-warmup",), None, _field("warmup", convert=_not), "on"),
+    ServerOption(("--embeddings", "--embedding"), "LLAMA_ARG_EMBEDDINGS", _field("embedding", convert=_switch), "on"),
+    ServerOption(("--mmproj",), "LLAMA_ARG_MMPROJ", _text("mmproj.path")),
+    ServerOption(("-lv", "--log-verbosity"), "LLAMA_LOG_VERBOSITY", _number("verbosity")),
     # What a release cannot do needs no switching off.
-    Option(("--ctx-checkpoints",), "LLAMA_ARG_CTX_CHECKPOINTS", _number("n_ctx_checkpoints"), optional=True),
-    Option(("--cache-ram",), "LLAMA_ARG_CACHE_RAM", _number("cache_ram_mib"), optional=True),
-    Option(("-fit", "--fit"), "LLAMA_ARG_FIT", _field("fit_params", convert=_switch), optional=True),
-    Option(("-fitt", "--fit-target"), "LLAMA_ARG_FIT_TARGET", _target),
-    Option(("--no-ui", "--no-webui"), None, _field("ui", "webui", convert=_not), "on", optional=True),
-    Option(("--offline",), "LLAMA_OFFLINE", _field("offline", convert=_switch), "on", optional=True),
+    ServerOption(("--ctx-checkpoints",), "LLAMA_ARG_CTX_CHECKPOINTS", _number("n_ctx_checkpoints"), optional=True),
+    ServerOption(("--cache-ram",), "LLAMA_ARG_CACHE_RAM", _number("cache_ram_mib"), optional=True),
+    ServerOption(("-fit", "--fit"), "LLAMA_ARG_FIT", _field("fit_params", convert=_switch), optional=True),
+    ServerOption(("-fitt", "--fit-target"), "LLAMA_ARG_FIT_TARGET", _target),
+    ServerOption(("--no-ui", "--no-webui"), None, _field("ui", "webui", convert=_not), "on", optional=True),
+    ServerOption(("--offline",), "LLAMA_OFFLINE", _field("offline", convert=_switch), "on", optional=True),
 )  # fmt: skip
 #: Variables that it reads.
 VARIABLES: Final = frozenset(option.variable for option in OPTIONS if option.variable is not None)

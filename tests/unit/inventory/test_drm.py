@@ -10,7 +10,7 @@ import pytest
 from harness.engines.base import Options
 from harness.engines.registry import recipe_of
 from harness.errors import UnavailableError
-from harness.inventory.backend import Choice, choose
+from harness.inventory.backend import Backend, choose
 from harness.inventory.machine import LocalMachine
 from harness.maintain import doctor_drm
 from harness.maintain.doctor_drm import drm_findings, sleeping_nvidia
@@ -39,7 +39,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     return tree
 
 
-def chosen(monkeypatch: pytest.MonkeyPatch, **devices: LocalGpu) -> Choice:
+def chosen(monkeypatch: pytest.MonkeyPatch, **devices: LocalGpu) -> Backend:
     listed = tuple(msgspec.structs.replace(gpu, key=key) for key, gpu in devices.items())
     monkeypatch.setattr("harness.engines.llama_server.recipe.LlamaServer.devices", lambda *_: listed)
     return choose(recipe_of("llama-server"), "process", Options())

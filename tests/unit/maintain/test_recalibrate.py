@@ -15,7 +15,7 @@ from harness.errors import CannotWriteError, NotPermittedError, UnavailableError
 from harness.fit.constants import fit_record
 from harness.inventory.digests import cached_sha256
 from harness.inventory.installed import Installed
-from harness.maintain.recalibrate import Candidate, refuse_other, rerun_options, survey
+from harness.maintain.recalibrate import SurveyedCalibration, refuse_other, rerun_options, survey
 from harness.model.calibration import Calibration
 from harness.model.record import EngineVersion, Gpu, LoadRequest, Machine, Model, Settings
 from harness.options import Allowed, Overrides
@@ -61,9 +61,9 @@ def finder_at(folder: Path, *gpus: Gpu, **given: Any) -> Installed:
     return finder
 
 
-def target(calibration: Calibration, variant: str = "") -> Candidate:
+def target(calibration: Calibration, variant: str = "") -> SurveyedCalibration:
     path = Path(f"ollama/qwen2.5-0.5b{variant}.yaml")
-    return Candidate(key=path.stem, path=path, calibration=calibration, age=Staleness(reasons=(), unknown=()))
+    return SurveyedCalibration(key=path.stem, path=path, calibration=calibration, age=Staleness(reasons=(), unknown=()))
 
 
 def test_settings_plan_gpu_and_variant_are_asked_for_as_they_were(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.prediction.layout import Layout, Memory, Part, default_split, fit, pipelined
+from harness.prediction.layout import DevicePart, Layout, Memory, default_split, fit, pipelined
 
 
 def dense(sizes: list[float], compute: float = 0.0) -> Memory:
@@ -111,17 +111,17 @@ def test_a_part_of_one_more_layer_is_kept(room: float, fraction: str) -> None:
     memory = experts(layers=10, dense_size=1.0, expert_size=9.0, output=2.0)
     (part,) = fit(default_split(11, [1.0]), [12.0 + 9.0 * 3 + room], memory, experts=True)
 
-    assert part == Part(layers=11, partial=8, fraction=fraction)  # type: ignore[arg-type]
+    assert part == DevicePart(layers=11, partial=8, fraction=fraction)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("layout", "on"),
     [
-        ((Part(10), Part(9)), True),
-        ((Part(0), Part(19)), True),
-        ((Part(19),), False),
-        ((Part(9), Part(9)), False),
-        ((Part(10), Part(9, 3)), False),
+        ((DevicePart(10), DevicePart(9)), True),
+        ((DevicePart(0), DevicePart(19)), True),
+        ((DevicePart(19),), False),
+        ((DevicePart(9), DevicePart(9)), False),
+        ((DevicePart(10), DevicePart(9, 3)), False),
     ],
 )
 def test_pipeline_parallelism_needs_every_layer_whole_on_devices(layout: Layout, on: bool) -> None:
