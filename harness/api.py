@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.errors import UsageError
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
-from harness.options import Allowed, QueryOptions, RunOptions, TuneOptions, asked_flash, read_available
+from harness.options import ALL_LAYERS, Allowed, QueryOptions, RunOptions, TuneOptions, asked_flash, read_available
 from harness.prediction.memory import Prediction
 from harness.prediction.memory import predict as _predict
 from harness.store.store import Store, default_root
@@ -112,6 +113,12 @@ def check(
     kv_cache_type: str | None = None,
     flash_attention: Literal["enabled", "disabled"] | None = None,
     extrapolate: bool = False,
+    num_batch: int | None = None,
+    gpu_layers: int | Literal["all"] | None = None,
+    n_cpu_moe: int = 0,
+    fit: Literal["on", "off"] = "on",
+    reserve: str | int | None = None,
+    host_available: str | int | None = None,
     store: str | Path | None = None,
 ) -> Check:
     """Will it fit now, or be offloaded to the CPU? Several models are checked together, started in their order.
@@ -127,6 +134,12 @@ def check(
         kv_cache_type: the calibration with this KV cache.
         flash_attention: the calibration with this setting.
         extrapolate: answer beyond the calibrated range too.
+        num_batch: the physical batch.
+        gpu_layers: so many layers on the GPU, the output layer first, whatever the engine's rule would do.
+        n_cpu_moe: the first layers whose experts are on the host.
+        fit: ``off``: the engine moves nothing to the host.
+        reserve: what the engine keeps free, instead of its own figure; bytes or a size.
+        host_available: host memory beside ``available``; bytes or a size.
         store: the folder of calibrations.
 
     Raises:
@@ -137,9 +150,23 @@ def check(
         QueryOptions(
             ctx=ctx, num_parallel=num_parallel, available=read_available(available), gpu=gpu, extrapolate=extrapolate,
             engine=engine or "auto", variant=variant, kv_cache_type=kv_cache_type, flash_attention=asked_flash(flash_attention),
+            num_batch=num_batch, gpu_layers=ALL_LAYERS if gpu_layers == "all" else gpu_layers, n_cpu_moe=n_cpu_moe, fit=fit,
+            reserve=_size(reserve), host_available=_size(host_available),
             store=None if store is None else str(store),
         ),
     )  # fmt: skip
+
+
+def _size(size: str | int | None) -> int | None:
+    """One size in bytes.
+
+    Raises:
+        UsageError: it is none, or several.
+    """
+    found = read_available(size)
+    if found is not None and len(found) != 1:
+        raise UsageError(f"one size is expected, not {size}")
+    return None if found is None else found[0]
 
 
 def judge(models: Sequence[str], query: QueryOptions) -> Check:

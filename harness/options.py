@@ -31,6 +31,8 @@ KV_CACHE_TYPES: Final = (
 #: The longest context, and the most sequences of one server (llama.h, ``LLAMA_MAX_SEQ``), that can be asked for.
 MAX_CONTEXT: Final = 1 << 31
 MAX_SLOTS: Final = 256
+#: ``--gpu-layers all``: more than any model has.
+ALL_LAYERS: Final = 1 << 20
 
 
 class Option(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,6 +173,12 @@ def _read_batch(text: str) -> int | None:
     return numbers[0]
 
 
+def _read_layers(text: str) -> int:
+    if text != "all" and not text.isdecimal():
+        raise ValueError("a number of layers, or all, is expected")
+    return ALL_LAYERS if text == "all" else min(int(text), ALL_LAYERS)
+
+
 def _read_env(text: str) -> tuple[str, str]:
     name, sign, value = text.partition("=")
     if not sign:
@@ -220,6 +228,10 @@ Engine = Annotated[
 ]  # fmt: skip
 CacheType = Annotated[str | None, Option(metavar="T", help="f16, q8_0, q4_0, …", check=_check_cache_type)]
 Flash = Annotated[FlashAttention, Option(help="Flash attention; auto: the engine's own choice.")]
+NumBatch = Annotated[int | None, Option(
+    metavar="N|auto", help="Physical batch of every load; auto: as the engine would choose.",
+    least=1, most=MAX_CONTEXT, read=_read_batch, spelled_default="auto",
+)]  # fmt: skip
 Variant = Annotated[str | None, Option(metavar="NAME", setting=False, help="Name of a variant of the calibration.")]
 
 
@@ -260,13 +272,7 @@ class CalibrationOptions(_Validated, frozen=True, kw_only=True):
         tuple[int, ...],
         Option(metavar="N,N,…", help="Contexts to load, tokens per slot.", least=1, most=MAX_CONTEXT, read=read_numbers),
     ] = msgspec.field(default=(), name="ctx")
-    num_batch: Annotated[
-        int | None,
-        Option(
-            metavar="N|auto", help="Physical batch of every load; auto: as the engine would choose.",
-            least=1, most=MAX_CONTEXT, read=_read_batch, spelled_default="auto",
-        ),
-    ] = None  # fmt: skip
+    num_batch: NumBatch = None
     kv_cache_type: CacheType = None
     flash_attention: Flash = "auto"
     num_parallel: Annotated[int, Option(least=1, most=MAX_SLOTS, help="Slots.")] = 1
@@ -315,6 +321,9 @@ class Overrides(RunOptions, frozen=True, kw_only=True):
     ] = None  # type: ignore[assignment]
 
 
+_placing = functools.partial(Option, setting=False)
+
+
 class QueryOptions(_Validated, frozen=True, kw_only=True):
     """What a question about calibrations says beside its models."""
 
@@ -332,6 +341,14 @@ class QueryOptions(_Validated, frozen=True, kw_only=True):
     variant: Variant = None
     kv_cache_type: CacheType = None
     flash_attention: Flash = "auto"
+    num_batch: NumBatch = None
+    gpu_layers: Annotated[
+        int | None, _placing(metavar="N|all", least=0, read=_read_layers, help="Layers put on the GPU, the output layer first.")
+    ] = None
+    n_cpu_moe: Annotated[int, _placing(metavar="N", least=0, most=4096, help="First layers whose experts are on the host.")] = 0
+    fit: Annotated[Literal["on", "off"], _placing(help="off: the engine moves nothing to the host.")] = "on"
+    reserve: Annotated[int | None, _placing(metavar="SIZE", read=parse_size, help="What the engine keeps free.")] = None
+    host_available: Annotated[int | None, _placing(metavar="SIZE", read=parse_size, help="Available host memory.")] = None
     store: Annotated[str | None, Option(metavar="DIR", help="Folder of calibrations and runs.")] = None
 
 

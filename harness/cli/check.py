@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 
 from harness.cli.context import command
-from harness.cli.options import filter_options, query_options, store_option
+from harness.cli.options import PLACING, filter_options, query_options, store_option
 from harness.cli.output import CommandResult
 from harness.options import QueryOptions
 
@@ -24,6 +24,7 @@ STATUS: Final = {"fits": 0, "offload": 3, "unknown": 4}
     "available",
     "gpu",
     "extrapolate",
+    *PLACING,
     gpu="Check for this GPU: an index, a UUID, or the engine's name of it.",
 )
 @filter_options

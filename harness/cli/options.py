@@ -82,11 +82,14 @@ def query_options(*names: str, **helps: str | dict[str, Any]) -> Decorator:
 store_option = query_options("store")
 #: Which of a model's calibrations answers.
 filter_options = query_options(
-    "engine", "variant", "kv_cache_type", "flash_attention",
+    "engine", "variant", "kv_cache_type", "flash_attention", "num_batch",
     variant="This variant of the calibration, whatever differs.",
     kv_cache_type="The calibration with this KV cache.",
     flash_attention="The calibration with this setting.",
+    num_batch={"help": "The calibration with this physical batch.", "default": None, "show_default": False, "metavar": "N"},
 )  # fmt: skip
+#: A placement that is asked for.
+PLACING = ("gpu_layers", "n_cpu_moe", "fit", "reserve", "host_available")
 
 
 def trust_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from harness.cli.context import command, store_at
-from harness.cli.options import filter_options, query_options, store_option
+from harness.cli.options import PLACING, filter_options, query_options, store_option
 from harness.cli.output import CommandResult
 from harness.options import QueryOptions
 
@@ -16,7 +16,7 @@ from harness.options import QueryOptions
 @click.command()
 @click.argument("names", metavar="[MODEL[@CTX]]...", nargs=-1)
 @query_options(
-    "ctx", "num_parallel", "available", "gpu",
+    "ctx", "num_parallel", "available", "gpu", *PLACING,
     ctx={"default": 8192, "show_default": True, "help": "Context of models put together."},
     available="A card with so much free, not this machine's.",
     gpu="Plan for this GPU: an index, a UUID, or the engine's name of it.",

@@ -8,11 +8,13 @@ from typing import Any
 import click
 
 from harness.cli.context import command, store_at
-from harness.cli.options import query_options, store_option
+from harness.cli.options import PLACING, query_options, store_option
 from harness.cli.output import CommandResult
 from harness.cli.select import select
+from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.options import QueryOptions
+from harness.prediction.forced import NOTHING, Forced
 from harness.prediction.memory import Prediction, predict
 from harness.render.prediction import prediction_text
 
@@ -20,17 +22,21 @@ from harness.render.prediction import prediction_text
 @click.command()
 @click.argument("model", envvar="HARNESS_MODEL")
 @query_options(
-    "ctx", "num_parallel", "available", "variant", "engine",
+    "ctx", "num_parallel", "available", "variant", "engine", *PLACING[:-1],
     ctx={"required": True, "help": "Tokens per slot."}, available="Say also how fast it is with so much memory free.",
 )  # fmt: skip
 @store_option
 @command
 def cli(model: str, store: str | None, **given: Any) -> CommandResult:
     """Memory and speed of a calibrated MODEL at a context."""
+    from harness.serving.calibration_lookup import CalibrationFilter
+
     query = QueryOptions.of(given)
     calibration = select(store_at(store), model, query)
     prediction = predict(calibration, given["ctx"], query.num_parallel)
-    with_memory = None if query.available is None else _with_memory(calibration, prediction, query.available)
+    forced = CalibrationFilter.of(query).forced
+    asked = query.available is not None or forced != NOTHING
+    with_memory = _with_memory(calibration, prediction, query.available, forced) if asked else None
     return CommandResult(
         data={**prediction.to_json(), **({} if with_memory is None else {"with_available": with_memory})},
         text=partial(prediction_text, prediction, calibration.id, with_memory),
@@ -38,12 +44,20 @@ def cli(model: str, store: str | None, **given: Any) -> CommandResult:
     )
 
 
-def _with_memory(calibration: Calibration, prediction: Prediction, available: tuple[int, ...]) -> dict[str, object]:
-    """The verdict with so much memory free: layers on the GPU and the speed that is left."""
+def _with_memory(
+    calibration: Calibration, prediction: Prediction, available: tuple[int, ...] | None, forced: Forced
+) -> dict[str, object]:
+    """The verdict with so much memory free, or with more than enough: layers on the GPU and the speed that is left."""
     from harness.engines.registry import policy_of
-    from harness.prediction.verdict import judge
+    from harness.prediction.forced import judge_as_asked
 
-    rules = policy_of(calibration.engine)
-    verdict = judge(calibration, prediction.context, prediction.num_parallel, available, rules, extrapolate=True)
+    rules, free = policy_of(calibration.engine), available or (1 << 50,)
+    verdict = judge_as_asked(
+        calibration, prediction.context, prediction.num_parallel, free, rules, forced, extrapolate=True
+    )  # fmt: skip
+    if verdict.verdict == "unknown" and forced != NOTHING:
+        raise UnknownVerdictError(verdict.reason or "unknown")
     fields = ("verdict", "available_bytes", "layers_total", "layers_offloaded", "layers_overflowing", "decode_tokens_per_s")
-    return {field: getattr(verdict, field) for field in fields}
+    more = ("required_bytes", "host_required_bytes", "forced", "out_of_memory")
+    found = {field: getattr(verdict, field) for field in (*fields, *more)}
+    return found if available is not None else {**found, "verdict": None, "available_bytes": None, "out_of_memory": None}

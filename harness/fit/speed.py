@@ -127,7 +127,19 @@ def fit_placement(record: Record) -> Placement:
         estimate_base_gb=None if estimate is None else gib(estimate.file_bytes),
         estimate_gb_per_10k=None if estimate is None else gib(estimate.cache_bytes_per_token * TOKENS_PER_UNIT),
         start_gb=_start_gb(record),
+        host_gb=_host_gb(record),
     )
+
+
+def _host_gb(record: Record) -> float | None:
+    """What a load that is on the GPU takes of host memory by its log, at most; ``None`` where no log says it."""
+    parts = ("weights", "lora", "projector", "kv_cache", "recurrent", "compute", "output")
+    found = [
+        sum(load.facts.total(f"{part}_bytes", "host") or 0 for part in parts)
+        for load in record.loads
+        if load.request.purpose == "point" and load.outcome == "ok" and load.facts is not None and load.facts.fully_offloaded
+    ]
+    return gib(max(found)) or None if found and record.machine.target == "gpu" else None
 
 
 def _start_gb(record: Record) -> float | None:

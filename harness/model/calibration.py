@@ -99,7 +99,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """What decides which layers stay on the GPU. ``reserve_gb`` is what the engine keeps free.
 
     ``start_gb`` is what the engine has taken of the GPU, driver and all, when it reads what is free (llama.cpp): less than the
-    overhead, which holds what kernels and their workspaces take later.
+    overhead, which holds what kernels and their workspaces take later. ``host_gb`` is what the log names in host memory with
+    everything on the GPU: input embeddings, pinned buffers.
 
     ``layer_kinds`` has one letter a layer: ``f`` attends to everything, ``w`` to a window, ``r`` is recurrent, ``b`` is both
     recurrent and attending. ``layers_gb`` are the weights of each layer without its experts, ``experts_gb`` those of its
@@ -117,6 +118,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     estimate_base_gb: float | None = None
     estimate_gb_per_10k: float | None = None
     start_gb: float | None = None
+    host_gb: NonNegative | None = None
 
 
 class DepthSpeed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

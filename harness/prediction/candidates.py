@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-import msgspec
-
 from harness.model.calibration import Calibration
 from harness.model.kv_types import VALUE_BYTES
 from harness.prediction.rules import Rules
-from harness.prediction.settings import AskedSettings, derive
+from harness.prediction.settings import AskedSettings, at_batch, derive
 
 #: KV cache types that are tried beside the measured ones, where their sizes follow from them.
 CACHES: Final = ("f16", "q8_0", "q4_0")
@@ -70,37 +68,3 @@ def _batches(
             fixed, beyond = at_batch(calibration, batch)
             said = (f"physical batch {batch} beyond {beyond} tokens, by its straight line",) if beyond else ()
             yield Candidate(key, fixed, (*derived, *said), settings.kv_cache_type, batch)
-
-
-def at_batch(calibration: Calibration, batch: int) -> tuple[Calibration, int | None]:
-    """A calibration whose engine is given one of the measured batches at every context.
-
-    With flash attention memory is a straight line in the context whatever the batch, so the line holds to the end of the
-    calibrated range; the second value is where its own band ended, ``None`` where it is not exceeded. Without, it ends there.
-    """
-    metadata = calibration.metadata
-    own = [band for band in metadata.bands if band.num_batch == batch]
-    last, top = own[-1], metadata.quality.valid_to
-    line = metadata.settings.flash_attention == "enabled"
-    end = top if line else min(last.up_to, top)
-    bands = (*own[:-1], msgspec.structs.replace(last, up_to=end))
-    overhead = metadata.breakdown_gb.overhead if last.overhead_gb is None else last.overhead_gb
-    parts = metadata.breakdown_gb
-    if parts.weights is not None and last.fixed_cache_gb is not None:
-        compute = last.base_vram_gb - parts.weights - last.fixed_cache_gb - (overhead or 0.0)
-        parts = msgspec.structs.replace(parts, fixed_cache=last.fixed_cache_gb, overhead=overhead, compute=compute)
-    changed = msgspec.structs.replace(
-        metadata,
-        bands=bands,
-        breakdown_gb=parts,
-        settings=msgspec.structs.replace(metadata.settings, num_batch=batch),
-        quality=msgspec.structs.replace(metadata.quality, valid_to=end),
-    )
-    constants = msgspec.structs.replace(
-        calibration.constants,
-        base_vram_gb=last.base_vram_gb,
-        kv_cache_gb_per_10k=last.kv_cache_gb_per_10k,
-        compute_gb_per_10k=last.compute_gb_per_10k,
-    )
-    fixed = msgspec.structs.replace(calibration, constants=constants, metadata=changed)
-    return fixed, last.up_to if last.up_to < end else None

@@ -28,6 +28,7 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True):
 
     ``overflowing`` counts as the engine does: layers on the GPU whose experts lie partly on the host. ``host_share`` is the
     share of the movable weights that lie on the host, ``host_work`` that of the bytes of weights that one token reads; 0 to 1.
+    ``host_bytes`` are weights and caches that are not on the GPU.
     """
 
     total: int
@@ -35,6 +36,7 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True):
     overflowing: int
     host_share: float
     host_work: float
+    host_bytes: int = 0
 
 
 class Layers(msgspec.Struct, frozen=True, kw_only=True):
@@ -233,6 +235,7 @@ def placed_on(layers: Layers, layout: Layout) -> Placed:
         overflowing=min(sum(part.partial for part in layout), len(layers.dense)),
         host_share=_share(all_dense + all_experts - dense - experts, all_dense + all_experts),
         host_work=_share(work - done, work),
+        host_bytes=max(round(all_dense + all_experts + sum(layers.cache) - sum(map(sum, parts))), 0),
     )
 
 

@@ -52,6 +52,10 @@ def derive(calibration: Calibration, asked: AskedSettings, *, ggml_caches: bool 
     if asked.num_batch is not None and asked.num_batch not in batches:
         measured = ", ".join(str(batch) for batch in sorted(batch for batch in batches if batch is not None)) or "unknown"
         obstacles.append(f"physical batch {measured}, not {asked.num_batch}")
+    elif asked.num_batch is not None and len(batches) > 1:
+        calibration, beyond = at_batch(calibration, asked.num_batch)
+        if beyond is not None:
+            derived.append(f"physical batch {asked.num_batch} beyond {beyond} tokens, by its straight line")
     wanted, made = _types(asked.kv_cache_type), _types(own.kv_cache_type)
     if wanted is not None and wanted != made:
         name = f"KV cache {own.kv_cache_type}, not {asked.kv_cache_type}"
@@ -64,6 +68,40 @@ def derive(calibration: Calibration, asked: AskedSettings, *, ggml_caches: bool 
             calibration = scaled
             derived.append(f"KV cache {asked.kv_cache_type} from {own.kv_cache_type}, by the sizes of their blocks")
     return Derivation(calibration=calibration, derived=tuple(derived), obstacles=tuple(obstacles))
+
+
+def at_batch(calibration: Calibration, batch: int) -> tuple[Calibration, int | None]:
+    """A calibration whose engine is given one of the measured batches at every context.
+
+    With flash attention memory is a straight line in the context whatever the batch, so the line holds to the end of the
+    calibrated range; the second value is where its own band ended, ``None`` where it is not exceeded. Without, it ends there.
+    """
+    metadata = calibration.metadata
+    own = [band for band in metadata.bands if band.num_batch == batch]
+    last, top = own[-1], metadata.quality.valid_to
+    line = metadata.settings.flash_attention == "enabled"
+    end = top if line else min(last.up_to, top)
+    bands = (*own[:-1], msgspec.structs.replace(last, up_to=end))
+    overhead = metadata.breakdown_gb.overhead if last.overhead_gb is None else last.overhead_gb
+    parts = metadata.breakdown_gb
+    if parts.weights is not None and last.fixed_cache_gb is not None:
+        compute = last.base_vram_gb - parts.weights - last.fixed_cache_gb - (overhead or 0.0)
+        parts = msgspec.structs.replace(parts, fixed_cache=last.fixed_cache_gb, overhead=overhead, compute=compute)
+    changed = msgspec.structs.replace(
+        metadata,
+        bands=bands,
+        breakdown_gb=parts,
+        settings=msgspec.structs.replace(metadata.settings, num_batch=batch),
+        quality=msgspec.structs.replace(metadata.quality, valid_to=end),
+    )
+    constants = msgspec.structs.replace(
+        calibration.constants,
+        base_vram_gb=last.base_vram_gb,
+        kv_cache_gb_per_10k=last.kv_cache_gb_per_10k,
+        compute_gb_per_10k=last.compute_gb_per_10k,
+    )
+    fixed = msgspec.structs.replace(calibration, constants=constants, metadata=changed)
+    return fixed, last.up_to if last.up_to < end else None
 
 
 def _types(text: str | None) -> tuple[str, str] | None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from harness.model.calibration import Calibration
+from harness.prediction.forced import NOTHING, Forced, judge_as_asked
 from harness.prediction.rules import Rules
-from harness.prediction.verdict import Verdict, judge, named
+from harness.prediction.verdict import Verdict, named
 
 Fate = Literal["resident", "offload", "evicted"]
 
@@ -16,6 +17,7 @@ def judge_together(
     requests: Sequence[tuple[Calibration, int, int, Rules]],
     available: tuple[int, ...] | None,
     *,
+    forced: Forced = NOTHING,
     extrapolate: bool = False,
     names: tuple[str, ...] | None = None,
 ) -> tuple[list[Verdict], list[Fate | None]]:
@@ -36,7 +38,9 @@ def judge_together(
     for index, (calibration, context, num_parallel, rules) in enumerate(requests):
         while True:
             rest = None if not available else _rest(available, [verdicts[one] for one in resident], known)
-            verdict = judge(calibration, context, num_parallel, rest, rules, extrapolate=extrapolate, names=known)
+            verdict = judge_as_asked(
+                calibration, context, num_parallel, rest, rules, forced, extrapolate=extrapolate, names=known
+            )  # fmt: skip
             if not resident or rest is None or not rules.evicts(calibration, context, num_parallel, sum(rest), len(resident)):
                 break
             fates[resident.pop(0)] = "evicted"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -11,6 +11,7 @@ import msgspec
 from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.prediction.devices import Arranged, DeviceVerdict, arrange
+from harness.prediction.host import host_bytes
 from harness.prediction.memory import Prediction, predict
 from harness.prediction.placement import Placed, place
 from harness.prediction.rules import Reason, Rules, Sized, Spread
@@ -31,6 +32,9 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     ``max_context`` is the largest context per slot that fits, 0 where none does. ``layers_total`` counts the output layer.
     ``devices`` are those that the engine uses: with several, each has its own margin, the figures above are sums, and
     ``margin_bytes`` is that of the device with the least. ``reasons`` is how the engine came to them.
+    ``host_required_bytes`` is what it takes of host memory for certain, ``host_short_bytes`` what is missing there. ``forced``
+    are options that place layers: ``fits_by_rule`` then says whether the engine's own rule, which keeps
+    ``rule_reserve_bytes`` free, would keep all on the GPU, and what does not fit is ``out_of_memory``, not an offload.
     """
 
     model: str
@@ -55,6 +59,13 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     source: Source
     devices: tuple[DeviceVerdict, ...]
     reasons: tuple[Reason, ...]
+    host_required_bytes: int | None
+    host_available_bytes: int | None = None
+    host_short_bytes: int | None = None
+    forced: str | None = None
+    fits_by_rule: bool | None = None
+    rule_reserve_bytes: int | None = None
+    out_of_memory: bool = False
 
 
 def judge(
@@ -86,19 +97,19 @@ def judge(
     needed = predict(calibration, context, num_parallel)
     if not needed.within_range and not extrapolate:
         reason = f"a context of {context} is beyond {metadata.quality.valid_to}, the range of this calibration"
-        return _unknown(calibration, needed, available, reason, rules)
+        return unknown(calibration, needed, available, reason, rules)
     if not available:
-        return _unknown(calibration, needed, None, "the memory that is free is not known", rules)
+        return unknown(calibration, needed, None, "the memory that is free is not known", rules)
     try:
         sized = rules.sized(calibration, needed.context, needed.num_parallel, available)
         if sized is not None:
             return _sized(calibration, needed, sized, rules)
         if metadata.machine.target == "host" and len(available) > 1:
             reason = f"calibrated in host memory, to be judged on {_devices(len(available))}"
-            return _unknown(calibration, needed, None, reason, rules)
+            return unknown(calibration, needed, None, reason, rules)
         return _Memory(calibration, num_parallel, available, named(available, names), rules).judge(context)
     except UnknownVerdictError as error:
-        return _unknown(calibration, needed, available, error.message, rules)
+        return unknown(calibration, needed, available, error.message, rules)
 
 
 def named(available: Sequence[int], names: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -159,11 +170,12 @@ class _Memory(NamedTuple):
             tight=found.tight,
             max_context=self.largest(),
             layers=(placed.total, placed.offloaded if known else None, placed.overflowing if known else None),
-            decode=_decode(self.calibration, placed) if found.fits and measured_on == len(devices) else None,
+            decode=decode_speed(self.calibration, placed) if found.fits and measured_on == len(devices) else None,
             warnings=(f"derived: {bound}, good to {format_size(found.uncertainty_bytes)} a device",),
             source="derived",
             devices=devices,
             reasons=spread.reasons,
+            host=host_bytes(self.calibration, needed, None if found.fits else placed) if known else None,
         )  # fmt: skip
 
     def _judge_one(self, context: int, spread: Spread) -> Verdict:
@@ -196,10 +208,11 @@ class _Memory(NamedTuple):
             tight=-doubt <= margin < doubt,
             max_context=self.largest(),
             layers=(total, *layers),
-            decode=_decode(self.calibration, placed) if placed or not spills else None,
+            decode=decode_speed(self.calibration, placed) if placed or not spills else None,
             warnings=warnings,
             devices=() if self.on_host else (one,),
             reasons=spread.reasons,
+            host=host_bytes(self.calibration, needed, placed),
         )  # fmt: skip
 
     def _fits(self, context: int) -> bool:
@@ -213,20 +226,25 @@ class _Memory(NamedTuple):
 
     def largest(self) -> int:
         """The largest context that fits. Raises UnknownVerdictError where it cannot be said."""
-        top = self.calibration.metadata.quality.valid_to
-        if self._fits(top):
-            return top
-        # Memory grows with the context but for steps down where the engine takes a smaller batch: search between the steps.
-        steps = sorted({0, top, *(band.up_to for band in self.calibration.metadata.bands)})
-        for start, end in reversed(list(pairwise(steps))):
-            low, high = start // CELL_PADDING, end // CELL_PADDING
-            if high > low and self._fits(max(low, 1) * CELL_PADDING + (CELL_PADDING if start else 0)):
-                while high - low > 1:
-                    middle = (low + high) // 2
-                    low, high = (middle, high) if self._fits(middle * CELL_PADDING) else (low, middle)
-                best = high if self._fits(high * CELL_PADDING) else low
-                return best * CELL_PADDING
-        return 0
+        return largest_where(self.calibration, self._fits)
+
+
+def largest_where(calibration: Calibration, fits: Callable[[int], bool]) -> int:
+    """The largest context of the calibrated range, in whole steps of cells, for which ``fits`` holds; 0 where it never does."""
+    top = calibration.metadata.quality.valid_to
+    if fits(top):
+        return top
+    # Memory grows with the context but for steps down where the engine takes a smaller batch: search between the steps.
+    steps = sorted({0, top, *(band.up_to for band in calibration.metadata.bands)})
+    for start, end in reversed(list(pairwise(steps))):
+        low, high = start // CELL_PADDING, end // CELL_PADDING
+        if high > low and fits(max(low, 1) * CELL_PADDING + (CELL_PADDING if start else 0)):
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if fits(middle * CELL_PADDING) else (low, middle)
+            best = high if fits(high * CELL_PADDING) else low
+            return best * CELL_PADDING
+    return 0
 
 
 def _sized(calibration: Calibration, needed: Prediction, sized: Sized, rules: Rules) -> Verdict:
@@ -237,14 +255,15 @@ def _sized(calibration: Calibration, needed: Prediction, sized: Sized, rules: Ru
         uncertainty=0,
         max_context=sized.max_context,
         layers=(total, None, None) if short else (total, total, 0),
-        decode=None if short else _decode(calibration, None),
+        decode=None if short else decode_speed(calibration, None),
         reason=f"{rules.title} does not start with this: it moves nothing to the CPU" if short else None,
     )  # fmt: skip
 
 
-def _unknown(
+def unknown(
     calibration: Calibration, needed: Prediction, available: tuple[int, ...] | None, reason: str, rules: Rules
 ) -> Verdict:
+    """The verdict that nothing can be said, and why."""
     figures = _Figures(
         required=needed.total_bytes if needed.within_range else None,
         reserve=rules.placement(calibration).reserve_of(needed.overhead_bytes),
@@ -296,6 +315,7 @@ def _verdict(
     source: Source = "measured",
     devices: tuple[DeviceVerdict, ...] = (),
     reasons: tuple[Reason, ...] = (),
+    host: int | None = None,
 ) -> Verdict:
     """The one place where a verdict is made; ``layers`` are in all, offloaded and overflowing."""
     return Verdict(
@@ -321,6 +341,7 @@ def _verdict(
         source=source,
         devices=devices,
         reasons=reasons,
+        host_required_bytes=host,
     )
 
 
@@ -330,7 +351,7 @@ def _layers(calibration: Calibration) -> int | None:
     return None if layers is None else layers + 1
 
 
-def _decode(calibration: Calibration, placed: Placed | None) -> float | None:
+def decode_speed(calibration: Calibration, placed: Placed | None) -> float | None:
     """Tokens per second; the time of a token is the sum over what is on each side."""
     performance = calibration.metadata.performance
     fast, slow = performance.decode_tokens_per_s, performance.host_decode_tokens_per_s

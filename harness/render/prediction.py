@@ -35,10 +35,21 @@ def _speeds(prediction: Prediction) -> list[str]:
 
 def _sentence(found: Mapping[str, object]) -> str:
 
-    size = found["available_bytes"]
-    free = f"with {format_size(size, 1)} free" if isinstance(size, int) else "with that memory"
+    size, forced, host = found["available_bytes"], found["forced"], found["host_required_bytes"]
+    free = f"with {format_size(size, 1)} free" if isinstance(size, int) else ""
+    free = " ".join(filter(None, (free, f"with {forced}" if forced else "")))
     if found["verdict"] == "unknown":
         return f"{free}: not known"
     layers, total, speed = found["layers_offloaded"], found["layers_total"], found["decode_tokens_per_s"]
     where = "everything fits" if found["verdict"] == "fits" else f"{layers} of {total} layers stay on the GPU"
+    if forced:
+        over = f", {found['layers_overflowing']} of them without their experts" if found["layers_overflowing"] else ""
+        ends = "; that is an out-of-memory error" if found["out_of_memory"] else ""
+        where = f"{layers} of {total} layers on the GPU{over}: {format_size(_whole(found['required_bytes']), 1)}{ends}"
+    if isinstance(host, int) and layers is not None and (layers != total or found["layers_overflowing"]):
+        where += f", and {format_size(host, 1)} of host memory"
     return f"{free}: {where}" + (f", about {speed:.1f} tokens/s" if isinstance(speed, float) else "")
+
+
+def _whole(size: object) -> int | None:
+    return size if isinstance(size, int) else None

@@ -46,10 +46,40 @@ def sentence(one: Assessment) -> str:
         known = "" if verdict.required_bytes is None else f" It needs {_size(verdict.required_bytes)}."
         return f"UNKNOWN: {one.reason}.{known}" + (f" {_capital(one.advice)}" if one.advice else "")
     head = "FITS" if one.verdict == "fits" else "WARNING: CPU OFFLOAD LIKELY"
+    asked = _asked(verdict)
     outcome = ", ".join(filter(None, (_placement(verdict), _speed(one, verdict))))
     why = f"{one.reason}." if one.reason and one.verdict == "offload" else ""
-    parts = (_need(verdict), outcome and f"{outcome[0].upper()}{outcome[1:]}.", why, _largest(verdict))
+    parts = (asked + _need(verdict), outcome and f"{outcome[0].upper()}{outcome[1:]}.", _host(verdict), why, _largest(verdict))
     return f"{head}: " + " ".join(filter(None, parts))
+
+
+def _asked(verdict: Verdict) -> str:
+    """What a placement that was asked for changes; a host that cannot hold its part comes first."""
+    if verdict.host_short_bytes and verdict.basis == "gpu" and (verdict.margin_bytes or 0) >= (verdict.uncertainty_bytes or 0):
+        return "the host cannot hold its part. On the GPU it "
+    if verdict.forced is None:
+        return ""
+    if verdict.out_of_memory:
+        instead = "may end" if verdict.tight else "ends"
+        return f"by the engine's own rule; with {verdict.forced} it {instead} with an out-of-memory error. It "
+    if verdict.fits_by_rule:
+        return f"with {verdict.forced} it "
+    keeps = f" (keeps {_size(verdict.rule_reserve_bytes)} free)" if verdict.rule_reserve_bytes else ""
+    return f"would not fit by the engine's rule{keeps}, and fits when forced ({verdict.forced}): "
+
+
+def _host(verdict: Verdict) -> str:
+    """What is on the host of a model whose target is a GPU, where more is there than always."""
+    required, available = verdict.host_required_bytes, verdict.host_available_bytes
+    if verdict.basis == "host" or required is None:
+        return ""
+    if verdict.host_short_bytes:
+        short = f"short by {_size(verdict.host_short_bytes)}: the machine would swap, or end the engine"
+        return f"Host memory: needs {_size(required)}, {_size(available)} are available: {short}."
+    if verdict.layers_offloaded == verdict.layers_total and not verdict.layers_overflowing:
+        return ""
+    of = "" if available is None else f" of {_size(available)} available"
+    return f"Host memory: {_size(required)}{of}."
 
 
 def _capital(text: str) -> str:
@@ -97,9 +127,9 @@ def _placement(verdict: Verdict) -> str:
     several = len(verdict.devices) > 1
     split = f" ({', '.join(f'{one.layers} on {one.name}' for one in verdict.devices)})" if several else ""
     place = f"the GPUs{split}" if several else "the GPU"
-    if verdict.verdict == "fits":
-        return f"all {total} layers on {place}"
     over = verdict.layers_overflowing
+    if on_gpu == total and not over:
+        return f"all {total} layers on {place}" if verdict.verdict == "fits" or verdict.host_short_bytes else ""
     return f"{on_gpu} of {total} layers stay on {place}{f', {over} of them with experts on the host' if over else ''}"
 
 

@@ -17,6 +17,7 @@ from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.model.gpu import LocalGpu
 from harness.options import MAX_CONTEXT, QueryOptions, recorded_flash
+from harness.prediction.forced import NOTHING, Forced
 from harness.prediction.settings import AskedSettings, derive
 from harness.serving.weights import Identity, identify
 from harness.store.store import Store, variant_of
@@ -36,13 +37,18 @@ class CheckRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CalibrationFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which of a model's calibrations: ``variant`` decides alone; settings count where they are given."""
+    """Which of a model's calibrations: ``variant`` decides alone; settings count where they are given.
+
+    ``forced`` is a placement that was asked for, ``host_available`` host memory beside a card that is not here, bytes.
+    """
 
     engine: EngineName | None = None
     variant: str | None = None
     kv_cache_type: str | None = None
     flash_attention: Literal["enabled", "disabled"] | None = None
     num_batch: int | None = None
+    forced: Forced = NOTHING
+    host_available: int | None = None
 
     @property
     def asked(self) -> AskedSettings:
@@ -57,6 +63,9 @@ class CalibrationFilter(msgspec.Struct, frozen=True, kw_only=True):
             variant=query.variant,
             kv_cache_type=query.kv_cache_type,
             flash_attention=recorded_flash(query.flash_attention),
+            num_batch=query.num_batch,
+            forced=Forced(gpu_layers=query.gpu_layers, cpu_moe=query.n_cpu_moe, fit=query.fit == "on", reserve=query.reserve),
+            host_available=query.host_available,
         )
 
 

@@ -14,10 +14,11 @@ from harness.engines.running import held_by
 from harness.errors import HarnessError, NotFoundError
 from harness.inventory.machine import LocalMachine
 from harness.model.calibration import Calibration
+from harness.prediction.forced import Forced, judge_as_asked
 from harness.prediction.memory import decode_at_depth, predict
 from harness.prediction.rules import Rules
 from harness.prediction.together import Fate, judge_together
-from harness.prediction.verdict import Verdict, judge
+from harness.prediction.verdict import Verdict
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, choose, read_question
 from harness.store.store import Store, stem_of
 
@@ -147,7 +148,7 @@ def plan(
             warnings.append(chosen)
             continue
         warnings += chosen.warnings
-        rows.append(_row(question, chosen))
+        rows.append(_row(question, chosen, (wanted or CalibrationFilter()).forced))
     if available is None:
         for engine in dict.fromkeys(row.chosen.calibration.engine for row in rows):
             warnings += held_by(engine, machine.running(engine))
@@ -163,12 +164,13 @@ def _questions(specs: Sequence[str], store: Store, num_parallel: int, context: i
     yield from (CheckRequest(model=one, context=context, num_parallel=num_parallel) for one in ids)
 
 
-def _row(question: CheckRequest, chosen: CalibrationMatch) -> CapacityRow:
+def _row(question: CheckRequest, chosen: CalibrationMatch, forced: Forced) -> CapacityRow:
     calibration, slots = chosen.calibration, question.num_parallel
     top, rules = calibration.metadata.quality.valid_to, policy_of(calibration.engine)
-    first = judge(calibration, min(question.context, top), slots, chosen.available, rules, names=chosen.names)
+    free, names = chosen.available, chosen.names
+    first = judge_as_asked(calibration, min(question.context, top), slots, free, rules, forced, names=names)
     largest = first.max_context
-    verdict = judge(calibration, largest, slots, chosen.available, rules, names=chosen.names) if largest else first
+    verdict = judge_as_asked(calibration, largest, slots, free, rules, forced, names=names) if largest else first
     reason = (chosen.obstacle or verdict.reason) if verdict.verdict == "unknown" else None
     return CapacityRow(
         request=question, chosen=chosen, largest_context=largest, verdict=verdict, reason=reason,

@@ -13,8 +13,11 @@ from harness.engines.registry import policy_of
 from harness.engines.running import held_by
 from harness.errors import ADVICE
 from harness.inventory.machine import LocalMachine, residents
+from harness.prediction.forced import judge_as_asked
+from harness.prediction.host import may_grow, with_host
+from harness.prediction.memory import predict
 from harness.prediction.together import Fate, judge_together
-from harness.prediction.verdict import Outcome, Verdict, judge
+from harness.prediction.verdict import Outcome, Verdict
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, choose
 from harness.store.store import Store
 
@@ -61,7 +64,8 @@ class Assessment(msgspec.Struct, frozen=True, kw_only=True):
 FIELDS: Final = (
     *("basis", "source", "required_bytes", "reserve_bytes", "available_bytes", "short_bytes", "uncertainty_bytes"),
     *("margin_bytes", "tight", "max_context", "layers_total", "layers_offloaded", "layers_overflowing"),
-    *("decode_tokens_per_s", "devices", "reasons"),
+    *("decode_tokens_per_s", "devices", "reasons", "host_required_bytes", "host_available_bytes", "host_short_bytes"),
+    *("forced", "fits_by_rule", "out_of_memory"),
 )
 
 
@@ -109,10 +113,14 @@ def check(
         free, names = given[0][1].available, given[0][1].names
         if len(questions) == 1:
             ((calibration, context, slots, rules),) = requests
-            verdicts[places[0]] = (judge(calibration, context, slots, free, rules, extrapolate=extrapolate, names=names), None)
+            verdict = judge_as_asked(
+                calibration, context, slots, free, rules, wanted.forced, extrapolate=extrapolate, names=names
+            )  # fmt: skip
+            verdicts[places[0]] = (verdict, None)
         else:
-            judged, fates = judge_together(requests, free, extrapolate=extrapolate, names=names)
+            judged, fates = judge_together(requests, free, forced=wanted.forced, extrapolate=extrapolate, names=names)
             verdicts |= {index: pair for (index, _), pair in zip(given, zip(judged, fates, strict=True), strict=True)}
+    _with_host(verdicts, chosen, wanted, machine if available is None else None)
     models = tuple(
         _judged(question, one, verdicts.get(index), wanted, machine if available is None else None)
         for index, (question, one) in enumerate(zip(questions, chosen, strict=True))
@@ -122,6 +130,29 @@ def check(
     if any(one.fate == "evicted" for one in models) and worst == "fits":
         worst = "offload"
     return Check(verdict=worst, models=models)
+
+
+def _with_host(
+    verdicts: dict[int, tuple[Verdict, Fate | None]],
+    chosen: Sequence[CalibrationMatch | str],
+    wanted: CalibrationFilter,
+    machine: LocalMachine | None,
+) -> None:
+    """Judge what is on the host, too: one model after the other, of what those before it leave."""
+    free = wanted.host_available
+    if free is None and machine is not None and any(one.host_required_bytes for one, _ in verdicts.values()):
+        free = machine.host_bytes
+    for index, (verdict, fate) in sorted(verdicts.items()):
+        one = chosen[index]
+        if not isinstance(one, CalibrationMatch):
+            continue
+        growth = 0
+        if verdict.basis == "gpu" and policy_of(one.calibration.engine).spills and verdict.host_required_bytes is not None:
+            growth = may_grow(one.calibration, predict(one.calibration, verdict.context, verdict.num_parallel))
+        judged = with_host(verdict, free, growth)
+        verdicts[index] = (judged, "offload" if fate == "resident" and judged.host_short_bytes else fate)
+        if free is not None and fate != "evicted" and verdict.basis == "gpu":
+            free = max(free - (verdict.host_required_bytes or 0), 0)
 
 
 def _sharing(chosen: list[CalibrationMatch | str]) -> list[list[int]]:

@@ -10,8 +10,7 @@ from harness.engines.registry import policy_of
 from harness.errors import ADVICE, UnknownVerdictError
 from harness.inventory.machine import LocalMachine
 from harness.model.calibration import Calibration
-from harness.prediction.candidates import at_batch
-from harness.prediction.settings import AskedSettings, derive
+from harness.prediction.settings import AskedSettings, at_batch, derive
 from harness.prediction.tuning import Choice, Demand, Tuning
 from harness.prediction.tuning import tune as search
 from harness.prediction.verdict import judge

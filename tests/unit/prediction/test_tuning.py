@@ -11,9 +11,8 @@ from harness.engines.registry import policy_of
 from harness.errors import UnknownVerdictError
 from harness.fit.constants import fit_record
 from harness.model.calibration import Calibration
-from harness.prediction.candidates import at_batch
 from harness.prediction.memory import predict
-from harness.prediction.settings import AskedSettings, derive
+from harness.prediction.settings import AskedSettings, at_batch, derive
 from harness.prediction.tuning import Choice, Demand, Tuning, tune
 from harness.prediction.verdict import judge
 from harness.units import GIB

@@ -99,7 +99,7 @@ def test_the_sentence_says_what_is_short_and_what_would_fit(tmp_path: Path) -> N
     assert one.details is not None
     assert text.startswith("WARNING: CPU OFFLOAD LIKELY: needs 6.2 GiB and keeps 1.0 GiB free, 5.5 GiB are: short by 1.7 GiB.")
     assert f"{one.details.layers_offloaded} of 29 layers stay on the GPU, about " in text
-    assert text.endswith(" tokens/s instead of 60. Largest context that fits: 4,608.")
+    assert text.endswith(" tokens/s instead of 60. Host memory: 2.1 GiB. Largest context that fits: 4,608.")
 
 
 def test_a_model_without_a_calibration_is_told_the_command(tmp_path: Path) -> None:
