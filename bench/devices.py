@@ -3,8 +3,9 @@
     make bench-devices ARGS="--engine DIR [--models qwen2,lfm2]"
 
 DIR holds llama-server, ggml-rpc-server and llama-fit-params of a build whose remote devices work at the same time (b11434
-does). Models are calibrated on one ``ggml-rpc-server -d CPU`` at contexts up to 4,096, then judged over two and three of
-them. Cards of any size are acted out by ``--fit-target``, one value a device; llama-fit-params decides, prints and ends.
+does). Models are calibrated on one, two and three ``ggml-rpc-server -d CPU`` at contexts up to 4,096, then judged over two and
+three of them: by the calibration on as many, and by that on one. Cards of any size are acted out by ``--fit-target``, one value
+a device; llama-fit-params decides, prints and ends.
 """
 
 from __future__ import annotations
@@ -34,10 +35,14 @@ from tests.support.rules import judge
 from tests.support.truth import free_port
 from tests.support.waiting import until
 
-CONTEXTS: Final = (8192, 32768)
+CONTEXTS: Final = (8192, 24_576, 65_536)
 SHARES: Final = (1.3, 1.05, 1.011, 0.989, 0.95, 0.8, 0.5)
-#: Free memory of the second and third device, in parts of the first one's.
+#: One device at its edge, the others with room.
+EDGES: Final = (1.011, 0.989, 0.9)
+#: Free memory of the devices, in parts of the largest.
 SIZES: Final = ((1.0, 1.0), (1.0, 0.5), (1.0, 1.0, 1.0), (0.5, 1.0, 1.0))
+#: What every remote device of the kind CPU says is free: all of the machine's memory (ggml-cpu.cpp).
+FREE: Final = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 _FREE: Final = re.compile(r"- (RPC\d+) \(.*:\s*(\d+) total,\s*(\d+) used,\s*(-?\d+) free vs\. target of\s*(\d+)")
 _PLACED: Final = re.compile(r"- (RPC\d+) \(.*:\s*(\d+) layers(?: \(\s*(\d+) overflowing\))?,\s*(\d+) MiB used")
 
@@ -72,66 +77,104 @@ def decide(engine: Path, ports: Sequence[int], model: Path, context: int, target
     return done.stdout + done.stderr
 
 
-def cases(engine: Path, ports: Sequence[int], model: Path, calibration: Calibration) -> list[Case]:
-    """Every context on every set of cards."""
-    found = []
+def budgets_of(used: Sequence[int]) -> list[tuple[int, ...]]:
+    """Sets of cards by what they may hold, MiB: all in proportion, cards of different size, one device at its edge."""
+    found = [tuple(round(sum(used) * share * size / sum(sizes)) for size in sizes)
+             for sizes in SIZES if len(sizes) == len(used) for share in SHARES]  # fmt: skip
+    for device in range(len(used)):
+        found += [tuple(round(one * (share if index == device else 1.3)) for index, one in enumerate(used)) for share in EDGES]
+    return found
+
+
+def cases(engine: Path, ports: Sequence[int], model: Path, calibrations: Sequence[Calibration]) -> list[list[Case]]:
+    """Every context on every set of as many cards as there are ports, judged by each calibration."""
+    found: list[list[Case]] = [[] for _ in calibrations]
+    total = (calibrations[0].metadata.model.layers or 0) + 1
     for context in CONTEXTS:
-        for sizes in SIZES:
-            few = ports[: len(sizes)]
-            first = _FREE.findall(decide(engine, few, model, context, [0] * len(sizes)))
-            free = [int(row[2]) + int(row[3]) for row in first]
-            needed = sum(int(row[2]) for row in first)
-            for share in SHARES:
-                budgets = tuple(round(needed * share * size / sum(sizes)) for size in sizes)
-                text = decide(engine, few, model, context, [all_ - one for all_, one in zip(free, budgets, strict=True)])
-                last = {row[0]: row[1:] for row in _PLACED.findall(text)}  # devices are filled from the last to the first
-                placed = [last.get(f"RPC{index}", ("0", "", "0")) for index in range(len(sizes))]
-                full = "no changes needed" in text
-                layers = () if full else tuple(int(row[0]) for row in placed)
-                total = (calibration.metadata.model.layers or 0) + 1
-                kept = full
-                full = full or (sum(layers) == total and not any(int(row[1] or 0) for row in placed))
+        first = _FREE.findall(decide(engine, ports, model, context, [0] * len(ports)))
+        used = tuple(int(row[2]) for row in first)
+        for budgets in budgets_of(used):
+            targets = [FREE // MIB - one for one in budgets]
+            text = decide(engine, ports, model, context, targets)
+            last = {row[0]: row[1:] for row in _PLACED.findall(text)}  # devices are filled from the last to the first
+            placed = [last.get(f"RPC{index}", ("0", "", "0")) for index in range(len(ports))]
+            kept = "no changes needed" in text
+            layers = () if kept else tuple(int(row[0]) for row in placed)
+            full = kept or (sum(layers) == total and not any(int(row[1] or 0) for row in placed))
+            for calibration, some in zip(calibrations, found, strict=True):
                 # The engine splits by what is free, which is alike on every one of these devices.
-                shared = {"LLAMA_ARG_FIT_TARGET": ",".join(str(all_ - one) for all_, one in zip(free, budgets, strict=True))}
-                settings = msgspec.structs.replace(calibration.metadata.settings, env=shared)
-                acted = msgspec.structs.replace(
-                    calibration, metadata=msgspec.structs.replace(calibration.metadata, settings=settings)
-                )
-                found.append(
+                env = {"LLAMA_ARG_FIT_TARGET": ",".join(map(str, targets))}
+                settings = msgspec.structs.replace(calibration.metadata.settings, env=env)
+                metadata = msgspec.structs.replace(calibration.metadata, settings=settings)
+                acted = msgspec.structs.replace(calibration, metadata=metadata)
+                some.append(
                     Case(
-                        model=model.stem, context=context, budgets=budgets, full=full, kept=kept, layers=layers,
-                        used=tuple(int(row[2]) for row in first),
-                        verdict=judge(acted, context, 1, tuple(one * MIB for one in free)),
+                        model=model.stem, context=context, budgets=budgets, full=full, kept=kept, layers=layers, used=used,
+                        verdict=judge(acted, context, 1, (FREE,) * len(ports)),
                     )
                 )  # fmt: skip
     return found
 
 
+def false_fits(case: Case) -> bool:
+    """Said to fit, and something went to the host."""
+    return case.verdict.verdict == "fits" and not case.full
+
+
+def false_offload(case: Case) -> bool:
+    """Said to spill, without doubt, and every layer is on a device."""
+    return case.verdict.verdict == "offload" and case.full and not case.verdict.tight
+
+
+def odd(case: Case) -> bool:
+    """Whether a case is worth a look."""
+    layers = tuple(one.layers for one in case.verdict.devices)
+    return (
+        false_fits(case)
+        or false_offload(case)
+        or (case.verdict.verdict == "offload" and not case.full and layers != case.layers)
+    )
+
+
 def row(name: str, found: Sequence[Case]) -> str:
     """A line of the table."""
     spilled = [case for case in found if not case.full and case.verdict.verdict == "offload"]
-    exact = sum(tuple(one.layers for one in case.verdict.devices) == case.layers for case in spilled)
+    off = [
+        max(abs((one.layers or 0) - layers) for one, layers in zip(case.verdict.devices, case.layers, strict=True))
+        for case in spilled
+    ]
+    # The log has whole MiB, rounded down.
     bytes_off = [
-        abs(one.required_bytes / MIB - used) / used
+        max(abs(one.required_bytes / MIB - used - 0.5) - 0.5, 0) / used
         for case in found
         if case.kept and case.verdict.verdict == "fits"
         for one, used in zip(case.verdict.devices, case.used, strict=True)
     ]
     cells = [
-        name, len(found),
-        sum(case.verdict.verdict == "fits" and not case.full for case in found),
-        sum(case.verdict.verdict == "offload" and case.kept and not case.verdict.tight for case in found),
+        name, len(found), sum(map(false_fits, found)), sum(map(false_offload, found)),
         sum(case.verdict.verdict == "offload" and case.full and not case.kept and not case.verdict.tight for case in found),
         sum(case.verdict.tight for case in found),
-        f"{exact} of {len(spilled)}", f"{max(bytes_off, default=0):.1%}",
+        f"{off.count(0)} of {len(spilled)}", max(off, default=0), f"{max(bytes_off, default=0):.2%}",
     ]  # fmt: skip
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
 HEAD: Final = (
-    "| model | sets of cards | false fits | false offloads | all on devices, one below its margin | said to be tight "
-    "| layers exact on each | bytes of a device off |\n|---|---|---|---|---|---|---|---|"
+    "| model, calibrated on | sets of cards | false fits | false offloads | of these rearranged sets "
+    "| said to be tight | layers exact on each | off by at most | bytes of a device off |\n" + "|---" * 9 + "|"
 )
+
+
+def calibrated(engine: Path, ports: Sequence[int], path: Path, folder: Path) -> Calibration:
+    """A calibration on these devices, which answers for larger contexts too."""
+    asked = RunOptions(
+        model=str(path), engine="llama-server", contexts=(1024, 2048, 4096), flash_attention="on", force=True,
+        gpus=",".join(f"RPC{index}" for index in range(len(ports))), engine_binary=str(engine / "llama-server"), speed=False,
+        env={"LLAMA_ARG_RPC": ",".join(f"127.0.0.1:{port}" for port in ports), "LLAMA_ARG_FIT": "off"},
+    )  # fmt: skip
+    calibration = prepare(asked, Store(folder / f"{path.stem}-{len(ports)}"), folder).calibrate(Silent()).calibration
+    quality = msgspec.structs.replace(calibration.metadata.quality, valid_to=max(CONTEXTS))
+    return msgspec.structs.replace(calibration, metadata=msgspec.structs.replace(calibration.metadata, quality=quality))
 
 
 def main() -> int:
@@ -156,22 +199,17 @@ def main() -> int:
         for name in options.models.split(","):
             path = folder / f"{name}.gguf"
             MODELS[name]().write(path)
-            asked = RunOptions(
-                model=str(path), engine="llama-server", contexts=(1024, 2048, 4096), flash_attention="on", gpus="RPC0",
-                engine_binary=str(options.engine / "llama-server"), speed=False, force=True,
-                env={"LLAMA_ARG_RPC": f"127.0.0.1:{ports[0]}", "LLAMA_ARG_FIT": "off"},
-            )  # fmt: skip
-            calibration = prepare(asked, Store(folder / name), folder).calibrate(Silent()).calibration
-            wide = msgspec.structs.replace(calibration.metadata.quality, valid_to=max(CONTEXTS))
-            calibration = msgspec.structs.replace(
-                calibration, metadata=msgspec.structs.replace(calibration.metadata, quality=wide)
-            )
-            found = cases(options.engine, ports, path, calibration)
-            for case in found:
-                if (case.verdict.verdict == "fits") > case.full or (case.verdict.verdict != "fits") * case.kept:
-                    print(case.model, case.context, case.budgets, case.used, case.verdict.devices, file=sys.stderr)
-            wrong += sum(case.verdict.verdict == "fits" and not case.full for case in found)
-            print(row(name, found), flush=True)
+            on_one, *on_more = (calibrated(options.engine, ports[:count], path, folder) for count in (1, 2, 3))
+            by_one: list[Case] = []
+            by_more: list[Case] = []
+            for few, on_these in zip((ports[:2], ports), on_more, strict=True):
+                one, more = cases(options.engine, few, path, (on_one, on_these))
+                by_one, by_more = by_one + one, by_more + more
+            for what, found in (("the same devices", by_more), ("one device", by_one)):
+                for case in filter(odd, found):
+                    print(case.model, case.context, case.budgets, case.used, case.layers, case.verdict.devices, file=sys.stderr)
+                wrong += sum(map(false_fits, found))
+                print(row(f"{name}, {what}", found), flush=True)
     return 1 if wrong else 0
 
 

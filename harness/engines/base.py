@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import msgspec
 
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float, float | None], None]
 #: Code of the EngineError of a request that got no answer; the engine's end, if it ended, says more.
 NO_ANSWER: Final = "no-answer"
+#: When a dry run is over: the program ends by itself; it has printed what was asked; its server answers.
+DryRunEnd = Literal["itself", "printed", "ready"]
 _NO_MEMORY: Final = (
     "out of memory",
     "out-of-memory",
@@ -224,6 +226,10 @@ class Engine(Protocol):
 
     def launch(self, source: Source, request: LoadRequest | None, options: Options, site: Site) -> Launch:
         """What to start for a load (``None``: for a persistent engine, before the loads that measure memory)."""
+
+    def ends_dry_runs(self, options: Options, sandbox: SandboxName) -> DryRunEnd:
+        """When a dry run may be ended."""
+        return "printed"
 
     def ready(self, client: httpx.Client) -> bool:
         """Whether the server answers now; never blocks for long and never raises for "not yet"."""

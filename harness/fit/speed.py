@@ -8,9 +8,9 @@ from typing import Final
 
 import msgspec
 
-from harness.model.calibration import Calibration, DepthSpeed, Performance, Placement, SplitCompute
+from harness.model.calibration import Calibration, DepthSpeed, Performance, Placement, SetCompute, SplitCompute
 from harness.model.record import Load, Record, Speed, Tensors
-from harness.units import TOKENS_PER_UNIT, from_gib, gib
+from harness.units import MIB, TOKENS_PER_UNIT, from_gib, gib
 
 #: Prompts of which the longer is at most this much longer are of one depth.
 SAME_DEPTH: Final = 1.25
@@ -108,6 +108,7 @@ def fit_placement(record: Record) -> Placement:
         for load in record.loads
         if load.request.purpose == "dry-run"
         and load.request.gpu_layers is not None
+        and not load.request.split
         and load.facts is not None
         and load.facts.fit is not None
         and load.facts.fit.rows
@@ -119,7 +120,8 @@ def fit_placement(record: Record) -> Placement:
         reserve_gb=None if record.reserve_bytes is None else gib(record.reserve_bytes),
         layer_weights_gb=None if tensors is None else gib(sum(tensors.layer_bytes)),
         output_weights_gb=None if tensors is None else gib(tensors.output_bytes),
-        split_compute=grid,
+        split_compute=grid if len(record.machine.gpus) < 2 else (),
+        set_compute=_set_compute(record),
         layer_kinds=kinds,
         layers_gb=_layers_gb(tensors),
         experts_gb=tuple(gib(size) for size in experts),
@@ -140,6 +142,21 @@ def _host_gb(record: Record) -> float | None:
         if load.request.purpose == "point" and load.outcome == "ok" and load.facts is not None and load.facts.fully_offloaded
     ]
     return gib(max(found)) or None if found and record.machine.target == "gpu" else None
+
+
+def _set_compute(record: Record) -> tuple[SetCompute, ...]:
+    """What dry runs of splits over several devices say of each, by split; the middle of the MiB that its log names."""
+    found: dict[tuple[tuple[int, ...], tuple[int, ...]], dict[int, tuple[float, ...]]] = {}
+    for load in record.loads:
+        rows = () if load.facts is None or load.facts.fit is None else load.facts.fit.rows
+        sizes = tuple(gib(row.compute_bytes + MIB // 2) for row in rows if row.free_bytes is not None)
+        asked = load.request
+        if asked.split and len(asked.split) == len(sizes):
+            found.setdefault((asked.split, asked.without_experts), {})[asked.context] = sizes
+    return tuple(
+        SetCompute(layers=layers, partial=partial, contexts=tuple(sizes), compute_gb=tuple(sizes.values()))
+        for (layers, partial), sizes in found.items()
+    )
 
 
 def _start_gb(record: Record) -> float | None:

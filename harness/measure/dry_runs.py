@@ -1,12 +1,12 @@
 """Dry runs: what the engine estimates for a number of layers on the GPU, without loading weights.
 
-llama-server prints the memory of a layout (``--fit on``, one MiB a row) before it loads; it is ended when it has. A dry run
-that says nothing is an observation like any other and never fails a calibration.
+llama-server prints the memory of a layout (``--fit on``, one MiB a row) before it loads; its tool llama-fit-params ends by
+itself then. A dry run that says nothing is an observation like any other and never fails a calibration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from harness.engines.base import Source
@@ -15,12 +15,15 @@ from harness.measure.engine_log import read_facts
 from harness.measure.load import LoadRunner
 from harness.model.record import Load, LoadRequest, Record
 from harness.polling import poll
+from harness.prediction.device_compute import plan_sets
 from harness.prediction.placement import DRY_RUNS, plan_dry_runs
 from harness.sandboxes.base import Running
 from harness.sandboxes.tail import last_lines
 
 #: How long a dry run may take, seconds; the largest models take a few.
 TIMEOUT: Final = 60.0
+#: How long the dry runs of splits over several devices may take together, seconds; each layout is finished.
+SETS_LIMIT: Final = 30.0
 #: Contexts beyond this are not tried: no model is split for them.
 LARGEST: Final = 262_144
 _DONE: Final = b"common_fit_params: "
@@ -37,9 +40,41 @@ def measure_splits(runner: LoadRunner, source: Source, record: Record, add: Call
     first = dry_run(runner, source, plan_dry_runs(None, layers, contexts, moe=moe)[0])
     add(first)
     kinds = first.facts.layer_kinds if first.facts else None
+    if (devices := len(record.machine.gpus)) > 1:
+        contexts = [max(top // 64 // 256 * 256, 256), *contexts]
+        _measure_sets(runner, source, kinds or "f" * layers, devices, contexts, record.settings.num_batch, add)
+        return
     planned = [one for one in plan_dry_runs(kinds, layers, contexts, moe=moe) if one != first.request]
     for request in planned[: DRY_RUNS - 1]:
         add(dry_run(runner, source, request))
+
+
+def _measure_sets(
+    runner: LoadRunner,
+    source: Source,
+    kinds: str,
+    devices: int,
+    contexts: Sequence[int],
+    num_batch: int | None,
+    add: Callable[[Load], None],
+) -> None:
+    """What splits over several devices cost on each: as many of them as :data:`SETS_LIMIT` leaves time for."""
+    moe = source.tensors is not None and any(source.tensors.expert_bytes)
+    began = runner.now()
+    for layout in plan_sets(kinds, devices, moe=moe):
+        split, without = tuple(part.layers for part in layout), tuple(part.partial for part in layout)
+        for context in dict.fromkeys(contexts):
+            load = dry_run(
+                runner,
+                source,
+                LoadRequest(
+                    context=context, num_batch=num_batch, purpose="dry-run", gpu_layers=sum(split), split=split,
+                    without_experts=without if any(without) else (),
+                ),
+            )  # fmt: skip
+            add(load)
+        if load.outcome == "failed" or runner.now() - began > SETS_LIMIT:
+            return
 
 
 def dry_run(runner: LoadRunner, source: Source, request: LoadRequest) -> Load:
@@ -50,7 +85,7 @@ def dry_run(runner: LoadRunner, source: Source, request: LoadRequest) -> Load:
     try:
         running = runner.launch(source, request)
         log = running.log
-        reason = _await_breakdown(running)
+        reason = _await_breakdown(runner, running)
     except (EngineError, WontFitError) as error:
         reason = error.message
     finally:
@@ -70,16 +105,20 @@ def dry_run(runner: LoadRunner, source: Source, request: LoadRequest) -> Load:
     )
 
 
-def _await_breakdown(running: Running) -> str | None:
-    """Why there is none; ``None`` when the engine is through with fitting."""
+def _await_breakdown(runner: LoadRunner, running: Running) -> str | None:
+    """Why there is none; ``None`` when the engine is through with fitting, and may be ended."""
+    ending = runner.engine.ends_dry_runs(runner.options, runner.sandbox.name)
     ended = printed = False
 
     def over() -> bool:
         nonlocal ended, printed
         ended = running.exit_status() is not None  # first: the log of an engine that has ended is complete
         printed = running.log.exists() and _DONE in running.log.read_bytes()
-        return printed or ended
+        return ended or (printed and ending == "printed")
 
+    if ending == "ready":
+        runner.await_ready(running)
+        ending = "printed"
     poll(over, limit=TIMEOUT, every=0.01)
     if printed:
         return None

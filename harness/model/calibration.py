@@ -95,6 +95,19 @@ class SplitCompute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     experts_on_host: bool = False
 
 
+class SetCompute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Compute of each of several devices, from the engine's dry runs of one split at some contexts.
+
+    ``layers`` of each device in the engine's order (the output is one); the last ``partial`` of them leave their experts to the
+    host. ``compute_gb`` has a row for each of ``contexts``, a figure for each device.
+    """
+
+    layers: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
+    partial: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
+    contexts: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)]
+    compute_gb: tuple[tuple[float, ...], ...]
+
+
 class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What decides which layers stay on the GPU. ``reserve_gb`` is what the engine keeps free.
 
@@ -111,6 +124,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     layer_weights_gb: float | None
     output_weights_gb: float | None
     split_compute: tuple[SplitCompute, ...] = ()
+    set_compute: tuple[SetCompute, ...] = ()
     layer_kinds: str | None = None
     layers_gb: tuple[float, ...] = ()
     experts_gb: tuple[float, ...] = ()

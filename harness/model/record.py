@@ -162,7 +162,9 @@ class HeaderSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One load of a plan. ``context`` is in tokens per slot; ``num_batch`` the physical batch, ``None`` = the engine's.
 
-    ``gpu_layers`` (the output layer is one of them; ``None``: the engine's choice) and ``experts_on_host`` are for dry runs.
+    ``gpu_layers`` (the output layer is one of them; ``None``: the engine's choice) and ``experts_on_host`` are for dry runs;
+    on several devices these have ``split``, the layers of each, and ``without_experts``, how many of them, the last ones, leave
+    their experts to the host.
     vLLM: ``utilization`` is the share of the GPU that it may take, ``kv_cache_bytes`` the size of its KV cache where that is
     given instead.
     """
@@ -172,6 +174,8 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     purpose: Purpose = "point"
     gpu_layers: int | None = None
     experts_on_host: bool = False
+    split: tuple[int, ...] = ()
+    without_experts: tuple[int, ...] = ()
     utilization: float | None = None
     kv_cache_bytes: int | None = None
 

@@ -17,11 +17,12 @@ import msgspec
 
 from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration
+from harness.prediction.device_compute import DeviceCompute
 from harness.prediction.layout import Layout, default_split, fit, pipelined, refit
 from harness.prediction.memory import Prediction
-from harness.prediction.placement import Compute, Placed, layers_of, of_devices, placed_on
+from harness.prediction.placement import Compute, Layers, Placed, layers_of, of_devices, placed_on
 from harness.prediction.rules import Rules, Spread
-from harness.units import TOKENS_PER_UNIT, from_gib, pad_cells
+from harness.units import MIB, TOKENS_PER_UNIT, from_gib, pad_cells
 
 #: Copies that the scheduler keeps of its inputs (ggml-backend.cpp, ``GGML_SCHED_MAX_COPIES``).
 COPIES: Final = 4
@@ -39,7 +40,11 @@ class DeviceVerdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Arranged(msgspec.Struct, frozen=True, kw_only=True):
-    """A model over devices. ``uncertainty_bytes`` is that of the device where it is largest; ``tight``: it may fit or not."""
+    """A model over devices. ``uncertainty_bytes`` is that of the device where it is largest; ``tight``: it may fit or not.
+
+    ``derived``: compute buffers follow from the law, not from dry runs on such a set. ``below_margin``: devices that will keep
+    less free than the engine means to, with every layer on devices all the same.
+    """
 
     fits: bool
     tight: bool
@@ -47,6 +52,80 @@ class Arranged(msgspec.Struct, frozen=True, kw_only=True):
     placed: Placed
     margin_bytes: int
     uncertainty_bytes: int
+    derived: bool
+    below_margin: tuple[str, ...] = ()
+
+
+class _Memory:
+    """What each device holds under a layout: weights, caches and compute, and by how much each may be off; bytes."""
+
+    def __init__(self, calibration: Calibration, needed: Prediction, layers: Layers) -> None:
+        placement, settings = calibration.metadata.placement, calibration.metadata.settings
+        self.layers, self.needed = layers, needed
+        kinds = (placement.layer_kinds or "f" * len(layers.dense)).ljust(len(layers.dense), "-")
+        batch = needed.num_batch or settings.num_batch or 512
+        self.attends = [kind in "fb" for kind in f"{kinds}-"]
+        # Dry runs were made with the calibration's own batch and slots; with others only the law is left.
+        same = needed.num_parallel == settings.num_parallel and batch == (settings.num_batch or 512)
+        rows = placement.set_compute if same else ()
+        self.known = DeviceCompute(rows, kinds, pad_cells(needed.context), moe=any(layers.experts))
+        measured_on, total = max(len(calibration.metadata.machine.gpus), 1), needed.compute_bytes or 0
+        band = calibration.band_for(needed.context, needed.num_batch, needed.num_parallel)
+        growing = from_gib(band.compute_gb_per_10k) * pad_cells(needed.context) / TOKENS_PER_UNIT
+        mask = pad_cells(needed.context) * batch * (4 if settings.flash_attention == "disabled" else 2)
+        self.constant = max(total - growing, 0.0) / measured_on
+        self.copied = growing + (COPIES - 1) * mask if measured_on == 1 else growing / measured_on
+        single = total if measured_on == 1 else self.constant + max(self.copied - (COPIES - 1) * mask, 0.0)
+        self.compute = Compute(placement, layers, needed.context, round(single))
+        self.one_layer = 0.0 if placement.layers_gb else max(layers.dense)
+        self._cache: dict[Layout, tuple[list[float], list[float], bool]] = {}
+
+    def held(self, layout: Layout) -> list[float]:
+        """Bytes of each device, as predicted."""
+        return self._of(layout)[0]
+
+    def doubts(self, layout: Layout) -> list[float]:
+        """By how much each of them may be off."""
+        return self._of(layout)[1]
+
+    def derived(self, layout: Layout) -> bool:
+        """Whether compute is calculated from another set of devices."""
+        return self._of(layout)[2]
+
+    def at(self, layout: Layout, times: float) -> list[float]:
+        """Bytes of each device with so many times what it may be off."""
+        sizes, doubts, _ = self._of(layout)
+        return [max(size + times * doubt, 0.0) for size, doubt in zip(sizes, doubts, strict=True)]
+
+    def _of(self, layout: Layout) -> tuple[list[float], list[float], bool]:
+        if (found := self._cache.get(layout)) is not None:
+            return found
+        parts = [sum(one) for one in of_devices(self.layers, layout)]
+        if (known := self.known.of(layout)) is not None:
+            sizes = [part + compute for part, (compute, _) in zip(parts, known, strict=True)]
+            compute_doubts = [MIB + less for _, less in known]
+        else:
+            sizes = [part + compute for part, compute in zip(parts, self._law(layout), strict=True)]
+            compute_doubts = [self.constant] * len(layout)
+        share = self.needed.uncertainty_bytes / max(self.needed.total_bytes, 1)
+        doubts = [share * size + doubt + self.one_layer for size, doubt in zip(sizes, compute_doubts, strict=True)]
+        self._cache[layout] = found = sizes, doubts, known is None
+        return found
+
+    def _law(self, layout: Layout) -> list[float]:
+        """Compute of each device as it follows from what one device took."""
+        found = [0.0] * len(layout)
+        offloaded = sum(part.layers for part in layout)
+        first, start = next((index for index, part in enumerate(layout) if part.layers), 0), self.layers.total - offloaded
+        for index, part in enumerate(layout):
+            if pipelined(layout, self.layers.total):
+                found[index] = self.constant + (self.copied if any(self.attends[start : start + part.layers]) else 0.0)
+            elif part.layers:
+                whole = offloaded == self.layers.total
+                alone = self.compute.without_experts() if whole else self.compute.split(offloaded)
+                found[index] = alone if index == first else self.compute.full
+            start += part.layers
+        return found
 
 
 def arrange(
@@ -68,35 +147,8 @@ def arrange(
     layers = layers_of(calibration, needed, rules)
     if layers is None or needed.compute_bytes is None or layers.output_last:
         raise UnknownVerdictError("what each layer takes is not known, so what each of several devices takes is not either")
-    measured_on = max(len(calibration.metadata.machine.gpus), 1)
-    settings = calibration.metadata.settings
-    band = calibration.band_for(needed.context, needed.num_batch, needed.num_parallel)
-    growing = from_gib(band.compute_gb_per_10k) * pad_cells(needed.context) / TOKENS_PER_UNIT
-    constant = max(needed.compute_bytes - growing, 0.0) / measured_on
-    mask = pad_cells(needed.context) * (needed.num_batch or settings.num_batch or 512)
-    mask *= 4 if settings.flash_attention == "disabled" else 2
-    copied = growing + (COPIES - 1) * mask if measured_on == 1 else growing / measured_on
-    single = needed.compute_bytes if measured_on == 1 else constant + max(copied - (COPIES - 1) * mask, 0.0)
-    compute = Compute(calibration.metadata.placement, layers, needed.context, round(single))
-    overhead = _driver(needed) / measured_on
-    kinds = (calibration.metadata.placement.layer_kinds or "f" * len(layers.dense)) + "-"
-    attends = [kind in "fb" for kind in kinds.ljust(layers.total, "-")]
-    one_layer = 0.0 if calibration.metadata.placement.layers_gb else max(layers.dense)
-
-    def held(layout: Layout) -> list[float]:
-        """Weights, caches and compute of each device."""
-        parts = [sum(one) for one in of_devices(layers, layout)]
-        offloaded = sum(part.layers for part in layout)
-        first, start = next((index for index, part in enumerate(layout) if part.layers), 0), layers.total - offloaded
-        for index, part in enumerate(layout):
-            if pipelined(layout, layers.total):
-                parts[index] += constant + (copied if any(attends[start : start + part.layers]) else 0.0)
-            elif part.layers:
-                alone = compute.without_experts() if offloaded == layers.total else compute.split(offloaded)
-                parts[index] += alone if index == first else compute.full
-            start += part.layers
-        return parts
-
+    overhead = _driver(needed) / max(len(calibration.metadata.machine.gpus), 1)
+    memory = _Memory(calibration, needed, layers)
     reserves = spread.reserves or (rules.placement(calibration).reserve_of(round(overhead)),) * len(available)
     targets = [free - reserve - overhead for free, reserve in zip(available, reserves, strict=True)]
     begun = from_gib(calibration.metadata.placement.start_gb or 0.0)
@@ -105,13 +157,12 @@ def arrange(
         raise UnknownVerdictError("none of the devices has memory that is free")
     first_split = default_split(layers.total, shares)
     moe = any(layers.experts)
-    doubt = [needed.uncertainty_bytes * size / max(needed.total_bytes, 1) + constant + one_layer for size in held(first_split)]
 
     def final(times: float) -> Layout:
         """The layout where every device holds so many times its uncertainty more than predicted."""
 
         def upper(layout: Layout) -> list[float]:
-            return [max(size + times * more, 0.0) for size, more in zip(held(layout), doubt, strict=True)]
+            return memory.at(layout, times)
 
         if not spread.rearranges:
             met = all(one <= target for one, target in zip(upper(first_split), targets, strict=True))
@@ -122,8 +173,7 @@ def arrange(
         return sum(part.layers for part in layout) == layers.total and not any(part.partial for part in layout)
 
     def meets(layout: Layout, times: float) -> bool:
-        sizes = held(layout)
-        return all(size + times * more <= target for size, more, target in zip(sizes, doubt, targets, strict=True))
+        return all(size <= target for size, target in zip(memory.at(layout, times), targets, strict=True))
 
     def whole(times: float) -> Layout | None:
         layout = final(times)
@@ -132,27 +182,44 @@ def arrange(
     certain, likely = whole(1.0), whole(0.0)
     # Experts that come back may stop short of all of them (bench/devices.py: 2 in 56): with them the first split alone is sure.
     certain = None if moe and certain != first_split else certain
+    # The copies of a pipeline begin with the last layer, and are not looked at again on the devices filled before it: all
+    # layers are on devices, some of which keep less than their margin (36 % of the sets of bench/devices.py).
+    layouts = [(times, final(times)) for times in (1.0, 0.0, -1.0)]
+    staying = [
+        complete(layout)
+        and all(size <= free - overhead for size, free in zip(memory.at(layout, times), available, strict=True))
+        for times, layout in layouts
+    ]
+    below = certain is None and not moe and spread.rearranges and all(staying)
+    below = below and (len({layout for _, layout in layouts}) == 1 or not memory.derived(first_split))
+    certain = final(0.0) if below else certain
     shown = certain or likely or first_split
-    where = certain or (refit(first_split, targets, held, experts=moe) if spread.rearranges else None)
-    sizes = [round(size + overhead) for size in held(shown)]
+    where = certain or (refit(first_split, targets, memory.held, experts=moe) if spread.rearranges else None)
+    sizes = [round(size + overhead) for size in memory.held(shown)]
     devices = tuple(
         DeviceVerdict(
             name=name,
             required_bytes=size,
-            reserve_bytes=reserve,
+            reserve_bytes=min(reserve, free - size) if below else reserve,
             available_bytes=free,
-            short_bytes=max(size + reserve - free, 0),
+            short_bytes=0 if below else max(size + reserve - free, 0),
             layers=None if where is None else part.layers,
         )
         for name, size, reserve, free, part in zip(names, sizes, reserves, available, where or shown, strict=True)
     )
     return Arranged(
         fits=certain is not None,
-        tight=certain is None and (likely is not None or whole(-1.0) is not None),
+        tight=certain is None and (likely is not None or whole(-1.0) is not None or any(staying)),
         devices=devices,
         placed=placed_on(layers, where or first_split),
         margin_bytes=min(one.available_bytes - one.required_bytes - one.reserve_bytes for one in devices),
-        uncertainty_bytes=round(max(doubt)),
+        uncertainty_bytes=round(max(memory.doubts(shown))),
+        derived=memory.derived(shown),
+        below_margin=tuple(
+            name for name, size, reserve, free in zip(names, sizes, reserves, available, strict=True) if size + reserve > free
+        )
+        if below
+        else (),
     )
 
 

@@ -158,7 +158,8 @@ def _with_cache(calibration: Calibration, made: tuple[str, str], wanted: tuple[s
         kv_cache_gb_per_10k=last.kv_cache_gb_per_10k,
         compute_gb_per_10k=last.compute_gb_per_10k,
     )
-    metadata = msgspec.structs.replace(metadata, bands=bands, settings=settings, breakdown_gb=breakdown)
+    placement = msgspec.structs.replace(metadata.placement, set_compute=())  # dry runs of the other caches
+    metadata = msgspec.structs.replace(metadata, bands=bands, settings=settings, breakdown_gb=breakdown, placement=placement)
     return msgspec.structs.replace(calibration, constants=constants, metadata=metadata)
 
 

@@ -163,7 +163,17 @@ class _Memory(NamedTuple):
         placed, devices = found.placed, found.devices
         known = all(one.layers is not None for one in devices)
         measured_on = max(len(self.calibration.metadata.machine.gpus), 1)
-        bound = f"compute buffers of {_devices(len(devices))} are calculated from {_devices(measured_on)}"
+        notes = []
+        if found.derived:
+            bound = f"compute buffers of {_devices(len(devices))} are calculated from {_devices(measured_on)}"
+            notes.append(f"derived: {bound}, good to {format_size(found.uncertainty_bytes)} a device")
+        if found.below_margin:
+            left = min(one.reserve_bytes for one in devices)
+            notes.append(
+                f"{self.rules.title} looks at one device at a time: every layer is on one, but "
+                f"{' and '.join(found.below_margin)} {'keep' if len(found.below_margin) > 1 else 'keeps'} less free than the "
+                f"margin, {format_size(left)} at least"
+            )
         return _verdict(
             self.calibration, needed, "fits" if found.fits else "offload", _Figures.of(devices),
             uncertainty=found.uncertainty_bytes,
@@ -171,8 +181,8 @@ class _Memory(NamedTuple):
             max_context=self.largest(),
             layers=(placed.total, placed.offloaded if known else None, placed.overflowing if known else None),
             decode=decode_speed(self.calibration, placed) if found.fits and measured_on == len(devices) else None,
-            warnings=(f"derived: {bound}, good to {format_size(found.uncertainty_bytes)} a device",),
-            source="derived",
+            warnings=tuple(notes),
+            source="derived" if found.derived else "measured",
             devices=devices,
             reasons=spread.reasons,
             host=host_bytes(self.calibration, needed, None if found.fits else placed) if known else None,

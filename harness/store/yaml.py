@@ -134,13 +134,13 @@ def _mapping(dumper: yaml.SafeDumper, value: dict[Any, Any]) -> yaml.MappingNode
         for key, item in value.items()
     ]
     nested = any(isinstance(item, dict | list | tuple) and item for item in value.values())
-    flow = (not nested and bool(value) and "base_vram_gb" not in value) or "up_to" in value
+    flow = (not nested and bool(value) and "base_vram_gb" not in value) or "up_to" in value or "contexts" in value
     return yaml.MappingNode("tag:yaml.org,2002:map", pairs, flow_style=flow)
 
 
 def _sequence(dumper: yaml.SafeDumper, value: list[Any] | tuple[Any, ...]) -> yaml.SequenceNode:
     """Figures of many layers on one line."""
-    numbers = len(value) > 0 and all(isinstance(item, float) for item in value)
+    numbers = len(value) > 0 and all(isinstance(item, float | int) for item in value)
     return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=numbers)
 
 

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 import harness
-from harness.engines.base import Engine, Options, Progress, Source
+from harness.engines.base import DryRunEnd, Engine, Options, Progress, Source
 from harness.engines.policy import Policy
 from harness.engines.registry import policy_of
 from harness.errors import EngineError
@@ -78,6 +78,7 @@ class World:
         self.embedding = False
         self.digest = "sha256:aa"
         self.layer_kinds: str | None = None
+        self.dry_runs_end: DryRunEnd = "printed"
 
     def happen(self, event: str) -> None:
         """Note an event, and do what a test has planned for it."""
@@ -106,6 +107,8 @@ class World:
             return
         if request.purpose == "dry-run":
             self.write(breakdown(self.model, request, self.layer_kinds or ""))
+            if self.dry_runs_end == "itself":
+                self.end(0)
             return
         if self.capacity is not None and self.takes(request) > self.capacity:
             self.write("ggml_backend_alloc: failed to allocate buffer: out of memory\n")
@@ -296,6 +299,9 @@ class FakeEngine(Engine):
         if self.persistent or request is None:
             return Launch(argv=("serve",))
         return Launch(argv=("load", msgspec.json.encode(request).decode()))
+
+    def ends_dry_runs(self, options: Options, sandbox: SandboxName) -> DryRunEnd:
+        return self.world.dry_runs_end
 
     def ready(self, client: httpx.Client) -> bool:
         self.world.happen("poll")

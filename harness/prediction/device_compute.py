@@ -1,0 +1,158 @@
+"""Compute buffers of each device when a model lies on several: what decides them, and which dry runs tell them.
+
+What llama.cpp's graph allocator holds at once on a device does not follow from the number of its layers, but from where the
+device stands in the order, which kinds of layers it has at its ends, what lies before and behind them, and whether the
+scheduler keeps copies of its inputs. Two devices of which all that is equal hold the same compute, to the byte (llama.cpp
+b11434, every split of five models over two ``ggml-rpc-server``: ``bench/devices.py``). So a few dry runs tell all splits.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from harness.model.calibration import SetCompute
+from harness.prediction.layout import Layout, Part, pipelined
+from harness.units import from_gib
+
+#: Layouts over several devices that a calibration asks the engine about, at most; each at every one of a few contexts.
+LAYOUTS: Final = 48
+_SAMPLES: Final = 1500
+
+
+class Spot(NamedTuple):
+    """What decides the compute of one device in a layout.
+
+    Letters are kinds of layers (``layer_kinds``), ``o`` is the output. ``first`` is its first layer, ``before`` the last one on
+    the host (of the first device alone), ``behind`` the first one of the next device. ``attends``: a layer beyond its first
+    attends to everything. ``size``: one, two or more layers. ``experts``: whether it has layers with experts and layers
+    without. ``odd``: of models with experts, the number of layers.
+    """
+
+    pipelined: bool
+    place: str
+    size: int
+    before: str
+    first: str
+    behind: str
+    attends: bool
+    experts: str
+    odd: bool
+
+
+def spots(kinds: str, layout: Layout, *, moe: bool) -> list[Spot | None]:
+    """The spot of each device; ``None`` for one without layers. ``kinds`` has a letter a layer, without the output."""
+    letters = f"{kinds}o"
+    used = [index for index, part in enumerate(layout) if part.layers]
+    start = len(letters) - sum(part.layers for part in layout)
+    host, piped = letters[:start], pipelined(layout, len(letters))
+    found: list[Spot | None] = []
+    for index, part in enumerate(layout):
+        own = letters[start : start + part.layers]
+        start += part.layers
+        if not own:
+            found.append(None)
+            continue
+        first, last = index == used[0], index == used[-1]
+        found.append(
+            Spot(
+                pipelined=piped,
+                place=f"{'first' * first}{'last' * last}",
+                size=min(len(own), 3),
+                before=host[-1:] if first else "",
+                first=own[0],
+                behind="" if last else letters[start],
+                attends=any(one in "fb" for one in own[1:]),
+                experts=f"{'with' * (part.full > last)}{'out' * bool(part.partial)}" if moe else "",
+                odd=moe and len(own) % 2 == 1,
+            )
+        )
+    return found
+
+
+class DeviceCompute:
+    """Compute of each device at one context, from dry runs; a spot that none of them had is taken for the most like it."""
+
+    def __init__(self, rows: Sequence[SetCompute], kinds: str, context: int, *, moe: bool) -> None:
+        self.kinds, self.moe = kinds, moe
+        self._known: list[dict[Spot, tuple[float, float]]] = [{} for _ in range(_LEVELS)]
+        for row in rows:
+            layout = tuple(Part(*one) for one in zip(row.layers, row.partial or (0,) * len(row.layers), strict=True))
+            sizes = [_at(context, row.contexts, [compute[index] for compute in row.compute_gb]) for index in range(len(layout))]
+            for spot, size in zip(spots(kinds, layout, moe=moe), sizes, strict=True):
+                if spot is not None:
+                    for level, known in enumerate(self._known):
+                        low, high = known.get(_like(spot, level), (size, size))
+                        known[_like(spot, level)] = min(low, size), max(high, size)
+
+    def of(self, layout: Layout) -> list[tuple[float, float]] | None:
+        """Bytes of each device, and by how much each may be less; ``None`` where no dry run was like it."""
+        found = []
+        for spot in spots(self.kinds, layout, moe=self.moe):
+            if spot is None:
+                found.append((0.0, 0.0))
+                continue
+            known = next((one for level in range(_LEVELS) if (one := self._known[level].get(_like(spot, level)))), None)
+            if known is None:
+                return None
+            found.append((known[1], known[1] - known[0]))
+        return found
+
+
+#: How alike two spots are: the same; but for numbers; but for kinds; in their place alone.
+_LEVELS: Final = 4
+
+
+def _like(spot: Spot, level: int) -> Spot:
+    if level >= 1:
+        spot = spot._replace(size=0, odd=False, behind="")
+    if level >= 2:
+        spot = spot._replace(first="", before="")
+    if level >= 3:
+        spot = spot._replace(attends=False, experts="")
+    return spot
+
+
+def _at(context: int, contexts: Sequence[int], sizes: Sequence[float]) -> float:
+    """Bytes at a context by straight lines between dry runs; what grows bends upwards alone, so this is never too little.
+
+    Below the smallest of them it is that of the smallest.
+    """
+    points = sorted(zip(contexts, map(from_gib, sizes), strict=True))
+    if context <= points[0][0] or len(points) == 1:
+        return float(points[0][1])
+    right = next((index for index in range(1, len(points)) if context <= points[index][0]), len(points) - 1)
+    (low, less), (high, more) = points[right - 1], points[right]
+    return less + (more - less) * (context - low) / (high - low)
+
+
+def plan_sets(kinds: str, devices: int, *, moe: bool) -> tuple[Layout, ...]:
+    """Layouts over several devices whose dry runs tell the most: :data:`LAYOUTS` at most, the most telling first."""
+    sampled = [(layout, set(filter(None, spots(kinds, layout, moe=moe)))) for layout in _sample(kinds, devices, moe=moe)]
+    weights = Counter(spot for _, some in sampled for spot in some)
+    chosen: list[Layout] = []
+    while len(chosen) < LAYOUTS and weights:
+        layout, some = max(sampled, key=lambda one: sum(weights[spot] for spot in one[1]))
+        chosen.append(layout)
+        for spot in some:
+            del weights[spot]
+    return tuple(chosen)
+
+
+def _sample(kinds: str, devices: int, *, moe: bool) -> Iterator[Layout]:
+    """Layouts that the engine comes by: all layers on devices, or the last ones; experts as its second pass leaves them."""
+    draw, total = random.Random(0), len(kinds) + 1  # noqa: S311 - the same every time
+    for number in range(_SAMPLES):
+        count = total if number % 2 == 0 else draw.randint(1, total - 1)
+        cuts = sorted(draw.randint(0, count) for _ in range(devices - 1))
+        layers = [end - begin for begin, end in zip([0, *cuts], [*cuts, count], strict=True)]
+        without = [0] * devices
+        if moe and number % 4:
+            most = [one - (index == devices - 1) * (one > 0) for index, one in enumerate(layers)]
+            begun = draw.randint(0, sum(most)) if number % 4 == 2 else 0  # layers with experts come first
+            for index, one in enumerate(most):
+                without[index] = one - min(begun, one)
+                begun -= min(begun, one)
+        yield tuple(map(Part, layers, without))
