@@ -8,7 +8,6 @@ b11434, every split of five models over two ``ggml-rpc-server``: ``bench/devices
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
@@ -143,15 +142,23 @@ def plan_sets(kinds: str, devices: int, *, moe: bool) -> tuple[Layout, ...]:
 
 def _sample(kinds: str, devices: int, *, moe: bool) -> Iterator[Layout]:
     """Layouts that the engine comes by: all layers on devices, or the last ones; experts as its second pass leaves them."""
-    draw, total = random.Random(0), len(kinds) + 1  # noqa: S311 - the same every time
+    total = len(kinds) + 1
+    state = 1
+
+    def upto(most: int) -> int:
+        """A number from 0 to ``most``: evenly spread, and the same every time (Park and Miller's generator)."""
+        nonlocal state
+        state = state * 48_271 % 0x7FFF_FFFF
+        return state % (most + 1)
+
     for number in range(_SAMPLES):
-        count = total if number % 2 == 0 else draw.randint(1, total - 1)
-        cuts = sorted(draw.randint(0, count) for _ in range(devices - 1))
+        count = total if number % 2 == 0 else 1 + upto(total - 2)
+        cuts = sorted(upto(count) for _ in range(devices - 1))
         layers = [end - begin for begin, end in zip([0, *cuts], [*cuts, count], strict=True)]
         without = [0] * devices
         if moe and number % 4:
             most = [one - (index == devices - 1) * (one > 0) for index, one in enumerate(layers)]
-            begun = draw.randint(0, sum(most)) if number % 4 == 2 else 0  # layers with experts come first
+            begun = upto(sum(most)) if number % 4 == 2 else 0  # layers with experts come first
             for index, one in enumerate(most):
                 without[index] = one - min(begun, one)
                 begun -= min(begun, one)
