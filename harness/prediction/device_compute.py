@@ -18,7 +18,7 @@ from harness.units import from_gib
 
 #: Layouts over several devices that a calibration asks the engine about, at most; each at every one of a few contexts.
 LAYOUTS: Final = 48
-_SAMPLES: Final = 1500
+_SAMPLES: Final = 3000
 
 
 class Spot(NamedTuple):
@@ -151,14 +151,16 @@ def _sample(kinds: str, devices: int, *, moe: bool) -> Iterator[Layout]:
         state = state * 48_271 % 0x7FFF_FFFF
         return state % (most + 1)
 
-    for number in range(_SAMPLES):
-        count = total if number % 2 == 0 else 1 + upto(total - 2)
-        cuts = sorted(upto(count) for _ in range(devices - 1))
+    for _ in range(_SAMPLES):
+        kind = upto(7)
+        count = total if kind < 4 else 1 + upto(total - 2)
+        cuts = sorted(upto(count) for _ in range(devices - 1)) if kind != 3 else [0] * (devices - 1)
         layers = [end - begin for begin, end in zip([0, *cuts], [*cuts, count], strict=True)]
         without = [0] * devices
-        if moe and number % 4:
-            most = [one - (index == devices - 1) * (one > 0) for index, one in enumerate(layers)]
-            begun = upto(sum(most)) if number % 4 == 2 else 0  # layers with experts come first
+        if moe and kind:
+            output = max(index for index, one in enumerate(layers) if one)
+            most = [one - (index == output) for index, one in enumerate(layers)]
+            begun = upto(sum(most)) if 0 < kind < 3 else 0  # layers with experts come first
             for index, one in enumerate(most):
                 without[index] = one - min(begun, one)
                 begun -= min(begun, one)
