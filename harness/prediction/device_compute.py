@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from harness.model.calibration import SetCompute
-from harness.prediction.layout import Layout, Part, pipelined
+from harness.prediction.layout import Layout, DevicePart, pipelined
 from harness.units import from_gib
 
 #: Layouts over several devices that a calibration asks the engine about, at most; each at every one of a few contexts.
@@ -78,7 +78,7 @@ class DeviceCompute:
         self.kinds, self.moe = kinds, moe
         self._known: list[dict[Spot, tuple[float, float]]] = [{} for _ in range(_LEVELS)]
         for row in rows:
-            layout = tuple(Part(*one) for one in zip(row.layers, row.partial or (0,) * len(row.layers), strict=True))
+            layout = tuple(DevicePart(*one) for one in zip(row.layers, row.partial or (0,) * len(row.layers), strict=True))
             sizes = [_at(context, row.contexts, [compute[index] for compute in row.compute_gb]) for index in range(len(layout))]
             for spot, size in zip(spots(kinds, layout, moe=moe), sizes, strict=True):
                 if spot is not None:
@@ -164,4 +164,4 @@ def _sample(kinds: str, devices: int, *, moe: bool) -> Iterator[Layout]:
             for index, one in enumerate(most):
                 without[index] = one - min(begun, one)
                 begun -= min(begun, one)
-        yield tuple(map(Part, layers, without))
+        yield tuple(map(DevicePart, layers, without))

@@ -56,7 +56,7 @@ class Arranged(msgspec.Struct, frozen=True, kw_only=True):
     below_margin: tuple[str, ...] = ()
 
 
-class _Memory:
+class _Held:
     """What each device holds under a layout: weights, caches and compute, and by how much each may be off; bytes."""
 
     def __init__(self, calibration: Calibration, needed: Prediction, layers: Layers) -> None:
@@ -148,7 +148,7 @@ def arrange(
     if layers is None or needed.compute_bytes is None or layers.output_last:
         raise UnknownVerdictError("what each layer takes is not known, so what each of several devices takes is not either")
     overhead = _driver(needed) / max(len(calibration.metadata.machine.gpus), 1)
-    memory = _Memory(calibration, needed, layers)
+    memory = _Held(calibration, needed, layers)
     reserves = spread.reserves or (rules.placement(calibration).reserve_of(round(overhead)),) * len(available)
     targets = [free - reserve - overhead for free, reserve in zip(available, reserves, strict=True)]
     begun = from_gib(calibration.metadata.placement.start_gb or 0.0)

@@ -10,7 +10,7 @@ import pytest
 
 from harness.model.calibration import SetCompute
 from harness.prediction.device_compute import LAYOUTS, DeviceCompute, plan_sets
-from harness.prediction.layout import Layout, Part
+from harness.prediction.layout import Layout, DevicePart
 from harness.units import MIB, gib
 
 ALL: dict[str, dict[str, Any]] = json.loads(
@@ -24,7 +24,7 @@ def layouts(known: dict[str, Any]) -> dict[Layout, list[list[float | None]]]:
     for split in known["splits"]:
         last = max(index for index, layers in enumerate(split["layers"]) if layers)
         without = [(layers - (index == last)) * known["experts_on_host"] for index, layers in enumerate(split["layers"])]
-        found[tuple(map(Part, split["layers"], without))] = split["compute_mib"]
+        found[tuple(map(DevicePart, split["layers"], without))] = split["compute_mib"]
     return found
 
 
@@ -56,12 +56,15 @@ def test_the_splits_that_are_planned_tell_all_the_others(name: str) -> None:
 def test_between_two_contexts_compute_is_never_said_to_be_less() -> None:
     known = ALL["lfm2"]
     row = SetCompute(layers=(9, 8), contexts=(8192, 32768), compute_gb=((0.1, 0.1), (0.2, 0.4)))
-    sizes = [DeviceCompute([row], known["kinds"], context, moe=False).of((Part(9), Part(8))) for context in (2048, 8192, 20480)]
+    sizes = [
+        DeviceCompute([row], known["kinds"], context, moe=False).of((DevicePart(9), DevicePart(8)))
+        for context in (2048, 8192, 20480)
+    ]
     assert [[round(size / MIB) for size, _ in one or []] for one in sizes] == [[102, 102], [102, 102], [154, 256]]
 
 
 def test_a_set_that_was_never_asked_about_tells_nothing() -> None:
     row = SetCompute(layers=(9, 8), contexts=(8192,), compute_gb=((0.1, 0.1),))
-    spilled = (Part(4), Part(4))
+    spilled = (DevicePart(4), DevicePart(4))
     assert DeviceCompute([row], "f" * 16, 8192, moe=False).of(spilled) is None
-    assert DeviceCompute([], "f" * 16, 8192, moe=False).of((Part(9), Part(8))) is None
+    assert DeviceCompute([], "f" * 16, 8192, moe=False).of((DevicePart(9), DevicePart(8))) is None
