@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from harness.model.calibration import SetCompute
-from harness.prediction.layout import Layout, DevicePart, pipelined
+from harness.prediction.layout import DevicePart, Layout, pipelined
 from harness.units import from_gib
 
 #: Layouts over several devices that a calibration asks the engine about, at most; each at every one of a few contexts.

@@ -10,7 +10,7 @@ import pytest
 
 from harness.model.calibration import SetCompute
 from harness.prediction.device_compute import LAYOUTS, DeviceCompute, plan_sets
-from harness.prediction.layout import Layout, DevicePart
+from harness.prediction.layout import DevicePart, Layout
 from harness.units import MIB, gib
 
 ALL: dict[str, dict[str, Any]] = json.loads(
