@@ -1,7 +1,7 @@
-"""Compute buffers of each device when a model lies on several: what decides them, and which dry runs tell them.
+"""Compute buffers of each device of a model on several: what decides them, and which dry runs tell them.
 
 What llama.cpp's graph allocator holds at once on a device does not follow from the number of its layers, but from where the
-device stands in the order, which kinds of layers it has at its ends, what lies before and behind them, and whether the
+device stands in the order, which kinds of layers it has at its ends, what is before and behind them, and whether the
 scheduler keeps copies of its inputs. Two devices of which all that is equal hold the same compute, to the byte (llama.cpp
 b11434, every split of five models over two ``ggml-rpc-server``: ``bench/devices.py``). So a few dry runs tell all splits.
 """
