@@ -22,7 +22,7 @@ from harness.prediction.layout import Layout, default_split, fit, pipelined, ref
 from harness.prediction.memory import Prediction
 from harness.prediction.placement import Compute, Layers, Placed, layers_of, of_devices, placed_on
 from harness.prediction.rules import Rules, Spread
-from harness.units import MIB, TOKENS_PER_UNIT, from_gib, pad_cells
+from harness.units import MIB, TOKENS_PER_UNIT, format_size, from_gib, pad_cells
 
 #: Copies that the scheduler keeps of its inputs (ggml-backend.cpp, ``GGML_SCHED_MAX_COPIES``).
 COPIES: Final = 4
@@ -54,6 +54,22 @@ class Arranged(msgspec.Struct, frozen=True, kw_only=True):
     uncertainty_bytes: int
     derived: bool
     below_margin: tuple[str, ...] = ()
+
+    def notes(self, title: str, measured_on: int) -> tuple[str, ...]:
+        """What to say of it beside the figures; ``title`` is the engine's."""
+        notes = []
+        if self.derived:
+            one = "one device" if measured_on == 1 else f"{measured_on} devices"
+            bound = f"good to {format_size(self.uncertainty_bytes)} a device"
+            notes.append(f"derived: compute buffers of {len(self.devices)} devices are calculated from {one}, {bound}")
+        if self.below_margin:
+            left = min(one.reserve_bytes for one in self.devices)
+            keep = f"{' and '.join(self.below_margin)} {'keep' if len(self.below_margin) > 1 else 'keeps'}"
+            notes.append(
+                f"{title} looks at one device at a time: every layer is on one, but {keep} less free than the margin, "
+                f"{format_size(left)} at least"
+            )
+        return tuple(notes)
 
 
 class _Held:

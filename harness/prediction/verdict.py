@@ -15,7 +15,7 @@ from harness.prediction.host import host_bytes
 from harness.prediction.memory import Prediction, predict
 from harness.prediction.placement import Placed, place
 from harness.prediction.rules import Reason, Rules, Sized, Spread
-from harness.units import CELL_PADDING, format_size
+from harness.units import CELL_PADDING
 
 Outcome = Literal["fits", "offload", "unknown"]
 #: Where the figures of an answer come from.
@@ -163,17 +163,6 @@ class _Memory(NamedTuple):
         placed, devices = found.placed, found.devices
         known = all(one.layers is not None for one in devices)
         measured_on = max(len(self.calibration.metadata.machine.gpus), 1)
-        notes = []
-        if found.derived:
-            bound = f"compute buffers of {_devices(len(devices))} are calculated from {_devices(measured_on)}"
-            notes.append(f"derived: {bound}, good to {format_size(found.uncertainty_bytes)} a device")
-        if found.below_margin:
-            left = min(one.reserve_bytes for one in devices)
-            notes.append(
-                f"{self.rules.title} looks at one device at a time: every layer is on one, but "
-                f"{' and '.join(found.below_margin)} {'keep' if len(found.below_margin) > 1 else 'keeps'} less free than the "
-                f"margin, {format_size(left)} at least"
-            )
         return _verdict(
             self.calibration, needed, "fits" if found.fits else "offload", _Figures.of(devices),
             uncertainty=found.uncertainty_bytes,
@@ -181,7 +170,7 @@ class _Memory(NamedTuple):
             max_context=self.largest(),
             layers=(placed.total, placed.offloaded if known else None, placed.overflowing if known else None),
             decode=decode_speed(self.calibration, placed) if found.fits and measured_on == len(devices) else None,
-            warnings=tuple(notes),
+            warnings=found.notes(self.rules.title, measured_on),
             source="derived" if found.derived else "measured",
             devices=devices,
             reasons=spread.reasons,
