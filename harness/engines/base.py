@@ -159,7 +159,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Where a model's weights come from: a local GGUF, or a name that the engine itself resolves.
 
     ``own_name`` is what the engine calls the model; ``projector_bytes`` the weights of an image projector beside it. An
-    ``embedding`` model reads a prompt in one batch and writes nothing. Of ``weights`` only the header may be here.
+    ``embedding`` model reads a prompt in one batch and writes nothing. Of ``weights`` only the header may be here. ``lent``
+    is a folder of the user's that has the model already, which a container is shown and may not write to.
     """
 
     weights: Weights = "full"
@@ -172,6 +173,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     own_name: str = ""
     projector_bytes: int = 0
     embedding: bool = False
+    lent: Path | None = None
 
 
 class Engine(Protocol):

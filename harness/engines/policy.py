@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from harness.fit.load_plan import BatchLimits, LoadOrder
     from harness.model.calibration import Calibration
     from harness.model.facts import LoadFacts
-    from harness.model.record import Load, LoadRequest, Record, Settings, Target, VllmSettings
+    from harness.model.record import Gpu, Load, LoadRequest, Record, Settings, Target, VllmSettings
     from harness.prediction.allocation import Allocation, Deployment
     from harness.prediction.start import Start
     from harness.prediction.verdict import Verdict
@@ -41,6 +41,10 @@ class Policy(Rules):
     without_gpu: ClassVar[str | None] = None
     #: Whether it can load weights that are not there (vLLM's ``--load-format dummy``), from its own files of a model.
     dummy_weights: ClassVar[bool] = False
+    #: What its log says as soon as it knows which devices it has; ``None``: nothing.
+    devices_line: ClassVar[bytes | None] = None
+    #: The program that an image of it starts; ``None``: it is not known.
+    program: ClassVar[str | None] = None
     #: Variables that name the model which a process of it has.
     name_variables: ClassVar[tuple[str, ...]] = ()
     #: Whether it can run with nothing on a GPU.
@@ -110,6 +114,10 @@ class Policy(Rules):
 
     def explain_exit(self, facts: LoadFacts, status: int, tail: tuple[str, ...]) -> HarnessError | None:
         """Why it ended, where its log says that in words of its own; ``tail`` is its last lines."""
+        return None
+
+    def refuse_start(self, log: bytes, gpus: Sequence[Gpu]) -> HarnessError | None:
+        """Why a server that has just started cannot use the ``gpus`` that it was given, by its log; ``None``: it can."""
         return None
 
     def runs(self, words: Sequence[str]) -> bool:

@@ -139,7 +139,7 @@ class Run:
         self.folder = RunFolder(session.store.run_folder(name))
         self.runner = LoadRunner(
             engine=session.engine, sandbox=sandbox, meter=meter, options=session.options, folder=self.folder.path,
-            observer=observer, hook=hook,
+            observer=observer, hook=hook, gpus=session.choice.gpus,
         )  # fmt: skip
         self.steps = 1
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from harness.engines.base import KILLED, could_not_allocate
 from harness.engines.cpu import cpu_flags, lacking
 from harness.engines.policy import Policy
-from harness.errors import EngineError, WontFitError
+from harness.errors import EngineError, HarnessError, WontFitError
 from harness.model.facts import LoadFacts
+from harness.model.record import Gpu
 from harness.polling import poll
-from harness.sandboxes.base import Running
+from harness.sandboxes.base import ImageFacts, Running
 from harness.sandboxes.tail import last_lines
 from harness.units import format_size
 
 #: 128 + SIGILL.
 ILLEGAL_INSTRUCTION: Final = 132
 _SIGKILL: Final = 137
+#: How long a log may take to show which devices an engine has that answers already, seconds.
+DEVICES_LINE: Final = 2.0
 
 
 def read_facts(log: Path, start: int, end: int | None, policy: Policy) -> LoadFacts | None:
@@ -83,6 +87,29 @@ def check_alive(running: Running, policy: Policy) -> None:
         )
     code = KILLED if status == _SIGKILL else "engine-ended"
     raise EngineError(f"the engine ended with status {status}{_signal(status)}", tail=tail, code=code)
+
+
+def refuse_without_gpu(running: Running, policy: Policy, gpus: Sequence[Gpu]) -> None:
+    """Refuse a server that cannot use the GPUs it was given, before anything is fetched or loaded.
+
+    Raises:
+        UnavailableError: its log says so.
+    """
+    line = policy.devices_line
+    if line is None:
+        return
+    poll(lambda: line in running.log.read_bytes(), limit=DEVICES_LINE, every=0.02)  # it was written before the server answers
+    if (error := policy.refuse_start(running.log.read_bytes(), gpus)) is not None:
+        raise error
+
+
+def explain_image(error: HarnessError, image: ImageFacts | None, policy: Policy) -> None:
+    """Say of an engine that never answered that its image starts something else, where its entry point does."""
+    if image is None or policy.program is None or any(policy.program in word for word in image.command):
+        return
+    started = " ".join(image.command) or "nothing"
+    error.message = f"{image.reference} may be no image of {policy.title}, as it starts {started}: {error.message}"
+    error.hint, error.code = f"--image with one of {policy.title}", "other-image"
 
 
 def _signal(status: int) -> str:

@@ -13,7 +13,7 @@ import msgspec
 from harness.engines.base import NO_ANSWER, Engine, Options, Source
 from harness.engines.settings import hidden
 from harness.errors import BusyError, EngineError, HarnessError, UnavailableError, WontFitError
-from harness.measure.engine_log import await_facts, check_alive, read_facts
+from harness.measure.engine_log import await_facts, check_alive, explain_image, read_facts, refuse_without_gpu
 from harness.measure.events import Observer
 from harness.measure.kills import KillWatch
 from harness.measure.load_state import LoadState
@@ -21,7 +21,7 @@ from harness.measure.program import ProgramWatch
 from harness.measure.timing import CpuWatch, prompt_length, prompts_to_time
 from harness.meters.base import DeviceMeter, Meter
 from harness.meters.sampler import Sampler
-from harness.model.record import EngineVersion, Load, LoadOutcome, LoadRequest, Speed
+from harness.model.record import EngineVersion, Gpu, Load, LoadOutcome, LoadRequest, Speed
 from harness.model.trace import BASELINE_TOLERANCE, Occupancy, Plateau
 from harness.polling import poll
 from harness.sandboxes.base import Running, Sandbox
@@ -68,9 +68,11 @@ class LoadRunner:
         observer: Observer,
         hook: StageHook = no_hook,
         port: int | None = None,
+        gpus: tuple[Gpu, ...] = (),
     ) -> None:
         self.engine, self.sandbox, self.meter, self.options = engine, sandbox, meter, options
         self.folder, self.observer, self.hook, self.port = folder, observer, hook, port
+        self._gpus = gpus
         self._began = time.monotonic()
         self.running: Running | None = None
         #: The engine as its container and its server tell it; ``None`` for a process.
@@ -113,7 +115,13 @@ class LoadRunner:
         """Start the engine and wait until it answers; ``begin`` is called as soon as it runs."""
         running = self.launch(source, request)
         begin()
-        self.await_ready(running)
+        try:
+            self.await_ready(running)
+        except (EngineError, BusyError) as error:
+            explain_image(error, running.image, self.engine.policy)
+            raise
+        if self.options.target == "gpu":
+            refuse_without_gpu(running, self.engine.policy, self._gpus)
         if not self.engine.persistent:
             running.end_network()  # what it loads, it has
         if self.identity is None and (running.image is not None or self.engine.persistent):

@@ -20,6 +20,7 @@ from harness.options import RunOptions, shared
 from harness.sandboxes.base import GpuRequest
 from harness.store.catalog import DEFAULT_MODEL, Catalog, find_catalog, pinned_image, read_catalog
 from harness.store.store import Store, model_stem
+from harness.text import release
 
 
 def prepare(run: RunOptions, store: Store, here: Path) -> Session:
@@ -52,13 +53,14 @@ def prepare(run: RunOptions, store: Store, here: Path) -> Session:
         pinned = pinned_image(engine.name, here)
         options = msgspec.structs.replace(options, image=options.image or pinned)
         named = options.image is not None and options.image.partition("@")[0] != pinned
-        reasons = (f"image {options.image or 'unknown'}",)
+        lent = () if source.lent is None else (f"models of {source.lent}, which are here: nothing is pulled",)
+        reasons = (f"image {options.image or 'unknown'}", *lent)
     else:
         named, reasons = options.engine_binary is not None, ()
     options = msgspec.structs.replace(options, named=named)
     servers = LocalMachine().running(engine.name)
     held = held_by(engine.name, servers) if choice.target == "gpu" else ()
-    if servers and choice.sandbox == "process":
+    if servers:
         held = (*_other_versions(engine, options, servers), *held)
     choice = msgspec.structs.replace(choice, reasons=(*choice.reasons, *reasons, *held))
     request = Request(
@@ -103,11 +105,18 @@ def _from_header(name: str, engine: Engine, catalog: Catalog, options: Options, 
 
 def _other_versions(engine: Engine, options: Options, servers: tuple[RunningServer, ...]) -> tuple[str, ...]:
     """That a server which runs here is of another version than the program that will be measured."""
-    version = engine.version(options, None).version
+    if options.sandbox == "docker":
+        image, _, version = (options.image or "").partition("@")[0].rpartition(":")
+        way = f": --image {image}:{{}} measures that one"
+        if release(version) is None:  # a tag like latest
+            return ()
+    else:
+        version, way = engine.version(options, None).version or "", ""
     return tuple(
-        f"the {engine.policy.title} that runs here (port {one.port}) is {one.version}, the program measured now {version}"
+        f"the {engine.policy.title} that runs here (port {one.port}) is {one.version}, the one measured now {version}"
+        f"{way.format(one.version)}"
         for one in servers
-        if version is not None and one.version != version
+        if version and one.version != version
     )
 
 

@@ -99,10 +99,14 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The image of a container; ``digest`` is ``sha256:…``: the repository's where it has one, else the image's own."""
+    """The image of a container; ``digest`` is ``sha256:…``: the repository's where it has one, else the image's own.
+
+    ``command`` is its entry point, or its command where it has none.
+    """
 
     reference: str
     digest: str | None
+    command: tuple[str, ...] = ()
 
 
 class Running(Protocol):

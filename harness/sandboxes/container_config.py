@@ -19,7 +19,8 @@ from harness.sandboxes.daemon import DaemonFacts
 SECRETS: Final = "/run/secrets"
 #: Threads count as processes here; a server with many slots and a GPU driver stays far below.
 PIDS_LIMIT: Final = 8192
-_SCRATCH: Final = "rw,nosuid,nodev,size=1g,mode=1777"
+#: Ollama before 0.5.8 unpacks its runners there, and starts them; Docker's own default is noexec.
+_SCRATCH: Final = "rw,nosuid,nodev,exec,size=1g,mode=1777"
 _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 
 # distribution/reference: [domain[:port]/]path[:tag][@digest]

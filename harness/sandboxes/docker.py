@@ -345,7 +345,9 @@ def _image_facts(image: Mapping[str, Any], reference: str) -> ImageFacts:
     """The repository's digest where a registry knows the image under this name, else the image's own id."""
     digests = [one.partition("@") for one in image.get("RepoDigests") or []]
     matching = [digest for name, _, digest in digests if name == repository(reference)]
-    return ImageFacts(reference=reference, digest=next(iter(matching), str(image["Id"])))
+    config = image.get("Config") or {}
+    command = tuple(config.get("Entrypoint") or config.get("Cmd") or ())
+    return ImageFacts(reference=reference, digest=next(iter(matching), str(image["Id"])), command=command)
 
 
 def _built_here(daemon: Daemon, reference: str) -> Mapping[str, Any] | None:

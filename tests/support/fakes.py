@@ -411,6 +411,7 @@ def open_doors(world: World, patch: pytest.MonkeyPatch) -> None:
     patch.setattr("harness.measure.calibrate.lock_names", lambda *_: ())
     for limit in ("SETTLE", "RETURN", "UNLOAD", "HUNG_UP", "LAST_LINES"):
         patch.setattr(f"{loads}.{limit}", 0.3)
+    patch.setattr("harness.measure.engine_log.DEVICES_LINE", 0.0)
 
     patch.setattr("harness.measure.kills.oom_kills", lambda *_: 0)  # what else this machine does
     patch.setattr("os.fsync", lambda _: None)

@@ -460,6 +460,7 @@ class Api(BaseHTTPRequestHandler):
     def pull(self) -> None:
         name = self.body["model"]
         fault = PULL_FAULTS.pop(0) if PULL_FAULTS else ""
+        slog("pull", model=name, insecure=self.body.get("insecure", False))
         line = self.stream()
         line(status="pulling manifest")
         registry = json.loads((REGISTRY / "registry.json").read_text())

@@ -45,7 +45,7 @@ def get_stored_digest(name: str) -> str | None:
     import os
 
     from harness.engines.base import Options
-    from harness.engines.ollama.models import stored_digest
+    from harness.engines.ollama.names import stored_digest
     from harness.engines.ollama.native import stores
     from harness.errors import HarnessError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,16 @@ import msgspec
 from harness.engines import gguf
 from harness.engines.base import Options, Progress, Source
 from harness.engines.ollama.api import connected, pull_refusal, show, translated
-from harness.errors import BadInputError, CannotWriteError, EngineError, HarnessError, NotFoundError, UnavailableError
+from harness.engines.ollama.names import is_closed, local_name, models_folder, over_plain_http, split_name
+from harness.errors import (
+    BadInputError,
+    CannotWriteError,
+    EngineError,
+    HarnessError,
+    NotFoundError,
+    NotPermittedError,
+    UnavailableError,
+)
 from harness.model.record import Tensors
 from harness.text import one_line
 
@@ -23,14 +31,6 @@ if TYPE_CHECKING:
 
 #: A pull is tried this often; each try goes on where the last one ended.
 PULL_ATTEMPTS: Final = 5
-#: The name under which a GGUF of the user's is loaded.
-LOCAL: Final = "harness-local"
-_PART: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
-# types/model/name.go: [host[:port]/][namespace/]model[:tag]; the digest behind it is ours, Ollama has none.
-_NAME: Final = re.compile(
-    rf"(?P<name>(?:(?:{_PART}(?::\d{{1,5}})?/)?{_PART}/)?{_PART}(?::(?P<tag>{_PART}))?)(?:@(?P<digest>sha256:[0-9a-f]{{8,64}}))?",
-    re.ASCII,
-)
 _BLOB: Final = re.compile(r"^FROM .*sha256[-:](?P<hex>[0-9a-f]{64})\s*$", re.MULTILINE)
 #: Names of tensor types (fs/ggml/type.go) that ggml numbers (ggml.h).
 _TYPES: Final = {
@@ -40,82 +40,8 @@ _TYPES: Final = {
 }  # fmt: skip
 
 
-def split_name(text: str) -> tuple[str, str | None]:
-    """Ollama's own name of a model, and the digest that it is pinned to, if any.
-
-    Raises:
-        NotFoundError: Ollama could not know such a name (code ``no-such-model``), or it runs elsewhere (``cloud-model``).
-    """
-    match = _NAME.fullmatch(text)
-    if match is None:
-        raise NotFoundError(
-            f"{text!r} is not a name that Ollama could know",
-            hint="a name like qwen2.5:0.5b or hf.co/USER/REPO:Q4_K_M, or the path of a .gguf file",
-            code="no-such-model",
-        )
-    tag = match["tag"] or ""
-    if tag == "cloud" or tag.endswith("-cloud"):
-        raise NotFoundError(
-            f"{text} runs in Ollama's cloud: nothing of it is loaded here, so there is no memory to measure",
-            hint="choose a tag without cloud",
-            code="cloud-model",
-        )
-    return match["name"], match["digest"]
-
-
-def manifest(folder: Path, name: str) -> Path:
-    """Where a models folder keeps the manifest of a model (server/modelpath.go, types/model/name.go)."""
-    rest, _, tag = name.rpartition(":") if ":" in name.rpartition("/")[2] else (name, "", "latest")
-    parts = rest.split("/")
-    host = parts[0] if len(parts) == 3 else "registry.ollama.ai"
-    namespace = parts[-2] if len(parts) > 1 else "library"
-    return folder / "manifests" / host / namespace / parts[-1] / tag
-
-
-def stored_digest(folder: Path, name: str) -> str | None:
-    """The digest of a model's weights in a models folder, from its manifest; ``None`` where it is not there.
-
-    Raises:
-        NotFoundError: Ollama could not know such a name. OSError: the folder may not be read.
-    """
-    try:
-        text = manifest(folder, split_name(name)[0]).read_text()
-    except FileNotFoundError:
-        return None
-    try:
-        layers = json.loads(text)["layers"]
-        found = [layer["digest"] for layer in layers if layer["mediaType"] == "application/vnd.ollama.image.model"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return found[0] if len(found) == 1 else None
-
-
-def models_folder(text: str) -> Path | None:
-    """``--models`` as a folder of this machine that holds Ollama's ``manifests`` and ``blobs``; ``None``: a volume's name.
-
-    Raises:
-        NotFoundError: there is no such folder, or no models of Ollama's in it.
-    """
-    path = Path(text).expanduser()
-    for folder in (path, path / "models"):
-        if (folder / "manifests").is_dir():
-            return folder.resolve()
-    if "/" not in text and not text.startswith((".", "~")):
-        return None
-    raise NotFoundError(
-        f"{path} holds no models of Ollama's" if path.is_dir() else f"there is no folder {path}",
-        hint="--models takes Ollama's own folder (~/.ollama), or the name of a Docker volume with one",
-        code="no-models",
-    )
-
-
-def local_name(digest: str) -> str:
-    """The name under which a GGUF of the user's is loaded."""
-    return f"{LOCAL}:{digest.removeprefix('sha256:')[:12]}"
-
-
-def pull(client: httpx.Client, name: str, progress: Progress) -> None:
-    """Pull a model; a broken pull goes on where it ended, a few times.
+def pull(client: httpx.Client, name: str, progress: Progress, *, plain: bool = False) -> None:
+    """Pull a model, over ``plain`` http where that was asked for; a broken pull goes on where it ended, a few times.
 
     Raises:
         NotFoundError: there is no such model. CannotWriteError: no room. NotPermittedError: it is not for everyone.
@@ -129,14 +55,14 @@ def pull(client: httpx.Client, name: str, progress: Progress) -> None:
         wait=wait_exponential(multiplier=0.1, max=15.0) + wait_random(0.0, 0.2),
         reraise=True,
     )
-    attempts(_pull_once, client, name, progress)
+    attempts(_pull_once, client, name, progress, plain)
 
 
 class _BrokenPullError(UnavailableError):
     """A pull that may go on."""
 
 
-def _pull_once(client: httpx.Client, name: str, progress: Progress) -> None:
+def _pull_once(client: httpx.Client, name: str, progress: Progress, plain: bool) -> None:
     """One request. Errors arrive inside an answer of status 200; only a last ``success`` says that all is well."""
     import ollama
 
@@ -145,7 +71,7 @@ def _pull_once(client: httpx.Client, name: str, progress: Progress) -> None:
     try:
         with connected(client, f"pull {name}") as sdk:
             try:
-                for event in sdk.pull(name, stream=True):
+                for event in sdk.pull(name, insecure=plain, stream=True):
                     status = event.status or status
                     if event.digest and event.total:
                         layers[event.digest] = (event.completed or 0, event.total)
@@ -217,8 +143,10 @@ def present(client: httpx.Client, source: Source, options: Options, progress: Pr
     """The model's name in a running server and what that says of it, after a pull or creation where it is not there.
 
     Raises:
-        NotFoundError: it cannot be had; the hint names what is there.
+        NotFoundError: it cannot be had; the hint names what is there. NotPermittedError: it is in a folder that a container may
+            not read.
     """
+    own_store = source.lent is None and options.models is None and options.sandbox != "process"
     if source.path is not None:
         name = local_name(source.model.digest or "")
         body = show(client, name) if options.sandbox == "process" else None
@@ -226,25 +154,50 @@ def present(client: httpx.Client, source: Source, options: Options, progress: Pr
             name = create(client, source.path, source.model.digest or "", progress)
             body = show(client, name)
     else:
-        name = source.own_name
-        body = show(client, name)
-        if body is None and options.models is None and options.sandbox != "process":
+        plain, name = over_plain_http(source.own_name), split_name(source.own_name)[0]
+        body = _shown(client, name, source, options)
+        if body is None and own_store:
             try:
-                pull(client, name, progress)
+                pull(client, name, progress, plain=plain)
             except NotFoundError as error:
-                error.hint = _available_models(client)
+                error.hint = _available_models(client, own_store)
                 raise
             body = show(client, name)
     if body is None:
         where = "" if options.models is None else f" in {options.models}"
-        raise NotFoundError(f"there is no model {name}{where}", hint=_available_models(client), code="no-such-model")
+        raise NotFoundError(f"there is no model {name}{where}", hint=_available_models(client, own_store), code="no-such-model")
     return name, body
 
 
-def _available_models(client: httpx.Client) -> str:
+def _shown(client: httpx.Client, name: str, source: Source, options: Options) -> dict[str, Any] | None:
+    """What a server says of a model. Of one in a folder of the user's that a container may not read, that it may not.
+
+    Raises:
+        NotPermittedError: it may not.
+    """
+    folder = source.lent or (models_folder(options.models) if options.models is not None else None)
+    error: HarnessError | None = None
+    try:
+        body = show(client, name)
+    except EngineError as refused:
+        body, error = None, refused
+    if body is None and folder is not None and options.sandbox != "process" and is_closed(folder, name):
+        raise NotPermittedError(
+            f"the models in {folder} belong to another account, and root of a container has no right over its files",
+            hint=f"sudo chmod -R o+rX {folder}, lend a copy with --models DIR, or leave Docker out: --sandbox process",
+            code="models-not-readable",
+        )
+    if error is not None:
+        raise error
+    return body
+
+
+def _available_models(client: httpx.Client, pulls: bool) -> str:
     with connected(client, "list its models") as sdk:
-        names = sorted(one.model or "" for one in sdk.list().models)
-    there = f"in this volume: {one_line(', '.join(names))}; " if names else ""
+        names = one_line(", ".join(sorted(one.model or "" for one in sdk.list().models)))
+    if not pulls:  # what is lent is read only, and nothing is fetched into it
+        return f"there are: {names or 'none'}; pull it there first (ollama pull), or leave --models out"
+    there = f"in this volume: {names}; " if names else ""
     return f"{there}any name of ollama.com/library that the network reaches, or the path of a .gguf file"
 
 

@@ -12,13 +12,14 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from harness.engines.base import HeaderOnly, Options
-from harness.engines.ollama.models import local_name, manifest, models_folder, split_name
+from harness.engines.ollama.names import local_name, manifest, models_folder, root_may_read, split_name
 from harness.engines.ollama.servers import processes
-from harness.errors import BadInputError, CannotWriteError, NotFoundError, NotPermittedError, UnavailableError
+from harness.errors import BadInputError, CannotWriteError, HarnessError, NotFoundError, NotPermittedError, UnavailableError
 from harness.sandboxes.base import PRIVATE, Home
 
 #: Where packages and the install script put the service's models (its home is /usr/share/ollama; distributions differ).
@@ -147,6 +148,18 @@ def find_store(name: str, options: Options, environ: Mapping[str, str], proc: Pa
         hint=f"there are: {', '.join(sorted(there)[:20]) or 'none'}; pull it first: ollama pull {own_name}",
         code="no-such-model",
     )
+
+
+def lendable(name: str, environ: Mapping[str, str], proc: Path = Path("/proc")) -> Path | None:
+    """A folder of this machine's Ollama that has a model, and that a container may read; ``None``: none has it."""
+    own_name = split_name(name)[0]
+    for folder in stores(Options(), environ, proc):
+        with suppress(OSError, HarnessError):
+            text = manifest(folder, own_name).read_bytes()
+            blobs = [folder / "blobs" / _blob(digest) for digest in digests(text)]
+            if all(os.access(blob, os.R_OK) for blob in blobs) and root_may_read(folder, own_name):
+                return folder.resolve()
+    return None
 
 
 def _names(folder: Path) -> list[str]:

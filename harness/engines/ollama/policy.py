@@ -6,6 +6,7 @@ Ollama's choice), ``ml/device.go`` and ``llm/memory.go`` (before).
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -27,7 +28,7 @@ from harness.engines.ollama.scheduler import (
     surcharge,
 )
 from harness.engines.policy import Policy
-from harness.errors import UnknownVerdictError
+from harness.errors import HarnessError, UnavailableError, UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.model.record import LoadRequest
 from harness.prediction.memory import predict
@@ -39,7 +40,7 @@ from harness.units import GIB, MIB, TOKENS_PER_UNIT, from_gib
 if TYPE_CHECKING:
     from harness.engines.running import RunningServer
     from harness.fit.load_plan import BatchLimits
-    from harness.model.record import Settings
+    from harness.model.record import Gpu, Settings
     from harness.prediction.verdict import Verdict
 
 #: The first version that runs llama.cpp's own server.
@@ -48,6 +49,11 @@ LLAMA_SERVER: Final = (0, 30, 0)
 GO_MINIMUM: Final = 457 * MIB
 #: Rounding of one part by the Go runner (format.HumanBytes2: one decimal of GiB).
 GO_ROUNDING: Final = 0.05 * GIB
+#: What a server names at its start (discover/types.go), and the drivers that it leaves alone (discover/cuda_compat.go).
+_LIBRARY: Final = re.compile(r'msg="inference compute"[^\n]*? library=(\w+)')
+_OLD_DRIVER: Final = re.compile(
+    r'msg="NVIDIA driver too old"[^\n]*? driver=(?P<driver>\S+) required_driver="(?P<needed>[^"\n]{1,40})"'
+)
 
 
 class OllamaPolicy(Policy):
@@ -56,11 +62,31 @@ class OllamaPolicy(Policy):
     name = "ollama"
     title = "Ollama"
     without_gpu = "without a GPU: --gpus none measures Ollama on host memory"
+    devices_line = b'msg="inference compute"'
+    program = "ollama"
 
     def runs(self, words: Sequence[str]) -> bool:
         """Its server and its runners: ``--model …/blobs/sha256-DIGEST`` (llm/llama_server.go), in containers too."""
         program = words[0].rpartition("/")[2]
         return program in ("ollama", "ollama_llama_server") or (program == "llama-server" and "/ollama/" in words[0])
+
+    def refuse_start(self, log: bytes, gpus: Sequence[Gpu]) -> HarnessError | None:
+        """Its ``inference compute`` lines name the CPU alone (discover/types.go), since the driver is too old as a rule."""
+        text = log.decode("utf-8", "replace")
+        libraries = set(_LIBRARY.findall(text))
+        if not libraries or libraries != {"cpu"}:
+            return None
+        names = ", ".join(f"{gpu.name} (driver {gpu.driver or 'unknown'})" for gpu in gpus) or "a GPU"
+        old = _OLD_DRIVER.search(text)
+        why, hint = "", "see whether a container gets a GPU at all: docker run --rm --gpus all IMAGE nvidia-smi; harness doctor"
+        if old is not None:
+            why = f": its driver {old['driver']} is too old for this Ollama, which needs {old['needed']}"
+            hint = f"install NVIDIA's driver {old['needed']}, or name an older Ollama (--image ollama/ollama:0.30.10)"
+        return UnavailableError(
+            f"Ollama sees no GPU (library=cpu in its log), and was given {names}{why}",
+            hint=f"{hint}; --gpus none measures host memory",
+            code="gpu-not-seen",
+        )
 
     def placement(self, calibration: Calibration) -> Rule:
         """From 0.30 on llama.cpp's fit decides.

@@ -17,7 +17,8 @@ from harness.engines import gguf
 from harness.engines.base import Engine, HeaderOnly, Options, Progress, Source, answers_ok
 from harness.engines.ollama import native
 from harness.engines.ollama.api import connected
-from harness.engines.ollama.models import check_digest, described, manifest, models_folder, present, split_name, stored_digest
+from harness.engines.ollama.models import check_digest, described, present
+from harness.engines.ollama.names import manifest, models_folder, split_name, stored_digest
 from harness.engines.ollama.policy import OllamaPolicy
 from harness.errors import EngineError, NotFoundError, UnavailableError
 from harness.fit.load_plan import DEFAULT_BATCH
@@ -88,7 +89,8 @@ class Ollama(Engine):
         if options.sandbox == "process":
             folder: Path | None = native.find_store(own_name, options, os.environ)
         else:
-            folder = models_folder(options.models) if options.models is not None else None
+            named = options.models is not None
+            folder = models_folder(options.models or "") if named else native.lendable(own_name, os.environ)
             if folder is None:
                 mounted = volume(options.models or VOLUME)
                 folder = None if mounted is None else Path(mounted) / "models"
@@ -120,7 +122,8 @@ class Ollama(Engine):
                 hint=f"there are: {', '.join(there[:20]) or 'none'}; or pull it there first: ollama pull {own_name}",
                 code="no-such-model",
             )
-        return Source(model=Model(name=name), own_name=name)  # with its digest, which prepare() compares
+        lent = native.lendable(own_name, os.environ) if options.models is None else None
+        return Source(model=Model(name=name), own_name=name, lent=lent)  # with its digest, which prepare() compares
 
     def from_header(self, header: HeaderOnly, options: Options) -> tuple[Source, Options]:
         """A scratch store that holds the sparse file under the model's digest: Ollama hashes no blob when it loads it."""
@@ -168,6 +171,8 @@ class Ollama(Engine):
         mounts, writable, folder = _places(source, options)
         if folder is not None:
             env["OLLAMA_MODELS"] = folder
+        # Kernels that the driver compiles: by default below a home that may not be written, and so lost at every load.
+        env["CUDA_CACHE_PATH"] = f"{_HOME}/cuda-cache"
         return Launch(
             argv=("serve",),
             env=env | options.env,
@@ -175,7 +180,7 @@ class Ollama(Engine):
             mounts=mounts,
             writable=writable,
             gpus=options.gpus,
-            network=source.path is None and options.models is None,
+            network=source.path is None and source.lent is None and options.models is None,
         )
 
     def ready(self, client: httpx.Client) -> bool:
@@ -186,8 +191,7 @@ class Ollama(Engine):
         """Pull the model, or create it of a GGUF, where it is not there; then ask the server what it is."""
         wanted = None
         if source.path is None:
-            own_name, wanted = split_name(source.own_name)
-            source = msgspec.structs.replace(source, own_name=own_name)
+            _, wanted = split_name(source.own_name)
         own_name, body = present(client, source, options, progress)
         source = msgspec.structs.replace(source, own_name=own_name)
         with connected(client, "list its models") as sdk:
@@ -288,13 +292,13 @@ def _places(source: Source, options: Options) -> tuple[tuple[Mount, ...], tuple[
     """
     if source.path is not None:
         return (), (_HOME,), None
-    if options.models is None:
+    if options.models is None and source.lent is None:
         return (Mount(kind="volume", source=VOLUME, target=_HOME, read_only=False),), (), None
-    folder = models_folder(options.models)
+    folder = source.lent or models_folder(options.models or "")
     if folder is not None:
         return (Mount(kind="bind", source=str(folder), target=_MODELS),), (_HOME,), _MODELS
     # A volume that Ollama's documentation names: mounted over ~/.ollama, with the models in a folder of it.
-    return (Mount(kind="volume", source=options.models, target=_MODELS),), (_HOME,), f"{_MODELS}/models"
+    return (Mount(kind="volume", source=options.models or "", target=_MODELS),), (_HOME,), f"{_MODELS}/models"
 
 
 def _options(request: LoadRequest, options: Options) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import re
 from typing import Final
 
 from harness.engines.base import Address, Layer
-from harness.engines.ollama.models import split_name
+from harness.engines.ollama.names import split_name
 from harness.errors import BadInputError
 
 _HOST: Final = "registry.ollama.ai"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
 from harness.engines import gguf
 from harness.engines.base import Options, Source
-from harness.engines.ollama.models import pull, split_name
+from harness.engines.ollama.models import pull
+from harness.engines.ollama.names import over_plain_http, split_name
 from harness.engines.ollama.recipe import VOLUME, Ollama
 from harness.errors import BadInputError, BusyError, EngineError, HarnessError, NotFoundError, UnavailableError
-from harness.model.record import LoadRequest, Model
+from harness.model.record import Gpu, LoadRequest, Model
 from harness.sandboxes.base import GpuRequest, Mount, Site
 from harness.units import MIB
 from tests.support.ollama import TRAIN_CONTEXT, registry, standin
@@ -48,6 +51,7 @@ def named(name: str = "tiny") -> Source:
         ("hf.co/bartowski/Llama-3.2-1B-Instruct-GGUF:Q8_0", "hf.co/bartowski/Llama-3.2-1B-Instruct-GGUF:Q8_0", None),
         ("localhost:5000/a/b:c", "localhost:5000/a/b:c", None),
         ("tiny:latest@sha256:0123456789ab", "tiny:latest", "sha256:0123456789ab"),
+        ("http://registry.lan:5000/a/b:c", "registry.lan:5000/a/b:c", None),
     ],
 )
 def test_names(text: str, name: str, digest: str | None) -> None:
@@ -56,7 +60,20 @@ def test_names(text: str, name: str, digest: str | None) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "../../etc/passwd", "a/../b", "a b", "--help", "a:b:c", "$(id)", "a/b/c/d", "x" * 81, "tiny@sha256:xyz", "a\nb", "é"],
+    [
+        "",
+        "../../etc/passwd",
+        "a/../b",
+        "a b",
+        "--help",
+        "a:b:c",
+        "$(id)",
+        "a/b/c/d",
+        "x" * 81,
+        "tiny@sha256:xyz",
+        "a\nb",
+        "é",
+    ],
 )
 def test_what_cannot_be_a_name_is_not_found_without_asking_anybody(text: str) -> None:
     with pytest.raises(NotFoundError):
@@ -141,6 +158,71 @@ def test_a_model_that_the_users_folder_lacks_is_not_found_at_once(tmp_path: Path
     assert "library/tiny/latest" in str(caught.value.hint)
     with pytest.raises(NotFoundError):
         Ollama().resolve("tiny", Options(models=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize("text", ["http://tiny", "https://registry.lan/a/b", "http://a/b/c/d"])
+def test_http_is_of_a_registry_and_nothing_else(text: str) -> None:
+    with pytest.raises(NotFoundError):
+        split_name(text)
+
+
+def test_a_registry_without_tls_is_asked_for_by_the_name_alone(tmp_path: Path) -> None:
+    assert [over_plain_http(f"{scheme}registry.lan:5000/library/tiny") for scheme in ("", "http://")] == [False, True]
+    with standin(tmp_path) as client:
+        for name in ("http://registry.lan:5000/library/tiny", "tiny"):
+            with contextlib.suppress(NotFoundError):
+                Ollama().prepare(client, named(name), Options(target="host"), quiet)
+    lines = re.findall(r'msg="pull" model=(\S+) insecure=(\S+)', (tmp_path / "log").read_text())
+    assert lines == [("registry.lan:5000/library/tiny", "True"), ("tiny", "False")]
+
+
+def test_what_is_lent_is_not_said_to_be_pulled(tmp_path: Path) -> None:
+    with standin(tmp_path) as client, pytest.raises(NotFoundError) as caught:
+        Ollama().prepare(client, named("gone"), Options(models="ollama"), quiet)
+    assert "network" not in str(caught.value.hint)
+    assert "ollama pull" in str(caught.value.hint)
+
+
+def test_a_model_that_is_here_is_lent_read_only_and_not_pulled(tmp_path: Path) -> None:
+    source = msgspec.structs.replace(named(), lent=tmp_path)
+    launch = Ollama().launch(source, None, Options(), SITE)
+    assert launch.mounts == (Mount(kind="bind", source=str(tmp_path), target="/ollama"),)
+    assert (launch.network, launch.env["OLLAMA_MODELS"]) == (False, "/ollama")
+    with standin(tmp_path) as client, pytest.raises(NotFoundError):
+        Ollama().prepare(client, source, Options(), quiet)
+    assert 'msg="pull"' not in (tmp_path / "log").read_text()
+
+
+def test_kernels_that_the_driver_compiles_are_kept_with_the_models() -> None:
+    """The root of its container is read-only, so the driver's own place for them is lost at every load."""
+    launch = Ollama().launch(named(), None, Options(), SITE)
+    assert launch.env["CUDA_CACHE_PATH"].startswith("/root/.ollama/")
+    assert any(mount.target == "/root/.ollama" and not mount.read_only for mount in launch.mounts)
+
+
+COMPUTE = b'time=1 level=INFO source=types.go:60 msg="inference compute" id=%s library=%s compute=""\n'
+OLD = (
+    b'time=1 level=WARN source=cuda_compat.go:65 msg="NVIDIA driver too old" device="NVIDIA GeForce RTX 3060" compute=8.6 '
+    b'driver=546 required_driver="550 or newer"\n'
+)
+CARD = (Gpu(name="NVIDIA GeForce RTX 3060", driver="546.12"),)
+
+
+def test_a_server_that_sees_no_gpu_is_refused_with_the_driver_and_what_to_do() -> None:
+    refused = Ollama.policy.refuse_start(OLD + COMPUTE % (b"cpu", b"cpu"), CARD)
+    assert isinstance(refused, UnavailableError)
+    assert refused.code == "gpu-not-seen"
+    assert "driver 546.12" in refused.message
+    assert "needs 550 or newer" in refused.message
+    assert "550 or newer" in str(refused.hint)
+    bare = Ollama.policy.refuse_start(COMPUTE % (b"cpu", b"cpu"), CARD)
+    assert bare is not None
+    assert "nvidia-smi" in str(bare.hint)
+
+
+def test_a_server_that_sees_a_gpu_or_does_not_say_is_not() -> None:
+    for log in (b"", COMPUTE % (b"GPU-1", b"CUDA"), OLD + COMPUTE % (b"0", b"Vulkan")):
+        assert Ollama.policy.refuse_start(log, CARD) is None
 
 
 def test_a_pull_says_how_far_it_is(tmp_path: Path) -> None:

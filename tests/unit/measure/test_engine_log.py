@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from harness.engines.registry import policy_of
-from harness.errors import EngineError, WontFitError
-from harness.measure.engine_log import check_alive
-from tests.support.fakes import FakeRunning, World
+from harness.errors import EngineError, UnavailableError, WontFitError
+from harness.measure.engine_log import check_alive, explain_image
+from harness.sandboxes.base import ImageFacts
+from tests.support.fakes import FakeRunning, World, calibrate, only_record
 from tests.support.true_model import TrueModel
 
 
@@ -25,3 +26,29 @@ def test_a_shell_that_limits_memory_is_named_in_place_of_the_device(
     with pytest.raises(kind) as caught:
         check_alive(running, policy_of("llama-server"))
     assert ("ulimit -v" in caught.value.message) is (kind is EngineError)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [(("python3",), True), ((), True), (("/bin/ollama",), False), (("/bin/ollama-start",), False)],
+)
+def test_an_image_of_something_else_is_named_as_such(command: tuple[str, ...], said: bool) -> None:
+    error = EngineError("the engine ended with status 2", code="engine-ended")
+    explain_image(error, ImageFacts(reference="python:3.13", digest=None, command=command), policy_of("ollama"))
+    assert (error.code == "other-image") is said
+    assert ("python:3.13 may be no image of Ollama" in error.message) is said
+    explain_image(error, None, policy_of("ollama"))  # a process has no image
+
+
+def test_a_server_without_the_gpu_that_was_asked_for_ends_the_run_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = TrueModel(weights=1, overhead=0, kv_per_cell=1)
+    world = World(model, engine="ollama", persistent=True, sandbox="docker", target="gpu")
+    world.plots["start"] = lambda: world.write('level=INFO msg="inference compute" id=cpu library=cpu compute=""\n')
+    with pytest.raises(UnavailableError, match="sees no GPU") as caught:
+        calibrate(world, monkeypatch, tmp_path)
+    assert (caught.value.code, caught.value.exit_code) == ("gpu-not-seen", 69)
+    assert "Test A" in caught.value.message
+    assert "prepare" not in world.events
+    assert only_record(tmp_path).status == "partial"

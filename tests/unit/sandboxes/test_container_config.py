@@ -42,6 +42,7 @@ def test_a_container_is_bounded_and_unprivileged() -> None:
     assert host["ReadonlyRootfs"] is True
     assert host["Memory"] == host["MemorySwap"] == 1 << 30
     assert host["PidsLimit"] > 0
+    assert "exec" in host["Tmpfs"]["/tmp"].split(","), "old engines unpack their runners there"
     assert host["RestartPolicy"] == {"Name": "no"}
     assert host["LogConfig"]["Type"] == "json-file"
     assert host["LogConfig"]["Config"]["max-size"]
