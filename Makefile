@@ -86,8 +86,8 @@ reference: setup ## Write the reference pages that follow from the code
 LOCK := uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-emit-index-url
 
 lock: ## Resolve pyproject.toml anew into the two lock files (needs uv)
-	$(LOCK) --extra embedded --extra report --group dev --upgrade pyproject.toml --output-file requirements.lock
-	$(LOCK) --extra fleet --extra hub --group ci --constraint requirements.lock --upgrade pyproject.toml --output-file requirements-ci.lock
+	$(LOCK) --extra embedded --extra report --extra exporter --group dev --upgrade pyproject.toml --output-file requirements.lock
+	$(LOCK) --extra fleet --extra hub --extra mcp --group ci --constraint requirements.lock --upgrade pyproject.toml --output-file requirements-ci.lock
 
 clean: ## Remove caches and build output
 	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -40,6 +40,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "report": ("report", "All calibrations as one page for a browser, with charts and a planner."),
     "merge": ("merge", "Merge the stores of several machines, without loss."),
     "sweep": ("sweep", "Calibrate a whole plan: models, engines, settings; here or on a Ray cluster."),
+    "exporter": ("exporter", "Metrics of the models that run here, for Prometheus."),
     "doctor": ("doctor", "What works here, what does not, and why."),
     "clean": ("clean", "What harness has left on this machine; --yes removes what is abandoned."),
 }

@@ -65,7 +65,7 @@ def exposition(samples: Iterable[MetricSample], helps: dict[str, str]) -> str:
         lines += [f"# HELP {name} {helps[name]}", f"# TYPE {name} gauge"]
         for _, labels, value in found[name]:
             inside = ",".join(f'{key}="{quoted(text)}"' for key, text in labels.items())
-            lines.append(f"{name}{{{inside}}} {value:.10g}")
+            lines.append(f"{name}{f'{{{inside}}}' if inside else ''} {value:.10g}")
     return "\n".join(lines) + "\n"
 
 

@@ -6,11 +6,12 @@ Each thing is read once, when it is first asked for: ``harness check`` runs befo
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -26,10 +27,14 @@ if TYPE_CHECKING:
 
 
 class ModelProcess(msgspec.Struct, frozen=True, kw_only=True):
-    """A process that runs a model now."""
+    """A process that runs a model now, as its command line says: ``names`` of it; tokens per slot, ``None``: unsaid."""
 
     pid: int
     engine: EngineName
+    names: frozenset[str] = frozenset()
+    context: int | None = None
+    num_parallel: int = 1
+    kv_cache_type: str | None = None
 
 
 class LocalMachine:
@@ -121,19 +126,42 @@ def residents(calibration: Calibration, proc: Path = Path("/proc")) -> tuple[Mod
     model = calibration.metadata.model
     wanted = {model.name, Path(model.name).stem if model.name.endswith(".gguf") else model.name}
     wanted |= {digest.replace(":", "-") for digest in (model.digest, model.stored_digest) if digest is not None}
-    policies = [policy_of(name) for name in dict.fromkeys((*BUILT_IN, calibration.engine))]
-    found = []
+    found = [one for one in model_processes(proc, calibration.engine) if one.names & wanted]
+    return tuple(sorted(found, key=lambda one: one.pid))
+
+
+def model_processes(proc: Path = Path("/proc"), *more: EngineName) -> Iterator[ModelProcess]:
+    """Processes that have a model, of harness's own engines and ``more``: one walk through ``/proc``."""
+    policies = [policy_of(name) for name in dict.fromkeys((*BUILT_IN, *more))]
     for folder in proc.iterdir():
         if not folder.name.isdigit():
             continue
         try:
             words = (folder / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
             policy = next((one for one in policies if one.runs(words)), None)
-            if policy is not None and _loaded(words, folder, policy.name_variables) & wanted:
-                found.append(ModelProcess(pid=int(folder.name), engine=policy.name))
+            if policy is None or not (names := _loaded(words, folder, policy.name_variables)):
+                continue
         except OSError:
             continue  # it ended, or is another user's
-    return tuple(sorted(found, key=lambda one: one.pid))
+        slots = _number(words, _SLOTS) or 1
+        total = _number(words, ("-c", "--ctx-size"))
+        yield ModelProcess(
+            pid=int(folder.name),
+            engine=policy.name,
+            names=frozenset(names),
+            context=_number(words, ("--max-model-len",)) or (None if total is None else total // slots),
+            num_parallel=slots,
+            kv_cache_type=next((value for flag, value in pairwise(words) if flag in ("-ctk", "--cache-type-k")), None),
+        )
+
+
+#: Options for the number of sequences at once.
+_SLOTS: Final = ("-np", "--parallel")
+
+
+def _number(words: list[str], flags: tuple[str, ...]) -> int | None:
+    found = next((value for flag, value in pairwise(words) if flag in flags), "")
+    return int(found) or None if found.isdecimal() and len(found) < 12 else None
 
 
 def _loaded(words: list[str], folder: Path, variables: tuple[str, ...]) -> set[str]:

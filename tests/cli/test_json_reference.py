@@ -52,6 +52,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("diff", "{store}", "{store}"),
         ("report", "-o", "{store}/report.html"),
         ("merge", "{store}"),
+        ("exporter", "--once"),
         ("doctor",),
         ("clean",),
     ],
