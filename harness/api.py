@@ -119,6 +119,7 @@ def check(
     fit: Literal["on", "off"] = "on",
     reserve: str | int | None = None,
     host_available: str | int | None = None,
+    measured_only: bool = False,
     store: str | Path | None = None,
 ) -> Check:
     """Will it fit now, or be offloaded to the CPU? Several models are checked together, started in their order.
@@ -140,6 +141,7 @@ def check(
         fit: ``off``: the engine moves nothing to the host.
         reserve: what the engine keeps free, instead of its own figure; bytes or a size.
         host_available: host memory beside ``available``; bytes or a size.
+        measured_only: no estimates for models without a calibration.
         store: the folder of calibrations.
 
     Raises:
@@ -149,6 +151,7 @@ def check(
         models,
         QueryOptions(
             ctx=ctx, num_parallel=num_parallel, available=read_available(available), gpu=gpu, extrapolate=extrapolate,
+            measured_only=measured_only,
             engine=engine or "auto", variant=variant, kv_cache_type=kv_cache_type, flash_attention=asked_flash(flash_attention),
             num_batch=num_batch, gpu_layers=ALL_LAYERS if gpu_layers == "all" else gpu_layers, n_cpu_moe=n_cpu_moe, fit=fit,
             reserve=_size(reserve), host_available=_size(host_available),
@@ -178,7 +181,7 @@ def judge(models: Sequence[str], query: QueryOptions) -> Check:
     questions = [read_question(spec, query.ctx, query.num_parallel) for spec in models]
     return workflow.check(
         questions, _store(query.store), LocalMachine(query.gpu), wanted=CalibrationFilter.of(query),
-        available=query.available, extrapolate=query.extrapolate,
+        available=query.available, extrapolate=query.extrapolate, measured_only=query.measured_only,
     )  # fmt: skip
 
 

@@ -337,6 +337,9 @@ class QueryOptions(_Validated, frozen=True, kw_only=True):
     ] = None
     gpu: Annotated[str | None, Option(metavar="ID", setting=False)] = None
     extrapolate: Annotated[bool, Option(setting=False, help="Answer beyond the calibrated range too, with a warning.")] = False
+    measured_only: Annotated[
+        bool, Option(setting=False, help="No estimates: a model without a calibration is unknown (4).")
+    ] = False
     engine: Engine = "auto"
     variant: Variant = None
     kv_cache_type: CacheType = None

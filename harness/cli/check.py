@@ -25,6 +25,7 @@ STATUS: Final = {"fits": 0, "offload": 3, "unknown": 4}
     "gpu",
     "extrapolate",
     *PLACING,
+    "measured_only",
     gpu="Check for this GPU: an index, a UUID, or the engine's name of it.",
 )
 @filter_options

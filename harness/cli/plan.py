@@ -16,7 +16,7 @@ from harness.options import QueryOptions
 @click.command()
 @click.argument("names", metavar="[MODEL[@CTX]]...", nargs=-1)
 @query_options(
-    "ctx", "num_parallel", "available", "gpu", *PLACING,
+    "ctx", "num_parallel", "available", "gpu", "measured_only", *PLACING,
     ctx={"default": 8192, "show_default": True, "help": "Context of models put together."},
     available="A card with so much free, not this machine's.",
     gpu="Plan for this GPU: an index, a UUID, or the engine's name of it.",
@@ -35,7 +35,7 @@ def cli(names: tuple[str, ...], markdown: bool, store: str | None, **given: Any)
     shelf, query = store_at(store), QueryOptions.of(given)
     found = plan(
         names, shelf, LocalMachine(query.gpu), wanted=CalibrationFilter.of(query), num_parallel=query.num_parallel,
-        context=given["ctx"], available=query.available,
+        context=given["ctx"], available=query.available, measured_only=query.measured_only,
     )  # fmt: skip
     return CommandResult(
         data={"memories": [one.to_json() for one in found.memories]},

@@ -10,7 +10,7 @@ import click
 from harness.cli.context import command, store_at
 from harness.cli.options import PLACING, query_options, store_option
 from harness.cli.output import CommandResult
-from harness.cli.select import select
+from harness.cli.select import select_or_estimate
 from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.options import QueryOptions
@@ -22,25 +22,26 @@ from harness.render.prediction import prediction_text
 @click.command()
 @click.argument("model", envvar="HARNESS_MODEL")
 @query_options(
-    "ctx", "num_parallel", "available", "variant", "engine", *PLACING[:-1],
+    "ctx", "num_parallel", "available", "variant", "engine", "measured_only", *PLACING[:-1],
     ctx={"required": True, "help": "Tokens per slot."}, available="Say also how fast it is with so much memory free.",
 )  # fmt: skip
 @store_option
 @command
 def cli(model: str, store: str | None, **given: Any) -> CommandResult:
-    """Memory and speed of a calibrated MODEL at a context."""
+    """Memory and speed of a calibrated MODEL at a context; of a file or an address without a calibration an estimate."""
     from harness.serving.calibration_lookup import CalibrationFilter
 
     query = QueryOptions.of(given)
-    calibration = select(store_at(store), model, query)
+    calibration, source, notes = select_or_estimate(store_at(store), model, query)
     prediction = predict(calibration, given["ctx"], query.num_parallel)
     forced = CalibrationFilter.of(query).forced
     asked = query.available is not None or forced != NOTHING
     with_memory = _with_memory(calibration, prediction, query.available, forced) if asked else None
+    title = calibration.id + ("" if source == "measured" else " (estimated)")
     return CommandResult(
-        data={**prediction.to_json(), **({} if with_memory is None else {"with_available": with_memory})},
-        text=partial(prediction_text, prediction, calibration.id, with_memory),
-        warnings=prediction.warnings,
+        data={**prediction.to_json(), "source": source, **({} if with_memory is None else {"with_available": with_memory})},
+        text=partial(prediction_text, prediction, title, with_memory),
+        warnings=(*notes, *prediction.warnings),
     )
 
 

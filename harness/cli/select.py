@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.errors import NotFoundError
 from harness.model.calibration import Calibration
 from harness.options import QueryOptions
 from harness.store.store import Store
@@ -16,3 +17,29 @@ def select(store: Store, model: str, query: QueryOptions) -> Calibration:
     from harness.serving.calibration_lookup import CalibrationFilter, load
 
     return load(model, store, CalibrationFilter.of(query))
+
+
+def select_or_estimate(store: Store, model: str, query: QueryOptions) -> tuple[Calibration, str, tuple[str, ...]]:
+    """The same, or an estimate where a header can be read; with its source and what to say of it.
+
+    Raises:
+        NotFoundError: there is neither. UsageError: several engines have one. HarnessError: a header that cannot be read.
+    """
+    from harness.serving.check import SOURCES, is_address, is_readable
+
+    readable = not query.measured_only and is_readable(model)
+    try:
+        if not readable or not is_address(model):
+            return select(store, model, query), "measured", ()
+    except NotFoundError:
+        if not readable:
+            raise
+    from harness.inventory.machine import LocalMachine
+    from harness.serving.calibration_lookup import CalibrationFilter, CheckRequest
+    from harness.serving.estimates import estimate
+
+    question = CheckRequest(model=model, context=query.ctx or 1, num_parallel=query.num_parallel)
+    found = estimate(question, store, LocalMachine(query.gpu), CalibrationFilter.of(query), query.available)
+    if found is None or found.method is None:
+        return select(store, model, query), "measured", ()
+    return found.calibration, SOURCES[found.method], found.warnings

@@ -28,7 +28,7 @@ from harness.text import clean
     help="Where it would be offloaded: start it anyway, refuse (3, or 4 if unknown), take the largest context that fits, or "
     "the settings of harness tune.",
 )
-@query_options("available")
+@query_options("available", "measured_only")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port on 127.0.0.1; else a free one.")
 @run_options(
     "sandbox", "gpus", "image", "engine_binary", "models", "env", "timeout",
@@ -56,7 +56,7 @@ def cli(model: str, cmd: tuple[str, ...], store: str | None, **given: Any) -> Co
     with watch:
         served = workflow.serve(
             question, options, store_at(store), on_offload=given["on_offload"], wanted=CalibrationFilter.of(query),
-            available=query.available, port=given["port"], observer=watch,
+            available=query.available, measured_only=query.measured_only, port=given["port"], observer=watch,
         )  # fmt: skip
         with served as server:
             watch.rest()

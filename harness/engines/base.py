@@ -215,6 +215,13 @@ class Engine(Protocol):
             BadInputError: the file is not a model.
         """
 
+    def planning(self, path: Path, request: LoadRequest, options: Options) -> Launch | None:
+        """A program that says what a load on the host would allocate, and allocates nothing; ``None``: it has none.
+
+        It ends by itself, in seconds, whatever its status; its log is read by :func:`harness.logs.planned.read_plan`.
+        """
+        return None
+
     def from_header(self, header: HeaderOnly, options: Options) -> tuple[Source, Options]:
         """A source that loads without weights, and the options with which it is found.
 

@@ -34,9 +34,9 @@ _MAX_FIELDS: Final = 1 << 14
 _MAX_TENSORS: Final = 1 << 17
 _MAX_HEADER: Final = 1 << 30
 _MAX_ALIGNMENT: Final = 1 << 20
-_MAX_LAYERS: Final = 1 << 14
-_MAX_TOKENS: Final = 1 << 31
-_MAX_WIDTH: Final = 1 << 24
+MAX_LAYERS: Final = 1 << 14
+MAX_TOKENS: Final = 1 << 31
+MAX_WIDTH: Final = 1 << 24
 MAX_PARTS: Final = 512
 _KEPT_ARRAY: Final = 4096
 _MAX_DIMENSIONS: Final = 8
@@ -255,16 +255,17 @@ def _check(metadata: dict[str, Any]) -> None:
     if architecture is not None and not (isinstance(architecture, str) and _ARCHITECTURE.fullmatch(architecture)):
         raise ValueError("general.architecture is no name")
     alignment = metadata.get("general.alignment", 32)
-    if not _is_count(alignment, _MAX_ALIGNMENT) or alignment % 8:
+    if not is_count(alignment, _MAX_ALIGNMENT) or alignment % 8:
         raise ValueError("general.alignment is no alignment")
-    limits = {"context_length": _MAX_TOKENS, "block_count": _MAX_LAYERS, "embedding_length": _MAX_WIDTH}
+    limits = {"context_length": MAX_TOKENS, "block_count": MAX_LAYERS, "embedding_length": MAX_WIDTH}
     for key, largest in limits.items():
         value = metadata.get(f"{architecture}.{key}")
-        if value is not None and not _is_count(value, largest):
+        if value is not None and not is_count(value, largest):
             raise ValueError(f"{architecture}.{key} is no number that a model can have")
 
 
-def _is_count(value: Any, largest: int) -> bool:
+def is_count(value: Any, largest: int) -> bool:
+    """Whether a field is a number above zero, and no more than ``largest``."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= largest
 
 
@@ -321,17 +322,17 @@ def server_estimate(header: Header, size: int) -> Estimate | None:
     layer with most heads, whatever the model's own head size, KV type or window.
     """
     layers, width = header.field("block_count"), header.field("embedding_length")
-    heads, kv_heads = _numbers(header.field("attention.head_count")), _numbers(header.field("attention.head_count_kv"))
+    heads, kv_heads = numbers(header.field("attention.head_count")), numbers(header.field("attention.head_count_kv"))
     if layers is None or width is None or not heads or not max(heads):
         return None
     head = width // max(heads)
     return Estimate(file_bytes=size, cache_bytes_per_token=2 * layers * (min(kv_heads or heads) or 1) * head * 2)
 
 
-def _numbers(value: Any) -> list[int]:
+def numbers(value: Any) -> list[int]:
     """A count for all layers or one for each, as a list."""
     values = value if isinstance(value, list) else [value]
-    return [one for one in values if one == 0 or _is_count(one, _MAX_WIDTH)]
+    return [one for one in values if one == 0 or is_count(one, MAX_WIDTH)]
 
 
 def sha256(path: Path) -> str:

@@ -19,7 +19,7 @@ from harness.units import CELL_PADDING
 
 Outcome = Literal["fits", "offload", "unknown"]
 #: Where the figures of an answer come from.
-Source = Literal["measured", "derived"]
+Source = Literal["measured", "derived", "estimated", "formula"]
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +28,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     ``fits`` says that ``required_bytes + reserve_bytes <= available_bytes`` at the upper end of the prediction interval, with
     ``uncertainty_bytes`` more. ``margin_bytes`` is what is left at the predicted figure, ``short_bytes`` what is missing
     there (0 where nothing is); ``tight`` says that the interval holds both outcomes. ``source`` says whether the
-    figures are those of a measured calibration or calculated from one of other settings.
+    figures are those of a measured calibration, calculated from one of other settings, or estimated without a measurement: by
+    the engine's plan of a load, or by a formula.
     ``max_context`` is the largest context per slot that fits, 0 where none does. ``layers_total`` counts the output layer.
     ``devices`` are those that the engine uses: with several, each has its own margin, the figures above are sums, and
     ``margin_bytes`` is that of the device with the least. ``reasons`` is how the engine came to them.

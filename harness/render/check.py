@@ -13,7 +13,7 @@ from harness.text import clean
 if TYPE_CHECKING:
     from harness.serving.check import Assessment, Check
 
-_HEADS: Final = ("FITS:", "WARNING: CPU OFFLOAD LIKELY:", "UNCALIBRATED:", "UNKNOWN:")
+_HEADS: Final = ("FITS", "WARNING: CPU OFFLOAD LIKELY", "UNCALIBRATED", "UNKNOWN")
 _COLOURS: Final = {"fits": "green", "offload": "red", "unknown": "yellow"}
 
 

@@ -47,6 +47,8 @@ def sentence(one: Assessment) -> str:
         return f"UNKNOWN: {one.reason}.{known}" + (f" {_capital(one.advice)}" if one.advice else "")
     head = "FITS" if one.verdict == "fits" else "WARNING: CPU OFFLOAD LIKELY"
     asked = _asked(verdict)
+    if one.chosen is not None and one.chosen.method is not None:
+        head = f"{head}, {estimate_words(one.chosen.method, verdict)}"
     outcome = ", ".join(filter(None, (_placement(verdict), _speed(one, verdict))))
     why = f"{one.reason}." if one.reason and one.verdict == "offload" else ""
     parts = (asked + _need(verdict), outcome and f"{outcome[0].upper()}{outcome[1:]}.", _host(verdict), why, _largest(verdict))
@@ -80,6 +82,13 @@ def _host(verdict: Verdict) -> str:
         return ""
     of = "" if available is None else f" of {_size(available)} available"
     return f"Host memory: {_size(required)}{of}."
+
+
+def estimate_words(method: str, verdict: Verdict) -> str:
+    """That figures were not measured, how they were had, and how far they may be off."""
+    required, doubt = verdict.required_bytes, verdict.uncertainty_bytes
+    bound = "" if not required or doubt is None else f", ± {100 * doubt / required:.0f} %"
+    return f"ESTIMATED ({method}{bound})"
 
 
 def _capital(text: str) -> str:

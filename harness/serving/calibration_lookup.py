@@ -16,6 +16,7 @@ from harness.inventory.machine import LocalMachine
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.model.gpu import LocalGpu
+from harness.model.planned import Method
 from harness.options import MAX_CONTEXT, QueryOptions, recorded_flash
 from harness.prediction.forced import NOTHING, Forced
 from harness.prediction.settings import AskedSettings, derive
@@ -73,7 +74,7 @@ class CalibrationMatch(msgspec.Struct, frozen=True, kw_only=True):
     """A calibration and what it holds for: ``gpus`` are those of this machine, empty for host memory or where none was read.
 
     ``obstacle`` says why nothing could be read. ``derived`` says which figures were calculated for other settings than were
-    measured, ``identity`` how the weights were identified.
+    measured, ``identity`` how the weights were identified, ``method`` how the figures were estimated (``None``: measured).
     """
 
     calibration: Calibration
@@ -84,6 +85,7 @@ class CalibrationMatch(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     derived: tuple[str, ...] = ()
     identity: Identity | str = "name"
+    method: Method | None = None
 
     @property
     def names(self) -> tuple[str, ...] | None:

@@ -19,7 +19,8 @@ from harness.prediction.memory import decode_at_depth, predict
 from harness.prediction.rules import Rules
 from harness.prediction.together import Fate, judge_together
 from harness.prediction.verdict import Verdict
-from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, choose, read_question
+from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, read_question
+from harness.serving.check import SOURCES, choose_or_estimate
 from harness.store.store import Store, stem_of
 
 #: Context at which models are put together, tokens per slot, where none is given.
@@ -48,7 +49,9 @@ class CapacityRow(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """The model, as people call it."""
-        return self.chosen.calibration.metadata.model.name + (f"@{self.chosen.variant}" if self.chosen.variant else "")
+        variant = f"@{self.chosen.variant}" if self.chosen.variant else ""
+        estimated = " (estimated)" if self.chosen.method is not None else ""
+        return self.chosen.calibration.metadata.model.name + variant + estimated
 
     def to_json(self) -> dict[str, object]:
         """One entry of ``models[]``."""
@@ -60,6 +63,7 @@ class CapacityRow(msgspec.Struct, frozen=True, kw_only=True):
             "id": self.chosen.calibration.id,
             "variant": self.chosen.variant,
             "basis": metadata.machine.target,
+            "source": self.verdict.source if self.chosen.method is None else SOURCES[self.chosen.method],
             "largest_context": self.largest_context,
             "train_context": metadata.model.train_context,
             "valid_to": metadata.quality.valid_to,
@@ -117,6 +121,7 @@ def plan(
     available: tuple[int, ...] | None = None,
     num_parallel: int = 1,
     context: int = TOGETHER,
+    measured_only: bool = False,
 ) -> CapacityPlan:
     """The plan of some models, or of all that are calibrated.
 
@@ -128,6 +133,7 @@ def plan(
         available: bytes of each device of a card that is not read here.
         num_parallel: slots.
         context: at which models are put together, tokens per slot.
+        measured_only: no estimates of models without a calibration.
 
     Raises:
         NotFoundError: a model that was named has no calibration. UsageError: nonsense.
@@ -136,7 +142,9 @@ def plan(
     rows: list[CapacityRow] = []
     for question in _questions(specs, store, num_parallel, context):
         try:
-            chosen = choose(question, store, machine, wanted or CalibrationFilter(), available)
+            chosen = choose_or_estimate(
+                question, store, machine, wanted or CalibrationFilter(), available, measured_only=measured_only
+            )
         except HarnessError as error:
             if specs:
                 raise

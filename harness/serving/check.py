@@ -11,13 +11,14 @@ import msgspec
 
 from harness.engines.registry import policy_of
 from harness.engines.running import held_by
-from harness.errors import ADVICE
+from harness.errors import ADVICE, BadInputError
 from harness.inventory.machine import LocalMachine, residents
+from harness.model.planned import Method
 from harness.prediction.forced import judge_as_asked
 from harness.prediction.host import may_grow, with_host
 from harness.prediction.memory import predict
 from harness.prediction.together import Fate, judge_together
-from harness.prediction.verdict import Outcome, Verdict
+from harness.prediction.verdict import Outcome, Source, Verdict
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, choose
 from harness.store.store import Store
 
@@ -60,6 +61,10 @@ class Assessment(msgspec.Struct, frozen=True, kw_only=True):
         return {**document, "reason": self.reason, "advice": self.advice, "warnings": list(self.warnings)}
 
 
+#: What a verdict that rests on an estimate says of its source.
+SOURCES: Final[dict[Method, Source]] = {"dry run": "estimated", "formula": "formula"}
+#: How addresses begin (:func:`harness.headers.sources.is_remote`, which is not loaded for a name).
+_ADDRESSES: Final = ("https://", "http://", "hf://", "hf.co/", "huggingface.co/")
 #: Fields of a verdict in ``check --json``.
 FIELDS: Final = (
     *("basis", "source", "required_bytes", "reserve_bytes", "available_bytes", "short_bytes", "uncertainty_bytes"),
@@ -95,6 +100,7 @@ def check(
     wanted: CalibrationFilter | None = None,
     available: tuple[int, ...] | None = None,
     extrapolate: bool = False,
+    measured_only: bool = False,
 ) -> Check:
     """Verdicts; several models share what is free, in their order.
 
@@ -102,7 +108,7 @@ def check(
         UsageError: several engines have a model. BadInputError, ConfigError: a file that cannot be read.
     """
     wanted = wanted or CalibrationFilter()
-    chosen = [choose(one, store, machine, wanted, available) for one in questions]
+    chosen = [choose_or_estimate(one, store, machine, wanted, available, measured_only=measured_only) for one in questions]
     verdicts: dict[int, tuple[Verdict, Fate | None]] = {}
     for places in _sharing(chosen):
         given = [(index, one) for index in places if isinstance(one := chosen[index], CalibrationMatch)]
@@ -155,6 +161,47 @@ def _with_host(
             free = max(free - (verdict.host_required_bytes or 0), 0)
 
 
+def is_address(model: str) -> bool:
+    """Whether a model is named by where it stands on a network."""
+    return model.startswith(_ADDRESSES)
+
+
+def is_readable(model: str) -> bool:
+    """Whether its header may be read for an estimate: of an address, or of a file; nothing is opened."""
+    return is_address(model) or model.endswith(".gguf")
+
+
+def choose_or_estimate(
+    question: CheckRequest,
+    store: Store,
+    machine: LocalMachine,
+    wanted: CalibrationFilter,
+    available: tuple[int, ...] | None,
+    *,
+    measured_only: bool = False,
+) -> CalibrationMatch | str:
+    """The calibration that answers, else an estimate where a header can be read; or why there is neither.
+
+    Raises:
+        HarnessError: of a file or an address that was to be read. Otherwise as
+            :func:`harness.serving.calibration_lookup.choose`.
+    """
+    remote = is_address(question.model)
+    found: CalibrationMatch | str = f"{question.model} is an address, and its weights are not here to be compared"
+    if not remote:
+        found = choose(question, store, machine, wanted, available)
+    if not isinstance(found, str) or measured_only or not is_readable(question.model):
+        return found
+    from harness.serving.estimates import estimate
+
+    try:
+        return estimate(question, store, machine, wanted, available) or found
+    except BadInputError as error:
+        if remote:
+            raise
+        return f"{found}; and {error.message}"
+
+
 def _sharing(chosen: list[CalibrationMatch | str]) -> list[list[int]]:
     """Positions of models that share one memory."""
     groups: dict[tuple[object, ...], list[int]] = {}
@@ -194,6 +241,8 @@ def _judged(
     verdict, fate = found
     if one.derived:
         verdict = msgspec.structs.replace(verdict, source="derived")
+    if one.method is not None:
+        verdict = msgspec.structs.replace(verdict, source=SOURCES[one.method])
     warnings = [*one.warnings, *(verdict.warnings if verdict.verdict != "unknown" else ())]
     if machine is not None and (running := residents(one.calibration)):
         who = ", ".join(f"{each.engine} (process {each.pid})" for each in running)

@@ -135,6 +135,7 @@ def serve(
     on_offload: OnOffload = "warn",
     wanted: CalibrationFilter | None = None,
     available: tuple[int, ...] | None = None,
+    measured_only: bool = False,
     port: int | None = None,
     observer: Observer | None = None,
 ) -> Iterator[Server]:
@@ -148,11 +149,12 @@ def serve(
     """
     watch = observer or Logged()
     gpu = options.gpus if options.gpus not in ("all", "none") and "," not in options.gpus else None
-    (judged,) = check([question], store, LocalMachine(gpu), wanted=wanted, available=available).models
+    machine = LocalMachine(gpu)
+    (judged,) = check([question], store, machine, wanted=wanted, available=available, measured_only=measured_only).models
     for text in judged.warnings:
         watch.warn(text)
     if on_offload == "tune" and judged.verdict == "offload":
-        judged = _tuned(judged, question, store, LocalMachine(gpu), wanted, available)
+        judged = _tuned(judged, question, store, machine, wanted, available)
     context = decide(judged, on_offload)
     watch.say(title(judged))
     (watch.say if judged.verdict == "fits" else watch.warn)(sentence(judged).removeprefix("WARNING: "))
@@ -161,7 +163,7 @@ def serve(
     if context != question.context:
         watch.warn(f"context {context} instead of {question.context}")
     options = completed(options, judged, store)
-    if judged.chosen is not None:
+    if judged.chosen is not None and judged.chosen.method is None:
         watch.say(f"handed to {judged.chosen.calibration.engine}: {handed(options.model, options.image, options.env)}")
     session = prepare(options, store, Path.cwd())
     for reason in session.choice.reasons:
@@ -203,8 +205,8 @@ def completed(options: RunOptions, judged: Assessment, store: Store) -> RunOptio
         NotPermittedError: it asks for what a file may not set. UsageError: a value was redacted, and is not given.
     """
     chosen = judged.chosen
-    if chosen is None:
-        return options
+    if chosen is None or chosen.method is not None:
+        return options  # an estimate knows nothing of how the model is started
     calibration = chosen.calibration
     metadata = calibration.metadata
     typed = [*(["image"] if options.image is not None else []), *(["weights"] if _is_path(options.model) else [])]

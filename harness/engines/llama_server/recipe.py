@@ -162,6 +162,19 @@ class LlamaServer(Engine):
             estimate=gguf.server_estimate(header, path.stat().st_size),
         )
 
+    def planning(self, path: Path, request: LoadRequest, options: Options) -> Launch | None:
+        """The embedded engine without memory (``no_alloc``): it reads a header, and plans every buffer in bytes."""
+        command = embedded_command()
+        if command is None or missing_instructions(cpu_flags()):
+            return None
+        batch = request.num_batch or DEFAULT_BATCH
+        argv = [*command, "--no-alloc", "--model", str(path), "--port", "0", "--log-verbosity", "4", "--no-ui", "--offline"]
+        argv += ["-c", str(request.context * options.num_parallel), "-np", str(options.num_parallel), "--no-warmup"]
+        argv += ["-b", str(max(batch, 2048)), "-ub", str(batch), "-fa", options.flash_attention, "--cache-ram", "0"]
+        if options.kv_cache_type is not None:
+            argv += ["-ctk", options.kv_cache_type, "-ctv", options.kv_cache_type]
+        return Launch(argv=(*argv, *_HOST_FLAGS), env=_NO_GPU_ENV)
+
     def from_header(self, header: HeaderOnly, options: Options) -> tuple[Source, Options]:
         """The sparse file, which it loads as any other; of a split model the first part."""
         source = Source(

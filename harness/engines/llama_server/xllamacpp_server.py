@@ -177,6 +177,8 @@ OPTIONS: Final = (
     ServerOption(("--cache-ram",), "LLAMA_ARG_CACHE_RAM", _number("cache_ram_mib"), optional=True),
     ServerOption(("-fit", "--fit"), "LLAMA_ARG_FIT", _field("fit_params", convert=_switch), optional=True),
     ServerOption(("-fitt", "--fit-target"), "LLAMA_ARG_FIT_TARGET", _target),
+    # Not llama-server's: everything is planned, and nothing allocated. What cannot do it must not load instead.
+    ServerOption(("--no-alloc",), None, _field("no_alloc", convert=_switch), "on"),
     ServerOption(("--no-ui", "--no-webui"), None, _field("ui", "webui", convert=_not), "on", optional=True),
     ServerOption(("--offline",), "LLAMA_OFFLINE", _field("offline", convert=_switch), "on", optional=True),
 )  # fmt: skip
@@ -184,6 +186,8 @@ OPTIONS: Final = (
 VARIABLES: Final = frozenset(option.variable for option in OPTIONS if option.variable is not None)
 #: llama-server's flags for the format of its log, which is always whole here.
 _NO_MEANING: Final = ("--no-log-prefix", "--no-log-timestamps")
+#: Seconds of CPU time that planning a load may take.
+_PLANNING: Final = 60
 
 
 def build_of(version: str) -> str:
@@ -272,6 +276,8 @@ def main(arguments: list[str]) -> None:
         return
     params = module.CommonParams()
     apply_settings(params, module, given.settings, release)
+    if getattr(params, "no_alloc", False):
+        _end_after_planning(params)
     _end_by_signal()
     try:
         server = module.Server(params)
@@ -282,6 +288,16 @@ def main(arguments: list[str]) -> None:
         _say_health(given)
     while server is not None:
         signal.pause()
+
+
+def _end_after_planning(params: Any) -> None:
+    """A server without memory crashes at its first use: let it end before, at a projector that is not there."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (_PLANNING, _PLANNING))
+    if not params.mmproj.path:
+        params.mmproj.path = "/dev/null/none"
 
 
 def _say_health(given: argparse.Namespace) -> None:
