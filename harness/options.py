@@ -289,10 +289,9 @@ class CalibrationOptions(_Validated, frozen=True, kw_only=True):
     ] = {}  # fmt: skip
     variant: Variant = None
     speed: Annotated[bool, Option(setting=False, help="Measure memory only.")] = True
-    header_only: Annotated[
-        bool,
-        Option(setting=False, help="Measure memory from the model's header alone; its weights are not downloaded or read."),
-    ] = False
+    header_only: Annotated[bool, Option(setting=False, help="Measure memory from the model's header, without its weights.")] = (
+        False
+    )
     timeout: Annotated[float, Option(metavar="S", least=0.001, help="Longest wait for one answer of the engine.")] = 600.0
 
 
@@ -337,9 +336,7 @@ class QueryOptions(_Validated, frozen=True, kw_only=True):
     ] = None
     gpu: Annotated[str | None, Option(metavar="ID", setting=False)] = None
     extrapolate: Annotated[bool, Option(setting=False, help="Answer beyond the calibrated range too, with a warning.")] = False
-    measured_only: Annotated[
-        bool, Option(setting=False, help="No estimates: a model without a calibration is unknown (4).")
-    ] = False
+    measured_only: Annotated[bool, Option(setting=False, help="No estimates: without a calibration it is unknown (4).")] = False
     engine: Engine = "auto"
     variant: Variant = None
     kv_cache_type: CacheType = None
