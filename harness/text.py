@@ -10,6 +10,22 @@ from typing import Final
 _ESCAPES: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 #: The part of a URL that names a user, with or without a password (RFC 3986, userinfo).
 _LOGIN: Final = re.compile(rb"(?<=://)[^\s/@\"'<>]{1,512}(?=@)")
+_ESCAPED_BYTES: Final = re.compile(r"(?:%[0-9A-F]{2})+")
+#: What stands for a character that an encoding lacks; "?" for any other.
+_PLAIN: Final = {
+    "–": "-",
+    "×": "x",
+    "·": "|",
+    "…": "...",
+    "→": "->",
+    "±": "+-",
+    "█": "#",
+    "▓": "=",
+    "░": ".",
+    "─": "-",
+    "│": "|",
+    **dict(zip("▁▂▃▄▅▆▇█", "_.-:=+*#", strict=True)),
+}
 _VERSION: Final = re.compile(r"v?(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?")
 
 
@@ -28,6 +44,23 @@ def _printed(character: str, instead: str) -> str:
     if character.isprintable() or character in "\n\t":
         return character
     return " " if unicodedata.category(character) == "Zs" else instead
+
+
+def plain_characters(error: UnicodeError) -> tuple[str, int]:
+    """A handler of encoding errors (``codecs.register_error``): what a stream of ASCII or Latin-1 shows of what it lacks."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(one, "?") for one in error.object[error.start : error.end]), error.end
+
+
+def written(name: str) -> str:
+    """An id or a file's stem as people write it: its escaped bytes (``%20``) are characters again."""
+    return clean(_ESCAPED_BYTES.sub(lambda found: bytes.fromhex(found[0].replace("%", "")).decode(errors="replace"), name))
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """``1 load``, ``2 loads``, ``10,000 loads``."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def one_line(text: str, width: int = 400) -> str:

@@ -63,13 +63,38 @@ def from_gib(size: float) -> int:
     return round(size * GIB)
 
 
+#: Below this a size is shown in MiB, as drivers and logs have it.
+_SHOWN_IN_MIB: Final = 10 * GIB
+
+
 def format_size(size: float | None, digits: int = 2) -> str:
-    """A size for people: ``1.23 GiB``, below 1 GiB as ``456.7 MiB``; unknown is an en dash."""
+    """A size for people: ``1,234.5 MiB`` below 10 GiB, else ``12.34 GiB``; unknown is an en dash."""
     if size is None:
         return "–"
-    if abs(size) >= GIB:
-        return f"{size / GIB:.{digits}f} GiB"
-    return f"{size / MIB:.1f} MiB"
+    if abs(size) >= _SHOWN_IN_MIB:
+        return f"{size / GIB:,.{digits}f} GiB"
+    return f"{size / MIB:,.1f} MiB"
+
+
+def format_sum(*sizes: int | None) -> tuple[str, ...]:
+    """Sizes of which the last is the sum of the others, in MiB, so that the figures add up as printed.
+
+    Each is rounded as the sum of those before it is, so none is wrong by more than one of its last digits.
+    """
+    digits = 1 if max((abs(size) for size in sizes if size is not None), default=0) < _SHOWN_IN_MIB else 0
+    step = MIB / 10**digits
+    *parts, _ = sizes
+    texts, before, shown = [], 0, 0
+    for size in parts:
+        before += size or 0
+        texts.append("–" if size is None else f"{(round(before / step) - shown) / 10**digits:,.{digits}f} MiB")
+        shown = round(before / step)
+    return (*texts, f"{shown / 10**digits:,.{digits}f} MiB")
+
+
+def format_slope(gib_per_10k: float | None) -> str:
+    """What each token of context adds, of GiB per 10,000 tokens; unknown is an en dash."""
+    return "–" if gib_per_10k is None else f"{gib_per_10k * GIB / TOKENS_PER_UNIT / KIB:,.3f} KiB/token"
 
 
 def pad_cells(tokens: int) -> int:

@@ -12,6 +12,7 @@ from harness.cli.context import as_json, command, store_at
 from harness.cli.options import allowed_of, query_options, store_option, trust_options
 from harness.cli.output import CommandResult
 from harness.render.calibrations import allocation_remarks
+from harness.render.tables import Verbatim
 from harness.text import clean
 
 
@@ -59,6 +60,6 @@ def cli(
     command_line, remarks = workflow.shell(answer), allocation_remarks(allocation, answer.calibration)
     return CommandResult(
         data={**msgspec.to_builtins(allocation), "shell": command_line, "compose": service},
-        text=lambda: [clean(command_line)] if service is None else [clean(service), remarks],
+        text=lambda: [Verbatim(clean(command_line))] if service is None else [Verbatim(clean(service)), Verbatim(remarks)],
         notes=() if as_json() or service is not None else (remarks,),
     )

@@ -14,6 +14,7 @@ from harness.cli.context import as_json, command, store_at
 from harness.cli.options import run_options, store_option
 from harness.cli.output import CommandResult
 from harness.options import RunOptions
+from harness.store.store import key_of
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
@@ -48,7 +49,8 @@ def cli(**given: Any) -> CommandResult:
                 text=partial(calibrations.planned, session.request.name, planned.loads, str(session.artifact)),
             )
         done = session.calibrate(watch)
+    key, path = key_of(done.calibration, done.artifact), os.path.relpath(done.artifact)
     return CommandResult(
         data={"artifact": str(done.artifact), "record": str(done.record), "calibration": to_document(done.calibration)},
-        text=partial(calibrations.measured, done.calibration, os.path.relpath(done.artifact), done.seconds),
+        text=partial(calibrations.measured, done.calibration, key, path, done.seconds),
     )

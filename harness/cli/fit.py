@@ -11,6 +11,7 @@ from harness.cli.options import store_option
 from harness.cli.output import CommandResult
 from harness.model.calibration import to_document
 from harness.options import Allowed
+from harness.render.tables import Verbatim
 from harness.text import clean
 
 
@@ -36,5 +37,5 @@ def cli(run: str, target: str | None, allow_env: tuple[str, ...], store: str | N
     artifact = to_yaml(calibration)
     if target is not None:
         write_atomically(Path(target), artifact.encode())
-    shown = artifact if target is None else f"written  {clean(target)}"
+    shown = Verbatim(artifact.removesuffix("\n") if target is None else f"written  {clean(target)}")
     return CommandResult(data={"calibration": to_document(calibration)}, text=lambda: [shown])

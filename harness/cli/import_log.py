@@ -13,6 +13,7 @@ from harness.cli.parse import read_log
 from harness.errors import UsageError
 from harness.model.calibration import to_document
 from harness.options import read_numbers
+from harness.store.store import key_of
 from harness.units import parse_size
 
 
@@ -68,5 +69,5 @@ def cli(
     done = import_log(read_log(log).loads, options, store_at(store))
     return CommandResult(
         data={"artifact": str(done.artifact), "record": str(done.record), "calibration": to_document(done.calibration)},
-        text=partial(calibrations.imported, done.calibration, str(done.artifact)),
+        text=partial(calibrations.imported, done.calibration, key_of(done.calibration, done.artifact), str(done.artifact)),
     )

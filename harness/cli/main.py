@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
 import os
@@ -19,6 +20,7 @@ from harness.cli.context import load_settings, wants_json
 from harness.cli.output import CommandResult, closed, colour, finish
 from harness.cli.signals import Terminated, hear, lose_streams
 from harness.errors import CannotWriteError, ConfigError, HarnessError, NotFoundError, NotPermittedError, UsageError
+from harness.text import plain_characters
 
 #: Verb -> (module, one line of help). Help is here so that `harness --help` imports nothing.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -132,12 +134,13 @@ def _stopped(ended: CommandResult, status: int, code: str) -> NoReturn:
 
 
 def _open_streams() -> None:
-    """Standard output and error that can be written to: closed ones go nowhere, and what an encoding lacks becomes "?"."""
+    """Standard output and error that can be written to: closed ones go nowhere, and what an encoding lacks has a stand-in."""
+    codecs.register_error("harness", plain_characters)
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="harness")
 
 
 def _from_the_file(error: click.BadParameter) -> bool:

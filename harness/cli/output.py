@@ -6,24 +6,28 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn, TextIO
 
 import click
 import msgspec
 
 from harness.errors import EngineError, HarnessError
+from harness.render.tables import Drawn, wrap
 from harness.text import clean
+
+#: Columns of a terminal that does not say how wide it is.
+_USUAL: Final = 80
 
 
 class CommandResult(msgspec.Struct, frozen=True, kw_only=True):
     """How a command ended.
 
-    ``data`` is the document's; ``text`` makes what people read on standard output in its place, strings and what rich can draw;
-    ``notes`` go to standard error. A ``failure`` decides the exit code; ``errors`` are only for the document.
+    ``data`` is the document's; ``text`` makes what people read on standard output in its place, sentences and what can
+    be drawn; ``notes`` go to standard error. A ``failure`` decides the exit code; ``errors`` are only for the document.
     """
 
     data: Mapping[str, Any] = {}
-    text: Callable[[], Iterable[object]] = tuple
+    text: Callable[[], Iterable[str | Drawn]] = tuple
     notes: tuple[str, ...] = ()
     warnings: Iterable[str] = ()
     exit_code: int = 0
@@ -59,9 +63,9 @@ def _print(result: CommandResult) -> None:
     for note in result.notes:
         click.echo(note, err=True)
     if error is not None and not result.as_json:
-        click.echo(click.style("error: ", fg="red", bold=True) + clean(error.message), err=True, color=colour())
+        say("error: ", error.message, "red", bold=True)
         if hint:
-            click.echo(click.style("hint: ", fg="cyan") + hint, err=True, color=colour())
+            say("hint: ", hint, "cyan")
 
 
 def closed() -> NoReturn:
@@ -70,15 +74,30 @@ def closed() -> NoReturn:
     sys.exit(0)
 
 
-def show(items: Iterable[object]) -> None:
-    """Print strings as they are, and what rich can draw by rich."""
+def show(items: Iterable[str | Drawn]) -> None:
+    """Print sentences and what is drawn on standard output, in the width that it has."""
+    width = width_of(sys.stdout)
     for item in items:
-        if isinstance(item, str):
-            click.echo(item, nl=not item.endswith("\n"))
-        else:
-            from harness.render.tables import console
+        for line in wrap(item, width) if isinstance(item, str) else item.lines(width):
+            click.echo(line, color=colour())
 
-            console().print(item)
+
+def width_of(stream: TextIO) -> int | None:
+    """The columns of a terminal, or what ``COLUMNS`` asks for; ``None``: a pipe or a file, where nothing is wrapped."""
+    asked = os.environ.get("COLUMNS", "")
+    if asked.isascii() and asked.isdigit() and int(asked):
+        return int(asked)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _USUAL if stream.isatty() else None
+    except (OSError, ValueError):
+        return None
+
+
+def say(head: str, text: str, look: str, *, bold: bool = False) -> None:
+    """A sentence on standard error behind a word in colour."""
+    sentence = click.style(head, fg=look, bold=bold) + clean(text)
+    for line in wrap(sentence, width_of(sys.stderr), "  "):
+        click.echo(line, err=True, color=colour())
 
 
 def colour() -> bool | None:
@@ -104,4 +123,4 @@ def envelope(command: str, data: Mapping[str, Any], exit_code: int = 0, errors: 
 
 def warn(text: str) -> None:
     """A warning on stderr."""
-    click.echo(click.style("warning: ", fg="yellow") + clean(text), err=True, color=colour())
+    say("warning: ", text, "yellow")

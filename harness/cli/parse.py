@@ -16,6 +16,7 @@ from harness.cli.output import CommandResult
 from harness.errors import BadInputError, NotFoundError, NotPermittedError
 from harness.logs import LogReading, read_chunks, unreadable
 from harness.render.loads import loads_text
+from harness.render.tables import Verbatim
 from harness.text import clean
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ def cli(log: str, unread: bool) -> CommandResult:
         message, hint = unreadable(reading)
         failure = BadInputError(message, hint=hint, code="no-load")
     if unread:
-        return CommandResult(data=data, text=lambda: lines, notes=tuple(lines) if as_json() else (), failure=failure)
+        return CommandResult(
+            data=data, text=lambda: map(Verbatim, lines), notes=tuple(lines) if as_json() else (), failure=failure
+        )
     return CommandResult(data=data, text=partial(loads_text, reading.loads) if failure is None else tuple, failure=failure)
 
 

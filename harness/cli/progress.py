@@ -160,7 +160,7 @@ def _line_so_far(found: dict[int, int]) -> str:
     from harness.fit.batch_fit import fit_line
 
     line = fit_line([(float(context), float(total)) for context, total in found.items()])
-    return f"= {format_size(line.start)} + {line.slope / KIB:.3f} KiB a token"
+    return f"= {format_size(line.start)} + {line.slope / KIB:.3f} KiB/token"
 
 
 def watcher(quiet: bool) -> PlainProgress:

@@ -2,78 +2,164 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
-from harness.model.calibration import Calibration
+from harness.model.calibration import PARTS_UNKNOWN, Calibration
 from harness.model.record import LoadRequest
 from harness.prediction.allocation import Allocation
 from harness.render.style import paint
-from harness.text import clean
-from harness.units import format_size
+from harness.render.tables import Column, Drawn, Fields, Table, Verbatim
+from harness.text import clean, counted, written
+from harness.units import format_size, format_slope, format_sum, from_gib
 
 
-def planned(model: str, loads: Sequence[LoadRequest], artifact: str) -> Iterator[str]:
+def planned(model: str, loads: Sequence[LoadRequest], artifact: str) -> Iterator[str | Drawn]:
     """What a calibration would load and write."""
-    yield f"would load {clean(model)}:"
-    for load in loads:
-        batch = "the engine's batch" if load.num_batch is None else f"batch {load.num_batch}"
-        yield f"  {load.context:>7} tokens at {batch}"
-    yield f"and write {clean(artifact)}"
+    yield f"would load {clean(model)} {counted(len(loads), 'time')}:"
+    rows = [
+        (f"{load.context:,} tokens", "the engine's batch" if load.num_batch is None else f"batch {load.num_batch:,}")
+        for load in loads
+    ]
+    yield Table((Column(""), Column("", right=False)), rows, indent=2)
+    yield f"would write {clean(artifact)}"
 
 
-def shown(calibration: Calibration) -> Iterator[object]:
-    """One calibration as a panel."""
-    from harness.render.tables import calibration_panel
+def shown(calibration: Calibration, key: str | None = None) -> Iterator[str | Drawn]:
+    """One calibration: its line, what base is made of, quality and speeds. ``key``: its id with the variant."""
+    yield paint(written(key or calibration.id), "cyan", bold=True)
+    yield Fields(tuple((name, clean(value)) for name, value in _facts(calibration)))
+    yield from (paint(f"  note: {clean(note)}", "yellow") for note in calibration.metadata.quality.notes)
 
-    yield calibration_panel(calibration, calibration.id)
+
+def _facts(calibration: Calibration) -> Iterator[tuple[str, str]]:
+    metadata, constants = calibration.metadata, calibration.constants
+    quality, model = metadata.quality, metadata.model
+    yield "base", _base(calibration)
+    yield "KV cache", format_slope(constants.kv_cache_gb_per_10k)
+    yield "compute", format_slope(constants.compute_gb_per_10k)
+    yield "valid to", f"{quality.valid_to:,} tokens"
+    yield "model", " · ".join(str(part) for part in (model.name, model.architecture, model.quantization) if part)
+    yield "engine", f"{calibration.engine} {metadata.engine.version or '(version unknown)'} on {devices_of(calibration)}"
+    yield "settings", _settings(calibration)
+    if metadata.kv_blocks is not None:
+        blocks = metadata.kv_blocks
+        fixed = f" and {blocks.fixed} per sequence" if blocks.fixed else ""
+        yield "KV blocks", f"{format_size(blocks.bytes)} for {blocks.size} tokens × {blocks.per_block}{fixed}"
+    if metadata.weights == "header":
+        origin = "" if metadata.source is None else f", read from {metadata.source.address}"
+        yield "weights", f"zeros: only the header was there{origin}"
+    yield "quality", _quality(calibration)
+    yield "loads", " · ".join(f"{load.context:,}: {size_of(load.total_gb)}" for load in quality.loads)
+    yield "speed", _speed(calibration)
 
 
-def measured(calibration: Calibration, artifact: str, seconds: float) -> Iterator[object]:
+def _base(calibration: Calibration) -> str:
+    pieces = calibration.metadata.breakdown_gb
+    if pieces.weights is None:
+        return f"{size_of(calibration.constants.base_vram_gb)} ({PARTS_UNKNOWN})"
+    named = {
+        "weights": pieces.weights, "fixed cache": pieces.fixed_cache, "compute": pieces.compute, "overhead": pieces.overhead,
+    }  # fmt: skip
+    sizes = [None if size is None else from_gib(size) for size in named.values()]
+    *parts, total = format_sum(*sizes, 0)
+    made_of = " + ".join(f"{name} {size.removesuffix(' MiB')}" for name, size in zip(named, parts, strict=True))
+    return f"{total} = {made_of}"
+
+
+def _settings(calibration: Calibration) -> str:
+    settings = calibration.metadata.settings
+    if settings.sequences is not None:
+        dtype = settings.dtype or "dtype unknown"
+        return f"up to {counted(settings.sequences, 'sequence')} · {dtype} · KV {settings.kv_cache_type}"
+    batch = "the engine's batch" if settings.num_batch is None else f"batch {settings.num_batch:,}"
+    slots, flash = counted(settings.num_parallel, "slot"), settings.flash_attention or "unknown"
+    return f"{slots} · {batch} · KV {settings.kv_cache_type} · flash attention {flash}"
+
+
+def _quality(calibration: Calibration) -> str:
+    quality, meter = calibration.metadata.quality, calibration.metadata.machine.meter
+    error = "not measured" if quality.max_error is None else f"{quality.max_error:.3%} (worst load left out)"
+    spread = "" if quality.overhead_spread_gb is None else f" · overhead moves by {size_of(quality.overhead_spread_gb)}"
+    known = {"log": "logged, not measured", "import": "imported: the totals were measured by others"}
+    return f"error {error}{spread} · {known.get(meter, f'measured by {meter}')}"
+
+
+def _speed(calibration: Calibration) -> str:
+    speed, target = calibration.metadata.performance, calibration.metadata.machine.target
+    rates = (
+        (speed.prompt_tokens_per_s, "prompt"),
+        (speed.decode_tokens_per_s, "decode"),
+        (speed.host_decode_tokens_per_s if target == "gpu" else None, "decode on the host alone"),
+    )
+    return " · ".join(f"{value:,.1f} tokens/s {what}" for value, what in rates if value is not None) or "not measured"
+
+
+def devices_of(calibration: Calibration) -> str:
+    """The GPUs that a calibration was measured on, or the host's memory."""
+    machine = calibration.metadata.machine
+    unnamed = "a GPU that was not named" if machine.meter == "import" and machine.target == "gpu" else "host memory"
+    return clean(", ".join(gpu.name for gpu in machine.gpus) or unnamed)
+
+
+def size_of(gib: float | None) -> str:
+    """GiB of the artifact, for people."""
+    return "–" if gib is None else format_size(from_gib(gib))
+
+
+def measured(calibration: Calibration, key: str, artifact: str, seconds: float) -> Iterator[str | Drawn]:
     """A calibration that was just measured."""
-    yield from shown(calibration)
+    yield from shown(calibration, key)
     yield f"written  {clean(artifact)}  ({seconds:.0f} s)"
     top = calibration.metadata.quality.valid_to
-    yield paint("next     ", dim=True) + f"harness predict {clean(calibration.id)} --ctx {top}"
+    yield Verbatim(f"next     harness predict {shlex.quote(f'{written(key)}@{top}')}")
 
 
-def imported(calibration: Calibration, artifact: str) -> Iterator[object]:
+def imported(calibration: Calibration, key: str, artifact: str) -> Iterator[str | Drawn]:
     """A calibration that was just imported."""
-    yield from shown(calibration)
+    yield from shown(calibration, key)
     yield f"written  {clean(artifact)}"
 
 
-def listing(found: Sequence[tuple[str, Calibration]], root: str) -> Iterator[object]:
+#: Columns of a store's calibrations: what a variant differs in stays longest.
+_LISTED: Final = (
+    Column("id", right=False), Column("base"), Column("per token"), Column("valid to"), Column("error", rank=6),
+    Column("quantization", right=False, rank=2), Column("KV type", right=False, rank=1), Column("engine", right=False, rank=3),
+    Column("measured", right=False, rank=5), Column("weights", rank=7), Column("on", right=False, rank=4),
+)  # fmt: skip
+
+
+def listing(found: Sequence[tuple[str, Calibration]], root: str) -> Iterator[str | Drawn]:
     """The calibrations of a store, each with its id and variant."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from harness.render.tables import size_of
-
     if not found:
         yield f"no calibrations in {clean(root)}; make one with: harness calibrate"
         return
-    table = Table(header_style="dim", box=None, padding=(0, 2, 0, 0))
-    for name in ("id", "base", "KV / 10k tokens", "compute / 10k tokens", "valid to", "error", "measured on"):
-        table.add_column(name, justify="left" if name in ("id", "measured on") else "right")
-    for key, calibration in found:
-        metadata, constants = calibration.metadata, calibration.constants
-        error = metadata.quality.max_error
-        table.add_row(
-            Text(clean(key), style="bold"),
-            size_of(constants.base_vram_gb),
-            size_of(constants.kv_cache_gb_per_10k),
-            size_of(constants.compute_gb_per_10k),
-            f"{metadata.quality.valid_to:,}",
-            "–" if error is None else f"{error:.2%}",
-            Text(clean(", ".join(gpu.name for gpu in metadata.machine.gpus) or "host memory")),
-        )
-    yield table
+    yield Table(_LISTED, [_listed(key, calibration) for key, calibration in found])
 
 
-def catalog(engines: Mapping[str, Iterable[str]]) -> Iterator[str]:
+def _listed(key: str, calibration: Calibration) -> tuple[str, ...]:
+    metadata, constants = calibration.metadata, calibration.constants
+    error, weights = metadata.quality.max_error, metadata.breakdown_gb.weights
+    return (
+        paint(written(key), bold=True),
+        size_of(constants.base_vram_gb),
+        format_slope(constants.kv_cache_gb_per_10k + constants.compute_gb_per_10k),
+        f"{metadata.quality.valid_to:,}",
+        "–" if error is None else f"{error:.2%}",
+        clean(metadata.model.quantization or "–"),
+        clean(metadata.settings.kv_cache_type or "–"),
+        clean(metadata.engine.version or "–"),
+        metadata.calibrated_at[:10],
+        size_of(weights),
+        devices_of(calibration),
+    )
+
+
+def catalog(engines: Mapping[str, Iterable[str]]) -> Iterator[str | Drawn]:
     """The names of a catalog, and the engines that each is for."""
-    for name, known in engines.items():
-        yield f"{clean(name):<20} {', '.join(known)}"
+    columns = (Column("model", right=False), Column("engines", right=False))
+    yield Table(columns, [(clean(name), ", ".join(known)) for name, known in engines.items()])
 
 
 def allocation_remarks(allocation: Allocation, calibration: Calibration) -> str:

@@ -6,41 +6,36 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from harness.errors import ADVICE
+from harness.render.style import paint
+from harness.render.tables import Column, Drawn, Table, Verbatim
 from harness.text import clean
 from harness.units import format_size
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.text import Text
-
     from harness.serving.capacity import CapacityRow, Memory
 
 #: Cells of the bar that shows how much of the memory a model takes.
 _BAR: Final = 16
-_HEADS: Final = ("model", "engine", "largest context", "takes", "to spare", "tokens/s", "when full")
+_COLUMNS: Final = (
+    Column("model", right=False), Column("engine", right=False, rank=3), Column("largest context"), Column("takes"),
+    Column("to spare"), Column("tokens/s", rank=1), Column("when full", rank=2),
+)  # fmt: skip
+_HEADS: Final = tuple(column.head for column in _COLUMNS)
 
 
-def memory_table(memory: Memory) -> RenderableType:
+def memory_table(memory: Memory) -> Iterator[str | Drawn]:
     """A heading, a row for each model, and which models fit together."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     several = len({row.chosen.calibration.engine for row in memory.rows}) > 1
-    heads = [head for head in (*_HEADS[:3], "", *_HEADS[3:]) if several or head != "engine"]
-    for head in heads:
-        left = head in ("model", "engine", "")
-        table.add_column(
-            head, justify="left" if left else "right", no_wrap=head != "model", overflow="fold", min_width=len(head)
-        )
+    columns = (*_COLUMNS[:3], Column("", right=False, rank=4), *_COLUMNS[3:])
+    rows = []
     for row in memory.rows:
         name, engine, context, *rest = cells(row)
         colour = "red" if row.largest_context == 0 else "green" if _whole(row) else "yellow"
-        middle = [Text(engine, style="dim")] if several else []
-        table.add_row(Text(name, style="bold"), *middle, Text(context, style=colour), _bar(row, memory), *rest)
-    lines: list[RenderableType] = [Text(heading(memory), style="bold cyan"), table]
-    return Group(*lines, *(Text(line, style="dim") for line in notes(memory)))
+        middle = (paint(engine, dim=True) if several else "", paint(context, colour), _bar(row, memory))
+        rows.append((paint(name, bold=True), *middle, *rest))
+    yield paint(heading(memory), "cyan", bold=True)
+    yield Table(columns, rows)
+    yield from (paint(line, dim=True) for line in notes(memory))
 
 
 def heading(memory: Memory) -> str:
@@ -93,17 +88,14 @@ def _rate(speed: float | None) -> str:
     return "–" if speed is None else f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}"
 
 
-def _bar(row: CapacityRow, memory: Memory) -> Text:
+def _bar(row: CapacityRow, memory: Memory) -> str:
     """Weights, then what the context adds, of the memory that is free."""
-    from rich.text import Text
-
     taken, free = row.verdict.required_bytes, memory.available_bytes
     if not free or taken is None:
-        return Text("")
+        return ""
     full = min(round(_BAR * taken / free), _BAR)
     solid = min(round(_BAR * (row.weights_bytes or 0) / free), full)
-    bar = Text("█" * solid, style="blue")
-    return bar.append("▓" * (full - solid), style="cyan").append("░" * (_BAR - full), style="dim")
+    return paint("█" * solid, "blue") + paint("▓" * (full - solid), "cyan") + paint("░" * (_BAR - full), dim=True)
 
 
 def notes(memory: Memory) -> list[str]:
@@ -141,13 +133,13 @@ def memory_markdown(memory: Memory) -> str:
     return "\n".join([f"**{heading(memory)}**", "", *table, *(["", *(f"- {note}" for note in below)] if below else [])])
 
 
-def plan_text(memories: Sequence[Memory], root: str, *, markdown: bool) -> Iterator[object]:
+def plan_text(memories: Sequence[Memory], root: str, *, markdown: bool) -> Iterator[str | Drawn]:
     """Each memory with what fits it, as a table or as Markdown."""
     if not memories:
         yield f"no calibrations in {clean(root)}; make one with: harness calibrate"
     elif markdown:
-        yield "\n\n".join(memory_markdown(one) for one in memories)
+        yield Verbatim("\n\n".join(memory_markdown(one) for one in memories))
     else:
         for number, one in enumerate(memories):
             yield from ([""] if number else [])
-            yield memory_table(one)
+            yield from memory_table(one)

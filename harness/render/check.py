@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Final
 
 from harness.render.reasons import explained
@@ -35,14 +34,9 @@ def describe(check: Check, *, explain: bool = False) -> list[str]:
 
 
 def styled(one: Assessment) -> str:
-    """The verdict of one model, its first words in the verdict's colour; wrapped where a terminal has a width."""
+    """The verdict of one model, its first words in the verdict's colour."""
     text = clean(sentence(one))
     words = next(head for head in _HEADS if text.startswith(head))
-    if sys.stdout.isatty():
-        import shutil
-        import textwrap
-
-        text = textwrap.fill(text, max(shutil.get_terminal_size().columns - 4, 40), subsequent_indent="  ")
     return paint(words, _COLOURS[one.verdict], bold=True) + text[len(words) :]
 
 

@@ -9,7 +9,9 @@ import msgspec
 
 from harness.prediction.drift import Change, Drift, Figure, sentence, sentences
 from harness.render.style import paint
-from harness.text import clean
+from harness.render.tables import Column, Drawn, Table
+from harness.text import clean, written
+from harness.units import format_size, format_slope, from_gib
 
 if TYPE_CHECKING:
     from harness.maintain.diff import Pair
@@ -23,6 +25,9 @@ _WORDS: Final = {
     "added": ("added", "cyan"),
     "removed": ("removed", "red"),
 }
+
+
+_MOVED: Final = (Column("", right=False), Column("old"), Column("new"), Column("", rank=1), Column("error", rank=2))
 
 
 def status_of(pair: Pair) -> str:
@@ -88,31 +93,44 @@ def document(pair: Pair) -> dict[str, Any]:
     }
 
 
-def pairs_text(found: Sequence[Pair], names: tuple[str, str] | None = None) -> Iterator[object]:
+def pairs_text(found: Sequence[Pair], names: tuple[str, str] | None = None) -> Iterator[str | Drawn]:
     """Each calibration: what moved, by how much, and what that means; ``names`` of both sides, where there may be none."""
-    from rich.table import Table
-    from rich.text import Text
-
     if not found and names is not None:
         yield f"no calibrations in {clean(names[0])} and {clean(names[1])}"
     for pair in found:
         word, colour = _WORDS[status_of(pair)]
-        yield Text.assemble((clean(pair.key), "bold"), "  ", (word, colour))
+        yield f"{paint(written(pair.key), bold=True)}  {paint(word, colour)}"
         if pair.drift is None:
             continue
         for line in headline(pair.drift.changes):
-            yield Text(f"  {line}", style="dim")
+            yield paint(f"  {line}", dim=True)
         if pair.drift.moved:
-            table = Table(header_style="dim", box=None, padding=(0, 2, 0, 0))
-            table.add_column("", no_wrap=True)
-            for name in ("old", "new", "", "error"):
-                table.add_column(name, justify="right")
-            for figure in pair.drift.moved:
-                error = "" if figure.tolerance is None else f"± {show(figure.tolerance)}"
-                table.add_row(Text(f"  {clean(figure.name)}"), show(figure.old), show(figure.new), percent(figure), error)
-            yield table
+            yield Table(_MOVED, [figure_cells(figure) for figure in pair.drift.moved], indent=2)
         for line in effects_of(pair):
-            yield Text(f"  {line}", style="bold")
+            yield paint(f"  {line}", bold=True)
+
+
+def figure_cells(figure: Figure) -> tuple[str, str, str, str, str]:
+    """Name, old, new, how far it moved, and the measurement error, in the form that the figure has everywhere."""
+    shown = [figure_text(figure, one) for one in (figure.old, figure.new, figure.tolerance)]
+    error = "" if figure.tolerance is None else f"± {shown[2]}"
+    return clean(figure_name(figure)), shown[0], shown[1], percent(figure), error
+
+
+def figure_text(figure: Figure, value: object) -> str:
+    """A value of a figure in its unit: a size, KiB/token, or as it is."""
+    if isinstance(value, int | float) and figure.name.endswith("_gb_per_10k"):
+        return format_slope(value)
+    if isinstance(value, int | float) and figure.name.endswith("_gb"):
+        return format_size(from_gib(value))
+    return show(value)
+
+
+def figure_name(figure: Figure) -> str:
+    """What people call a figure of the artifact."""
+    where, _, name = figure.name.rpartition(" ")
+    plain = name.removesuffix("_per_10k").removesuffix("_gb").removesuffix("_vram").replace("kv_cache", "KV cache")
+    return " ".join(filter(None, (where, plain.replace("_", " ") if name != plain else name)))
 
 
 def described(pair: Pair) -> tuple[str, tuple[str, ...]]:
@@ -123,7 +141,8 @@ def described(pair: Pair) -> tuple[str, tuple[str, ...]]:
 
 
 def _moved(drift: Drift) -> tuple[str, ...]:
-    return tuple(f"{clean(one.name)}: {show(one.old)} → {show(one.new)} {percent(one)}".rstrip() for one in drift.moved)
+    rows = map(figure_cells, drift.moved)
+    return tuple(f"{name}: {old} → {new} {moved_by}".rstrip() for name, old, new, moved_by, _ in rows)
 
 
 def merged_text(found: Sequence[Merged]) -> Iterator[str]:
@@ -155,7 +174,7 @@ def survey_text(targets: Sequence[SurveyedCalibration], only_stale: bool) -> Ite
         yield "no calibrations"
 
 
-def outcomes_text(outcomes: Sequence[Recalibration], total: int, only_stale: bool) -> Iterator[object]:
+def outcomes_text(outcomes: Sequence[Recalibration], total: int, only_stale: bool) -> Iterator[str | Drawn]:
     """What each calibration that was measured again has become, of ``total``."""
     if not outcomes:
         yield f"nothing is stale in {total} calibrations" if only_stale else "no calibrations"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from harness.render.drift import effects_of, percent, show, status_of
+from harness.render.drift import effects_of, figure_cells, show, status_of
 from harness.text import clean
+from harness.units import format_size, format_slope, from_gib
 
 if TYPE_CHECKING:
     from harness.maintain.diff import Pair
@@ -72,9 +73,8 @@ def _moved(pair: Pair) -> list[str]:
         lines += [*(f"- {escape(line)}" for line in effects), ""]
     lines += ["| figure | before | after | moved by | measurement error |", "|---|---:|---:|---:|---:|"]
     for figure in pair.drift.moved:
-        error = "" if figure.tolerance is None else f"± {show(figure.tolerance)}"
-        cells = [escape(figure.name), escape(show(figure.old)), escape(show(figure.new)), percent(figure), error]
-        lines.append(f"| {' | '.join(cells)} |")
+        name, old, new, moved_by, error = figure_cells(figure)
+        lines.append(f"| {' | '.join((escape(name), escape(old), escape(new), moved_by, error))} |")
     return [*lines, "", *_trust(pair), ""]
 
 
@@ -101,6 +101,6 @@ def _constants(calibration: Calibration | None) -> str:
         return ""
     constants = calibration.constants
     return (
-        f"base {show(constants.base_vram_gb)} GiB, KV {show(constants.kv_cache_gb_per_10k)} and "
-        f"compute {show(constants.compute_gb_per_10k)} GiB per 10,000 tokens"
+        f"base {format_size(from_gib(constants.base_vram_gb))}, KV cache {format_slope(constants.kv_cache_gb_per_10k)}, "
+        f"compute {format_slope(constants.compute_gb_per_10k)}"
     )

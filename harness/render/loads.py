@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from harness.logs.hints import missing
 from harness.model.facts import LoadFacts
-from harness.text import clean
+from harness.render.tables import Column, Drawn, Table
+from harness.text import clean, counted
 from harness.units import KIB, format_size
 
+_PARTS: Final = ("weights", "kv_cache", "recurrent", "compute", "output", "projector", "lora")
+_COLUMNS: Final = (
+    Column("device", right=False),
+    Column("kind", right=False, rank=1),
+    *(Column({"kv_cache": "KV cache", "lora": "LoRA"}.get(part, part)) for part in _PARTS),
+)
 
-def loads_text(loads: Sequence[LoadFacts]) -> Iterator[object]:
+
+def loads_text(loads: Sequence[LoadFacts]) -> Iterator[str | Drawn]:
     """Each load in the log's order."""
     for number, facts in enumerate(loads, 1):
         yield from _load(number, facts)
@@ -18,10 +27,7 @@ def loads_text(loads: Sequence[LoadFacts]) -> Iterator[object]:
         yield "no load of a model is in this log"
 
 
-def _load(number: int, facts: LoadFacts) -> Iterator[object]:
-    from rich.table import Table
-    from rich.text import Text
-
+def _load(number: int, facts: LoadFacts) -> Iterator[str | Drawn]:
     state = "failed" if facts.failed else "complete" if facts.complete else "incomplete"
     layers = "" if facts.layers_total is None else f" · {facts.layers_offloaded}/{facts.layers_total} layers on GPU"
     yield (
@@ -33,7 +39,8 @@ def _load(number: int, facts: LoadFacts) -> Iterator[object]:
     )
     yield (
         clean(
-            f"  {facts.model or 'model unknown'} · {facts.context_cells or '–'} cells · {facts.parallel or '–'} slots · "
+            f"  {facts.model or 'model unknown'} · "
+            f"{_counted(facts.context_cells, 'cell')} · {_counted(facts.parallel, 'slot')} · "
             f"batch {facts.num_batch or '–'} · KV {facts.kv_cache_type or '–'} · flash attention {facts.flash_attention or '–'}"
         )
     )
@@ -46,15 +53,17 @@ def _load(number: int, facts: LoadFacts) -> Iterator[object]:
     if facts.failure:
         yield (clean(f"  {facts.failure}"))
     if facts.devices:
-        table = Table(box=None, padding=(0, 2, 0, 2), header_style="dim")
-        parts = ("weights", "kv_cache", "recurrent", "compute", "output", "projector", "lora")
-        for name in ("device", "kind", *parts):
-            table.add_column(name.replace("_", " "), justify="left" if name in ("device", "kind") else "right")
-        for name, device in facts.devices.items():
-            table.add_row(Text(clean(name)), device.kind, *(format_size(getattr(device, f"{part}_bytes")) for part in parts))
-        yield table
+        rows = [
+            (clean(name), device.kind, *(format_size(getattr(device, f"{part}_bytes")) for part in _PARTS))
+            for name, device in facts.devices.items()
+        ]
+        yield Table(_COLUMNS, rows, indent=2)
     for note in notes(facts):
         yield (clean(f"  {note}"))
+
+
+def _counted(number: int | None, what: str) -> str:
+    return counted(number, what) if number else f"– {what}s"
 
 
 def notes(facts: LoadFacts) -> Iterator[str]:
@@ -66,9 +75,9 @@ def notes(facts: LoadFacts) -> Iterator[str]:
         a_token = cache.total_bytes / ((cache.cells or 1) * cache.streams)
         others = sum(one.total_bytes for one in facts.caches) - cache.total_bytes
         beside = f", and {format_size(others)} in window and draft caches" if others else ""
-        yield f"KV cache: {a_token / KIB:.3f} KiB a token{beside}"
+        yield f"KV cache: {a_token / KIB:.3f} KiB/token{beside}"
     elif cells and (size := facts.total("kv_cache_bytes")):
-        yield f"KV cache: about {size / cells / KIB:.3f} KiB a token"
+        yield f"KV cache: about {size / cells / KIB:.3f} KiB/token"
     if host := facts.total("weights_bytes", "host"):
         mapped = facts.fully_offloaded and "CPU_Mapped" in facts.devices
         yield f"weights on the host: {format_size(host)}" + (

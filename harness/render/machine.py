@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.render.style import paint
+from harness.render.tables import Drawn, Hanging
 from harness.text import clean
 
 if TYPE_CHECKING:
@@ -16,15 +17,15 @@ if TYPE_CHECKING:
 _MARKS: Final = {"ok": ("ok", "green"), "note": ("note", "yellow"), "missing": ("missing", "red")}
 
 
-def findings(found: Sequence[Finding], settings: Mapping[str, tuple[Any, str]]) -> Iterator[str]:
+def findings(found: Sequence[Finding], settings: Mapping[str, tuple[Any, str]]) -> Iterator[str | Drawn]:
     """What works and what does not, then each setting and where it comes from."""
     for finding in found:
         word, colour = _MARKS[finding.state]
-        yield f"{paint(f'{word:>9}', colour)}  {finding.subject}: {clean(finding.text)}"
+        yield Hanging(f"{paint(f'{word:>9}', colour)}  {finding.subject}: {clean(finding.text)}", 11)
         if finding.hint:
             yield f"{'':>9}  {paint(clean(finding.hint), dim=True)}"
     for key, (value, origin) in sorted(settings.items()):
-        yield f"  setting  {key} = {clean(str(value))}  ({clean(origin)})"
+        yield Hanging(f"  setting  {key} = {clean(str(value))}  ({clean(origin)})", 11)
 
 
 def overhead(found: DriverOverhead) -> Iterator[str]:
@@ -32,11 +33,11 @@ def overhead(found: DriverOverhead) -> Iterator[str]:
     yield f"{clean(found.gpu)}: the driver takes {found.overhead_gb:.3f} GiB beyond what {clean(found.engine)} logs"
 
 
-def leftovers(survey: Survey, *, removed: bool) -> Iterator[str]:
+def leftovers(survey: Survey, *, removed: bool) -> Iterator[str | Drawn]:
     """What harness has left, and what became of it; ``removed``: the user asked for that."""
     for item in survey.items:
         word = "removed" if item.removed else item.state.replace("-", " ")
-        yield f"{word:>9}  {item.kind} {clean(item.name)}"
+        yield Hanging(f"{word:>9}  {item.kind} {clean(item.name)}", 11)
         yield f"{'':>9}  {paint(clean(item.why), dim=True)}"
     if survey.docker is not None:
         yield f"no containers were looked for: {clean(survey.docker)}"

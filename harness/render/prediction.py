@@ -5,18 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from harness.prediction.memory import Prediction
-from harness.units import format_size
+from harness.render.style import paint
+from harness.render.tables import Column, Drawn, Table
+from harness.text import counted, written
+from harness.units import format_size, format_sum
 
 
-def prediction_text(prediction: Prediction, name: str, with_memory: Mapping[str, object] | None) -> Iterator[object]:
+def prediction_text(prediction: Prediction, name: str, with_memory: Mapping[str, object] | None) -> Iterator[str | Drawn]:
     """Memory by part, speeds, and the verdict with so much memory free."""
-    from harness.render.tables import prediction_table
-
-    slots = f" × {prediction.num_parallel} slots" if prediction.num_parallel > 1 else ""
-    yield prediction_table(prediction, f"{name} at {prediction.context:,} tokens{slots}")
+    slots = f" × {counted(prediction.num_parallel, 'slot')}" if prediction.num_parallel > 1 else ""
+    yield paint(f"{written(name)} at {counted(prediction.context, 'token')}{slots}", bold=True)
+    yield Table((Column("", right=False), Column("")), _parts(prediction), indent=2)
     yield from _speeds(prediction)
     if with_memory is not None:
         yield _sentence(with_memory)
+
+
+def _parts(prediction: Prediction) -> list[tuple[str, str]]:
+    sizes = {
+        "weights": prediction.weights_bytes, "fixed cache": prediction.fixed_cache_bytes,
+        "context cache": prediction.context_cache_bytes, "compute": prediction.compute_bytes,
+        "overhead": prediction.overhead_bytes,
+    }  # fmt: skip
+    if prediction.weights_bytes is None:
+        rows, total = [], format_size(prediction.total_bytes)
+    else:
+        *parts, total = format_sum(*sizes.values(), prediction.total_bytes)
+        rows = list(zip(sizes, parts, strict=True))
+    bound = [] if prediction.uncertainty_bytes is None else [("good to", f"± {format_size(prediction.uncertainty_bytes)}")]
+    return [*rows, (paint("total", bold=True), paint(total, bold=True)), *bound]
 
 
 def _speeds(prediction: Prediction) -> list[str]:

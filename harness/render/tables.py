@@ -1,146 +1,179 @@
-"""Calibrations and predictions as text that one likes to look at."""
+"""Tables, labelled fields and sentences as lines of text for a screen of any width, and for pipes.
+
+What is drawn is plain text with colours as :func:`harness.render.style.paint` has them. A width of ``None`` is that of a pipe:
+nothing is wrapped or left out, and each item is one line.
+"""
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Final
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import Final, Protocol
 
-from harness.model.calibration import PARTS_UNKNOWN, Calibration
-from harness.prediction.memory import Prediction
-from harness.text import clean
-from harness.units import format_size, from_gib, gib
+import msgspec
 
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+from harness.render.style import paint
 
-
-#: Columns where there is no terminal to ask.
-PIPE_WIDTH: Final = 110
-
-
-def console(stderr: bool = False) -> Console:
-    """A console that draws colours only on terminals and never wraps files at 80 columns by accident."""
-    from rich.console import Console
-
-    class PlainConsole(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # as everywhere; rich alone would end with 1
-
-    stream = sys.stderr if stderr else sys.stdout
-    return PlainConsole(stderr=stderr, highlight=False, width=None if stream.isatty() else PIPE_WIDTH)
+_COLOUR: Final = re.compile(r"\x1b\[[0-9]*m")
+_GAP: Final = 2
+#: Values that say nothing: a column of them is not drawn.
+_NOTHING: Final = frozenset({"", "–"})
+#: A label leaves its value at least so many columns, else the value stands below it.
+_LEAST_VALUE: Final = 24
 
 
-def size_of(gib: float | None) -> str:
-    """GiB of the artifact, for people."""
-    return "–" if gib is None else format_size(from_gib(gib))
+class Drawn(Protocol):
+    """What can be drawn at a width, in columns."""
+
+    def lines(self, width: int | None) -> Iterator[str]:
+        """The lines."""
+        ...
 
 
-def calibration_panel(calibration: Calibration, title: str) -> RenderableType:
-    """Constants, what base is made of, quality and speeds of one calibration."""
-    from rich.console import Group
-    from rich.panel import Panel
-    from rich.table import Table
-    from rich.text import Text
-
-    metadata, constants = calibration.metadata, calibration.constants
-    grid = Table.grid(padding=(0, 3))
-    grid.add_column(style="bold")
-    grid.add_column(justify="right", style="cyan")
-    grid.add_column(style="dim")
-    grid.add_row("base_vram_gb", f"{constants.base_vram_gb:.6f}", size_of(constants.base_vram_gb))
-    grid.add_row(
-        "kv_cache_gb_per_10k",
-        f"{constants.kv_cache_gb_per_10k:.6f}",
-        f"{from_gib(constants.kv_cache_gb_per_10k) / 10000 / 1024:.3f} KiB a token",
-    )
-    grid.add_row(
-        "compute_gb_per_10k",
-        f"{constants.compute_gb_per_10k:.6f}",
-        f"{from_gib(constants.compute_gb_per_10k) / 10000 / 1024:.3f} KiB a token",
-    )
-    parts = Table(box=None, padding=(0, 2, 0, 0), show_header=True, header_style="dim")
-    for name in ("weights", "fixed cache", "compute", "overhead"):
-        parts.add_column(name, justify="right")
-    pieces = metadata.breakdown_gb
-    parts.add_row(size_of(pieces.weights), size_of(pieces.fixed_cache), size_of(pieces.compute), size_of(pieces.overhead))
-    known: tuple[RenderableType, ...] = (Text("base is made of", style="dim"), parts)
-    parts_shown: tuple[RenderableType, ...] = (Text(PARTS_UNKNOWN, style="yellow"),) if pieces.weights is None else known
-    lines: list[RenderableType] = [grid, Text(""), *parts_shown, Text("")]
-    lines += _details(calibration)
-    heading = f"[bold]{clean(title).replace('[', chr(92) + '[')}[/]"
-    return Panel(Group(*lines), title=heading, title_align="left", border_style="green", expand=False, padding=(1, 2))
+def columns_of(text: str) -> int:
+    """The columns that a text takes on a terminal: wide characters (Unicode UAX 11) take two, colours none."""
+    text = _COLOUR.sub("", text)
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text
+    )  # fmt: skip
 
 
-def _details(calibration: Calibration) -> list[RenderableType]:
-    from rich.table import Table
-    from rich.text import Text
-
-    metadata = calibration.metadata
-    quality, speed, model = metadata.quality, metadata.performance, metadata.model
-    grid = Table.grid(padding=(0, 3))
-    grid.add_column(style="dim")
-    grid.add_column(overflow="fold")
-    described = " · ".join(str(part) for part in (model.name, model.architecture, model.quantization) if part)
-    unnamed = (
-        "a GPU that was not named" if metadata.machine.meter == "import" and metadata.machine.target == "gpu" else "host memory"
-    )
-    gpus = ", ".join(gpu.name for gpu in metadata.machine.gpus) or unnamed
-    engine = f"{calibration.engine} {metadata.engine.version or '(version unknown)'}"
-    error = "not measured" if quality.max_error is None else f"{quality.max_error:.3%} (worst load left out)"
-    grid.add_row("model", Text(clean(described)))
-    grid.add_row("engine", Text(clean(f"{engine} on {gpus}")))
-    settings = metadata.settings
-    slots = f"{settings.num_parallel} slot{'s' if settings.num_parallel > 1 else ''}"
-    flash = settings.flash_attention or "unknown"
-    chosen = f"{slots} · batch {settings.num_batch} · KV {settings.kv_cache_type} · flash attention {flash}"
-    if settings.sequences is not None:
-        chosen = f"up to {settings.sequences} sequences · {settings.dtype or 'dtype unknown'} · KV {settings.kv_cache_type}"
-    grid.add_row("settings", Text(clean(chosen)))
-    if metadata.kv_blocks is not None:
-        blocks = metadata.kv_blocks
-        fixed = f" and {blocks.fixed} a sequence" if blocks.fixed else ""
-        grid.add_row("KV blocks", Text(f"{size_of(gib(blocks.bytes))} for {blocks.size} tokens × {blocks.per_block}{fixed}"))
-    spread = "" if quality.overhead_spread_gb is None else f" · overhead moves by {size_of(quality.overhead_spread_gb)}"
-    known = {"log": "logged, not measured", "import": "imported: the totals were measured by others"}
-    meter = known.get(metadata.machine.meter, f"measured by {metadata.machine.meter}")
-    if metadata.weights == "header":
-        where = "" if metadata.source is None else f", read from {metadata.source.address}"
-        grid.add_row("weights", Text(clean(f"zeros: only the header was there{where}")))
-    grid.add_row("quality", Text(f"error {error}{spread} · {meter}"))
-    grid.add_row("points", Text(" · ".join(f"{load.context:,}: {size_of(load.total_gb)}" for load in quality.loads)))
-    grid.add_row("valid to", Text(f"{quality.valid_to:,} tokens"))
-    rates = [
-        f"{value:.1f} tokens/s {what}"
-        for value, what in (
-            (speed.prompt_tokens_per_s, "prompt"),
-            (speed.decode_tokens_per_s, "decode"),
-            (speed.host_decode_tokens_per_s if metadata.machine.target == "gpu" else None, "decode on the host alone"),
-        )
-        if value is not None
-    ]
-    grid.add_row("speed", Text(" · ".join(rates) or "not measured"))
-    out: list[RenderableType] = [grid]
-    return [*out, *(Text(f"note: {clean(note)}", style="yellow") for note in quality.notes)]
+def wrap(text: str, width: int | None, indent: str = "") -> Iterator[str]:
+    """A sentence in lines of at most ``width`` columns, broken at spaces alone; ``indent`` stands before all but the first."""
+    if "\n" in text:
+        for one in text.split("\n"):
+            yield from wrap(one, width, indent)
+        return
+    bare = _COLOUR.sub("", text)
+    start = bare[: len(bare) - len(bare.lstrip(" "))]
+    if width is None or columns_of(text) <= width:
+        yield text
+        return
+    line = ""
+    for word in text.split():
+        if line and columns_of(line) + 1 + columns_of(word) > width:
+            yield line
+            line = start + indent + word
+        else:
+            line = f"{line} {word}" if line else start + word
+    yield line
 
 
-def prediction_table(prediction: Prediction, title: str) -> RenderableType:
-    """Memory by part."""
-    from rich.table import Table
-    from rich.text import Text
+class Hanging(msgspec.Struct, frozen=True):
+    """A sentence whose further lines begin ``indent`` columns from the left."""
 
-    table = Table(header_style="dim", box=None, padding=(0, 2, 0, 0))
-    table.add_column(Text(clean(title), style="bold"), no_wrap=True)
-    table.add_column("memory", justify="right")
-    rows = (
-        ("weights", prediction.weights_bytes),
-        ("fixed cache", prediction.fixed_cache_bytes),
-        ("context cache", prediction.context_cache_bytes),
-        ("compute", prediction.compute_bytes),
-        ("overhead", prediction.overhead_bytes),
-    )
-    for name, size in rows:
-        table.add_row(name, format_size(size))
-    table.add_section()
-    bound = "" if prediction.uncertainty_bytes is None else f" ± {format_size(prediction.uncertainty_bytes)}"
-    table.add_row("[bold]total[/]", f"[bold]{format_size(prediction.total_bytes)}[/]{bound}")
-    return table
+    text: str
+    indent: int
+
+    def lines(self, width: int | None) -> Iterator[str]:
+        """One line, or as many as the width asks for."""
+        start = len(self.text) - len(self.text.lstrip(" "))
+        yield from wrap(self.text, width, " " * (self.indent - start))
+
+
+class Verbatim(msgspec.Struct, frozen=True):
+    """Text that is copied, such as a command line or a file: no line is broken."""
+
+    text: str
+
+    def lines(self, width: int | None) -> Iterator[str]:
+        """The text as it is."""
+        yield self.text
+
+
+class Fields(msgspec.Struct, frozen=True):
+    """Labels and their values, one below the other; a value is wrapped beside its label, or below it where little room is."""
+
+    rows: tuple[tuple[str, str], ...]
+    indent: int = 2
+
+    def lines(self, width: int | None) -> Iterator[str]:
+        """A line or more for each label."""
+        start = " " * self.indent
+        label = max((columns_of(name) for name, _ in self.rows), default=0) + _GAP
+        for name, value in self.rows:
+            if width is None or width - self.indent - label >= min(_LEAST_VALUE, columns_of(value)):
+                first, *rest = wrap(value, None if width is None else width - self.indent - label)
+                yield start + paint(_padded(name, label), dim=True) + first
+                yield from (start + " " * label + line for line in rest)
+            else:
+                yield start + paint(name, dim=True)
+                yield from wrap(f"{start}  {value}", width)
+
+
+class Column(msgspec.Struct, frozen=True):
+    """A column: its heading, whether it is of figures, and which is left out first where room is short.
+
+    The highest ``rank`` goes first; rank 0 never does.
+    """
+
+    head: str
+    right: bool = True
+    rank: int = 0
+
+
+class Table(msgspec.Struct, frozen=True):
+    """Rows under headings; where the columns of rank 0 alone have no room, records: the first cell of a row, then fields."""
+
+    columns: tuple[Column, ...]
+    rows: Sequence[tuple[str, ...]]
+    indent: int = 0
+
+    def lines(self, width: int | None) -> Iterator[str]:
+        """The table, or its rows as records."""
+        shown = self._shown(width)
+        if shown is None:
+            yield from self._records(width)
+            return
+        start, widths = " " * self.indent, self._widths()
+        if any(self.columns[index].head for index in shown):
+            heads = [_aligned(self.columns[index].head, widths[index], self.columns[index].right) for index in shown]
+            yield start + paint((" " * _GAP).join(heads).rstrip(), dim=True)
+        for row in self.rows:
+            cells = [_aligned(row[index], widths[index], self.columns[index].right) for index in shown]
+            yield (start + (" " * _GAP).join(cells)).rstrip()
+
+    def _widths(self) -> list[int]:
+        return [
+            max([columns_of(column.head), *(columns_of(row[index]) for row in self.rows)])
+            for index, column in enumerate(self.columns)
+        ]
+
+    def _shown(self, width: int | None) -> list[int] | None:
+        """The columns that have room, by their numbers; ``None`` where the indispensable ones have not."""
+        widths = self._widths()
+        said = [
+            index
+            for index in range(len(self.columns))
+            if index == 0 or any(_COLOUR.sub("", row[index]) not in _NOTHING for row in self.rows)
+        ]
+        while width is not None and self.indent + sum(widths[index] + _GAP for index in said) - _GAP > width:
+            last = max(said, key=lambda index: (self._rank(index), index))
+            if not self.columns[last].rank:
+                return None
+            said.remove(last)
+        return said
+
+    def _rank(self, index: int) -> int:
+        """A column that says the same of every row is left out before those that tell rows apart."""
+        rank = self.columns[index].rank
+        alike = len(self.rows) > 1 and len({row[index] for row in self.rows}) == 1
+        return rank + 100 if rank and alike else rank
+
+    def _records(self, width: int | None) -> Iterator[str]:
+        for row in self.rows:
+            yield from wrap(" " * self.indent + row[0], width)
+            named = zip(self.columns[1:], row[1:], strict=True)
+            fields = tuple((one.head, cell) for one, cell in named if one.head and _COLOUR.sub("", cell) not in _NOTHING)
+            yield from Fields(fields, self.indent + 2).lines(width)
+
+
+def _aligned(text: str, width: int, right: bool) -> str:
+    return " " * (width - columns_of(text)) + text if right else _padded(text, width)
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - columns_of(text))

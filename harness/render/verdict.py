@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.prediction.verdict import Verdict
-from harness.units import format_size
+from harness.text import counted, written
+from harness.units import format_size, format_sum
 
 if TYPE_CHECKING:
     from harness.serving.check import Assessment
@@ -13,11 +14,11 @@ if TYPE_CHECKING:
 
 def title(one: Assessment) -> str:
     """What is judged: model, context, slots, and where."""
-    slots = f" × {one.request.num_parallel} slots" if one.request.num_parallel > 1 else ""
-    text = f"{one.request.model} at {one.request.context:,} tokens{slots}"
+    slots = f" × {counted(one.request.num_parallel, 'slot')}" if one.request.num_parallel > 1 else ""
+    text = f"{one.request.model} at {counted(one.request.context, 'token')}{slots}"
     if one.chosen is not None:
         variant = f"@{one.chosen.variant}" if one.chosen.variant else ""
-        text += f" · {one.chosen.calibration.id}{variant} · {where(one)}"
+        text += f" · {written(one.chosen.calibration.id)}{variant} · {where(one)}"
     return text
 
 
@@ -102,26 +103,31 @@ def _size(size: int | None) -> str:
 def _need(verdict: Verdict) -> str:
     if len(verdict.devices) > 1:
         return _need_each(verdict)
-    keeps = f" and keeps {_size(verdict.reserve_bytes)} free" if verdict.reserve_bytes else ""
-    spare = verdict.margin_bytes or 0
-    outcome = f"short by {_size(verdict.short_bytes)}" if verdict.short_bytes else f"{_size(spare)} to spare"
+    need, reserve, margin, free = _sum(verdict.required_bytes, verdict.reserve_bytes, verdict.available_bytes)
+    keeps = f" and keeps {reserve} free" if verdict.reserve_bytes else ""
+    outcome = f"short by {margin}" if verdict.short_bytes else f"{margin} to spare"
     if verdict.tight:
         outcome += f", and the prediction is good to {_size(verdict.uncertainty_bytes)}: it may fit or not"
     outcome += "."
-    free = f"{_size(verdict.available_bytes)} are"
+    free = f"{free} are"
     if not keeps:
         free += " free" if verdict.basis == "gpu" else " available"
     where_short = " The machine would swap, or end the engine." if verdict.basis == "host" and verdict.short_bytes else ""
-    return f"needs {_size(verdict.required_bytes)}{keeps}, {free}: {outcome}{where_short}"
+    return f"needs {need}{keeps}, {free}: {outcome}{where_short}"
+
+
+def _sum(required: int | None, reserve: int | None, available: int | None) -> tuple[str, str, str, str]:
+    """What is needed, kept free, missing or to spare, and free: figures that add up as printed."""
+    margin = (available or 0) - (required or 0) - (reserve or 0)
+    need, keeps, rest, free = format_sum(required or 0, reserve or 0, margin, available or 0)
+    return need, keeps, rest.removeprefix("-"), free
 
 
 def _need_each(verdict: Verdict) -> str:
     """What every device holds; the one that is short by its name."""
-    each = "; ".join(
-        f"{one.name} {_size(one.required_bytes)} and {_size(one.reserve_bytes)} kept free, of {_size(one.available_bytes)}"
-        for one in verdict.devices
-    )
-    short = [f"{one.name} is short by {_size(one.short_bytes)}" for one in verdict.devices if one.short_bytes]
+    sums = [(one, *_sum(one.required_bytes, one.reserve_bytes, one.available_bytes)) for one in verdict.devices]
+    each = "; ".join(f"{one.name} {need} and {keeps} kept free, of {free}" for one, need, keeps, _, free in sums)
+    short = [f"{one.name} is short by {margin}" for one, _, _, margin, _ in sums if one.short_bytes]
     least = min(verdict.devices, key=lambda one: one.available_bytes - one.required_bytes - one.reserve_bytes)
     outcome = ", ".join(short) or f"{_size(verdict.margin_bytes)} to spare on {least.name}"
     if verdict.tight:

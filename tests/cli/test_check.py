@@ -50,7 +50,7 @@ def test_the_warning_stands_on_standard_output_without_colours(run: Command, tmp
     store_of(tmp_path / "store", made_up())
     done = run("check", "made-up@65536", HARNESS_AVAILABLE="5632")
     assert done.returncode == 3
-    assert "WARNING: CPU OFFLOAD LIKELY: needs 6.2 GiB and keeps 1.0 GiB free" in done.stdout
+    assert "WARNING: CPU OFFLOAD LIKELY: needs 6,331.0 MiB and keeps 1,024.0 MiB free" in done.stdout
     assert "\x1b" not in done.stdout
     uncalibrated = run("check", "nobody@8192")
     assert uncalibrated.returncode == 4

@@ -53,8 +53,8 @@ def test_two_files_that_differ_end_with_6_and_say_what_it_means(tmp_path: Path) 
     (tmp_path / "b.yaml").write_text(to_yaml(NEW))
     done = harness(tmp_path, "diff", "a.yaml", "b.yaml")
     assert done.exit_code == 6
-    assert "overhead_gb" in done.stdout
-    assert "weights_gb" not in done.stdout
+    assert "  overhead" in done.stdout
+    assert "  weights" not in done.stdout
     assert "largest context on a 6 GiB card: 22,528 → 4,608" in done.stdout
     assert harness(tmp_path, "diff", "a.yaml", "a.yaml").exit_code == 0
 
@@ -109,7 +109,7 @@ def test_a_pull_request_text_leads_with_what_a_maintainer_decides_from(tmp_path:
     lines = done.stdout.splitlines()
     assert lines[0] == "**1 of 2 calibrations that were measured again moved beyond the measurement error**"
     assert "- largest context on a 6 GiB card: 22,528 → 4,608" in lines
-    assert "| overhead\\_gb | 0.292969 | 0.792969 | +170.7 % | ± 0.004207 |" in lines
+    assert "| overhead | 300.0 MiB | 812.0 MiB | +170.7 % | ± 4.3 MiB |" in lines
     assert "- llama-server/kept (engine b1 → b2)" in lines
 
 

@@ -50,7 +50,7 @@ def test_a_terminal_keeps_each_load_with_the_line_so_far_and_drops_the_live_line
     assert isinstance(watch, Live)
     act(watch)
     drawn = terminal.getvalue()
-    assert "= 100.0 MiB + 4.000 KiB a token" in drawn
+    assert "= 100.0 MiB + 4.000 KiB/token" in drawn
     assert "\x1b[31mup" not in drawn
     assert drawn.rstrip().endswith("\x1b[2K")  # the live line is wiped at the end
 
@@ -105,7 +105,7 @@ def test_a_log_gets_one_line_for_each_thing_that_happened(capsys: pytest.Capture
         "[1/3] load 4096 tokens",
         "      4,096 tokens at batch 512  116.0 MiB",
         "[2/3] load [8192] tokens",
-        "      8,192 tokens at batch 512  132.0 MiB  = 100.0 MiB + 4.000 KiB a token",
+        "      8,192 tokens at batch 512  132.0 MiB  = 100.0 MiB + 4.000 KiB/token",
         "[3/3] load 16384 tokens",
         "  timing",
         "     16,384 tokens at batch 512   90.0 MiB  (only 3 of 4 layers are on the GPU)",

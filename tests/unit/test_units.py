@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from harness.units import GIB, MIB, format_size, pad_cells, parse_size
+from harness.units import GIB, MIB, format_size, format_slope, format_sum, pad_cells, parse_size
 
 
 @pytest.mark.parametrize(
@@ -37,7 +39,23 @@ def test_nonsense_is_refused(text: str) -> None:
 def test_an_unknown_size_is_not_zero() -> None:
     assert format_size(None) == "–"
     assert format_size(0) == "0.0 MiB"
-    assert format_size(1536 * MIB) == "1.50 GiB"
+
+
+def test_sizes_below_ten_gib_are_in_mib_as_drivers_have_them() -> None:
+    assert format_size(1536 * MIB) == "1,536.0 MiB"
+    assert format_size(12 * GIB) == "12.00 GiB"
+
+
+@given(st.lists(st.integers(-(64 << 30), 64 << 30), min_size=1, max_size=6))
+def test_figures_add_up_as_printed(sizes: list[int]) -> None:
+    *parts, total = (float(text.removesuffix(" MiB").replace(",", "")) for text in format_sum(*sizes, sum(sizes)))
+    assert sum(parts) == pytest.approx(total, abs=1e-6)
+    assert all(abs(part * MIB - size) <= MIB for part, size in zip(parts, sizes, strict=True))
+
+
+def test_a_slope_has_one_form() -> None:
+    assert format_slope(28 * 1024 * 10_000 / GIB) == "28.000 KiB/token"
+    assert format_slope(None) == "–"
 
 
 def test_cells_come_in_steps_of_256() -> None:

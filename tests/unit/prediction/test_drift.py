@@ -157,7 +157,7 @@ def test_a_drift_says_what_it_means_for_common_cards() -> None:
     grown = fit_record(run_with((records.OVERHEAD,) * 3, slope=records.KV_PER_TOKEN))
     same = fit_record(run_with((records.OVERHEAD,) * 3))
     said = sentences(compare(same, grown).effects, "gpu")
-    assert any(text.startswith("memory at 131,072 tokens: ") and "(+3.50 GiB)" in text for text in said)
+    assert any(text.startswith("memory at 131,072 tokens: ") and "(+3,584.0 MiB)" in text for text in said)
     assert any(text.startswith("largest context on an 8 GiB card: ") and text.endswith("→ 48,128") for text in said), said
     # Where the context does not change (nothing fits, or everything), nothing is said.
     assert not any("on a 4 GiB card" in text or "on a 48 GiB card" in text for text in said)

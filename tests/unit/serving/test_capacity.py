@@ -83,7 +83,7 @@ def test_the_command_prints_a_table_markdown_and_json(run: Command, tmp_path: Pa
     table = run("plan", "--available", "12GiB")
     assert table.returncode == 0
     assert "a card · 12.0 GiB free" in table.stdout
-    assert "together at 8,192: one + two (9.2 GiB)" in table.stdout
+    assert "together at 8,192: one + two (9,414.0 MiB)" in table.stdout
     markdown = run("plan", "--available", "12GiB", "--markdown").stdout
     assert "| one | llama-server | 131,072 |" in markdown
     (memory,) = json.loads(run("plan", "--available", "12GiB", "--json").stdout)["data"]["memories"]
