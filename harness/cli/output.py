@@ -78,7 +78,7 @@ def show(items: Iterable[str | Drawn]) -> None:
     """Print sentences and what is drawn on standard output, in the width that it has."""
     width = width_of(sys.stdout)
     for item in items:
-        for line in wrap(item, width) if isinstance(item, str) else item.lines(width):
+        for line in wrap(item, width, "  ") if isinstance(item, str) else item.lines(width):
             click.echo(line, color=colour())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -25,20 +24,7 @@ _NAMES: Final = {
 
 
 def tuning_text(found: Tuned) -> Iterator[str]:
-    """The lines of ``tune``, wrapped where a terminal has a width."""
-    if not sys.stdout.isatty():
-        yield from _lines(found)
-        return
-    import shutil
-    import textwrap
-
-    width = max(shutil.get_terminal_size().columns, 40)
-    for line in _lines(found):
-        indent = " " * (len(line) - len(line.lstrip()) + 2)
-        yield textwrap.fill(line, width, subsequent_indent=indent)
-
-
-def _lines(found: Tuned) -> Iterator[str]:
+    """The lines of ``tune``."""
     tuning, best = found.tuning, found.tuning.best
     free = " + ".join(format_size(one, 1) for one in tuning.available)
     yield paint(clean(f"{found.model} · {found.chosen.calibration.id} · {free} free"), bold=True)

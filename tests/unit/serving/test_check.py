@@ -96,11 +96,11 @@ def test_what_is_no_size_is_a_usage_error(text: str) -> None:
 def test_the_sentence_says_what_is_short_and_what_would_fit(tmp_path: Path) -> None:
     (one,) = ask(store_of(tmp_path, made_up()), "made-up@65536", available=(round(5.5 * GIB),)).models
     text = sentence(one)
-    assert one.verdict is not None
+    assert one.details is not None
     assert text.startswith(
         "WARNING: CPU OFFLOAD LIKELY: needs 6,331.0 MiB and keeps 1,024.0 MiB free, 5,632.0 MiB are: short by 1,723.0 MiB."
     )
-    assert f"{one.verdict.layers_offloaded} of 29 layers stay on the GPU, about " in text
+    assert f"{one.details.layers_offloaded} of 29 layers stay on the GPU, about " in text
     assert text.endswith(" tokens/s instead of 60. Largest context that fits: 4,608.")
 
 
