@@ -127,9 +127,9 @@ def judge(name: str, build: str, calibration: Calibration, record: Record, defau
     error = metadata.quality.max_error
     problems = []
     if abs(kv / KV_PER_TOKEN - 1) > SLOPE:
-        problems.append(f"the KV cache takes {kv / KIB:.4f} KiB a token, not {KV_PER_TOKEN / KIB:.4f}")
+        problems.append(f"the KV cache takes {kv / KIB:.4f} KiB/token, not {KV_PER_TOKEN / KIB:.4f}")
     if abs(compute - law) > SLOPE * 10 * law:
-        problems.append(f"compute grows by {compute / KIB:.4f} KiB a token, not {law / KIB:.4f}")
+        problems.append(f"compute grows by {compute / KIB:.4f} KiB/token, not {law / KIB:.4f}")
     if window is None or abs(from_gib(window) - WINDOW) > KIB:
         problems.append(f"the window's cache is {window} GiB, not {WINDOW / MIB:.1f} MiB")
     if error is None or error > ERROR:
@@ -193,7 +193,7 @@ def table(rows: list[Row]) -> str:
         return "–" if value is None else f"{value / unit:.{digits}f}"
 
     heads = (
-        "engine", "build", "base, MiB", "KV, KiB a token", "window, MiB", "compute, KiB a token", "flash attention", "error",
+        "engine", "build", "base, MiB", "KV, KiB/token", "window, MiB", "compute, KiB/token", "flash attention", "error",
         "log by default",
     )  # fmt: skip
     rule = ("---", "---", *["---:"] * 4, "---", "---:", "---")

@@ -42,7 +42,7 @@ from harness.units import GIB, MIB, TOKENS_PER_UNIT, gib
 
 #: Largest relative error of a left-out load before a run is refused.
 MAX_ERROR: Final = 0.01
-#: Architectures whose caches hold latents (MLA). Without flash attention, a copy of the values (1 KiB a token) hides below the
+#: Architectures whose caches hold latents (MLA). Without flash attention, a copy of the values (1 KiB/token) hides below the
 #: batch's activations up to some context, which depends on the batch, and comes on top from there (llama.cpp b10434).
 LATENT_ATTENTION: Final = frozenset({"deepseek2"})
 

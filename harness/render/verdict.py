@@ -77,8 +77,8 @@ def _host(verdict: Verdict) -> str:
     if verdict.basis == "host" or required is None:
         return ""
     if verdict.host_short_bytes:
-        short = f"short by {_size(verdict.host_short_bytes)}: the machine would swap, or end the engine"
-        return f"Host memory: needs {_size(required)}, {_size(available)} are available: {short}."
+        need, _, margin, free = _sum(required, None, available)
+        return f"Host memory: needs {need}, {free} are available: short by {margin}: the machine would swap, or end the engine."
     if verdict.layers_offloaded == verdict.layers_total and not verdict.layers_overflowing:
         return ""
     of = "" if available is None else f" of {_size(available)} available"
