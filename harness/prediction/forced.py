@@ -17,9 +17,10 @@ from harness.prediction.devices import DeviceVerdict
 from harness.prediction.host import host_bytes
 from harness.prediction.layout import DevicePart
 from harness.prediction.memory import Prediction, predict
+from harness.prediction.one_memory import decode_speed
 from harness.prediction.placement import Compute, Layers, Placed, layers_of, of_devices
 from harness.prediction.rules import Rules
-from harness.prediction.verdict import Verdict, decode_speed, judge, largest_where, named, unknown
+from harness.prediction.verdict import Verdict, judge, largest_where, named, unknown
 from harness.units import format_size, gib
 
 #: ``--gpu-layers all``: more than any model has.

@@ -15,7 +15,7 @@ import msgspec
 from harness.model.calibration import Calibration, Placement, SplitCompute
 from harness.model.record import LoadRequest
 from harness.prediction.layout import DevicePart, Fraction, Layout, refit
-from harness.prediction.memory import Prediction, predict
+from harness.prediction.memory import Prediction
 from harness.prediction.rules import Rules
 from harness.units import from_gib
 
@@ -101,19 +101,44 @@ def _caches(kinds: str | None, count: int, needed: Prediction) -> tuple[float, .
     return tuple(one + other for one, other in parts)
 
 
-def place(
-    calibration: Calibration, context: int, num_parallel: int, budget: int, num_batch: int | None, rules: Rules
-) -> Placed | None:
-    """Which layers stay when the model may take ``budget`` bytes of its GPU (overhead included).
+class Placer:
+    """Where the layers of a model at one context go, for any budget: what a layout holds is worked out once.
 
-    ``None`` where the number of layers is not known.
+    ``sizes`` are the bytes of the layouts that were looked at: the budgets at which another one begins are among them.
     """
-    needed = predict(calibration, context, num_parallel, num_batch=num_batch)
-    layers = layers_of(calibration, needed, rules)
-    if layers is None:
-        return None
-    compute = Compute(calibration.metadata.placement, layers, context, needed.compute_bytes or 0)
-    return _fill(layers, compute, budget - (needed.overhead_bytes or 0))
+
+    def __init__(self, calibration: Calibration, needed: Prediction, rules: Rules) -> None:
+        self._layers = layers_of(calibration, needed, rules)
+        self._overhead = needed.overhead_bytes or 0
+        self.sizes: dict[Layout, float] = {}
+        self._placed: dict[Layout, Placed] = {}
+        if self._layers is not None:
+            placement, compute = calibration.metadata.placement, needed.compute_bytes or 0
+            self._compute = Compute(placement, self._layers, needed.context, compute)
+
+    def place(self, budget: int) -> Placed | None:
+        """Which layers stay when the model may take ``budget`` bytes of its GPU (overhead included) and not all fit.
+
+        ``None`` where the number of layers is not known.
+        """
+        layers = self._layers
+        if layers is None:
+            return None
+        # All experts on the host is a state that the engine tries too: only what it tried last is asked to be above the budget.
+        target = budget - self._overhead
+        layout = refit((DevicePart(layers.total),), (target,), self._held, experts=any(layers.experts))
+        if layout not in self._placed:
+            self._placed[layout] = placed_on(layers, layout)
+        return self._placed[layout]
+
+    def _held(self, layout: Layout) -> list[float]:
+        if layout not in self.sizes:
+            assert self._layers is not None  # noqa: S101 - place() has looked
+            part, compute = layout[0], self._compute
+            whole = part.layers == self._layers.total and part.partial
+            work = compute.without_experts() if whole else compute.split(part.layers)
+            self.sizes[layout] = sum(of_devices(self._layers, layout)[0]) + work
+        return [self.sizes[layout]]
 
 
 class Compute:
@@ -169,20 +194,6 @@ def interpolate(rows: Sequence[SplitCompute], context: int) -> float:
             break
     value = left[1] + (right[1] - left[1]) * (context - left[0]) / (right[0] - left[0])
     return max(value, min(size for _, size in points) if context < points[0][0] else 0.0)
-
-
-def _fill(layers: Layers, compute: Compute, budget: float) -> Placed:
-    """What is on one GPU after the engine found that not everything fits."""
-    total, moe = layers.total, any(layers.experts)
-
-    def held(layout: Layout) -> list[float]:
-        part = layout[0]
-        work = compute.without_experts() if part.layers == total and part.partial else compute.split(part.layers)
-        return [sum(of_devices(layers, layout)[0]) + work]
-
-    # All experts on the host is a state that the engine tries too: only what it tried last is asked to be above the budget.
-    layout = refit((DevicePart(total),), (budget,), held, experts=moe)
-    return placed_on(layers, layout)
 
 
 class OnDevice(NamedTuple):

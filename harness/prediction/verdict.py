@@ -13,7 +13,7 @@ from harness.model.calibration import Calibration
 from harness.prediction.devices import Arranged, DeviceVerdict, arrange
 from harness.prediction.host import host_bytes
 from harness.prediction.memory import Prediction, predict
-from harness.prediction.placement import Placed, place
+from harness.prediction.one_memory import OneMemory, decode_speed, layers_total
 from harness.prediction.rules import Reason, Rules, Sized, Spread
 from harness.units import CELL_PADDING
 
@@ -149,13 +149,10 @@ class _Memory(NamedTuple):
             raise UnknownVerdictError(f"calibrated on {_devices(measured_on)}, to be judged on one device")
         return spread
 
-    def _needed(self, context: int, free: int) -> Prediction:
-        batch = self.rules.batch(self.calibration, context, self.num_parallel, free)
-        return predict(self.calibration, context, self.num_parallel, num_batch=batch)
-
     def _arrange(self, context: int, spread: Spread) -> tuple[Prediction, Arranged]:
         free = tuple(self.available[card] for card in spread.cards)
-        needed = self._needed(context, sum(free))
+        batch = self.rules.batch(self.calibration, context, self.num_parallel, sum(free))
+        needed = predict(self.calibration, context, self.num_parallel, num_batch=batch)
         names = [self.names[card] for card in spread.cards]
         return needed, arrange(self.calibration, needed, spread, free, names, self.rules)
 
@@ -180,49 +177,38 @@ class _Memory(NamedTuple):
 
     def _judge_one(self, context: int, spread: Spread) -> Verdict:
         card = spread.cards[0]
-        free, rule = self.available[card], self.rules.placement(self.calibration)
-        needed = self._needed(context, free)
-        reserve, doubt = rule.reserve_of(needed.overhead_bytes), needed.uncertainty_bytes
-        margin = free - needed.total_bytes - reserve
-        spills, placed = margin < doubt, None
-        if spills and not self.on_host:
-            batch = self.rules.batch(self.calibration, context, self.num_parallel, free)
-            placed = place(self.calibration, context, self.num_parallel, free - reserve, batch, self.rules)
-        total = placed.total if placed else _layers(self.calibration)
-        layers = (placed.offloaded, placed.overflowing) if placed else (None, None) if spills or self.on_host else (total, 0)
+        free = self.available[card]
+        found = OneMemory(self.calibration, context, self.num_parallel, self.rules).at(free)
         one = DeviceVerdict(
             name=self.names[card],
-            required_bytes=needed.total_bytes,
-            reserve_bytes=reserve,
+            required_bytes=found.needed.total_bytes,
+            reserve_bytes=found.reserve,
             available_bytes=free,
-            short_bytes=max(-margin, 0),
-            layers=layers[0],
+            short_bytes=max(found.needed.total_bytes + found.reserve - free, 0),
+            layers=found.layers[0],
         )
         warnings: tuple[str, ...] = ()
-        if rule.estimates:
+        if self.rules.placement(self.calibration).estimates:
             engine = f"{self.rules.title} {self.calibration.metadata.engine.version}"
             warnings = (f"{engine} places layers by its own estimate, which is often above what it then takes",)
         return _verdict(
-            self.calibration, needed, "offload" if spills else "fits", _Figures.of((one,)),
-            uncertainty=doubt,
-            tight=-doubt <= margin < doubt,
+            self.calibration, found.needed, "offload" if found.spills else "fits", _Figures.of((one,)),
+            uncertainty=found.needed.uncertainty_bytes,
+            tight=found.tight,
             max_context=self.largest(),
-            layers=(total, *layers),
-            decode=decode_speed(self.calibration, placed) if placed or not spills else None,
+            layers=(found.layers_total, *found.layers),
+            decode=found.decode,
             warnings=warnings,
             devices=() if self.on_host else (one,),
             reasons=spread.reasons,
-            host=host_bytes(self.calibration, needed, placed),
+            host=host_bytes(self.calibration, found.needed, found.placed),
         )  # fmt: skip
 
     def _fits(self, context: int) -> bool:
         spread = self.spread(context)
         if len(spread.cards) > 1:
             return self._arrange(context, spread)[1].fits
-        free = self.available[spread.cards[0]]
-        needed = self._needed(context, free)
-        reserve = self.rules.placement(self.calibration).reserve_of(needed.overhead_bytes)
-        return needed.total_bytes + needed.uncertainty_bytes + reserve <= free
+        return OneMemory(self.calibration, context, self.num_parallel, self.rules).fits(self.available[spread.cards[0]])
 
     def largest(self) -> int:
         """The largest context that fits. Raises UnknownVerdictError where it cannot be said."""
@@ -249,7 +235,7 @@ def largest_where(calibration: Calibration, fits: Callable[[int], bool]) -> int:
 
 def _sized(calibration: Calibration, needed: Prediction, sized: Sized, rules: Rules) -> Verdict:
     """An engine that offloads nothing starts with what it is given, or not at all."""
-    short, total = sized.short_bytes > 0, _layers(calibration)
+    short, total = sized.short_bytes > 0, layers_total(calibration)
     return _verdict(
         calibration, needed, "offload" if short else "fits", _Figures.of((sized,)),
         uncertainty=0,
@@ -273,7 +259,7 @@ def unknown(
         calibration, needed, "unknown", figures,
         uncertainty=needed.uncertainty_bytes if needed.within_range else None,
         max_context=largest_context(calibration, needed.num_parallel, available, rules),
-        layers=(_layers(calibration), None, None),
+        layers=(layers_total(calibration), None, None),
         reason=reason,
     )  # fmt: skip
 
@@ -343,26 +329,6 @@ def _verdict(
         reasons=reasons,
         host_required_bytes=host,
     )
-
-
-def _layers(calibration: Calibration) -> int | None:
-    """The repeating layers and the output."""
-    layers = calibration.metadata.model.layers
-    return None if layers is None else layers + 1
-
-
-def decode_speed(calibration: Calibration, placed: Placed | None) -> float | None:
-    """Tokens per second; the time of a token is the sum over what is on each side."""
-    performance = calibration.metadata.performance
-    fast, slow = performance.decode_tokens_per_s, performance.host_decode_tokens_per_s
-    if calibration.metadata.machine.target == "host":
-        return slow if fast is None else fast
-    if placed is None or placed.host_work == 0.0:
-        return fast
-    if not fast or not slow:
-        return None
-    seconds = (1.0 - placed.host_work) / fast + placed.host_work / slow
-    return round(1.0 / seconds, 2)
 
 
 def largest_context(calibration: Calibration, num_parallel: int, available: tuple[int, ...] | None, rules: Rules) -> int | None:

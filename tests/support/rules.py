@@ -8,7 +8,7 @@ from harness.engines.ollama.policy import estimated as ollama_estimate
 from harness.engines.registry import policy_of
 from harness.model.calibration import Calibration
 from harness.prediction import drift, placement, together, verdict
-from harness.prediction.memory import Prediction
+from harness.prediction.memory import Prediction, predict
 from harness.prediction.rules import Rule, Rules
 
 __all__ = [
@@ -57,7 +57,8 @@ def evicts_others(calibration: Calibration, context: int, num_parallel: int, ava
 def place(
     calibration: Calibration, context: int, num_parallel: int, budget: int, num_batch: int | None
 ) -> placement.Placed | None:
-    return placement.place(calibration, context, num_parallel, budget, num_batch, _rules(calibration))
+    needed = predict(calibration, context, num_parallel, num_batch=num_batch)
+    return placement.Placer(calibration, needed, _rules(calibration)).place(budget)
 
 
 def layers_of(calibration: Calibration, needed: Prediction) -> placement.Layers | None:
