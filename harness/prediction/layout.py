@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
@@ -106,9 +107,12 @@ def _back_to_front(total: int, targets: Sequence[float], memory: Memory, *, expe
     layout: Layout = tuple(DevicePart() for _ in targets)
     for device in range(last, -1, -1):
         full = 1 if device == last else 0  # the output layer, which is never partial
-        counts = range(total - sum(part.layers for part in layout) + 1)
-        parts = [DevicePart(count, max(count - full, 0) if experts else 0) for count in counts]
-        layout = _most([(*layout[:device], part, *layout[device + 1 :]) for part in parts], device, targets, memory)
+        before, after = layout[:device], layout[device + 1 :]
+
+        def filled(count: int, full: int = full, before: Layout = before, after: Layout = after) -> Layout:
+            return (*before, DevicePart(count, max(count - full, 0) if experts else 0), *after)
+
+        layout = _most(filled, total - sum(part.layers for part in layout), device, targets, memory)
     return layout
 
 
@@ -121,8 +125,7 @@ def _front_to_back(layout: Layout, targets: Sequence[float], memory: Memory) -> 
         if device > start or start == len(targets):
             break
         convertible = sum(part.partial for part in layout[start:])
-        candidates = [_converted(layout, device, start, count) for count in range(convertible + 1)]
-        layout = _most(candidates, device, targets, memory)
+        layout = _most(partial(_converted, layout, device, start), convertible, device, targets, memory)
         layout = _part_of_one_more(layout, device, start, targets, memory)
         start = next((one for one in range(max(start, device), len(targets)) if layout[one].partial), len(targets))
     return layout
@@ -159,23 +162,23 @@ def _part_of_one_more(layout: Layout, device: int, start: int, targets: Sequence
     return extended("attention") or layout
 
 
-def _most(candidates: Sequence[Layout], device: int, targets: Sequence[float], memory: Memory) -> Layout:
-    """The last candidate that fits on ``device``, found as the engine finds it: by false position.
+def _most(candidate: Callable[[int], Layout], high: int, device: int, targets: Sequence[float], memory: Memory) -> Layout:
+    """The last of the candidates 0 to ``high`` that fits on ``device``, found as the engine finds it: by false position.
 
     Where memory does not grow evenly, the first guesses decide.
     """
-    low, high, target = 0, len(candidates) - 1, targets[device]
-    most = memory(candidates[high])[device]
+    low, target = 0, targets[device]
+    most = memory(candidate(high))[device]
     if most <= target:
-        return candidates[high]
-    least = memory(candidates[low])[device]
+        return candidate(high)
+    least = memory(candidate(low))[device]
     while high - low > 1:
         room = most - least
         step = int((high - low) * (target - least) / room) if room > 0 and target >= least else high - low - 1
         guess = low + min(max(step, 1), high - low - 1)
-        held = memory(candidates[guess])[device]
+        held = memory(candidate(guess))[device]
         if held <= target:
             low, least = guess, held
         else:
             high, most = guess, held
-    return candidates[low]
+    return candidate(low)

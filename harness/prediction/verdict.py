@@ -78,6 +78,7 @@ def judge(
     *,
     extrapolate: bool = False,
     names: tuple[str, ...] | None = None,
+    search: bool = True,
 ) -> Verdict:
     """What the engine will do with a model at ``context`` tokens per slot.
 
@@ -90,6 +91,7 @@ def judge(
         rules: the engine's.
         extrapolate: also answer beyond the calibrated range, with a warning.
         names: of the devices; numbered by default.
+        search: also look for ``max_context``, which takes most of the time.
 
     Raises:
         ValueError: context or slots below one.
@@ -108,7 +110,7 @@ def judge(
         if metadata.machine.target == "host" and len(available) > 1:
             reason = f"calibrated in host memory, to be judged on {_devices(len(available))}"
             return unknown(calibration, needed, None, reason, rules)
-        return _Memory(calibration, num_parallel, available, named(available, names), rules).judge(context)
+        return _Memory(calibration, num_parallel, available, named(available, names), rules, search).judge(context)
     except UnknownVerdictError as error:
         return unknown(calibration, needed, available, error.message, rules)
 
@@ -129,6 +131,7 @@ class _Memory(NamedTuple):
     available: tuple[int, ...]
     names: tuple[str, ...]
     rules: Rules
+    search: bool = True
 
     @property
     def on_host(self) -> bool:
@@ -165,7 +168,7 @@ class _Memory(NamedTuple):
             self.calibration, needed, "fits" if found.fits else "offload", _Figures.of(devices),
             uncertainty=found.uncertainty_bytes,
             tight=found.tight,
-            max_context=self.largest(),
+            max_context=self.largest() if self.search else None,
             layers=(placed.total, placed.offloaded if known else None, placed.overflowing if known else None),
             decode=decode_speed(self.calibration, placed) if found.fits and measured_on == len(devices) else None,
             warnings=found.notes(self.rules.title, measured_on),
@@ -195,7 +198,7 @@ class _Memory(NamedTuple):
             self.calibration, found.needed, "offload" if found.spills else "fits", _Figures.of((one,)),
             uncertainty=found.needed.uncertainty_bytes,
             tight=found.tight,
-            max_context=self.largest(),
+            max_context=self.largest() if self.search else None,
             layers=(found.layers_total, *found.layers),
             decode=found.decode,
             warnings=warnings,
