@@ -30,6 +30,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "tune": ("tune", "The settings that make the most of a budget, or what would make a model fit."),
     "export": ("export", "Settings that fit, as Ollama, Compose, llama-swap, Kubernetes and others read them."),
     "serve": ("serve", "Check a model, start it clean, and run a command in front of it."),
+    "estimate": ("estimate", "What models would take that were not measured, from their headers."),
     "predict": ("predict", "Memory and speed of a calibrated model at a context."),
     "allocate": ("allocate", "The options with which vLLM starts with a context."),
     "show": ("show", "One calibration: constants, parts, quality, speeds."),

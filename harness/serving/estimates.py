@@ -108,7 +108,8 @@ def opened(name: str, found: Found | None = None) -> Iterator[Readable]:
     with open_client() as client:
         found = found or find(name, client)
         with header_only(found, client) as here:
-            begin = here.parts[0].open("rb").read(here.header.begin)
+            with here.parts[0].open("rb") as file:
+                begin = file.read(here.header.begin)
             size = sum(path.stat().st_size for path in here.parts)
             yield Readable(
                 name=here.name, header=here.header, path=here.parts[0], size=size, digest=here.digest,
@@ -136,9 +137,20 @@ def estimate(
 
 
 def estimate_of(
-    here: Readable, question: CheckRequest, store: Store, place: Place, wanted: CalibrationFilter, *, dry_runs: bool = True
-) -> CalibrationMatch | None:
+    here: Readable,
+    question: CheckRequest,
+    store: Store,
+    place: Place,
+    wanted: CalibrationFilter,
+    *,
+    dry_runs: bool = True,
+    weights_bytes: int | None = None,
+    input_share: float = 1.0,
+) -> CalibrationMatch:
     """The same of a header that was read.
+
+    ``weights_bytes`` are those of another quantisation of the model; ``input_share`` of its input embeddings, by the share that
+    they have in this one, are then taken to stay on the host.
 
     Raises:
         UntrustedError: nothing can be said: the header does not say what decides its memory, or it grows by no line.
@@ -146,6 +158,9 @@ def estimate_of(
     shape = shape_of(here.header)
     if shape is None:
         raise UntrustedError(f"the header of {here.name} does not say how its layers attend", code="no-shape")
+    if weights_bytes is not None:
+        inputs = round(input_share * shape.input_bytes * weights_bytes / max(shape.weights_bytes, 1))
+        shape = msgspec.structs.replace(shape, weights_bytes=weights_bytes, input_bytes=inputs)
     engine = wanted.engine or EMBEDDED
     subject = EstimatedModel(
         model=describe(here.header, here.name, here.digest), shape=shape, tensors=tensor_bytes(here.header),

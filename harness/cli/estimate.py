@@ -1,0 +1,52 @@
+"""``harness estimate``."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import click
+import msgspec
+
+from harness.cli.context import command, store_at
+from harness.cli.options import query_options, store_option
+from harness.cli.output import CommandResult
+from harness.options import QueryOptions, read_numbers
+
+
+@click.command()
+@click.argument("names", metavar="MODEL...", nargs=-1, required=True)
+@click.option("--ctx", metavar="N,N,…", default="8192,32768", show_default=True, help="Contexts, tokens per slot.")
+@click.option("--kv-cache-type", "kinds", metavar="T,T,…", default="f16", show_default=True, help="Types of the KV cache.")
+@query_options(
+    "num_parallel", "available", "gpu", "flash_attention", "engine",
+    available="A card with so much free, not this machine's memory.",
+    gpu="For this GPU: an index, a UUID, or the engine's name of it.",
+    flash_attention="Flash attention; auto: the engine's own choice.",
+    engine="Whose rules for batch and placement.",
+)  # fmt: skip
+@store_option
+@command
+def cli(names: tuple[str, ...], ctx: str, kinds: str, store: str | None, **given: Any) -> CommandResult:
+    """What models would take that were not measured, from their headers: a few megabytes of each are read.
+
+    MODEL is a .gguf file, an https address, hf.co/OWNER/REPO (every quantisation) or hf.co/OWNER/REPO:QUANTISATION, a name
+    of the catalog, or of Ollama's registry.
+    """
+    from harness.errors import UsageError
+    from harness.inventory.machine import LocalMachine
+    from harness.render.estimates import estimates_text
+    from harness.serving.calibration_lookup import CalibrationFilter
+    from harness.serving.estimate_table import estimates
+
+    query = QueryOptions.of(given)
+    try:
+        contexts = read_numbers(ctx)
+    except ValueError as error:
+        raise UsageError(f"--ctx: {error}") from error
+    types = tuple(QueryOptions(kv_cache_type=kind.strip()).kv_cache_type or "" for kind in kinds.split(","))
+    found = estimates(
+        names, store_at(store), LocalMachine(query.gpu), wanted=CalibrationFilter.of(query), contexts=contexts,
+        kv_cache_types=types, num_parallel=query.num_parallel, available=query.available,
+    )  # fmt: skip
+    return CommandResult(data=msgspec.to_builtins(found), text=partial(estimates_text, found))
