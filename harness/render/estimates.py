@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from harness.render.style import paint
+from harness.render.tables import Column, Drawn, Table
 from harness.text import clean
 from harness.units import format_size
 
@@ -14,35 +16,27 @@ if TYPE_CHECKING:
 _COLOURS = {"fits": "green", "offload": "red", "unknown": "yellow"}
 
 
-def estimates_text(found: EstimateTable) -> Iterator[object]:
+def estimates_text(found: EstimateTable) -> Iterator[str | Drawn]:
     """Rows of models, a column for each context, and the largest context that fits."""
-    from rich.table import Table
-    from rich.text import Text
-
     contexts = sorted({cell.context for row in found.rows for cell in row.contexts})
-    table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0))
-    table.add_column("model", overflow="fold", min_width=12)
-    table.add_column("KV")
-    table.add_column("file", justify="right", no_wrap=True)
-    for context in contexts:
-        table.add_column(f"at {context:,}", justify="right", no_wrap=True)
-    table.add_column("largest", justify="right", no_wrap=True)
+    columns = (
+        Column("model", right=False), Column("KV", right=False), Column("file", rank=len(contexts) + 1),
+        *(Column(f"at {context:,}", rank=len(contexts) - number) for number, context in enumerate(contexts)),
+        Column("largest context"),
+    )  # fmt: skip
+    rows = []
     for row in found.rows:
         if row.error is not None:
-            yield Text(f"{clean(row.name)}: {clean(row.error)}", style="red")
+            yield paint(clean(f"{row.name}: {row.error}"), "red")
             continue
-        by_context = {cell.context: cell for cell in row.contexts}
-        cells = []
-        for context in contexts:
-            cell = by_context.get(context)
-            text = "–" if cell is None else format_size(cell.required_bytes, 1)
-            cells.append(Text(text, style="" if cell is None else _COLOURS[cell.verdict]))
-        table.add_row(
-            Text(clean(row.name), style="bold"), row.kv_cache_type, format_size(row.file_bytes, 1), *cells, _largest(row)
+        cells = {cell.context: paint(format_size(cell.required_bytes, 1), _COLOURS[cell.verdict]) for cell in row.contexts}
+        sizes = [cells.get(context, "–") for context in contexts]
+        rows.append(
+            (paint(clean(row.name), bold=True), row.kv_cache_type, format_size(row.file_bytes, 1), *sizes, _largest(row))
         )
-    yield Text(_heading(found), style="bold cyan")
-    yield table
-    yield Text(_legend(found), style="dim")
+    yield paint(_heading(found), "cyan", bold=True)
+    yield Table(columns, rows)
+    yield paint(_legend(found), dim=True)
 
 
 def _largest(row: EstimateRow) -> str:
