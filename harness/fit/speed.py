@@ -145,11 +145,11 @@ def _host_gb(record: Record) -> float | None:
 
 
 def _set_compute(record: Record) -> tuple[SetCompute, ...]:
-    """What dry runs of splits over several devices say of each, by split; the middle of the MiB that its log names."""
+    """What dry runs of splits over several devices say of each, by split: to 0.01 MiB, else the middle of a whole MiB."""
     found: dict[tuple[tuple[int, ...], tuple[int, ...]], dict[int, tuple[float, ...]]] = {}
     for load in record.loads:
         rows = () if load.facts is None or load.facts.fit is None else load.facts.fit.rows
-        sizes = tuple(gib(row.compute_bytes + MIB // 2) for row in rows if row.free_bytes is not None)
+        sizes = tuple(gib(row.reserved_bytes or row.compute_bytes + MIB // 2) for row in rows if row.free_bytes is not None)
         asked = load.request
         if asked.split and len(asked.split) == len(sizes):
             found.setdefault((asked.split, asked.without_experts), {})[asked.context] = sizes

@@ -91,14 +91,17 @@ def _take(load: Building, device: str, what: str, size: dict[str, int | None]) -
     if len(load.reading) >= MANY:
         return
     remote = device.startswith("RPC") and _ADDRESS.fullmatch(what)
+    name = load.device(device, address=what) if remote else load.device(device)
+    reserved = sum(context.parts.get((name, "compute"), 0) for context in load.contexts())
     load.reading.append(
         FitRow(
-            device=load.device(device, address=what) if remote else load.device(device),
+            device=name,
             total_bytes=size["total"],
             free_bytes=size["free"],
             self_bytes=size["self"] or 0,
             model_bytes=size["model"] or 0,
             context_bytes=size["context"] or 0,
             compute_bytes=size["compute"] or 0,
+            reserved_bytes=reserved if reserved and reserved // MIB * MIB == size["compute"] else None,
         )
     )

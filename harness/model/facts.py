@@ -64,7 +64,10 @@ class CacheFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FitRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of llama.cpp's memory breakdown, bytes (integer MiB in the log, truncated)."""
+    """One row of llama.cpp's memory breakdown, bytes (integer MiB in the log, truncated).
+
+    ``reserved_bytes``: the same compute buffers to 0.01 MiB, where lines before the table name them.
+    """
 
     device: str
     total_bytes: int | None = None
@@ -73,6 +76,7 @@ class FitRow(msgspec.Struct, frozen=True, kw_only=True):
     model_bytes: int
     context_bytes: int
     compute_bytes: int
+    reserved_bytes: int | None = None
 
 
 class FitFacts(msgspec.Struct, frozen=True, kw_only=True):

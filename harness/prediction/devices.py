@@ -119,7 +119,7 @@ class _Held:
         parts = [sum(one) for one in of_devices(self.layers, layout)]
         if (known := self.known.of(layout)) is not None:
             sizes = [part + compute for part, (compute, _) in zip(parts, known, strict=True)]
-            compute_doubts = [MIB + less for _, less in known]
+            compute_doubts = [MIB / 2 + less for _, less in known]
         else:
             sizes = [part + compute for part, compute in zip(parts, self._law(layout), strict=True)]
             compute_doubts = [self.constant] * len(layout)
