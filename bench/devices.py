@@ -44,13 +44,14 @@ SIZES: Final = ((1.0, 1.0), (1.0, 0.5), (1.0, 1.0, 1.0), (0.5, 1.0, 1.0))
 #: What every remote device of the kind CPU says is free: all of the machine's memory (ggml-cpu.cpp).
 FREE: Final = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 _FREE: Final = re.compile(r"- (RPC\d+) \(.*:\s*(\d+) total,\s*(\d+) used,\s*(-?\d+) free vs\. target of\s*(\d+)")
-_PLACED: Final = re.compile(r"- (RPC\d+) \(.*:\s*(\d+) layers(?: \(\s*(\d+) overflowing\))?,\s*(\d+) MiB used")
+#: The options with which the engine would go on; experts that go to the next device are overrides too.
+_CHOSEN: Final = re.compile(r"^-c \d+ -ngl \d+ -ts (?P<split>[\d,]+)", re.MULTILINE)
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     """One set of cards: MiB that each may hold; ``used`` by the engine's first split, ``layers`` where it changed it.
 
-    ``full``: every layer is on a device; ``kept``: in the first split.
+    ``full``: nothing is on the host; ``kept``: in the first split.
     """
 
     model: str
@@ -96,11 +97,10 @@ def cases(engine: Path, ports: Sequence[int], model: Path, calibrations: Sequenc
         for budgets in budgets_of(used):
             targets = [FREE // MIB - one for one in budgets]
             text = decide(engine, ports, model, context, targets)
-            last = {row[0]: row[1:] for row in _PLACED.findall(text)}  # devices are filled from the last to the first
-            placed = [last.get(f"RPC{index}", ("0", "", "0")) for index in range(len(ports))]
-            kept = "no changes needed" in text
-            layers = () if kept else tuple(int(row[0]) for row in placed)
-            full = kept or (sum(layers) == total and not any(int(row[1] or 0) for row in placed))
+            kept, chosen = "no changes needed" in text, _CHOSEN.search(text)
+            split = () if kept or chosen is None else tuple(map(int, chosen["split"].split(",")))
+            layers = () if kept else (*split, *(0,) * (len(ports) - len(split)))
+            full = kept or (sum(layers) == total and "=CPU" not in text[chosen.start() if chosen else 0 :])
             for calibration, some in zip(calibrations, found, strict=True):
                 # The engine splits by what is free, which is alike on every one of these devices.
                 env = {"LLAMA_ARG_FIT_TARGET": ",".join(map(str, targets))}
