@@ -43,6 +43,7 @@ class LocalMachine:
     def __init__(self, gpu: str | None = None) -> None:
         self.gpu = gpu
         self._running: dict[EngineName, tuple[RunningServer, ...]] = {}
+        self._versions: dict[tuple[EngineName, str], str | None] = {}
         self._listed: dict[tuple[tuple[str, str], ...], tuple[LocalGpu, ...] | HarnessError] = {}
 
     def gpus_of(self, meter: MeterName, env: dict[str, str]) -> tuple[LocalGpu, ...] | HarnessError:
@@ -118,7 +119,10 @@ class LocalMachine:
         """The version that would run now, where that is known without starting anything."""
         if servers := self.running(calibration.engine):
             return servers[0].version
-        return version_here(calibration.engine, calibration.metadata.machine.sandbox)
+        where = calibration.engine, calibration.metadata.machine.sandbox
+        if where not in self._versions:
+            self._versions[where] = version_here(*where)
+        return self._versions[where]
 
 
 def residents(calibration: Calibration, proc: Path = Path("/proc")) -> tuple[ModelProcess, ...]:

@@ -80,6 +80,7 @@ def judge_as_asked(
     *,
     extrapolate: bool = False,
     names: tuple[str, ...] | None = None,
+    search: bool = True,
 ) -> Verdict:
     """:func:`harness.prediction.verdict.judge` with a placement that was asked for.
 
@@ -92,7 +93,7 @@ def judge_as_asked(
         asked = msgspec.structs.replace(
             calibration, metadata=msgspec.structs.replace(calibration.metadata, placement=placement)
         )
-    verdict = judge(asked, context, num_parallel, available, rules, extrapolate=extrapolate, names=names)
+    verdict = judge(asked, context, num_parallel, available, rules, extrapolate=extrapolate, names=names, search=search)
     needed = predict(calibration, context, num_parallel)
     title = rules.title
 

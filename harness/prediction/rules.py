@@ -6,6 +6,7 @@ The class below is llama.cpp's own rule (``common/fit.cpp``, b10434); engines th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Final
 
 import msgspec
@@ -60,6 +61,13 @@ class Reason(msgspec.Struct, frozen=True, kw_only=True):
     figures: dict[str, int] = {}
 
 
+class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that runs: its name, and bytes that it takes of each device, by name."""
+
+    name: str
+    on_devices: dict[str, int] = {}
+
+
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
     """Which of the devices an engine uses for a model, and how it lays layers over them.
 
@@ -111,9 +119,24 @@ class Rules:
         """The physical batch that it will take, of those measured; ``None`` where it takes one at every context."""
         return None
 
-    def evicts(self, calibration: Calibration, context: int, num_parallel: int, available: int, loaded: int) -> bool:
-        """Whether it ends one of ``loaded`` models before it starts this one."""
-        return False
+    def evicted(
+        self,
+        calibration: Calibration,
+        context: int,
+        num_parallel: int,
+        available: tuple[int, ...],
+        names: tuple[str, ...],
+        loaded: Sequence[LoadedModel],
+    ) -> tuple[Reason, ...]:
+        """Which of the models that are loaded it ends before it starts this one, and why: a reason each, in its order.
+
+        ``available`` is what is free on each device, with all of them loaded; ``loaded`` stands in the order in which they go.
+        """
+        return ()
+
+    def most_loaded(self, calibration: Calibration, devices: int) -> int | None:
+        """How many models it keeps loaded on so many devices; ``None``: as many as there is room for."""
+        return None
 
     def sized(self, calibration: Calibration, context: int, num_parallel: int, available: tuple[int, ...]) -> Sized | None:
         """What an instance takes, of an engine that offloads nothing to the host; ``None`` for one that places layers.

@@ -98,6 +98,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._listed: dict[Path, tuple[int, dict[str, list[str]]]] = {}
 
     def path_of(self, engine: str, model: str, variant: str | None = None) -> Path:
         """Where the artifact of a model is, whether it exists or not."""
@@ -178,21 +179,25 @@ class Store:
 
     def _variants(self, engine: str, stem: str) -> list[Path]:
         folder = self.root / engine
-        plain = folder / f"{stem}.yaml"
-        paths: list[Path] = []
         try:
-            paths += [plain] if plain.is_file() else []
-            prefix = f"{stem}@"
-            paths += sorted(
-                folder / entry.name
-                for entry in os.scandir(folder)
-                if entry.name.startswith(prefix) and entry.name.endswith(".yaml")
-            )
+            return [folder / name for name in self._listing(folder).get(stem, ())]
         except PermissionError as error:
             raise NotPermittedError(f"{folder} cannot be read: {error.strerror}") from error
         except OSError:
-            pass  # no folder; or a name that is too long for a file, which no artifact has
-        return paths
+            return []  # no folder
+
+    def _listing(self, folder: Path) -> dict[str, list[str]]:
+        """Names of artifacts by their stem, the default first; read again when the folder has changed."""
+        changed = folder.stat().st_mtime_ns
+        known = self._listed.get(folder)
+        if known is None or known[0] != changed:
+            found: dict[str, list[str]] = {}
+            for name in sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(".yaml")):
+                found.setdefault(stem_of(PurePath(name)), []).append(name)
+            for names in found.values():
+                names.sort(key=lambda name: "@" in name)
+            known = self._listed[folder] = changed, found
+        return known[1]
 
     def write(self, path: Path, calibration: Calibration) -> None:
         """Write an artifact, whole or not at all, and only one that can be read again.
@@ -200,6 +205,7 @@ class Store:
         Raises:
             BadInputError: its figures contradict each other. CannotWriteError: it cannot be written.
         """
+        self._listed.clear()
         from_document(to_document(calibration), str(path))
         write_atomically(path, to_yaml(calibration).encode())
 

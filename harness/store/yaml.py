@@ -19,6 +19,10 @@ from harness.text import one_line
 #: What nests YAML within a line. libyaml recurses in C: tens of thousands of them end the whole process.
 _NESTING: Final = re.compile(rb"[\[{]|[-?]\s")
 _MOST_NESTING: Final = 10_000
+#: What references and tags cannot be written without; and what nests.
+_REFERS: Final = re.compile(rb"[&*!]")
+_BRACKETS: Final = re.compile(rb"[\[\]{}]")
+_INDENTS: Final = re.compile(rb"^[ ?-]*", re.MULTILINE)
 #: No document of harness's nests deeper, or has a larger number (a block's bytes, a model's tokens).
 _DEEPEST: Final = 16
 _LARGEST_NUMBER: Final = 1 << 62
@@ -68,10 +72,20 @@ def parse_yaml(text: bytes, where: str) -> Any:
     if len(_NESTING.findall(text)) > _MOST_NESTING:
         raise BadInputError(f"{where} is nested too deeply", code="bad-yaml")
     try:
-        _check_events(text, where)
+        if _REFERS.search(text) or _depth(text) > _DEEPEST:
+            _check_events(text, where)
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader, in C where there is one
     except (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise BadInputError(f"{where} is not YAML: {one_line(str(error))}", code="bad-yaml") from error
+
+
+def _depth(text: bytes) -> int:
+    """How deep a document may nest, at most, where no text has a bracket: its indents and its brackets."""
+    depth = most = 0
+    for bracket in _BRACKETS.findall(text):
+        depth += 1 if bracket in b"[{" else -1
+        most = max(most, depth)
+    return most + max(map(len, _INDENTS.findall(text)), default=0)
 
 
 def _check_events(text: bytes, where: str) -> None:

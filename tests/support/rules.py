@@ -9,7 +9,7 @@ from harness.engines.registry import policy_of
 from harness.model.calibration import Calibration
 from harness.prediction import drift, placement, together, verdict
 from harness.prediction.memory import Prediction, predict
-from harness.prediction.rules import Rule, Rules
+from harness.prediction.rules import LoadedModel, Rule, Rules
 
 __all__ = [
     "batch_of", "compare", "errors_of", "evicts_others", "judge", "judge_together", "largest_context", "layers_of",
@@ -50,8 +50,10 @@ def batch_of(calibration: Calibration, context: int, num_parallel: int, availabl
     return _rules(calibration).batch(calibration, context, num_parallel, available)
 
 
-def evicts_others(calibration: Calibration, context: int, num_parallel: int, available: int, loaded: int) -> bool:
-    return _rules(calibration).evicts(calibration, context, num_parallel, available, loaded)
+def evicts_others(calibration: Calibration, context: int, num_parallel: int, available: tuple[int, ...], loaded: int) -> bool:
+    names = tuple(f"GPU{index}" for index in range(len(available)))
+    some = [LoadedModel(name=str(index)) for index in range(loaded)]
+    return bool(_rules(calibration).evicted(calibration, context, num_parallel, available, names, some))
 
 
 def place(

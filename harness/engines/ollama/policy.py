@@ -20,19 +20,20 @@ from harness.engines.ollama.scheduler import (
     MODELS_PER_CARD,
     SURCHARGE,
     Card,
+    Decision,
+    Resident,
     SchedulerRequest,
     SchedulerSettings,
     automatic_batch,
     batch_fits,
     decide,
-    surcharge,
 )
 from harness.engines.policy import Policy
 from harness.errors import HarnessError, UnavailableError, UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.model.record import LoadRequest
 from harness.prediction.memory import predict
-from harness.prediction.rules import FIT_TARGET, Rule, Spread
+from harness.prediction.rules import FIT_TARGET, LoadedModel, Reason, Rule, Spread
 from harness.prediction.start import Start
 from harness.text import release
 from harness.units import GIB, MIB, TOKENS_PER_UNIT, from_gib
@@ -122,12 +123,22 @@ class OllamaPolicy(Policy):
                 wanted //= 2
         return max((batch for batch in measured if batch <= wanted), default=measured[0])
 
-    def evicts(self, calibration: Calibration, context: int, num_parallel: int, available: int, loaded: int) -> bool:
+    def evicted(
+        self,
+        calibration: Calibration,
+        context: int,
+        num_parallel: int,
+        available: tuple[int, ...],
+        names: tuple[str, ...],
+        loaded: Sequence[LoadedModel],
+    ) -> tuple[Reason, ...]:
         """From 0.30 on: where its own estimate is above 80 % of what is free, or too many are loaded (sched.go, ``load``)."""
-        if loaded >= MODELS_PER_CARD * max(len(calibration.metadata.machine.gpus), 1):
-            return True
-        batch = self.batch(calibration, context, num_parallel, available) or 0
-        return estimated(calibration, context, num_parallel) + surcharge(batch) > available * FULL_PERCENT // 100
+        decision = _decide(calibration, context, num_parallel, available, names, loaded)
+        return tuple(one for one in decision.reasons if one.step in ("evict-limit", "evict-memory"))
+
+    def most_loaded(self, calibration: Calibration, devices: int) -> int | None:
+        """Three on each card, or ``OLLAMA_MAX_LOADED_MODELS``."""
+        return _settings(calibration).max_loaded or MODELS_PER_CARD * max(devices, 1)
 
     def spread(
         self, calibration: Calibration, context: int, num_parallel: int, available: tuple[int, ...], names: tuple[str, ...]
@@ -144,23 +155,7 @@ class OllamaPolicy(Policy):
                     f"how Ollama {metadata.engine.version} spreads a model over {len(available)} GPUs is not known"
                 )
             return Spread(cards=(0,))
-        layers, batch = metadata.model.layers, metadata.settings.num_batch if len(metadata.bands) == 1 else None
-        library = {"nvml": "CUDA", "drm": "ROCm"}.get(metadata.machine.meter, "Vulkan")
-        decision = decide(
-            SchedulerRequest(
-                name=metadata.model.name,
-                estimate_bytes=estimated(calibration, context, num_parallel),
-                cells=context * num_parallel,
-                flash_attention=metadata.settings.flash_attention != "disabled",
-                num_batch=batch,
-                layers_total=None if layers is None else layers + 1,
-            ),
-            [
-                Card(name=name, free_bytes=free, total_bytes=free, library=library)
-                for name, free in zip(names, available, strict=True)
-            ],
-            settings=SchedulerSettings(spread=metadata.settings.env.get("OLLAMA_SCHED_SPREAD") in ("1", "true")),
-        )
+        decision = _decide(calibration, context, num_parallel, available, names)
         cards = tuple(index for index, name in enumerate(names) if name in decision.cards)
         if len(cards) < 2:
             return Spread(cards=cards, reasons=decision.reasons)
@@ -287,3 +282,42 @@ def estimated(calibration: Calibration, context: int, num_parallel: int = 1) -> 
         return predict(calibration, context, num_parallel).total_bytes
     cells = context * num_parallel
     return from_gib(placement.estimate_base_gb + placement.estimate_gb_per_10k * cells / TOKENS_PER_UNIT)
+
+
+def _settings(calibration: Calibration) -> SchedulerSettings:
+    env = calibration.metadata.settings.env
+    most = env.get("OLLAMA_MAX_LOADED_MODELS", "")
+    return SchedulerSettings(
+        spread=env.get("OLLAMA_SCHED_SPREAD") in ("1", "true"), max_loaded=int(most) if most.isdecimal() else 0
+    )
+
+
+def _decide(
+    calibration: Calibration,
+    context: int,
+    num_parallel: int,
+    available: tuple[int, ...],
+    names: tuple[str, ...],
+    loaded: Sequence[LoadedModel] = (),
+) -> Decision:
+    """What the scheduler does with a calibrated model beside those that are loaded, which go in their order."""
+    metadata = calibration.metadata
+    layers, batch = metadata.model.layers, metadata.settings.num_batch if len(metadata.bands) == 1 else None
+    library = {"nvml": "CUDA", "drm": "ROCm"}.get(metadata.machine.meter, "Vulkan")
+    taken = [sum(one.on_devices.get(name, 0) for one in loaded) for name in names]
+    return decide(
+        SchedulerRequest(
+            name=metadata.model.name,
+            estimate_bytes=estimated(calibration, context, num_parallel),
+            cells=context * num_parallel,
+            flash_attention=metadata.settings.flash_attention != "disabled",
+            num_batch=batch,
+            layers_total=None if layers is None else layers + 1,
+        ),
+        [
+            Card(name=name, free_bytes=free, total_bytes=free + held, library=library)
+            for name, free, held in zip(names, available, taken, strict=True)
+        ],
+        [Resident(name=one.name, on_cards=one.on_devices, keep_alive_s=float(place)) for place, one in enumerate(loaded)],
+        _settings(calibration),
+    )

@@ -107,11 +107,14 @@ def test_ollama_takes_a_batch_as_soon_as_its_estimate_allows_it(
 def test_ollama_evicts_where_its_estimate_is_above_80_percent_of_what_is_free() -> None:
     calibration = of_ollama()
     enough = least(ollama_estimate(calibration, 4096), 80)
-    assert not evicts_others(calibration, 4096, 1, enough, 1)
-    assert evicts_others(calibration, 4096, 1, enough - 1, 1)
+    assert not evicts_others(calibration, 4096, 1, (enough,), 1)
+    assert evicts_others(calibration, 4096, 1, (enough - 1,), 1)
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_ollama_keeps_three_models_on_each_gpu(gpus: int) -> None:
     calibration = of_ollama(gpus=gpus)
-    assert [evicts_others(calibration, 4096, 1, 800 * GIB, loaded) for loaded in (3 * gpus - 1, 3 * gpus)] == [False, True]
+    assert [evicts_others(calibration, 4096, 1, (800 * GIB,) * gpus, loaded) for loaded in (3 * gpus - 1, 3 * gpus)] == [
+        False,
+        True,
+    ]

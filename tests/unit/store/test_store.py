@@ -29,8 +29,9 @@ from harness.measure.overwrite import refuse_overwrite
 from harness.model.calibration import Calibration, artifact_name, from_document, json_schema, to_document
 from harness.model.facts import LoadFacts
 from harness.model.record import Machine, Settings
-from harness.store.store import Store, read_record, schema_text
+from harness.store.store import Store, read_record, schema_text, variant_of
 from harness.store.yaml import parse_calibration, parse_yaml, read_calibration, to_yaml
+from tests.support.calibrations import made_up
 from tests.support.records import load, record
 
 
@@ -301,13 +302,34 @@ def test_variants_lie_beside_the_default_and_are_plain_words(store: Store, calib
 
 def test_a_store_that_may_not_be_read_is_not_an_empty_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert store.find("made-up") == []
+    (store.root / "llama-server").mkdir(parents=True)
 
     def forbidden(_folder: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "scandir", forbidden)
     with pytest.raises(NotPermittedError):
-        store.find("made-up")
+        Store(store.root).find("made-up")
+
+
+def test_a_folder_is_listed_once_for_any_number_of_models_and_again_when_it_has_changed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[Path] = []
+    scan = os.scandir
+
+    def counted(folder: Path) -> Any:
+        listed.append(folder)
+        return scan(folder)
+
+    for name in ("a", "b", "c"):
+        store.write(store.path_of("llama-server", name), made_up(name))
+    monkeypatch.setattr(os, "scandir", counted)
+    assert [len(store.find(name)) for name in ("a", "b", "c", "d")] == [1, 1, 1, 0]
+    assert len(listed) == len(set(listed))
+    other = Store(store.root)
+    other.write(other.path_of("llama-server", "a", "q8"), made_up("a"))
+    assert [variant_of(path) for path, _ in store.find("a")] == [None, "q8"]
 
 
 @pytest.mark.parametrize("model", ["a b", "café", "library/qwen:7b", "100%"])
