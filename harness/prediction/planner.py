@@ -19,7 +19,7 @@ from harness.model.calibration import Calibration
 from harness.prediction.memory import Prediction, predict
 from harness.prediction.one_memory import OneMemory
 from harness.prediction.placement import Placer
-from harness.prediction.rules import Rules
+from harness.prediction.rules import LoadedModel, Rules
 from harness.prediction.verdict import Outcome, Verdict, judge
 from harness.units import CELL_PADDING, GIB
 
@@ -90,14 +90,13 @@ def planner_table(calibration: Calibration, rules: Rules) -> PlannerTable:
         )
         for each in cards
     )
-    loaded = range(1, 65)
     return PlannerTable(
         cards=cards,
         slots=slots,
         contexts=contexts,
         answers=tuple(answers),
         cells=cells,
-        most_loaded=next((n for n in loaded if rules.evicts(calibration, contexts[0], own, MOST, n)), None),
+        most_loaded=rules.most_loaded(calibration, measured_on),
         parts=tuple(_parts(_predicted(calibration, context)) for context in contexts),
     )
 
@@ -130,7 +129,8 @@ def _cell(
             return PlannerCell(reason="several cards are listed at powers of two and the slots of the calibration")
     except UnknownVerdictError as error:
         return PlannerCell(reason=error.message)
-    evicts = stepped(lambda free: rules.evicts(calibration, context, num_parallel, free, 0), ())
+    other = (LoadedModel(name="another"),)
+    evicts = stepped(lambda free: bool(rules.evicted(calibration, context, num_parallel, (free,), ("GPU0",), other)), ())
     numbered = tuple((free, answers.setdefault(answer, len(answers))) for free, answer in steps)
     return PlannerCell(steps=numbered, evicts=tuple(evicts) if cards == 1 else ())
 
