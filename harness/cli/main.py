@@ -43,6 +43,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "bisect": ("bisect", "Which version of an engine changed a model's memory: a binary search."),
     "report": ("report", "All calibrations as one page for a browser, with charts and a planner."),
     "merge": ("merge", "Merge the stores of several machines, without loss."),
+    "share": ("share", "One calibration with its record, scrubbed, as a file for a pull request."),
     "sweep": ("sweep", "Calibrate a whole plan: models, engines, settings; here or on a Ray cluster."),
     "exporter": ("exporter", "Metrics of the models that run here, for Prometheus."),
     "doctor": ("doctor", "What works here, what does not, and why."),

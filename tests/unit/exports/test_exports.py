@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.engines.registry import policy_of
@@ -103,6 +103,7 @@ def test_llama_server_gets_every_option_that_decides_about_memory() -> None:
     )
 
 
+@settings(max_examples=60, deadline=None)
 @given(NAMES)
 def test_a_name_in_a_modelfile_is_one_value(name: str) -> None:
     found = readers.modelfile(write("modelfile", None, [entry(name, "ollama")]))
@@ -110,6 +111,7 @@ def test_a_name_in_a_modelfile_is_one_value(name: str) -> None:
     assert found == [("from", name), ("num_ctx", "8192"), ("num_batch", "512"), ("num_gpu", "29")]
 
 
+@settings(max_examples=60, deadline=None)
 @given(NAMES)
 def test_a_name_in_yaml_is_one_text(name: str) -> None:
     one = entry(name)
@@ -122,6 +124,7 @@ def test_a_name_in_yaml_is_one_text(name: str) -> None:
     assert int(claim["env"]["GPUSTACK_MODEL_VRAM_CLAIM"]) >= (one.verdict.required_bytes or 0) + GIB
 
 
+@settings(max_examples=60, deadline=None)
 @given(NAMES)
 def test_a_name_in_a_shell_and_in_llama_swap_is_one_word(name: str) -> None:
     one = entry(name)
@@ -138,6 +141,7 @@ def test_a_name_in_a_shell_and_in_llama_swap_is_one_word(name: str) -> None:
     assert words[-2:] == ["--port", "${PORT}"]
 
 
+@settings(max_examples=60, deadline=None)
 @given(NAMES)
 def test_a_name_in_presets_is_one_section_or_is_refused(name: str) -> None:
     one = entry(name)
@@ -152,11 +156,13 @@ def test_a_name_in_presets_is_one_section_or_is_refused(name: str) -> None:
     assert found[name] == {"model": one.weights, **one.start.preset}
 
 
+@settings(max_examples=60, deadline=None)
 @given(NAMES)
 def test_a_value_in_a_unit_file_is_one_word(name: str) -> None:
     assert readers.unit(f"Environment={environment.quoted(f'NAME={name}')}") == {"NAME": name}
 
 
+@settings(max_examples=60, deadline=None)
 @given(NAMES)
 def test_a_name_in_metrics_is_one_label(name: str) -> None:
     parser = pytest.importorskip("prometheus_client.parser")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import EngineError, NotFoundError, UnavailableError, UsageError
@@ -24,6 +25,7 @@ from tests.support.calibrations import made_up
 VERSIONS = [f"0.{number}.0" for number in range(30, 50)]
 
 
+@functools.cache
 def larger(gib: float) -> Calibration:
     calibration = made_up()
     metadata = calibration.metadata
@@ -49,6 +51,7 @@ def engine(first: int, broken: frozenset[int] = frozenset()) -> tuple[Callable[[
     return measure, asked
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, len(VERSIONS) - 1))
 def test_the_version_is_found_in_few_steps(first: int) -> None:
     measure, asked = engine(first)
@@ -59,6 +62,7 @@ def test_the_version_is_found_in_few_steps(first: int) -> None:
     assert any("overhead" in line for line in bisection_text(found))
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, len(VERSIONS) - 1), st.frozensets(st.integers(1, len(VERSIONS) - 2)))
 def test_versions_that_cannot_be_measured_are_passed_over(first: int, broken: frozenset[int]) -> None:
     measure, _ = engine(first, broken)
