@@ -27,6 +27,7 @@ import msgspec
 
 from bench.fitting import RESERVE, Assessment, DeviceGoneError, calibrate, command, engine_fit, environment, judge_cards
 from bench.models import MODELS
+from bench.verdict_page import write
 from harness.errors import EngineError, UntrustedError
 from harness.logs import parse_log
 from harness.model.calibration import Calibration
@@ -36,7 +37,6 @@ from tests.support.f16 import rpc_weights
 from tests.support.rules import judge, place
 from tests.support.truth import Device, SoftwareGpu, free_port
 
-PAGE: Final = Path(__file__).parents[1] / "docs" / "explanation" / "verdicts.md"
 CONTEXTS: Final = (8192, 32768, 131072)
 SHARES: Final = (1.03, 1.011, 1.002, 0.998, 0.989, 0.93, 0.8, 0.6, 0.4, 0.2)
 #: Of these cards, one a model is loaded whole.
@@ -277,14 +277,6 @@ def failures(cases: Sequence[Case]) -> list[str]:
         if not card.placed.overflowing or abs(card.placed.host_share - card.truth.host_share) > 0.1:
             missed.append(f"experts at {card.context}, {card.budget} MiB: {card.truth} {card.placed}")
     return missed
-
-
-def write(name: str, text: str) -> None:
-    """Put a table between its markers in the page."""
-    page = PAGE.read_text()
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    head, rest = page.split(begin, 1)
-    PAGE.write_text(f"{head}{begin}\n\n{text}\n\n{end}{rest.split(end, 1)[1]}")
 
 
 def say(text: str) -> None:

@@ -180,7 +180,7 @@ def judge(models: Sequence[str], query: QueryOptions) -> Check:
 
     questions = [read_question(spec, query.ctx, query.num_parallel) for spec in models]
     return workflow.check(
-        questions, _store(query.store), LocalMachine(query.gpu), wanted=CalibrationFilter.of(query),
+        questions, _store(query.store), LocalMachine(query.gpu), wanted=CalibrationFilter.of(query, surroundings=True),
         available=query.available, extrapolate=query.extrapolate, measured_only=query.measured_only,
     )  # fmt: skip
 

@@ -34,8 +34,8 @@ def cli(names: tuple[str, ...], markdown: bool, store: str | None, **given: Any)
 
     shelf, query = store_at(store), QueryOptions.of(given)
     found = plan(
-        names, shelf, LocalMachine(query.gpu), wanted=CalibrationFilter.of(query), num_parallel=query.num_parallel,
-        context=given["ctx"], available=query.available, measured_only=query.measured_only,
+        names, shelf, LocalMachine(query.gpu), wanted=CalibrationFilter.of(query, surroundings=True),
+        num_parallel=query.num_parallel, context=given["ctx"], available=query.available, measured_only=query.measured_only,
     )  # fmt: skip
     return CommandResult(
         data={"memories": [one.to_json() for one in found.memories]},

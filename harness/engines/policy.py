@@ -9,16 +9,16 @@ from harness.model.calibration import PARTS_UNKNOWN
 from harness.prediction.rules import Rules
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from harness.engines.base import Options, Source
-    from harness.engines.running import RunningServer
     from harness.errors import HarnessError
     from harness.fit.load_plan import BatchLimits, LoadOrder
     from harness.model.calibration import Calibration
     from harness.model.facts import LoadFacts
-    from harness.model.record import Gpu, Load, LoadRequest, Record, Settings, Target, VllmSettings
+    from harness.model.record import Gpu, Load, LoadRequest, Record, Target, VllmSettings
     from harness.prediction.allocation import Allocation, Deployment
+    from harness.prediction.settings import AskedSettings
     from harness.prediction.start import Start
     from harness.prediction.verdict import Verdict
 
@@ -47,6 +47,11 @@ class Policy(Rules):
     program: ClassVar[str | None] = None
     #: Variables that name the model which a process of it has.
     name_variables: ClassVar[tuple[str, ...]] = ()
+    #: Variables of its server that change what a load takes, and are not calculated; those that place layers among them.
+    memory_variables: ClassVar[tuple[str, ...]] = ()
+    placing_variables: ClassVar[frozenset[str]] = frozenset()
+    #: The variable for the number of slots.
+    slots_variable: ClassVar[str] = ""
     #: Whether it can run with nothing on a GPU.
     runs_on_host: ClassVar[bool] = True
     #: Physical batch of embedding models, at most the context: Ollama's default for them (llm/llama_server.go).
@@ -148,9 +153,11 @@ class Policy(Rules):
         """Device memory that its placement keeps free; ``None`` where it is not known."""
         return None
 
-    def differences(self, server: RunningServer, settings: Settings) -> tuple[str, ...]:
-        """In what a server that runs is set otherwise than the one that was calibrated; what is not set is not compared."""
-        return ()
+    def settings_by(self, env: Mapping[str, str]) -> AskedSettings:
+        """The settings of a server with these variables; what is not set, or left to the engine, is ``None``."""
+        from harness.prediction.settings import AskedSettings
+
+        return AskedSettings()
 
     def unload_command(self, model: str) -> str | None:
         """What a user types so that a server gives a model's memory back; ``None``: it has no such command."""

@@ -268,6 +268,22 @@ def bends(fitted: BatchFit) -> bool:
     return not _straight(fit_line(values), values, max(BEND, BEND_SHARE * max(p.total for p in fitted.points)))
 
 
+def curvature(fitted: BatchFit) -> float:
+    """Bytes per token squared by which compute buffers are off the line through the first load and the last; 0 on a line.
+
+    Two loads are always on a line: of a bend, the upper line is one with a third load. What is off by rounding is on it.
+    """
+    known = sorted((float(p.context), p.compute) for p in fitted.points if not p.below_window)
+    upper = [one for one in known if len(fitted.compute) > 1 and one[0] >= _crossing(*fitted.compute[-2:])]
+    values = upper if len({x for x, _ in upper}) > 2 else known
+    if len({x for x, _ in values}) < 3:
+        return 0.0
+    (x1, y1), *inner, (x3, y3) = values
+    slope = (y3 - y1) / (x3 - x1)
+    off = [(max(abs(y - y1 - slope * (x - x1)) - ROUNDING, 0.0), (x - x1) * (x3 - x)) for x, y in inner]
+    return max((size / product for size, product in off if product), default=0.0)
+
+
 def confirms_law(fitted: BatchFit) -> bool:
     """Whether the growth of compute is a whole number of rows: of masks with flash attention, of scores and mask without.
 

@@ -20,6 +20,7 @@ from harness.fit.batch_fit import (
     Segment,
     bends,
     confirms_law,
+    curvature,
     fit_batches,
     leave_one_out,
     placement_doubt,
@@ -109,6 +110,7 @@ def _band(fitted: BatchFit, segment: Segment, up_to: int) -> tuple[Band, Breakdo
         compute_gb_per_10k=gib((segment.compute.slope + fitted.growth) * TOKENS_PER_UNIT),
         fixed_cache_gb=fixed_cache,
         overhead_gb_per_10k=gib(fitted.growth * TOKENS_PER_UNIT) or None,
+        curve_gb_per_10k2=gib(curvature(fitted) * TOKENS_PER_UNIT**2) or None,
     )
     return band, Breakdown(weights=weights, fixed_cache=fixed_cache, compute=compute, overhead=overhead)
 

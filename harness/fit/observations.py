@@ -9,6 +9,7 @@ import msgspec
 
 from harness.errors import UntrustedError
 from harness.fit.growth import with_full_pools, with_growth
+from harness.model.calibration import SHARED_CACHE
 from harness.model.facts import DeviceKind, LoadFacts, device_kind
 from harness.model.record import Load, Record, Target
 from harness.model.trace import BASELINE_TOLERANCE, READING_ERROR, Plateau
@@ -336,7 +337,7 @@ def _part(facts: LoadFacts, parts: Sequence[str], kind: DeviceKind | None) -> in
 def _shared(facts: LoadFacts, parallel: int) -> str | None:
     """A note where slots share one cache: then windows and compute buffers do not go with the slots as the formula has it."""
     if parallel > 1 and facts.caches and all(cache.streams == 1 for cache in facts.caches):
-        return f"the slots share one cache: the constants hold for {parallel} slots, and not for another number"
+        return f"{SHARED_CACHE}: the constants hold for {parallel} slots, and not for another number"
     return None
 
 

@@ -103,6 +103,11 @@ class LocalMachine:
         return UnavailableError(f"there is no GPU {self.gpu}; there are: {there}", code="no-such-gpu")
 
     @cached_property
+    def environment(self) -> dict[str, str]:
+        """The variables with which an engine that is started from here begins."""
+        return dict(os.environ)
+
+    @cached_property
     def host_bytes(self) -> int | None:
         """Host memory that is available: ``MemAvailable``, or less where a cgroup has a limit."""
         from harness.meters.host import available_memory

@@ -21,6 +21,8 @@ _LARGEST: Final = 1e15
 
 #: What is said of a calibration whose parts are ``null``.
 PARTS_UNKNOWN: Final = "parts unknown: this engine's log was not understood"
+#: What is noted of slots that share one cache: then the constants hold for their number alone.
+SHARED_CACHE: Final = "the slots share one cache"
 #: Constants and the last band are the same figures, GiB.
 _ROUNDED: Final = 2e-6
 #: What ends a line, moves a cursor or turns the direction of a text round (Unicode: Cc, line and paragraph ends, bidi).
@@ -56,6 +58,8 @@ class Band(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     ``overhead_gb`` is what the meter saw beyond the log at that batch, where it is another than the artifact's;
     ``overhead_gb_per_10k`` the part of ``compute_gb_per_10k`` by which it grows, absent where it is constant.
+    ``curve_gb_per_10k2`` is how far compute may leave the line beyond the loads, per product of the distances from the first
+    and the last of them, absent where the loads show a line.
     """
 
     up_to: Positive
@@ -66,6 +70,7 @@ class Band(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     fixed_cache_gb: NonNegative | None
     overhead_gb: float | None = None
     overhead_gb_per_10k: NonNegative | None = None
+    curve_gb_per_10k2: NonNegative | None = None
 
 
 class MeasuredLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -133,7 +133,8 @@ def _interval(calibration: Calibration, band: Band, cells: int, total: int, num_
     Between the loads of a batch it is the error of the worst load when it is left out. Beyond them it grows with the distance
     from the nearest load in units of the stretch that the loads span, as the error of a line's slope does. Of one load, or
     where no error was measured, :data:`UNMEASURED_ERROR` stands for it. The overhead has a bound of its own: how far it
-    differs between loads; how much of what it grows by goes with the slots is not known.
+    differs between loads; how much of what it grows by goes with the slots is not known. Compute buffers that the loads show
+    on a curve may leave the line with the square of the distance.
     """
     quality = calibration.metadata.quality
     loads = [load for load in quality.loads if load.num_batch == band.num_batch] or list(quality.loads)
@@ -147,7 +148,9 @@ def _interval(calibration: Calibration, band: Band, cells: int, total: int, num_
     spread = from_gib(quality.overhead_spread_gb or 0.0)
     slots = abs(num_parallel - calibration.metadata.settings.num_parallel)
     grown = from_gib(slots * (band.overhead_gb_per_10k or 0.0) * cells / TOKENS_PER_UNIT)
-    return round(max(error * total, (max(error * largest, spread) + reading) * times)) + grown
+    away_from = (cells - low) * (cells - high) if away else 0
+    curve = from_gib((band.curve_gb_per_10k2 or 0.0) * away_from / TOKENS_PER_UNIT**2)
+    return round(max(error * total, (max(error * largest, spread) + reading) * times)) + grown + curve
 
 
 def predict_speed(calibration: Calibration, depth: int) -> SpeedPrediction:

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import msgspec
 
-from harness.model.calibration import Band, Calibration
+from harness.model.calibration import SHARED_CACHE, Band, Calibration
 from harness.model.kv_types import QUANTIZED, VALUE_BYTES
 
 
 class AskedSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings of a question; ``None`` is what the calibration has. ``kv_cache_type`` is one type, or ``K/V``."""
+    """Settings of a question; ``None`` is what the calibration has. ``kv_cache_type`` is one type, or ``K/V``.
+
+    ``placed``: where layers go was asked for.
+    """
 
     kv_cache_type: str | None = None
     flash_attention: str | None = None
     num_batch: int | None = None
+    num_parallel: int | None = None
+    placed: bool | None = None
 
 
 class Derivation(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +61,9 @@ def derive(calibration: Calibration, asked: AskedSettings, *, ggml_caches: bool 
         calibration, beyond = at_batch(calibration, asked.num_batch)
         if beyond is not None:
             derived.append(f"physical batch {asked.num_batch} beyond {beyond} tokens, by its straight line")
+    shared = any(SHARED_CACHE in note for note in calibration.metadata.quality.notes)
+    if ggml_caches and shared and asked.num_parallel not in (None, own.num_parallel):
+        obstacles.append(f"one cache for {own.num_parallel} slots, not {asked.num_parallel} slots")
     wanted, made = _types(asked.kv_cache_type), _types(own.kv_cache_type)
     if wanted is not None and wanted != made:
         name = f"KV cache {own.kv_cache_type}, not {asked.kv_cache_type}"

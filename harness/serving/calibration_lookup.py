@@ -41,6 +41,7 @@ class CalibrationFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Which of a model's calibrations: ``variant`` decides alone; settings count where they are given.
 
     ``forced`` is a placement that was asked for, ``host_available`` host memory beside a card that is not here, bytes.
+    ``surroundings``: what is set here and not said by an option counts as asked for, since it is what a start would take.
     """
 
     engine: EngineName | None = None
@@ -50,6 +51,7 @@ class CalibrationFilter(msgspec.Struct, frozen=True, kw_only=True):
     num_batch: int | None = None
     forced: Forced = NOTHING
     host_available: int | None = None
+    surroundings: bool = False
 
     @property
     def asked(self) -> AskedSettings:
@@ -57,7 +59,7 @@ class CalibrationFilter(msgspec.Struct, frozen=True, kw_only=True):
         return AskedSettings(kv_cache_type=self.kv_cache_type, flash_attention=self.flash_attention, num_batch=self.num_batch)
 
     @classmethod
-    def of(cls, query: QueryOptions) -> CalibrationFilter:
+    def of(cls, query: QueryOptions, *, surroundings: bool = False) -> CalibrationFilter:
         """Of the options of a question."""
         return cls(
             engine=None if query.engine == "auto" else query.engine,
@@ -67,6 +69,7 @@ class CalibrationFilter(msgspec.Struct, frozen=True, kw_only=True):
             num_batch=query.num_batch,
             forced=Forced(gpu_layers=query.gpu_layers, cpu_moe=query.n_cpu_moe, fit=query.fit == "on", reserve=query.reserve),
             host_available=query.host_available,
+            surroundings=surroundings,
         )
 
 
@@ -146,7 +149,14 @@ def choose(
     identity = identify(question.model, calibration)
     if identity not in get_args(Identity):
         return identity
-    at = derive(calibration, wanted.asked, ggml_caches=policy_of(calibration.engine).ggml_caches)
+    asked = msgspec.structs.replace(wanted.asked, num_parallel=question.num_parallel, placed=wanted.forced != NOTHING)
+    if wanted.surroundings and available is None and wanted.variant is None:
+        from harness.serving.surroundings import settings_here
+
+        asked, set_here = settings_here(calibration, asked, machine)
+        if set_here:
+            return f"{path.stem} was not calibrated with {' and '.join(set_here)}: its figures do not hold"
+    at = derive(calibration, asked, ggml_caches=policy_of(calibration.engine).ggml_caches)
     if at.obstacles:
         return f"{path.stem} was calibrated with {' and '.join(at.obstacles)}: its figures do not hold"
     chosen = _here(path, at.calibration, machine, available)
@@ -267,7 +277,7 @@ def _here(path: Path, calibration: Calibration, machine: LocalMachine, available
     if version is not None and version != calibration.metadata.engine.version:
         newer.append(f"{calibration.engine} {calibration.metadata.engine.version}, here it is {version}")
     gpus: tuple[LocalGpu, ...] = ()
-    obstacle, notes = None, _set_otherwise(calibration, machine) if available is None else []
+    obstacle, notes = None, []
     if available is None and calibration.metadata.machine.target == "host":
         available = None if machine.host_bytes is None else (machine.host_bytes,)
     elif available is None:
@@ -298,18 +308,6 @@ def _here(path: Path, calibration: Calibration, machine: LocalMachine, available
     return CalibrationMatch(
         calibration=calibration, path=path, gpus=gpus, available=available, obstacle=obstacle, warnings=tuple(notes)
     )  # fmt: skip
-
-
-def _set_otherwise(calibration: Calibration, machine: LocalMachine) -> list[str]:
-    """In what the servers that run here are set otherwise than the one that was calibrated."""
-    from harness.engines.registry import policy_of
-
-    policy = policy_of(calibration.engine)
-    return [
-        f"the {policy.title} that runs here (port {server.port}) has {difference}"
-        for server in machine.running(calibration.engine)
-        for difference in policy.differences(server, calibration.metadata.settings)
-    ]
 
 
 def _names(calibration: Calibration) -> str:

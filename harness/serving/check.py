@@ -239,7 +239,8 @@ def _judged(
     if isinstance(one, str) or found is None:
         return Assessment(request=question, verdict="unknown", reason=str(one), advice=command + options_of(wanted))
     verdict, fate = found
-    if one.derived:
+    slots = one.calibration.metadata.settings.num_parallel
+    if one.derived or (question.num_parallel != slots and policy_of(one.calibration.engine).spills):
         verdict = msgspec.structs.replace(verdict, source="derived")
     if one.method is not None:
         verdict = msgspec.structs.replace(verdict, source=SOURCES[one.method])

@@ -7,13 +7,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from harness.model.calibration import SHARED_CACHE
 from harness.model.record import Tensors
 from harness.units import GIB, MIB
 from tests.support.calibrations import made_up, on_host, store_of
 from tests.support.command import Command, Done
-from tests.support.records import WEIGHTS
+from tests.support.records import WEIGHTS, load
 
 LAYER, EXPERTS = 138 * MIB, 120 * MIB
 
@@ -172,3 +174,39 @@ def test_the_batch_of_a_question_is_a_setting(run: Command) -> None:
 def test_a_model_known_by_its_name_alone_is_said_to_be(run: Command) -> None:
     assert "Known by its name alone" in run("check", "made-up@8192", "--available", "24GiB").stdout
     assert "Known by its name alone" not in run("check", "llama-server/made-up@8192", "--available", "24GiB").stdout
+
+
+def on_this_machine(run: Command, tmp_path: Path, *more: str, **env: str) -> Done:
+    """Asked about this machine's host memory, which any machine has."""
+    loads = tuple(load(context, layer_kinds="fw" * 14) for context in (8192, 16384, 32768))
+    store_of(tmp_path / "store", on_host(made_up("hosted", loads=loads)))
+    return run("check", "hosted@8192", "--json", *more, **env)
+
+
+def test_variables_with_which_a_server_would_start_are_settings(run: Command, tmp_path: Path) -> None:
+    unknown = {
+        "LLAMA_ARG_FLASH_ATTN": "off", "LLAMA_ARG_UBATCH": "2048", "LLAMA_ARG_N_PARALLEL": "4", "LLAMA_ARG_SWA_FULL": "1",
+        "LLAMA_ARG_OVERRIDE_TENSOR": "exps=CPU", "LLAMA_ARG_N_GPU_LAYERS": "10", "LLAMA_ARG_CACHE_TYPE_V": "q8_0",
+    }  # fmt: skip
+    for name, value in unknown.items():
+        done = on_this_machine(run, tmp_path, **{name: value})
+        assert done.returncode == 4, (name, done.stdout)
+    q8 = {"LLAMA_ARG_CACHE_TYPE_K": "q8_0", "LLAMA_ARG_CACHE_TYPE_V": "q8_0"}
+    plain = data(on_this_machine(run, tmp_path))
+    smaller = data(on_this_machine(run, tmp_path, **q8))
+    assert smaller["source"] == "derived"
+    assert smaller["required_bytes"] < plain["required_bytes"]
+    # an option wins, and a card that is not here has no environment
+    assert data(on_this_machine(run, tmp_path, "--kv-cache-type", "f16", **q8))["required_bytes"] == plain["required_bytes"]
+    assert run("check", "made-up@8192", "--available", "24GiB", LLAMA_ARG_FLASH_ATTN="off").returncode == 0
+
+
+def test_slots_that_share_one_cache_say_nothing_of_another_number(run: Command, tmp_path: Path) -> None:
+    shared = made_up("shared")
+    quality = msgspec.structs.replace(shared.metadata.quality, notes=(f"{SHARED_CACHE}: the constants hold for 1 slots",))
+    metadata = msgspec.structs.replace(shared.metadata, quality=quality)
+    store_of(tmp_path / "store", msgspec.structs.replace(shared, metadata=metadata))
+    asked = ("check", "shared@8192", "--available", "48GiB")
+    assert (run(*asked).returncode, run(*asked, "--num-parallel", "2").returncode) == (0, 4)
+    other = run("check", "made-up@8192", "--available", "48GiB", "--num-parallel", "2", "--json")
+    assert data(other)["source"] == "derived"

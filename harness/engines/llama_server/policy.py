@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from harness.engines.policy import Policy
 from harness.options import asked_flash
 from harness.prediction.rules import FIT_TARGET
+from harness.prediction.settings import AskedSettings
 from harness.prediction.start import Start
 from harness.units import MIB
 
@@ -23,6 +24,19 @@ ALIAS: Final = "LLAMA_ARG_ALIAS"
 OVERRIDE_KV: Final = "LLAMA_ARG_OVERRIDE_KV"
 
 
+#: Variables that place layers, which ``--gpu-layers`` and its like ask about, and others that change memory (common/arg.cpp).
+_PLACING: Final = ("LLAMA_ARG_N_GPU_LAYERS", "LLAMA_ARG_N_CPU_MOE", "LLAMA_ARG_FIT", "LLAMA_ARG_FIT_TARGET")
+_MEMORY: Final = (
+    *("LLAMA_ARG_CPU_MOE", "LLAMA_ARG_OVERRIDE_TENSOR", "LLAMA_ARG_SPLIT_MODE", "LLAMA_ARG_TENSOR_SPLIT", "LLAMA_ARG_DEVICE"),
+    *("LLAMA_ARG_KV_OFFLOAD", "LLAMA_ARG_NO_KV_OFFLOAD", "LLAMA_ARG_SWA_FULL", "LLAMA_ARG_KV_UNIFIED", "LLAMA_ARG_OVERRIDE_KV"),
+    *("LLAMA_ARG_MMPROJ", "LLAMA_ARG_MODEL_DRAFT"),
+)
+_FLASH: Final = {
+    **dict.fromkeys(("on", "1", "true", "enabled"), "enabled"),
+    **dict.fromkeys(("off", "0", "false", "disabled"), "disabled"),
+}
+
+
 class LlamaServerPolicy(Policy):
     """llama-server's decisions."""
 
@@ -31,12 +45,26 @@ class LlamaServerPolicy(Policy):
     has_dry_runs = True
     loads_files = True
     name_variables = (ALIAS,)
+    memory_variables = (*_PLACING, *_MEMORY)
+    placing_variables = frozenset(_PLACING)
+    slots_variable = "LLAMA_ARG_N_PARALLEL"
 
     def runs(self, words: Sequence[str]) -> bool:
         """By its program; Ollama starts one too, from its own folder."""
         if any(word.rpartition("/")[2] == PROGRAM for word in words[1:3]):
             return True
         return words[0].rpartition("/")[2] == "llama-server" and "/ollama/" not in words[0]
+
+    def settings_by(self, env: Mapping[str, str]) -> AskedSettings:
+        """``LLAMA_ARG_CACHE_TYPE_K`` and ``_V`` (f16 where one is unset), ``_FLASH_ATTN``, ``_UBATCH``."""
+        kinds = [env.get(f"LLAMA_ARG_CACHE_TYPE_{one}") for one in "KV"]
+        types = [kind or self.default_cache_type for kind in kinds]
+        batch = env.get("LLAMA_ARG_UBATCH", "")
+        return AskedSettings(
+            kv_cache_type=None if not any(kinds) else types[0] if types[0] == types[1] else "/".join(types),
+            flash_attention=_FLASH.get(env.get("LLAMA_ARG_FLASH_ATTN", "").lower()),
+            num_batch=int(batch) if batch.isdecimal() else None,
+        )
 
     def serve_environment(self, model: str, context: int) -> dict[str, str]:
         """The name under which it answers."""

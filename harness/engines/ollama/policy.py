@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -34,14 +34,14 @@ from harness.model.calibration import Calibration
 from harness.model.record import LoadRequest
 from harness.prediction.memory import predict
 from harness.prediction.rules import FIT_TARGET, LoadedModel, Reason, Rule, Spread
+from harness.prediction.settings import AskedSettings
 from harness.prediction.start import Start
 from harness.text import release
 from harness.units import GIB, MIB, TOKENS_PER_UNIT, from_gib
 
 if TYPE_CHECKING:
-    from harness.engines.running import RunningServer
     from harness.fit.load_plan import BatchLimits
-    from harness.model.record import Gpu, Settings
+    from harness.model.record import Gpu
     from harness.prediction.verdict import Verdict
 
 #: The first version that runs llama.cpp's own server.
@@ -65,6 +65,7 @@ class OllamaPolicy(Policy):
     without_gpu = "without a GPU: --gpus none measures Ollama on host memory"
     devices_line = b'msg="inference compute"'
     program = "ollama"
+    slots_variable = "OLLAMA_NUM_PARALLEL"
 
     def runs(self, words: Sequence[str]) -> bool:
         """Its server and its runners: ``--model …/blobs/sha256-DIGEST`` (llm/llama_server.go), in containers too."""
@@ -181,21 +182,13 @@ class OllamaPolicy(Policy):
         """Ollama chooses its batch itself: a request of another client would not name one either."""
         return LoadRequest(context=context, purpose="serve")
 
-    def differences(self, server: RunningServer, settings: Settings) -> tuple[str, ...]:
-        """Of the variables that decide about a load: cache type, flash attention and slots."""
-        found = []
-        kind = server.settings.get("OLLAMA_KV_CACHE_TYPE")
-        if kind and kind != settings.kv_cache_type:
-            found.append(f"OLLAMA_KV_CACHE_TYPE={kind}, and this calibration is of {settings.kv_cache_type}")
-        flash = {"1": "enabled", "true": "enabled", "0": "disabled", "false": "disabled"}.get(
-            server.settings.get("OLLAMA_FLASH_ATTENTION", "").lower()
+    def settings_by(self, env: Mapping[str, str]) -> AskedSettings:
+        """``OLLAMA_KV_CACHE_TYPE`` and ``OLLAMA_FLASH_ATTENTION``."""
+        flash = {"1": "enabled", "true": "enabled", "0": "disabled", "false": "disabled"}
+        return AskedSettings(
+            kv_cache_type=env.get("OLLAMA_KV_CACHE_TYPE") or None,
+            flash_attention=flash.get(env.get("OLLAMA_FLASH_ATTENTION", "").lower()),
         )
-        if flash and settings.flash_attention and flash != settings.flash_attention:
-            found.append(f"flash attention {flash}, and this calibration is of {settings.flash_attention}")
-        slots = server.settings.get("OLLAMA_NUM_PARALLEL", "")
-        if slots.isdecimal() and int(slots) > 1:
-            found.append(f"OLLAMA_NUM_PARALLEL={slots}: ask with --num-parallel {slots}")
-        return tuple(found)
 
     def unload_command(self, model: str) -> str:
         """``ollama stop``."""

@@ -62,7 +62,9 @@ const verdictsBy = rules => {
     const spread = fromGib(quality.overhead_spread_gb ?? 0);
     const slots = Math.abs(parallel - calibration.metadata.settings.num_parallel);
     const grown = fromGib(slots * (band.overhead_gb_per_10k ?? 0) * cells / UNIT);
-    return round(Math.max(error * total, (Math.max(error * most, spread) + reading) * times)) + grown;
+    const away = cells > padCells(high) || cells < low ? (cells - low) * (cells - high) : 0;
+    const curve = fromGib((band.curve_gb_per_10k2 ?? 0) * away / UNIT ** 2);
+    return round(Math.max(error * total, (Math.max(error * most, spread) + reading) * times)) + grown + curve;
   }
 
   const versionOf = text => {

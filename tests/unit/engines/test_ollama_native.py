@@ -15,7 +15,8 @@ from harness.engines.ollama.servers import processes
 from harness.engines.registry import policy_of
 from harness.engines.running import RunningServer
 from harness.errors import BadInputError, HarnessError, NotFoundError, NotPermittedError, UnavailableError
-from harness.model.record import Model, Settings
+from harness.model.record import Model
+from harness.prediction.settings import AskedSettings
 from harness.sandboxes.base import PRIVATE, GpuRequest, Site
 from tests.support.ollama import registry, standin
 from tests.support.ollama_installed import program, store
@@ -216,15 +217,10 @@ def test_servers_of_the_machine_and_what_they_are_set_to(tmp_path: Path) -> None
     ]
 
 
-def test_what_a_server_is_set_to_otherwise_is_said() -> None:
-    settings = Settings(kv_cache_type="f16", flash_attention="enabled")
-    same = {"OLLAMA_KV_CACHE_TYPE": "f16", "OLLAMA_FLASH_ATTENTION": "1", "OLLAMA_NUM_PARALLEL": "1"}
-    differences = policy_of("ollama").differences
-    assert differences(RunningServer(pid=1, port=1, settings=same), settings) == ()
-    other = {"OLLAMA_KV_CACHE_TYPE": "q8_0", "OLLAMA_FLASH_ATTENTION": "false", "OLLAMA_NUM_PARALLEL": "4"}
-    told = differences(RunningServer(pid=1, port=1, settings=other), settings)
-    assert len(told) == 3
-    assert "--num-parallel 4" in told[2]
+def test_the_settings_of_a_server_are_read_from_its_variables() -> None:
+    said = policy_of("ollama").settings_by({"OLLAMA_KV_CACHE_TYPE": "q8_0", "OLLAMA_FLASH_ATTENTION": "false"})
+    assert (said.kv_cache_type, said.flash_attention) == ("q8_0", "disabled")
+    assert policy_of("ollama").settings_by({"OLLAMA_FLASH_ATTENTION": ""}) == AskedSettings()
 
 
 def test_the_program_s_own_version_is_told_and_not_a_server_s(tmp_path: Path) -> None:
