@@ -163,10 +163,6 @@ class Policy(Rules):
         """What a user types so that a server gives a model's memory back; ``None``: it has no such command."""
         return None
 
-    def figures(self) -> dict[str, object]:
-        """The figures of its rules as data, for the planner of ``harness report``."""
-        return {}
-
     def mismatches(self, calibration: Calibration, wanted: Deployment) -> list[str]:
         """In what a calibration differs from what will run; empty where it answers for it."""
         return [f"it is one of {calibration.engine}"]

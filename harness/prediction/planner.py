@@ -123,7 +123,7 @@ def _cell(
     try:
         if cards == 1 and rules.spills:
             steps = tuple(_one(OneMemory(calibration, context, num_parallel, rules)))
-        elif detailed and (not rules.spills or context & (context - 1) == 0):
+        elif not rules.spills or (detailed and context & (context - 1) == 0):
             steps = tuple(_several(calibration, context, num_parallel, cards, rules))
         else:
             return PlannerCell(reason="several cards are listed at powers of two and the slots of the calibration")

@@ -47,7 +47,7 @@ def assets() -> Assets:
         ) from error
     return Assets(
         css=(here / "page.css").read_text(encoding="utf-8"),
-        scripts=tuple((here / name).read_text(encoding="utf-8") for name in ("verdict.js", "page.js")),
+        scripts=tuple((here / name).read_text(encoding="utf-8") for name in ("planner.js", "page.js")),
         plotly=plotly,
     )
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import msgspec
 
-from harness.engines.registry import BUILT_IN, policy_of
+from harness.engines.registry import policy_of
+from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration, to_document
-from harness.model.record import Record
-from harness.model.trace import READING_ERROR
-from harness.prediction.memory import UNMEASURED_ERROR
-from harness.prediction.rules import FIT_TARGET
-from harness.units import CELL_PADDING, MIB, TOKENS_PER_UNIT
+from harness.model.record import Record, Settings
+from harness.prediction.memory import predict
+from harness.prediction.planner import planner_table
+from harness.units import MIB, gib
 
 
 class ReportEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,21 +47,6 @@ class Assets(msgspec.Struct, frozen=True, kw_only=True):
     plotly: str
 
 
-def planner_figures() -> dict[str, object]:
-    """The figures of the engines' rules as data, for the page's planner; bytes, tokens, percent, a release."""
-    found: dict[str, object] = {"fit_target": FIT_TARGET}
-    for name in BUILT_IN:
-        found |= policy_of(name).figures()
-    return {
-        **found,
-        "tokens_per_unit": TOKENS_PER_UNIT,
-        "cell_padding": CELL_PADDING,
-        "unmeasured_error": UNMEASURED_ERROR,
-        "reading_error": READING_ERROR,
-        "reading_error_else": MIB,
-    }
-
-
 def page(
     entries: Sequence[ReportEntry],
     assets: Assets,
@@ -73,7 +58,6 @@ def page(
     """The page's text."""
     data = {
         "calibrations": [_entry(entry) for entry in entries],
-        "rules": planner_figures(),
         "drift": msgspec.to_builtins(drift),
         "against": against,
     }
@@ -104,11 +88,59 @@ img-src data: blob:">
 
 
 def _entry(entry: ReportEntry) -> dict[str, Any]:
+    calibration = entry.calibration
     return {
         "key": entry.key,
         "anchor": re.sub(r"[^A-Za-z0-9]+", "-", entry.key),
-        "document": to_document(entry.calibration),
+        "document": to_document(calibration),
+        "settings": _settings(calibration.metadata.settings),
+        "fit": _fit(calibration),
+        "planner": msgspec.to_builtins(planner_table(calibration, policy_of(calibration.engine))),
         "traces": _traces(entry.record),
+    }
+
+
+def _settings(settings: Settings) -> str:
+    """What was asked of the engine: the settings that all have, or its own."""
+    if own := settings.own:
+        given = {name.partition(" ")[2]: value for name, value in own.items() if value not in (None, "", False)}
+        named = (f"{name.replace('_', ' ')} {value}" for name, value in given.items() if name != "model")
+        return " · ".join((*named, f"KV {settings.kv_cache_type}"))
+    slots = f"{settings.num_parallel} slot{'s' if settings.num_parallel > 1 else ''}"
+    batch = f"batch {settings.num_batch or 'as the engine chooses'}"
+    return f"{slots} · {batch} · KV {settings.kv_cache_type} · flash attention {settings.flash_attention or 'unknown'}"
+
+
+def _fit(calibration: Calibration) -> dict[str, Any]:
+    """The lines of a calibration at its own slots, GiB, and its loads with their distance from them, MiB.
+
+    The loads of an engine that fills what it is given are on no line over the context.
+    """
+    metadata = calibration.metadata
+    own = metadata.settings.num_parallel
+
+    def total(context: int, num_batch: int | None) -> int | None:
+        try:
+            return predict(calibration, context, own, num_batch=num_batch).total_bytes
+        except UnknownVerdictError:
+            return None
+
+    lines, start = [], 0
+    for band in metadata.bands:
+        contexts = [start + (band.up_to - start) * step // 16 for step in range(17)]
+        sizes = [total(max(context, 256), band.num_batch) for context in contexts]
+        batch = "" if band.num_batch is None else f", batch {band.num_batch}"
+        gibs = [None if size is None else gib(size) for size in sizes]
+        lines.append({"name": f"line to {band.up_to:,}{batch}", "contexts": contexts, "gib": gibs})
+        start = band.up_to
+    loads = metadata.quality.loads if policy_of(calibration.engine).spills else ()
+    predicted = [total(load.context, load.num_batch) for load in loads]
+    return {
+        "lines": lines,
+        "loads": [[load.context, load.total_gb] for load in loads],
+        "off_mib": [
+            None if size is None else load.total_gb * 1024 - size / MIB for load, size in zip(loads, predicted, strict=True)
+        ],
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ import pytest
 from harness.report.build import assets
 from harness.report.page import DriftLine, ReportEntry, page
 from harness.units import GIB, gib
-from tests.support.planner_cases import base, expected, with_metadata, zoo
-from tests.support.rules import judge, judge_together
+from tests.support.planner_cases import base, with_metadata
+from tests.support.rules import judge
+from tests.support.vllm_artifacts import vllm_calibration
 
 pytestmark = pytest.mark.requires("playwright", "chromium")
 
@@ -61,88 +61,38 @@ def show(browser: Any, folder: Path, entries: list[ReportEntry], **options: Any)
     return shown
 
 
-def test_the_planner_answers_as_check_does(browser: Any, tmp_path: Path) -> None:
-    rng = random.Random(20261125)
-    animals = {name: one for name, one in zoo(rng).items() if name != "pair"}
-    shown = show(browser, tmp_path, [ReportEntry(key=name, calibration=one) for name, one in animals.items()])
-    asked: list[Any] = []
-    for _ in range(200):
-        name = rng.choice(list(animals))
-        context, slots = rng.choice([rng.randrange(1, 180_000), 256 * rng.randrange(1, 520)]), rng.choice([1, 1, 1, 2, 4])
-        asked.append([name, context, slots, [round(rng.uniform(0.5, 14) * GIB)]])
-
-    answers = shown.tab.evaluate(
-        """asked => {
-          const all = Object.fromEntries(JSON.parse(document.getElementById('data').textContent).calibrations
-            .map(entry => [entry.key, entry.document]));
-          return asked.map(([name, context, slots, available]) => verdicts.judge(all[name], context, slots, available));
-        }""",
-        asked,
-    )
-
-    wrong = []
-    for (name, context, slots, available), answer in zip(asked, answers, strict=True):
-        truth = expected(judge(animals[name], context, slots, tuple(available)))
-        if differs := {key: (answer[key], value) for key, value in truth.items() if answer[key] != value}:
-            wrong.append((name, context, slots, available, differs))
-    assert wrong == []
-    words = [answer["verdict"] for answer in answers]
-    assert min(words.count(word) for word in ("fits", "offload", "unknown")) >= 10
-
-
-def test_models_are_planned_together_as_check_does(browser: Any, tmp_path: Path) -> None:
-    rng = random.Random(7)
-    animals = {name: one for name, one in zoo(rng).items() if name != "pair"}
-    shown = show(browser, tmp_path, [ReportEntry(key=name, calibration=one) for name, one in animals.items()])
-    asked: list[Any] = [
-        [[[rng.choice(list(animals)), 256 * rng.randrange(1, 540), 1] for _ in range(5)], [round(rng.uniform(4, 40) * GIB)]]
-        for _ in range(60)
-    ]
-
-    answers = shown.tab.evaluate(
-        """asked => {
-          const all = Object.fromEntries(JSON.parse(document.getElementById('data').textContent).calibrations
-            .map(entry => [entry.key, entry.document]));
-          return asked.map(([requests, available]) => verdicts.judgeTogether(requests.map(
-            ([name, context, slots]) => [all[name], context, slots]), available).map(one => [one.verdict, one.fate]));
-        }""",
-        asked,
-    )
-
-    for (requests, available), answer in zip(asked, answers, strict=True):
-        verdicts, fates = judge_together(
-            [(animals[name], context, slots) for name, context, slots in requests], tuple(available)
-        )
-        assert answer == [[verdict.verdict, fate] for verdict, fate in zip(verdicts, fates, strict=True)], requests
-    assert {fate for answer in answers for _, fate in answer} == {"resident", "offload", "evicted", None}
-
-
 def test_every_control_does_what_it_says(browser: Any, tmp_path: Path) -> None:
+    """What the tables say is compared with ``check`` in tests/unit/report."""
     entries = [
         ReportEntry(key="ollama/first", calibration=base("first")),
         ReportEntry(key="ollama/second", calibration=base("second")),
     ]
     shown = show(browser, tmp_path, entries)
     tab, row = shown.tab, "#planner tbody tr:first-child"
+    context, slots = f"{row} select >> nth=0", f"{row} select >> nth=1"
 
     assert "✓" not in shown.text(f"{row} .verdict"), "the mark is the style's, the word stands alone"
     assert shown.text(f"{row} .verdict") == "fits"
     tab.select_option("#card", "6")
     assert tab.input_value("#free") == "6"
-    tab.fill(f"{row} input[type=number] >> nth=0", "32768")
+    tab.select_option(context, "32768")
     verdict = judge(base(), 32768, 1, (6 * GIB,))
-    assert shown.text(f"{row} .verdict") == "fits" if verdict.verdict == "fits" else "CPU OFFLOAD LIKELY"
+    assert (shown.text(f"{row} .verdict") == "fits") is (verdict.verdict == "fits")
     tab.fill("#free", "4.5")
     assert shown.text(f"{row} .verdict") == "CPU OFFLOAD LIKELY"
     layers = judge(base(), 32768, 1, (round(4.5 * GIB),))
     assert f"{layers.layers_offloaded} of {layers.layers_total}" in shown.text(row)
     tab.fill("#free", "24")
-    tab.fill(f"{row} input[type=range]", "512")
-    assert tab.input_value(f"{row} input[type=number] >> nth=0") == "512"
-    needs = judge(base(), 512, 4, (24 * GIB,)).required_bytes or 0
-    tab.fill(f"{row} input[type=number] >> nth=1", "4")
+    tab.fill(f"{row} input[type=range]", "0")
+    assert tab.input_value(context) == "1024"
+    needs = judge(base(), 1024, 4, (24 * GIB,)).required_bytes or 0
+    tab.select_option(slots, "4")
     assert f"{gib(needs):.2f} GiB" in shown.text(row)
     assert "first resident, ollama/second resident" in shown.text("#together")
+    tab.select_option(slots, "1")
+    tab.select_option("#cards", "2")
+    assert "harness check judges them together" in shown.text("#together")
+    tab.select_option("#cards", "1")
 
     tab.select_option("#pick", "ollama/second")
     tab.click("#add")
@@ -162,6 +112,29 @@ def test_every_control_does_what_it_says(browser: Any, tmp_path: Path) -> None:
     tab.wait_for_selector("#ollama-second .plot svg.main-svg")
     assert tab.locator("#ollama-second .plot").count() == tab.locator("#ollama-second .plot:has(svg.main-svg)").count() == 3
     assert tab.locator("#ollama-first .plot:has(svg.main-svg)").count() == 0, "what is closed is not drawn"
+    assert shown.complaints == []
+
+
+def test_memory_of_the_host_is_not_pooled_with_a_cards(browser: Any, tmp_path: Path) -> None:
+    entries = [ReportEntry(key="on-gpu", calibration=base()), ReportEntry(key="on-host", calibration=base(target="host"))]
+    shown = show(browser, tmp_path, entries)
+    tab, words = shown.tab, "#planner tbody .verdict"
+
+    tab.fill("#free", "24")
+    tab.fill("#host", "1")
+    assert tab.locator(words).all_inner_texts() == ["fits", "CPU OFFLOAD LIKELY"]
+    tab.fill("#free", "1")
+    tab.fill("#host", "24")
+    assert tab.locator(words).all_inner_texts() == ["CPU OFFLOAD LIKELY", "fits"]
+
+
+def test_an_engine_that_pages_its_cache_has_its_own_settings_and_a_line(browser: Any, tmp_path: Path) -> None:
+    shown = show(browser, tmp_path, [ReportEntry(key="vllm/tern", calibration=vllm_calibration())])
+
+    assert "max num seqs 64" in shown.text("#vllm-tern dl")
+    assert "slot" not in shown.text("#vllm-tern dl")
+    shown.tab.wait_for_selector("#vllm-tern .plot svg.main-svg")
+    assert "what one sequence needs" in shown.text("#vllm-tern figcaption >> nth=0")
     assert shown.complaints == []
 
 

@@ -12,6 +12,7 @@ from harness.model.calibration import Band, Calibration, DepthSpeed, Performance
 from harness.model.record import Gpu
 from harness.prediction.verdict import Verdict
 from tests.support.records import load, record
+from tests.support.vllm_artifacts import vllm_calibration
 
 FIELDS = {
     "verdict": "verdict",
@@ -20,7 +21,6 @@ FIELDS = {
     "available_bytes": "available",
     "short_bytes": "short",
     "tight": "tight",
-    "max_context": "maxContext",
     "layers_total": "layersTotal",
     "layers_offloaded": "layersOffloaded",
     "layers_overflowing": "layersOverflowing",
@@ -112,6 +112,7 @@ def zoo(rng: random.Random) -> dict[str, Calibration]:
     found["pair"] = with_metadata(
         plain, machine=msgspec.structs.replace(plain.metadata.machine, gpus=(Gpu(name="one"), Gpu(name="two")))
     )
+    found["vllm"] = vllm_calibration()
     return found
 
 

@@ -15,10 +15,8 @@ import msgspec
 
 from harness.engines.ollama.scheduler import (
     BATCHES,
-    FULL_PERCENT,
     HEADROOM_PERCENT,
     MODELS_PER_CARD,
-    SURCHARGE,
     Card,
     Decision,
     Resident,
@@ -223,18 +221,6 @@ class OllamaPolicy(Policy):
             health="/api/version",
             formats=("modelfile", "ollama-env"),
         )
-
-    def figures(self) -> dict[str, object]:
-        """Bytes, tokens, percent, a release; a batch without a limit holds at every context."""
-        return {
-            "go_minimum": GO_MINIMUM,
-            "batches": [(None if one == BATCHES[-1] else one[0], one[1]) for one in BATCHES],
-            "headroom": HEADROOM_PERCENT,
-            "surcharge": SURCHARGE,
-            "full": FULL_PERCENT,
-            "max_loaded": MODELS_PER_CARD,
-            "server_since": LLAMA_SERVER,
-        }
 
     def batch_limits(self, version: str | None, *, target: str = "gpu", flash_attention: str = "auto") -> BatchLimits:
         """Since 0.30 the batch follows the context where it is unset (and shrinks where memory is tight); before, 512.

@@ -1,6 +1,5 @@
 "use strict";
 /* Draws the page from the data in #data. Text of others (names, notes) only ever becomes text nodes. */
-const verdicts = verdictsBy(JSON.parse(document.getElementById("data").textContent).rules);
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const GIB = 2 ** 30, MIB = 2 ** 20;
@@ -10,8 +9,7 @@ const verdicts = verdictsBy(JSON.parse(document.getElementById("data").textConte
     line: "#0072B2", point: "#D55E00", second: "#E69F00",
   };
   const PARTS = [
-    ["weights", "weights", "weights"], ["overhead", "overhead", "overhead"], ["fixedCache", "fixed cache", "fixed"],
-    ["compute", "compute", "compute"], ["contextCache", "context cache", "cache"],
+    ["weights", "weights"], ["overhead", "overhead"], ["fixed cache", "fixed"], ["compute", "compute"], ["context cache", "cache"],
   ];
   const CARDS = [4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 141, 192];
 
@@ -70,53 +68,45 @@ const verdicts = verdictsBy(JSON.parse(document.getElementById("data").textConte
     return figure;
   }
 
-  const grid = (from, to, steps = 120) => Array.from({length: steps + 1}, (_, index) => from + (to - from) * index / steps);
-
-  function fitChart(doc) {
-    const metadata = doc.metadata, loads = metadata.quality.loads;
-    const error = metadata.quality.max_error;
-    const said = known(error) ? `Worst load left out: ${(100 * error).toFixed(3)} %.` : "The error was not measured.";
-    return chart("The points and the line through them", said, target => {
-      const lines = metadata.bands.map((band, index) => {
-        const start = index ? metadata.bands[index - 1].up_to : 0;
-        const contexts = grid(Math.max(start, 256), band.up_to, 60);
-        return {
-          x: contexts, y: contexts.map(one => band.base_vram_gb + one / 1e4 * (band.kv_cache_gb_per_10k + band.compute_gb_per_10k)),
-          mode: "lines", name: `line to ${count(band.up_to)}${known(band.num_batch) ? `, batch ${band.num_batch}` : ""}`,
-          line: {color: COLOURS.line, dash: index % 2 ? "dash" : "solid"}, hovertemplate: "%{y:.3f} GiB",
-        };
-      });
-      const parallel = metadata.settings.num_parallel;
-      const residuals = loads.map(load => load.total_gb * 1024 - verdicts.predict(doc, load.context, parallel, load.num_batch).total / MIB);
-      draw(target, [
-        ...lines,
-        {x: loads.map(load => load.context), y: loads.map(load => load.total_gb), mode: "markers", name: "measured",
+  function fitChart(entry) {
+    const {fit, document: doc} = entry, error = doc.metadata.quality.max_error;
+    const said = !fit.loads.length ? "The engine fills what it is given: the line is what one sequence needs."
+      : known(error) ? `Worst load left out: ${(100 * error).toFixed(3)} %.` : "The error was not measured.";
+    const title = fit.loads.length ? "The points and the line through them" : "Memory over the context";
+    return chart(title, said, target => {
+      const lines = fit.lines.map((line, index) => ({
+        x: line.contexts, y: line.gib, mode: "lines", name: line.name,
+        line: {color: COLOURS.line, dash: index % 2 ? "dash" : "solid"}, hovertemplate: "%{y:.3f} GiB",
+      }));
+      const points = !fit.loads.length ? [] : [
+        {x: fit.loads.map(load => load[0]), y: fit.loads.map(load => load[1]), mode: "markers", name: "measured",
           marker: {color: COLOURS.point, size: 9}, hovertemplate: "%{y:.3f} GiB"},
-        {x: loads.map(load => load.context), y: residuals, type: "bar", name: "measured − line", yaxis: "y2",
+        {x: fit.loads.map(load => load[0]), y: fit.off_mib, type: "bar", name: "measured − line", yaxis: "y2",
           marker: {color: COLOURS.point}, hovertemplate: "%{y:+.2f} MiB"},
-      ], {
-        xaxis: {title: {text: "context, tokens"}, anchor: "y2"},
-        yaxis: {title: {text: "GiB"}, domain: [0.36, 1], rangemode: "tozero"},
+      ];
+      const xaxis = {title: {text: "context, tokens"}}, yaxis = {title: {text: "GiB"}, rangemode: "tozero"};
+      draw(target, [...lines, ...points], !points.length ? {xaxis, yaxis} : {
+        xaxis: {...xaxis, anchor: "y2"}, yaxis: {...yaxis, domain: [0.36, 1]},
         yaxis2: {title: {text: "MiB off"}, domain: [0, 0.24]},
       });
     });
   }
 
-  function partsChart(doc) {
-    const metadata = doc.metadata, top = metadata.quality.valid_to;
-    return chart("Memory by part over the context", "Dashed lines are what cards have beyond what the engine keeps free.", target => {
-      const contexts = grid(256, top), found = contexts.map(context => verdicts.predict(doc, Math.round(context)));
-      const most = Math.max(...found.map(one => one.total)) / GIB;
-      const reserve = known(metadata.placement.reserve_gb) ? metadata.placement.reserve_gb : 1;
-      const cards = metadata.machine.target === "gpu" ? CARDS.filter(card => card - reserve < most * 1.15) : [];
-      const shown = cards.slice(-5);
-      draw(target, PARTS.map(([key, name, colour]) => ({
-        x: contexts, y: found.map(one => (one[key] ?? 0) / GIB), name, stackgroup: "one", mode: "lines",
+  function partsChart(entry) {
+    const {planner: table, document: doc} = entry, own = doc.metadata.settings.num_parallel;
+    if (table.parts.includes(null)) return null;
+    return chart("Memory by part over the context", "Dashed lines are what cards have beyond what is kept free.", target => {
+      const most = Math.max(...table.parts.map(parts => parts.reduce((sum, part) => sum + (part ?? 0), 0))) / GIB;
+      const {reserve} = planner.look(table, table.cards[0], own, table.contexts[0], Number.MAX_SAFE_INTEGER);
+      const kept = known(reserve) ? reserve / GIB : 0, beyond = CARDS.filter(card => card - kept < most * 1.15);
+      const shown = doc.metadata.machine.target === "gpu" && table.cards[0] === 1 ? beyond.slice(-5) : [];
+      draw(target, PARTS.map(([name, colour], index) => ({
+        x: table.contexts, y: table.parts.map(parts => (parts[index] ?? 0) / GIB), name, stackgroup: "one", mode: "lines",
         line: {width: 0.5, color: COLOURS[colour]}, fillcolor: COLOURS[colour], hovertemplate: "%{y:.3f} GiB",
       })), {
         xaxis: {title: {text: "context, tokens"}}, yaxis: {title: {text: "GiB"}, rangemode: "tozero"},
-        shapes: shown.map(card => ({type: "line", xref: "paper", x0: 0, x1: 1, y0: card - reserve, y1: card - reserve, line: {dash: "dash", width: 1}})),
-        annotations: shown.map(card => ({xref: "paper", x: 1, y: card - reserve, text: `${card} GiB card`, showarrow: false, yanchor: "bottom", xanchor: "right"})),
+        shapes: shown.map(card => ({type: "line", xref: "paper", x0: 0, x1: 1, y0: card - kept, y1: card - kept, line: {dash: "dash", width: 1}})),
+        annotations: shown.map(card => ({xref: "paper", x: 1, y: card - kept, text: `${card} GiB card`, showarrow: false, yanchor: "bottom", xanchor: "right"})),
       });
     });
   }
@@ -137,8 +127,8 @@ const verdicts = verdictsBy(JSON.parse(document.getElementById("data").textConte
     });
   }
 
-  function speedChart(doc) {
-    const performance = doc.metadata.performance, depths = performance.depths ?? [];
+  function speedChart(entry) {
+    const {planner: table, document: doc} = entry, performance = doc.metadata.performance, depths = performance.depths ?? [];
     const {decode_tokens_per_s: fast = null, host_decode_tokens_per_s: slow = null} = performance;
     if (!depths.length && fast === null) return null;
     const spill = doc.metadata.machine.target === "gpu" && fast && slow && doc.metadata.machine.gpus.length < 2;
@@ -153,10 +143,12 @@ const verdicts = verdictsBy(JSON.parse(document.getElementById("data").textConte
         yaxis: {title: {text: "tokens/s"}, rangemode: "tozero"},
       };
       if (spill) {
-        const context = Math.min(doc.metadata.quality.valid_to, 8192), need = verdicts.predict(doc, context).total / GIB;
-        const free = grid(1, need * 1.25 + 1, 80);
+        const context = table.contexts.filter(one => one <= 8192).at(-1) ?? table.contexts[0];
+        const steps = planner.decodeSteps(table, 1, doc.metadata.settings.num_parallel, context);
+        const end = steps.at(-1)[0] * 1.2;
         traces.push({
-          x: free, y: free.map(one => verdicts.judge(doc, context, 1, [Math.round(one * GIB)]).decode), xaxis: "x2", yaxis: "y2", mode: "lines",
+          x: [...steps.map(([free]) => free / GIB), end / GIB], y: [...steps.map(step => step[1]), steps.at(-1)[1]],
+          xaxis: "x2", yaxis: "y2", mode: "lines",
           line: {color: COLOURS.point, shape: "hv"}, name: `at ${count(context)} tokens`, hovertemplate: "%{y:.1f} tokens/s",
         });
         layout.xaxis2 = {title: {text: "GiB free"}, domain: [0.56, 1], anchor: "y2"};
@@ -194,15 +186,15 @@ const verdicts = verdictsBy(JSON.parse(document.getElementById("data").textConte
   }
 
   function detail(entry) {
-    const {document: doc} = entry, {metadata} = doc, settings = metadata.settings;
+    const {document: doc} = entry, {metadata} = doc;
     const facts = [
       ["model", [metadata.model.name, metadata.model.architecture, metadata.model.quantization].filter(Boolean).join(" · ")],
       ["engine", `${doc.engine} ${metadata.engine.version ?? "(version unknown)"}${metadata.engine.image ? ` · ${metadata.engine.image}` : ""}`],
       ["machine", `${hardware(doc)} · ${meter(doc)}`],
-      ["settings", `${settings.num_parallel} slot${settings.num_parallel > 1 ? "s" : ""} · batch ${settings.num_batch ?? "as the engine chooses"} · KV ${settings.kv_cache_type} · flash attention ${settings.flash_attention ?? "unknown"}`],
+      ["settings", entry.settings],
       ["run", metadata.run ?? "–"],
     ];
-    const figures = [fitChart(doc), partsChart(doc), traceChart(entry), speedChart(doc)].filter(Boolean);
+    const figures = [fitChart(entry), partsChart(entry), traceChart(entry), speedChart(entry)].filter(Boolean);
     const panel = element("details", {id: entry.anchor, class: "model"},
       element("summary", {}, element("h3", {}, entry.key), element("span", {class: "muted"}, ` ${hardware(doc)}`)),
       element("dl", {}, ...facts.flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)])),
@@ -217,77 +209,87 @@ const verdicts = verdictsBy(JSON.parse(document.getElementById("data").textConte
 
   // -- planner ---------------------------------------------------------------------------------------------------------
 
-  function planner() {
-    const rows = [], choices = data.calibrations.filter(entry => entry.document.engine !== "vllm");
+  function planning() {
+    const rows = [], choices = data.calibrations;
+    const isHost = entry => entry.document.metadata.machine.target === "host";
+    const labelled = (name, ...fields) => element("label", {}, `${name} `, ...fields);
+    const options = (values, chosen, text = count) => values.map(one => element("option", {value: one, selected: one === chosen}, text(one)));
     const card = element("select", {id: "card", onchange: () => { free.value = card.value || free.value; update(); }},
-      element("option", {value: ""}, "another"), ...CARDS.map(one => element("option", {value: one, selected: one === 24}, `${one} GiB`)));
+      element("option", {value: ""}, "another"), ...options(CARDS, 24, one => `${one} GiB`));
     const free = element("input", {id: "free", type: "number", min: 0, step: "any", value: 24, oninput: () => {
       card.value = CARDS.includes(Number(free.value)) ? Number(free.value) : "";
       update();
     }});
+    const numbers = [...new Set(choices.flatMap(entry => isHost(entry) ? [] : entry.planner.cards))].sort((a, b) => a - b);
+    const cards = element("select", {id: "cards", onchange: () => update()}, ...options(numbers, numbers[0]));
+    const host = element("input", {id: "host", type: "number", min: 0, step: "any", value: 32, oninput: () => update()});
     const body = element("tbody"), together = element("p", {id: "together", role: "status", "aria-live": "polite"});
     const pick = element("select", {id: "pick"}, ...choices.map(entry => element("option", {value: entry.key}, entry.key)));
     const add = element("button", {type: "button", id: "add", onclick: () => { addRow(entryOf(pick.value)); update(); }}, "Add");
     const entryOf = key => choices.find(entry => entry.key === key);
 
     function addRow(entry) {
-      const top = entry.document.metadata.quality.valid_to, name = `context of ${entry.key}`;
-      const context = element("input", {type: "number", min: 1, max: top, value: Math.min(8192, top), "aria-label": name});
-      const slide = element("input", {type: "range", min: 256, max: top, step: 256, value: Math.min(8192, top), "aria-label": `${name}, slider`});
-      const slots = element("input", {type: "number", min: 1, max: 256, value: entry.document.metadata.settings.num_parallel, "aria-label": `slots of ${entry.key}`});
+      const {contexts, slots: offered} = entry.planner, name = `context of ${entry.key}`;
+      const first = contexts.filter(one => one <= 8192).at(-1) ?? contexts[0];
+      const context = element("select", {"aria-label": name}, ...options(contexts, first));
+      const slide = element("input", {type: "range", min: 0, max: contexts.length - 1, value: contexts.indexOf(first), "aria-label": `${name}, slider`});
+      const slots = element("select", {"aria-label": `slots of ${entry.key}`}, ...options(offered, entry.document.metadata.settings.num_parallel));
       const out = Array.from({length: 6}, () => element("td", {class: "number"}));
       const row = {entry, context, slots, out};
       const line = element("tr", {},
-        element("td", {}, entry.key), element("td", {}, context, slide), element("td", {}, slots), ...out,
+        element("td", {}, entry.key, isHost(entry) ? element("span", {class: "muted"}, " host memory") : null),
+        element("td", {}, context, slide), element("td", {}, slots), ...out,
         element("td", {}, element("button", {
           type: "button", "aria-label": `Remove ${entry.key}`,
           onclick: () => { rows.splice(rows.indexOf(row), 1); line.remove(); update(); },
         }, "×")));
-      context.addEventListener("input", () => { slide.value = context.value; update(); });
-      slide.addEventListener("input", () => { context.value = slide.value; update(); });
+      context.addEventListener("input", () => { slide.value = contexts.indexOf(Number(context.value)); update(); });
+      slide.addEventListener("input", () => { context.value = contexts[slide.value]; update(); });
       slots.addEventListener("input", () => update());
       rows.push(row);
       body.append(line);
     }
 
-    const whole = (input, least = 1) => Math.max(Math.floor(Number(input.value)) || least, least);
+    const bytes = input => Math.max(Math.round(Number(input.value) * GIB) || 0, 0);
+    const asked = row => [row.entry.planner, Number(row.slots.value), Number(row.context.value)];
 
+    // Models share the memory that they are in: those of the GPU one, those of the host the other.
     function update() {
-      const available = Math.max(Math.round(Number(free.value) * GIB) || 0, 0);
-      const requests = rows.map(row => [row.entry.document, whole(row.context), whole(row.slots)]);
-      const host = rows.some(row => row.entry.document.metadata.machine.target === "host");
-      const found = verdicts.judgeTogether(requests, [available]);
-      rows.forEach((row, index) => show(row, found[index]));
-      const words = found.map(one => one.fate ?? "unknown");
-      together.textContent = !rows.length ? "Add a model."
-        : rows.length === 1 ? "" : `Started in this order: ${rows.map((row, index) => `${row.entry.key} ${words[index]}`).join(", ")}.`;
-      note.hidden = !host;
+      const said = [];
+      for (const [name, here, many, available] of [["GPU", rows.filter(row => !isHost(row.entry)), Number(cards.value), bytes(free)],
+        ["host memory", rows.filter(row => isHost(row.entry)), 1, bytes(host)]]) {
+        const alone = many > 1 ? here.map(row => planner.look(row.entry.planner, many, ...asked(row).slice(1), available)) : null;
+        const found = alone ?? planner.together(here.map(asked), available);
+        here.forEach((row, index) => show(row, found[index], planner.largest(row.entry.planner, many, Number(row.slots.value), found[index].available / many)));
+        if (here.length > 1 && alone) said.push(`On ${many} cards each model is judged alone: harness check judges them together.`);
+        else if (here.length > 1)
+          said.push(`Started in this order (${name}): ${here.map((row, index) => `${row.entry.key} ${found[index].fate ?? "unknown"}`).join(", ")}.`);
+      }
+      together.textContent = rows.length ? said.join(" ") : "Add a model.";
     }
 
-    function show(row, found) {
-      const layers = !known(found.layersOffloaded) || row.entry.document.metadata.machine.target === "host" ? "–"
+    function show(row, found, largest) {
+      const layers = !known(found.layersOffloaded) || isHost(row.entry) ? "–"
         : `${found.layersOffloaded} of ${found.layersTotal}${found.layersOverflowing ? `, ${found.layersOverflowing} overflowing` : ""}`;
       const word = {fits: "fits", offload: "CPU OFFLOAD LIKELY", unknown: "unknown"}[found.verdict];
-      const texts = [word, size(found.required), found.short ? size(found.short) : "–", layers, rate(found.decode), count(found.maxContext)];
+      const texts = [word, size(found.required), found.short ? size(found.short) : "–", layers, rate(found.decode), count(largest)];
       row.out.forEach((cell, index) => { cell.textContent = texts[index]; });
       row.out[0].className = `verdict ${found.verdict}`;
-      row.out[0].title = found.reason ?? "";
+      row.out[0].title = found.reason ?? (found.tight ? "within the uncertainty of the prediction" : "");
     }
 
-    choices.slice().sort((a, b) => (a.document.metadata.machine.target === "host") - (b.document.metadata.machine.target === "host"))
-      .slice(0, 2).forEach(addRow);
-    const note = element("p", {class: "muted", hidden: true}, "Calibrations of host memory are judged as if the memory above were the host's.");
+    choices.slice().sort((a, b) => isHost(a) - isHost(b)).slice(0, 2).forEach(addRow);
     const head = ["model", "context per slot", "slots", "verdict", "needs", "short by", "layers on the GPU", "tokens/s", "largest context", ""];
     queueMicrotask(update);
+    const gpu = choices.some(entry => !isHost(entry)) ? [labelled("card", card), labelled("free on each, GiB", free), labelled("cards", cards)] : [];
     return element("section", {id: "planner"},
       element("h2", {}, "Planner"),
-      element("p", {}, "What fits together on a card, by the engine's own rule: the same answers as ", element("code", {}, "harness check"), "."),
-      element("div", {class: "controls"},
-        element("label", {}, "card ", card), element("label", {}, "free memory, GiB ", free),
-        element("label", {}, "model ", pick), add),
+      element("p", {}, "What fits, by the engine's own rule: the answers of ", element("code", {}, "harness check"), ", for the contexts listed."),
+      element("div", {class: "controls"}, ...gpu, choices.some(isHost) ? labelled("free host memory, GiB", host) : null,
+        labelled("model", pick), add),
       element("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": "Plan"},
         element("table", {class: "plan"}, element("thead", {}, element("tr", {}, ...cells(head, "th"))), body)),
-      together, note);
+      together);
   }
 
   function drift() {
@@ -315,7 +317,7 @@ const verdicts = verdictsBy(JSON.parse(document.getElementById("data").textConte
   document.getElementById("tools").append(theme);
   const main = document.getElementById("main");
   const sections = data.calibrations.length
-    ? [overview(), planner(), drift(), element("section", {id: "models"}, element("h2", {}, "Models"), ...data.calibrations.map(detail))]
+    ? [overview(), planning(), drift(), element("section", {id: "models"}, element("h2", {}, "Models"), ...data.calibrations.map(detail))]
     : [element("p", {}, "There is no calibration in this store yet. Make one with ", element("code", {}, "harness calibrate"), ".")];
   main.append(...sections.filter(Boolean));
   if (data.calibrations.length === 1) open(data.calibrations[0]);

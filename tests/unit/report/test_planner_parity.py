@@ -1,4 +1,4 @@
-"""The report's planner answers as ``harness check`` does: its script runs here, without a browser."""
+"""The report's planner answers as ``harness check`` does: its script looks the tables up here, without a browser."""
 
 from __future__ import annotations
 
@@ -7,32 +7,42 @@ import random
 from importlib.resources import files
 from typing import Any
 
+import msgspec
 import pytest
 
-from harness.model.calibration import to_document
-from harness.report.page import planner_figures
-from harness.units import GIB, MIB
+from harness.engines.registry import policy_of
+from harness.model.calibration import Calibration
+from harness.prediction.planner import PlannerTable, planner_table
+from harness.units import GIB
 from tests.support.planner_cases import expected, zoo
-from tests.support.rules import judge, judge_together, ollama_estimate
+from tests.support.rules import judge, judge_together
 
 pytestmark = pytest.mark.requires("quickjs")
 CASES = 600
-#: The engine inside is of 2021; browsers have had these since 2022.
-NEWER = (
-    "for (const kind of [Array, String]) kind.prototype.at ??= function (at) { return this[at < 0 ? this.length + at : at]; };"
-)
+#: The engine inside is of 2021; browsers have had this since 2022.
+NEWER = "Array.prototype.at ??= function (at) { return this[at < 0 ? this.length + at : at]; };"
+LOOK = "([name, cards, slots, context, free]) => planner.look(all[name], cards, slots, context, free)"
 
 
 @pytest.fixture(scope="module")
-def script() -> Any:
-    """The page's rules with the constants that the page is given, and the calibrations by name."""
+def animals() -> dict[str, Calibration]:
+    return zoo(random.Random(1))
+
+
+@pytest.fixture(scope="module")
+def tables(animals: dict[str, Calibration]) -> dict[str, PlannerTable]:
+    return {name: planner_table(one, policy_of(one.engine)) for name, one in animals.items()}
+
+
+@pytest.fixture(scope="module")
+def script(tables: dict[str, PlannerTable]) -> Any:
+    """The page's planner, and the tables by name."""
     import quickjs
 
     context = quickjs.Context()
     context.eval(NEWER)
-    context.eval((files("harness.report") / "assets" / "verdict.js").read_text(encoding="utf-8"))
-    calibrations = {name: to_document(one) for name, one in zoo(random.Random(1)).items()}
-    context.eval(f"const verdicts = verdictsBy({json.dumps(planner_figures())}), all = {json.dumps(calibrations)};")
+    context.eval((files("harness.report") / "assets" / "planner.js").read_text(encoding="utf-8"))
+    context.eval(f"const all = {msgspec.json.encode(tables).decode()};")
     return context
 
 
@@ -41,68 +51,111 @@ def ask(script: Any, expression: str, asked: list[Any]) -> list[Any]:
     return answers
 
 
-def test_one_model_is_judged_as_check_judges_it(script: Any) -> None:
+def wrong(animals: dict[str, Calibration], asked: list[Any], answers: list[Any]) -> list[Any]:
+    """Where the page says otherwise than check, with both; what is unknown has no figures on the page."""
+    found = []
+    for (name, cards, slots, context, free), answer in zip(asked, answers, strict=True):
+        truth = expected(judge(animals[name], context, slots, (free,) * cards))
+        if truth["verdict"] == "unknown":
+            truth = {"verdict": "unknown"}
+        elif cards > 1 and truth["verdict"] == "offload":  # how it is split is not listed
+            truth = {key: truth[key] for key in ("verdict", "tight", "available", "layersTotal")}
+        if differs := {key: (answer.get(key), value) for key, value in truth.items() if answer.get(key) != value}:
+            found.append((name, cards, slots, context, free, differs))
+    return found
+
+
+def test_one_model_is_judged_as_check_judges_it(
+    script: Any, animals: dict[str, Calibration], tables: dict[str, PlannerTable]
+) -> None:
     rng = random.Random(20261125)
-    animals = {name: one for name, one in zoo(random.Random(1)).items() if name != "pair"}
-    asked: list[Any] = []
-    for _ in range(CASES):
-        name = rng.choice(list(animals))
-        context, slots = rng.choice([rng.randrange(1, 180_000), 256 * rng.randrange(1, 520)]), rng.choice([1, 1, 1, 2, 4])
-        asked.append([name, context, slots, [round(rng.uniform(0.5, 14) * GIB)]])
+    names = [name for name in animals if name != "pair"]
+    asked = [
+        [name, 1, rng.choice(tables[name].slots), rng.choice(tables[name].contexts), round(rng.uniform(0.5, 24) * GIB)]
+        for name in rng.choices(names, k=CASES)
+    ]
 
-    answers = ask(script, "([name, context, slots, free]) => verdicts.judge(all[name], context, slots, free)", asked)
+    answers = ask(script, LOOK, asked)
 
-    wrong = []
-    for (name, context, slots, available), answer in zip(asked, answers, strict=True):
-        truth = expected(judge(animals[name], context, slots, tuple(available)))
-        if differs := {key: (answer[key], value) for key, value in truth.items() if answer[key] != value}:
-            wrong.append((name, context, slots, available, differs))
-    assert wrong == []
+    assert wrong(animals, asked, answers) == []
     words = [answer["verdict"] for answer in answers]
-    assert min(words.count(word) for word in ("fits", "offload", "unknown")) >= 30
+    assert min(words.count(word) for word in ("fits", "offload")) >= 100
 
 
-def test_several_devices_are_not_judged_by_their_sum(script: Any) -> None:
-    asked: list[Any] = [["pair", 8192, 1, [24 * GIB, 24 * GIB]], ["window", 8192, 1, [24 * GIB, 24 * GIB]]]
-    answers = ask(script, "([name, context, slots, free]) => verdicts.judge(all[name], context, slots, free)", asked)
-    assert [(one["verdict"], one["maxContext"]) for one in answers] == [("unknown", None)] * 2
+def test_each_step_is_where_check_has_it(script: Any, animals: dict[str, Calibration], tables: dict[str, PlannerTable]) -> None:
+    """To the byte, on both sides: random figures miss the steps."""
+    rng = random.Random(3)
+    asked: list[Any] = []
+    for name in animals:
+        if name == "pair":
+            continue
+        for place in rng.sample(range(len(tables[name].contexts)), 3):
+            cell = tables[name].cells[0][0][place]
+            for free, _ in rng.sample(cell.steps[1:], min(len(cell.steps) - 1, 6)):
+                asked += [[name, 1, tables[name].slots[0], tables[name].contexts[place], free - below] for below in (0, 1)]
+
+    assert wrong(animals, asked, ask(script, LOOK, asked)) == []
+    assert len(asked) > 200
 
 
-def test_models_are_planned_together_as_check_plans_them(script: Any) -> None:
-    rng = random.Random(7)
-    animals = {name: one for name, one in zoo(random.Random(1)).items() if name != "pair"}
+def test_several_cards_are_judged_one_by_one(
+    script: Any, animals: dict[str, Calibration], tables: dict[str, PlannerTable]
+) -> None:
+    rng = random.Random(5)
+    asked: list[Any] = []
+    for name in ("pair", "plain", "window", "experts"):
+        own = animals[name].metadata.settings.num_parallel
+        powers = [context for context in tables[name].contexts if context & (context - 1) == 0]
+        asked += [[name, 2, own, rng.choice(powers), round(rng.uniform(0.5, 8) * GIB)] for _ in range(12)]
+
+    answers = ask(script, LOOK, asked)
+
+    assert wrong(animals, asked, answers) == []
+    assert {answer["verdict"] for answer in answers} == {"fits", "offload"}
+
+
+def test_the_largest_context_is_the_largest_listed_that_fits(
+    script: Any, animals: dict[str, Calibration], tables: dict[str, PlannerTable]
+) -> None:
     asked: list[Any] = [
-        [[[rng.choice(list(animals)), 256 * rng.randrange(1, 540), 1] for _ in range(5)], [round(rng.uniform(4, 40) * GIB)]]
+        [name, 1, tables[name].slots[0], gib * GIB] for name in animals if name != "pair" for gib in (1, 4, 6, 24)
+    ]
+
+    answers = ask(script, "([name, cards, slots, free]) => planner.largest(all[name], cards, slots, free)", asked)
+
+    for (name, _, slots, free), answer in zip(asked, answers, strict=True):
+        fitting = [one for one in tables[name].contexts if judge(animals[name], one, slots, (free,)).verdict == "fits"]
+        assert answer == max(fitting, default=0), (name, free)
+
+
+def test_models_are_planned_together_as_check_plans_them(
+    script: Any, animals: dict[str, Calibration], tables: dict[str, PlannerTable]
+) -> None:
+    rng = random.Random(7)
+    names = [name for name, one in animals.items() if name != "pair" and one.metadata.machine.target == "gpu"]
+    asked: list[Any] = [
+        [[[name, 1, rng.choice(tables[name].contexts)] for name in rng.choices(names, k=5)], round(rng.uniform(4, 40) * GIB)]
         for _ in range(CASES // 10)
     ]
 
     answers = ask(
         script,
-        "([requests, free]) => verdicts.judgeTogether(requests.map(([name, ...rest]) => [all[name], ...rest]), free)"
+        "([requests, free]) => planner.together(requests.map(([name, ...rest]) => [all[name], ...rest]), free)"
         ".map(one => [one.verdict, one.fate])",
         asked,
     )
 
-    for (requests, available), answer in zip(asked, answers, strict=True):
-        verdicts, fates = judge_together(
-            [(animals[name], context, slots) for name, context, slots in requests], tuple(available)
-        )
+    for (requests, free), answer in zip(asked, answers, strict=True):
+        verdicts, fates = judge_together([(animals[name], context, slots) for name, slots, context in requests], (free,))
         assert answer == [[verdict.verdict, fate] for verdict, fate in zip(verdicts, fates, strict=True)], requests
-    assert {fate for answer in answers for _, fate in answer} == {"resident", "offload", "evicted", None}
+    assert {fate for answer in answers for _, fate in answer} >= {"resident", "offload", "evicted"}
 
 
-@pytest.mark.parametrize("below", [False, True])
-def test_each_edge_is_the_same(script: Any, below: bool) -> None:
-    """Free memory to the byte where a batch of Ollama's begins to hold, and the end of a band: random figures miss it."""
-    animals = zoo(random.Random(1))
-    asked: list[Any] = [["window", 4608 + below, 1, [24 * GIB]]]
-    for context in (4096, 4097, 32768, 32769, 40_960, 131_072):
-        for extra, percent in ((0, 60), (0, 75), (0, 80), (2 * GIB, 80), (768 * MIB, 80)):
-            enough = -(-(ollama_estimate(animals["ollama-new"], context) + extra) * 100 // percent)
-            asked.append(["ollama-new", context, 1, [enough - below]])
-
-    answers = ask(script, "([name, context, slots, free]) => verdicts.judge(all[name], context, slots, free)", asked)
-
-    for (name, context, slots, available), answer in zip(asked, answers, strict=True):
-        truth = expected(judge(animals[name], context, slots, tuple(available)))
-        assert {key: answer[key] for key in truth} == truth
+def test_what_is_not_listed_is_unknown(script: Any) -> None:
+    asked: list[Any] = [
+        ["plain", 1, 3, 8192, GIB],
+        ["plain", 1, 1, 8191, GIB],
+        ["plain", 3, 1, 8192, GIB],
+        ["pair", 1, 1, 8192, GIB],
+    ]
+    assert {answer["verdict"] for answer in ask(script, LOOK, asked)} == {"unknown"}
