@@ -6,7 +6,7 @@ ARGS ?=
 # variable: `value` takes it unexpanded, and neither make nor a shell ever evaluates it. make would pass variables of its
 # command line on as well, after expanding them: the two lines after `export` stop that.
 export COMMAND_ARGS := $(value ARGS)
-unexport MODEL ARGS
+unexport MODEL ARGS model
 MAKEOVERRIDES :=
 
 PYTHON := .venv/bin/python
@@ -17,12 +17,12 @@ PYTHON := .venv/bin/python
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  calibrate takes MODEL=NAME (gemma3:270m); calibrate and test take ARGS='more options'."
+	@echo "  calibrate takes MODEL=NAME (gemma3:270m; model=NAME is the same); calibrate and test take ARGS='more options'."
 
 setup: ## Create or refresh .venv from the locked requirements (the others do it themselves)
 	@sh scripts/setup.sh $(if $(filter setup,$(MAKECMDGOALS)),,--quiet)
 
-calibrate: export HARNESS_MODEL := $(value MODEL)
+calibrate: export HARNESS_MODEL := $(if $(filter command,$(firstword $(origin model))),$(value model),$(value MODEL))
 calibrate: setup ## Measure MODEL and write its calibration below models/calibrations/
 	@set -f; exec .venv/bin/harness calibrate $$COMMAND_ARGS
 

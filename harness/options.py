@@ -10,6 +10,7 @@ Values are validated when the options are built, before anything is looked up or
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final, Literal, Self, get_args, get_origin
 
@@ -18,7 +19,7 @@ import msgspec
 from harness.engines.registry import BUILT_IN, engine_names, is_engine
 from harness.errors import UsageError
 from harness.model.record import LoadRequest
-from harness.units import parse_size
+from harness.units import parse_size, parse_token_list, parse_tokens
 
 SandboxChoice = Literal["auto", "docker", "process"]
 FlashAttention = Literal["auto", "on", "off"]
@@ -197,6 +198,12 @@ def _check_model(name: str) -> None:
         raise ValueError("a model's name is not empty and has no control characters")
 
 
+def check_variant(name: str) -> None:
+    """Raise ``ValueError`` for a variant that ``MODEL@VARIANT`` could not name."""
+    if re.fullmatch(r"\d+[km]?", name, re.ASCII | re.IGNORECASE):
+        raise ValueError(f"{name!r} would be read as a context in MODEL@{name}; give it a letter")
+
+
 def _check_engine(name: str) -> None:
     if name != "auto" and not is_engine(name):
         raise ValueError(f"{name!r} is not one of auto, {', '.join(engine_names())}")
@@ -232,7 +239,10 @@ NumBatch = Annotated[int | None, Option(
     metavar="N|auto", help="Physical batch of every load; auto: as the engine would choose.",
     least=1, most=MAX_CONTEXT, read=_read_batch, spelled_default="auto",
 )]  # fmt: skip
-Variant = Annotated[str | None, Option(metavar="NAME", setting=False, help="Name of a variant of the calibration.")]
+Variant = Annotated[
+    str | None,
+    Option(metavar="NAME", setting=False, check=check_variant, help="Name of a variant of the calibration."),
+]
 
 
 class _Validated(msgspec.Struct, frozen=True, kw_only=True):
@@ -267,16 +277,23 @@ class CalibrationOptions(_Validated, frozen=True, kw_only=True):
         ),
     ] = None
     engine: Engine = "auto"
-    sandbox: Annotated[SandboxChoice, Option()] = "auto"
+    sandbox: Annotated[
+        SandboxChoice, Option(help="Where the engine runs; auto: in Docker where a container gets the GPU, else a process.")
+    ] = "auto"
     contexts: Annotated[
         tuple[int, ...],
-        Option(metavar="N,N,…", help="Contexts to load, tokens per slot.", least=1, most=MAX_CONTEXT, read=read_numbers),
-    ] = msgspec.field(default=(), name="ctx")
+        Option(
+            metavar="N,N,…", help="Contexts to load, tokens per slot: 8k,32k.",
+            least=1, most=MAX_CONTEXT, read=parse_token_list,
+        ),
+    ] = msgspec.field(default=(), name="ctx")  # fmt: skip
     num_batch: NumBatch = None
     kv_cache_type: CacheType = None
     flash_attention: Flash = "auto"
     num_parallel: Annotated[int, Option(least=1, most=MAX_SLOTS, help="Slots.")] = 1
-    gpus: Annotated[str, Option(metavar="all|none|IDS", check=_check_gpus)] = "all"
+    gpus: Annotated[
+        str, Option(metavar="all|none|IDS", check=_check_gpus, help="GPUs of the engine: UUIDs, indices, or its own names.")
+    ] = "all"
     image: Annotated[str | None, Option(metavar="REF", help="Image of the engine, by tag or digest.")] = None
     engine_binary: Annotated[str | None, Option(metavar="PATH", help="Your own llama-server, ollama or vllm.")] = None
     models: Annotated[str | None, Option(metavar="VOLUME|DIR", help="Where the engine's models are already.")] = None
@@ -288,6 +305,9 @@ class CalibrationOptions(_Validated, frozen=True, kw_only=True):
         ),
     ] = {}  # fmt: skip
     variant: Variant = None
+    name: Annotated[
+        str | None, Option(metavar="NAME", setting=False, check=_check_model, help="File the calibration under this name.")
+    ] = None
     speed: Annotated[bool, Option(setting=False, help="Measure memory only.")] = True
     header_only: Annotated[bool, Option(setting=False, help="Measure memory from the model's header, without its weights.")] = (
         False
@@ -327,8 +347,12 @@ class QueryOptions(_Validated, frozen=True, kw_only=True):
     """What a question about calibrations says beside its models."""
 
     ctx: Annotated[
-        int | None, Option(setting=False, least=1, most=MAX_CONTEXT, help="Tokens per slot, where MODEL names none.")
-    ] = None
+        int | None,
+        Option(
+            metavar="N", setting=False, least=1, most=MAX_CONTEXT, read=parse_tokens,
+            help="Tokens per slot (8192, 8k), where MODEL names none.",
+        ),
+    ] = None  # fmt: skip
     num_parallel: Annotated[int, Option(least=1, most=4096, help="Slots.")] = 1
     available: Annotated[
         tuple[int, ...] | None,

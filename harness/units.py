@@ -53,6 +53,32 @@ def parse_size(text: str) -> int:
     return value
 
 
+#: A count of tokens as people type and print it; in a list, a comma before three digits belongs to the number.
+_TOKENS: Final = re.compile(r"(?P<number>\d{1,3}(?:[,_]\d{3})+(?!\d)|\d+)(?P<prefix>[km]?)", re.IGNORECASE | re.ASCII)
+
+
+def parse_tokens(text: str) -> int:
+    """Read a count of tokens: ``8192``, ``8,192`` or ``8k`` (k is 1,024, as contexts come in powers of two).
+
+    Raises:
+        ValueError: anything else, or zero.
+    """
+    match = _TOKENS.fullmatch(text.strip())
+    if match is None or len(text) > 20 or not (number := int(re.sub("[,_]", "", match["number"]))):
+        raise ValueError(f"a number of tokens is expected, such as 8192, 8,192 or 8k, not {text.strip()[:20]!r}")
+    return number * {"": 1, "k": KIB, "m": MIB}[match["prefix"].lower()]
+
+
+def parse_token_list(text: str) -> tuple[int, ...]:
+    """Read counts of tokens with commas or spaces between them: ``8k,32k``, ``8192,16384``, ``8,192 16,384``.
+
+    Raises:
+        ValueError: one of them is none.
+    """
+    apart = re.sub(r"(?<![\d,])(\d{1,3})((?:,\d{3})+)(?!\d)", lambda found: found[0].replace(",", "_"), text)
+    return tuple(parse_tokens(part) for part in re.split(r"[,\s]+", apart.strip()) if part) if text.strip() else ()
+
+
 def gib(size: float) -> float:
     """Bytes as GiB with the six decimals that artifacts carry (1e-6 GiB is about 1 KiB)."""
     return round(size / GIB, 6)

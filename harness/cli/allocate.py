@@ -17,14 +17,14 @@ from harness.text import clean
 
 
 @click.command()
-@click.argument("model", envvar="HARNESS_MODEL")
-@query_options("ctx", ctx={"required": True, "help": "Tokens of each sequence."})
+@click.argument("model", metavar="MODEL[@CTX]", envvar="HARNESS_MODEL")
+@query_options("ctx", ctx="Tokens of each sequence, where MODEL names none.")
 @click.option("--concurrency", type=click.IntRange(1, 4096), default=1, show_default=True, help="Sequences at full length.")
 @query_options("available", available="Free memory, one size for each GPU; else read now.")
 @click.option("--engine-version", metavar="V", help="The release that will run, where it is not the one that was measured.")
 @click.option("--gpu-name", metavar="NAME", help="The GPU that will run it, as the driver calls it.")
-@click.option("--tensor-parallel", type=click.IntRange(min=1), metavar="N")
-@click.option("--dtype", metavar="T")
+@click.option("--tensor-parallel", type=click.IntRange(min=1), metavar="N", help="GPUs that share the model.")
+@click.option("--dtype", metavar="T", help="Type of the weights and of computation (bfloat16, float16).")
 @query_options("variant")
 @click.option("--compose", is_flag=True, help="Print a service for Docker Compose instead of a command line.")
 @trust_options
@@ -32,7 +32,7 @@ from harness.text import clean
 @command
 def cli(
     model: str,
-    ctx: int,
+    ctx: int | None,
     concurrency: int,
     available: tuple[int, ...] | None,
     engine_version: str | None,
@@ -47,10 +47,14 @@ def cli(
     """The options with which vLLM starts MODEL with a context, or why it cannot."""
     from harness.prediction.allocation import Deployment
     from harness.serving import allocate as workflow
+    from harness.serving.calibration_lookup import read_question
     from harness.store.trust import is_own_folder, refuse
 
     wanted = Deployment(version=engine_version, gpu=gpu_name, tensor_parallel=tensor_parallel, dtype=dtype)
-    answer = workflow.answer(store_at(store), model, ctx, concurrency, wanted, variant=variant, available=available)
+    asked = read_question(model, ctx)
+    answer = workflow.answer(
+        store_at(store), asked.model, asked.context, concurrency, wanted, variant=variant, available=available
+    )  # fmt: skip
     measured = answer.calibration
     # Nothing is started here: a folder of the model's own name is printed as it was measured.
     printed = ("weights",) if is_own_folder(measured) else ()

@@ -15,11 +15,12 @@ from harness.cli.options import run_options, store_option
 from harness.cli.output import CommandResult
 from harness.options import RunOptions
 from harness.store.store import key_of
+from harness.text import written
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
 @click.argument("model", envvar="HARNESS_MODEL", required=False)
-@run_options(engine="")
+@run_options(engine="Engine that is measured; auto: Ollama where Docker gives it a GPU, else the embedded one.")
 @run_options("force")
 @click.option("--dry-run", is_flag=True, help="Say what would be done.")
 @store_option
@@ -43,7 +44,9 @@ def cli(**given: Any) -> CommandResult:
         for reason in session.choice.reasons:
             watch.say(reason)
         if given["dry_run"]:
-            planned = session.plan()
+            planned = session.refuse()
+            for note in planned.notes:
+                watch.say(note)
             return CommandResult(
                 data={"artifact": str(session.artifact), "loads": msgspec.to_builtins(planned.loads)},
                 text=partial(calibrations.planned, session.request.name, planned.loads, str(session.artifact)),
@@ -52,5 +55,6 @@ def cli(**given: Any) -> CommandResult:
     key, path = key_of(done.calibration, done.artifact), os.path.relpath(done.artifact)
     return CommandResult(
         data={"artifact": str(done.artifact), "record": str(done.record), "calibration": to_document(done.calibration)},
+        ids=(written(key),),
         text=partial(calibrations.measured, done.calibration, key, path, done.seconds),
     )

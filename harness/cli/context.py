@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
+from click.core import ParameterSource
 
+from harness import __version__
 from harness.cli.output import CommandResult, warn
 from harness.errors import HarnessError
 from harness.options import settings
 from harness.store.config import find_file, read_file, unknown_variables
+from harness.store.config import settings as set_values
 from harness.store.store import Store, default_root
+from harness.text import clean
 
 
 def store_at(path: str | None) -> Store:
@@ -27,17 +32,49 @@ def store_at(path: str | None) -> Store:
 def command(function: Callable[..., CommandResult]) -> Callable[..., CommandResult]:
     """Give a command ``--json``, and its errors the form of a result."""
 
+    @click.option("-v", "--verbose", is_flag=True, help="Say also which store and which settings were used.")
+    @click.option("-q", "--quiet", is_flag=True, help="Results alone: of lists the ids, and no progress.")
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, also on failure.")
     @wraps(function)
-    def wrapper(*args: Any, as_json: bool, **kwargs: Any) -> CommandResult:
-        name = click.get_current_context().info_name or function.__name__
+    def wrapper(*args: Any, **kwargs: Any) -> CommandResult:
+        as_json, quiet, verbose = (kwargs.pop(name) for name in ("as_json", "quiet", "verbose"))
+        context = click.get_current_context()
+        name, everywhere = context.info_name or function.__name__, context.find_root().params
+        typed = kwargs.get("store") if context.get_parameter_source("store") is ParameterSource.COMMANDLINE else None
+        typed = typed or everywhere.get("store")
+        if "store" in kwargs and typed:
+            kwargs["store"] = typed
         try:
             result = function(*args, **kwargs)
         except HarnessError as error:
             result = CommandResult(failure=error)
-        return msgspec.structs.replace(result, command=name, as_json=as_json)
+        if result.failure is not None and typed:
+            result.failure.hint = _with_store(result.failure.hint, typed)
+        notes = (*result.notes, *_origins(kwargs.get("store"))) if verbose or everywhere.get("verbose") else result.notes
+        quiet = quiet or bool(everywhere.get("quiet"))
+        return msgspec.structs.replace(result, command=name, as_json=as_json, quiet=quiet, notes=notes)
 
     return wrapper
+
+
+def _with_store(hint: str | None, store: str) -> str | None:
+    """A command of ours with the store that the question named."""
+    if hint is None or not hint.startswith("harness ") or "--store" in hint or hint.startswith("harness doctor"):
+        return hint
+    return f"{hint} --store {shlex.quote(store)}"
+
+
+def _origins(store: str | None) -> Iterator[str]:
+    """The store and the settings that a command went by."""
+    yield f"harness {__version__}, store {store_at(store).root}"
+    for name, (value, origin) in sorted(set_values(dict(os.environ), Path.cwd()).items()):
+        yield clean(f"setting {name} = {value} ({origin})")
+
+
+def is_quiet() -> bool:
+    """Whether results alone are wanted: ``-q`` before or behind the verb."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.params.get("quiet") or context.find_root().params.get("quiet"))
 
 
 def as_json() -> bool:
@@ -49,7 +86,7 @@ def load_settings(context: click.Context) -> None:
     """Put harness.toml under the flags; warn about variables that mean nothing."""
     values = read_file(find_file(Path.cwd()))
     known = settings()
-    flat = {known[key].field: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in values.items()}
+    flat = {known[key].field: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in values.items()}
     if isinstance(context.command, click.Group):
         context.default_map = dict.fromkeys(context.command.list_commands(context), flat)
     for name in unknown_variables(dict(os.environ)):

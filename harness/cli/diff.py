@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from harness.cli.context import command
+from harness.cli.context import command, store_at
+from harness.cli.options import store_option
 from harness.cli.output import CommandResult
 from harness.render.drift import document, pairs_text
 
@@ -23,16 +24,18 @@ DRIFTED: Final = 6
 @click.argument("old", metavar="A")
 @click.argument("new", metavar="B")
 @click.option("--markdown", is_flag=True, help="Print the text of a pull request.")
+@store_option
 @command
-def cli(old: str, new: str, markdown: bool) -> CommandResult:
+def cli(old: str, new: str, markdown: bool, store: str | None) -> CommandResult:
     """What moved from A to B beyond the measurement error, and what that means.
 
-    A and B are calibrations, folders of them, or either at a git revision (HEAD~1:models/calibrations). Ends with 6 when
-    something moved.
+    A and B are calibrations (names, ids or files), folders of them, or either at a git revision
+    (HEAD~1:models/calibrations). Ends with 6 when something moved.
     """
     from harness.maintain.diff import pairs, read_side
 
-    before, after = read_side(old), read_side(new)
+    shelf = store_at(store)
+    before, after = read_side(old, shelf), read_side(new, shelf)
     found = pairs(before, after)
     moved = any(pair.drift is not None and pair.drift.moved for pair in found)
     return CommandResult(

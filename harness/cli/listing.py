@@ -12,6 +12,7 @@ from harness.cli.options import store_option
 from harness.cli.output import CommandResult, warn
 from harness.model.calibration import to_document
 from harness.render import calibrations
+from harness.text import written
 
 
 @click.command("list")
@@ -28,6 +29,7 @@ def cli(catalog: bool, store: str | None) -> CommandResult:
         data={
             "calibrations": [{**to_document(one.calibration), "path": str(one.path), "variant": one.variant} for one in found]
         },
+        ids=tuple(written(one.key) for one in found),
         text=partial(calibrations.listing, [(one.key, one.calibration) for one in found], str(shelf.root)),
     )
 

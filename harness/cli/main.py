@@ -9,7 +9,7 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 import msgspec
@@ -47,8 +47,16 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "sweep": ("sweep", "Calibrate a whole plan: models, engines, settings; here or on a Ray cluster."),
     "exporter": ("exporter", "Metrics of the models that run here, for Prometheus."),
     "doctor": ("doctor", "What works here, what does not, and why."),
+    "rm": ("remove", "Remove calibrations from the store; their records stay."),
+    "rename": ("rename", "File a calibration under another name or variant."),
+    "completion": ("completion", "Completion of verbs, options and models for bash, zsh or fish."),
+    "help": ("help", "Help of a verb."),
     "clean": ("clean", "What harness has left on this machine; --yes removes what is abandoned."),
 }
+
+
+#: Other names of verbs.
+ALIASES: Final = {"ls": "list"}
 
 
 class Lazy(click.Group):
@@ -60,11 +68,34 @@ class Lazy(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one verb."""
+        cmd_name = ALIASES.get(cmd_name, cmd_name)
         if cmd_name not in COMMANDS:
             return None
         module = import_module(f"harness.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = module.cli
+        if "_HARNESS_COMPLETE" in os.environ:
+            from harness.cli.completion import complete
+
+            complete(command)
         return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """The verb and its arguments.
+
+        Raises:
+            UsageError: no such verb, with those that are written almost so; or an option of one value that is given twice.
+        """
+        word = args[0]
+        if word not in COMMANDS and word not in ALIASES:
+            from difflib import get_close_matches
+
+            near = get_close_matches(word, COMMANDS, n=3)
+            meant = f" (did you mean {' or '.join(near)}?)" if near else ""
+            raise click.UsageError(f"no such verb: {word}{meant}", ctx)
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not ctx.resilient_parsing:
+            _refuse_repeated(command, word, ctx, rest)
+        return ALIASES.get(word, name), command, rest
 
     def invoke(self, ctx: click.Context) -> NoReturn:
         """Run one verb, print its result and end."""
@@ -77,11 +108,23 @@ class Lazy(click.Group):
 
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="harness")
+@click.version_option(__version__, "-V", "--version", prog_name="harness")
+@click.option("--store", metavar="DIR", help="Folder of calibrations and runs, for any verb.")
+@click.option("-q", "--quiet", is_flag=True, help="Results alone: of lists the ids, and no progress.")
+@click.option("-v", "--verbose", is_flag=True, help="Say also which store and which settings were used.")
 @click.pass_context
-def cli(context: click.Context) -> None:
+def cli(context: click.Context, **_: Any) -> None:
     """How much memory will this model need, at this context, on this engine, and will it be offloaded to the CPU?"""
     load_settings(context)
+
+
+def _refuse_repeated(command: click.Command, verb: str, parent: click.Context, args: list[str]) -> None:
+    """Refuse an option of one value that stands twice on the command line: which one counts is not for a parser to guess."""
+    context = command.context_class(command, info_name=verb, parent=parent, **command.context_settings)
+    _, _, order = command.make_parser(context).parse_args(list(args))
+    for param in order:
+        if isinstance(param, click.Option) and not (param.multiple or param.is_flag or param.count) and order.count(param) > 1:
+            raise click.UsageError(f"{param.opts[0]} is given more than once", context)
 
 
 def main() -> None:
@@ -99,7 +142,7 @@ def _main() -> None:
     ended = CommandResult(command=verb, as_json=wants_json())
     hear(ended)
     try:
-        cli.main(standalone_mode=False, color=colour())
+        cli.main(prog_name="harness", standalone_mode=False, color=colour())
     except HarnessError as error:
         _end(ended, error)
     except click.UsageError as error:

@@ -29,6 +29,14 @@ class Text(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
         return found
 
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        """GPUs, where the option is one."""
+        if not self.name.startswith("gpu"):
+            return []
+        from harness.cli.completion import gpus
+
+        return gpus(incomplete)
+
 
 def _made(declaration: Declaration, changes: dict[str, Any]) -> Decorator:
     option = declaration.option

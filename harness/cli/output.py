@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from harness.errors import EngineError, HarnessError
-from harness.render.tables import Drawn, wrap
+from harness.render.tables import Drawn, Verbatim, wrap
 from harness.text import clean
 
 #: Columns of a terminal that does not say how wide it is.
@@ -23,7 +23,8 @@ class CommandResult(msgspec.Struct, frozen=True, kw_only=True):
     """How a command ended.
 
     ``data`` is the document's; ``text`` makes what people read on standard output in its place, sentences and what can
-    be drawn; ``notes`` go to standard error. A ``failure`` decides the exit code; ``errors`` are only for the document.
+    be drawn; ``notes`` go to standard error. ``ids`` are what
+    ``-q`` prints instead of a list. A ``failure`` decides the exit code; ``errors`` are only for the document.
     """
 
     data: Mapping[str, Any] = {}
@@ -33,7 +34,9 @@ class CommandResult(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int = 0
     errors: tuple[dict[str, Any], ...] = ()
     failure: HarnessError | None = None
+    ids: tuple[str, ...] | None = None
     command: str = "harness"
+    quiet: bool = False
     as_json: bool = False
 
 
@@ -54,7 +57,7 @@ def _print(result: CommandResult) -> None:
         click.echo(click.style(f"  | {clean(line)}", dim=True), err=True, color=colour())
     hint = clean(error.hint) if error is not None and error.hint else None
     if not result.as_json:
-        show(result.text())
+        show(map(Verbatim, result.ids) if result.quiet and result.ids is not None else result.text())
     elif error is None:
         click.echo(envelope(result.command, result.data, result.exit_code, result.errors))
     else:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import click
+import msgspec
 
 from harness.cli.context import command, store_at
 from harness.cli.options import PLACING, query_options, store_option
@@ -20,23 +21,25 @@ from harness.render.prediction import prediction_text
 
 
 @click.command()
-@click.argument("model", envvar="HARNESS_MODEL")
+@click.argument("model", metavar="MODEL[@CTX]", envvar="HARNESS_MODEL")
 @query_options(
     "ctx", "num_parallel", "available", "variant", "engine", "measured_only", *PLACING[:-1],
-    ctx={"required": True, "help": "Tokens per slot."}, available="Say also how fast it is with so much memory free.",
+    available="Say also how fast it is with so much memory free.",
 )  # fmt: skip
 @store_option
 @command
 def cli(model: str, store: str | None, **given: Any) -> CommandResult:
     """Memory and speed of a calibrated MODEL at a context; of a file or an address without a calibration an estimate."""
-    from harness.serving.calibration_lookup import CalibrationFilter
+    from harness.serving.calibration_lookup import CalibrationFilter, read_question
 
     query = QueryOptions.of(given)
-    calibration, source, notes = select_or_estimate(store_at(store), model, query)
-    prediction = predict(calibration, given["ctx"], query.num_parallel)
+    asked = read_question(model, query.ctx, query.num_parallel)
+    query = msgspec.structs.replace(query, ctx=asked.context)
+    calibration, source, notes = select_or_estimate(store_at(store), asked.model, query)
+    prediction = predict(calibration, asked.context, query.num_parallel)
     forced = CalibrationFilter.of(query).forced
-    asked = query.available is not None or forced != NOTHING
-    with_memory = _with_memory(calibration, prediction, query.available, forced) if asked else None
+    placed = query.available is not None or forced != NOTHING
+    with_memory = _with_memory(calibration, prediction, query.available, forced) if placed else None
     title = calibration.id + ("" if source == "measured" else " (estimated)")
     return CommandResult(
         data={**prediction.to_json(), "source": source, **({} if with_memory is None else {"with_available": with_memory})},

@@ -163,7 +163,19 @@ def _line_so_far(found: dict[int, int]) -> str:
     return f"= {format_size(line.start)} + {line.slope / KIB:.3f} KiB/token"
 
 
+class Quiet(PlainProgress):
+    """Warnings alone."""
+
+    def _line(self, text: str, style: str = "") -> None:
+        if text.startswith("warning: "):
+            super()._line(text, style)
+
+
 def watcher(quiet: bool) -> PlainProgress:
-    """A live line on a terminal that can draw one, plain lines elsewhere."""
+    """A live line on a terminal that can draw one, plain lines elsewhere; warnings alone with ``-q``."""
+    from harness.cli.context import is_quiet
+
+    if is_quiet():
+        return Quiet()
     drawn = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not quiet
     return Live() if drawn else PlainProgress()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +15,8 @@ from harness.cli.select import select
 from harness.model.calibration import to_document
 from harness.options import QueryOptions
 from harness.render import calibrations
+from harness.store.store import key_of
+from harness.store.yaml import read_calibration
 
 
 @click.command()
@@ -22,6 +25,12 @@ from harness.render import calibrations
 @store_option
 @command
 def cli(model: str, store: str | None, **given: Any) -> CommandResult:
-    """One calibration: constants, parts, quality, speeds."""
-    calibration = select(store_at(store), model, QueryOptions.of(given))
-    return CommandResult(data={"calibration": to_document(calibration)}, text=partial(calibrations.shown, calibration))
+    """One calibration: constants, parts, quality, speeds. MODEL is a name, an id, or the path of an artifact."""
+    path = Path(model)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        calibration = read_calibration(path)
+        key = key_of(calibration, path)
+    else:
+        calibration = select(store_at(store), model, QueryOptions.of(given))
+        key = calibration.id
+    return CommandResult(data={"calibration": to_document(calibration)}, text=partial(calibrations.shown, calibration, key))

@@ -33,17 +33,19 @@ def cli(plan: str, address: str | None, resume: bool, dry_run: bool, store: str 
 
     Ends with 0 if every cell is done, else with the status of the first one that failed.
     """
-    from harness.sweep.run import Sweep, one_after_another, run_sweep
+    from harness.sweep.run import Sweep, one_after_another, refuse_cells, run_sweep
 
     shelf = store_at(store)
     sweep = Sweep(Path(plan), shelf, here=address is None)
     cells = sweep.pending(resume=resume)
-    if dry_run:
-        return _dry_run(sweep, cells)
     from harness.cli.progress import watcher
     from harness.sweep.untrusted import refuse_plan
 
     refuse_plan(cells, Path.cwd(), allowed_of(given), plan)
+    if dry_run:
+        if address is None:
+            refuse_cells(cells, shelf, Path.cwd())
+        return _dry_run(sweep, cells)
     with watcher(quiet=as_json()) as watch:
         if address is None:
             runner = one_after_another(shelf, Path.cwd(), watch)

@@ -11,7 +11,7 @@ from harness.engines.registry import is_engine, policy_of
 from harness.errors import NotFoundError, UnavailableError, UsageError
 from harness.model.calibration import Calibration
 from harness.prediction.drift import Drift, compare
-from harness.store.store import Store, key_of
+from harness.store.store import Store, key_of, variant_of
 from harness.store.yaml import parse_calibration, read_calibration
 
 
@@ -58,8 +58,8 @@ def _drift(old: Calibration, new: Calibration) -> Drift:
     return compare(old, new, (policy_of(old.engine), policy_of(new.engine)))
 
 
-def read_side(text: str) -> Side:
-    """A file, a store's folder, or ``REVISION:PATH`` of either in the git repository of this folder.
+def read_side(text: str, store: Store | None = None) -> Side:
+    """A file, a store's folder, a name or id of ``store``, or ``REVISION:PATH`` of either in the git repository of this folder.
 
     Raises:
         NotFoundError: there is no such thing. BadInputError, ConfigError: it is no calibration. UnavailableError: no git.
@@ -70,6 +70,10 @@ def read_side(text: str) -> Side:
     if path.is_file():
         calibration = read_calibration(path)
         return Side(name=text, calibrations={key_of(calibration, path): calibration}, single=True)
+    found = [] if store is None else store.find(text)
+    plain = [one for one in found if variant_of(one[0]) is None] or found
+    if plain:
+        return Side(name=text, calibrations={key_of(one, file): one for file, one in plain[:1]}, single=True)
     revision, colon, inside = text.partition(":")
     if not colon or not revision:
         raise NotFoundError(f"no such file or folder: {text}", code="no-such-file")

@@ -19,15 +19,15 @@ from harness.maintain.diff import Pair
 from harness.measure.calibrate import Session
 from harness.measure.events import Observer
 from harness.measure.prepare import prepare
-from harness.model.calibration import Calibration
+from harness.model.calibration import Calibration, artifact_name
 from harness.model.record import LoadRequest, Machine
 from harness.options import Overrides, RunOptions, asked_flash
 from harness.prediction.drift import Change, Drift, compare
 from harness.prediction.staleness import Environment, Staleness, age, matching_gpu
 from harness.store.catalog import pinned_image
-from harness.store.store import RUNS, Store, key_of, variant_of, write_atomically
+from harness.store.store import RUNS, Store, key_of, model_stem, stem_of, variant_of, write_atomically
 from harness.store.trust import by_digest, handed, handed_env, refuse
-from harness.text import release
+from harness.text import release, written
 
 #: Below the store's runs: what an unfinished recalibration has done.
 JOURNAL: Final = "recalibrate.json"
@@ -240,6 +240,7 @@ def rerun_options(target: SurveyedCalibration, finder: Installed) -> RunOptions:
         env=_env(target, given),
         allowed=given.allowed,
         variant=variant_of(target.path),
+        name=None if stem_of(target.path) == artifact_name(model_stem(model)) else written(stem_of(target.path)),
         speed=any((performance.decode_tokens_per_s, performance.prompt_tokens_per_s, performance.host_decode_tokens_per_s)),
         timeout=given.timeout,
         header_only=given.header_only or metadata.weights == "header",

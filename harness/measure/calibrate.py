@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ import msgspec
 from harness import __version__
 from harness.engines import gguf
 from harness.engines.base import Engine, Options, Source
-from harness.errors import BusyError, EngineError, UnavailableError, UntrustedError
+from harness.errors import BusyError, CannotWriteError, EngineError, UnavailableError, UntrustedError
 from harness.fit.observations import refuse_disturbed
 from harness.fit.speed import with_speeds_of
 from harness.inventory.backend import Backend
@@ -69,6 +70,21 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
         request = self.request if source is None else msgspec.structs.replace(self.request, source=source)
         return plan_calibration(self.engine.policy, request, self.options, version)
 
+    def refuse(self) -> CalibrationPlan:
+        """What it would do, after whatever can be refused without starting anything was refused.
+
+        Raises:
+            CannotWriteError: it would overwrite another calibration, or the store cannot be written.
+        """
+        planned, folder = self.plan(), self.artifact.parent
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise CannotWriteError(f"{self.artifact} cannot be written: {folder} may not be written")
+        if not self.request.force:
+            refuse_overwrite(self.artifact, self.request.source, planned.settings, self.choice.machine(), self.store)
+        return planned
+
     def calibrate(
         self, observer: Observer, hook: StageHook = no_hook, accept: Callable[[Calibration], None] = lambda _: None
     ) -> Result:
@@ -83,6 +99,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
         with self.held, ExitStack() as stack:
             stack.enter_context(hold(lock_names(self.choice)))
             sandbox, meter = stack.enter_context(opened(self.engine, self.choice, self.options, observer))
+            for note in planned.notes:
+                observer.say(note)
             source = _with_digest(self.request.source, observer)
             self.store.check_writable(self.artifact)
             stack.enter_context(self.store.lock(self.artifact))

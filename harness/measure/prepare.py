@@ -65,7 +65,7 @@ def prepare(run: RunOptions, store: Store, here: Path) -> Session:
     choice = msgspec.structs.replace(choice, reasons=(*choice.reasons, *reasons, *held))
     request = Request(
         name=name,
-        stem=model_stem(name),
+        stem=run.name or model_stem(name),
         source=source,
         contexts=run.contexts,
         loads=run.loads,

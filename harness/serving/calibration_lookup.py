@@ -22,9 +22,10 @@ from harness.prediction.forced import NOTHING, Forced
 from harness.prediction.settings import AskedSettings, derive
 from harness.serving.weights import Identity, identify
 from harness.store.store import Store, variant_of
+from harness.units import parse_tokens
 
-_CONTEXT: Final = re.compile(r"[+-]?\d+", re.ASCII)
-_LIKE_A_CONTEXT: Final = re.compile(r"[+-]?\d[\d.,_]*[km]|\d+(?:[,_]\d{3})+", re.ASCII | re.IGNORECASE)
+#: What is meant as a context, whether it can be one or not.
+_CONTEXT: Final = re.compile(r"[+-]?\d[\d.,_]*[km]?", re.ASCII | re.IGNORECASE)
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{6,64}")
 
 
@@ -102,7 +103,7 @@ class CalibrationMatch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_question(spec: str, context: int | None, num_parallel: int = 1) -> CheckRequest:
-    """``MODEL``, ``MODEL@CTX`` or ``MODEL@sha256:…``, with ``context`` where the spec names none.
+    """``MODEL[@VARIANT]``, with ``@CTX`` or ``@sha256:…`` behind it, and ``context`` where the spec names none.
 
     Raises:
         UsageError: no context, one that is no context, or no model.
@@ -111,13 +112,14 @@ def read_question(spec: str, context: int | None, num_parallel: int = 1) -> Chec
     while "@" in name:
         head, _, tail = name.rpartition("@")
         if _CONTEXT.fullmatch(tail):
-            context = int(tail) if len(tail) < 12 else MAX_CONTEXT + 1
+            try:
+                context = parse_tokens(tail)
+            except ValueError as error:
+                raise UsageError(f"{spec}: {error}", code="bad-context") from error
         elif tail.startswith("sha256:"):
             if not _DIGEST.fullmatch(tail):
                 raise UsageError(f"{spec}: a digest is sha256: and 6 to 64 hexadecimal digits")
             digest = tail
-        elif _LIKE_A_CONTEXT.fullmatch(tail):
-            raise UsageError(f"{spec}: a context is a whole number of tokens, as in {head}@8192", code="bad-context")
         else:
             break
         name = head
@@ -211,6 +213,8 @@ def _pick(
     if wanted.variant is not None:
         found = [one for one in found if variant_of(one[0]) == wanted.variant]
         return found[0] if found else f"{question.model} has no variant {wanted.variant!r}"
+    if store.names_variant(question.model, found):
+        return found[0]
     plain = [one for one in found if variant_of(one[0]) is None]
     if plain == found:
         return plain[0]  # one file is all there is: nothing needs to be read to choose it

@@ -7,6 +7,7 @@ from typing import Literal
 
 from harness.errors import NotFoundError
 from harness.model.calibration import Calibration
+from harness.text import written
 
 #: How the weights of an answer were identified: by their digest, by the calibration's own id, or by a name alone.
 Identity = Literal["digest", "id", "name"]
@@ -23,7 +24,7 @@ def identify(model: str, calibration: Calibration) -> Identity | str:
     Raises:
         NotFoundError: a path to a file that is not there.
     """
-    if model == calibration.id:
+    if model.partition("@")[0] in (calibration.id, written(calibration.id)):
         return "id"
     known = calibration.metadata.model.digest
     path = Path(model).expanduser()

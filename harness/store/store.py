@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Final
@@ -35,6 +35,8 @@ from harness.store.yaml import read_calibration, to_yaml
 RUNS: Final = "runs"
 _STEM: Final = re.compile(r"[A-Za-z0-9._%-]*[A-Za-z0-9_%-][A-Za-z0-9._%-]*")
 _VARIANT: Final = re.compile(r"[A-Za-z0-9._-]+")
+#: How llama.cpp names the parts of a model (``llama_split_path``).
+_PART: Final = re.compile(r"-\d{5}-of-\d{5}$")
 _RUN: Final = re.compile(r"[A-Za-z0-9@%._+-]{1,255}", re.ASCII)
 
 
@@ -146,6 +148,8 @@ class Store:
     def find(self, name: str, engine: str | None = None) -> list[tuple[Path, Calibration]]:
         """Artifacts (with their variants) that answer to a model's name or id; cheap in a store of any size.
 
+        ``NAME@VARIANT`` is that variant alone, where no model has that whole name.
+
         Raises:
             UsageError: several engines have that name and none was chosen. NotPermittedError: the store may not be read.
         """
@@ -157,7 +161,7 @@ class Store:
                 raise UsageError(f"{name} is an id of {head}, not of {engine}")
         else:
             engines, stem = ([engine] if engine else self._engines()), name
-        names = (stem, Path(stem).stem) if stem.endswith(".gguf") else (stem,)
+        names = (stem, model_stem(stem)) if stem.endswith(".gguf") else (stem,)
         stems = dict.fromkeys(map(artifact_name, names))
         if by_id and _STEM.fullmatch(stem):
             stems = {stem: None, **stems}  # an id holds the file's name as it is
@@ -168,6 +172,10 @@ class Store:
                 if paths:
                     found[one] = paths
                     break
+        base, at, variant = name.rpartition("@")
+        if at and not found:
+            files = [path for path, _ in self.find(base, engine) if variant_of(path) == variant]
+            return [(path, self.read(path)) for path in files]
         if len(found) > 1:
             ids = ", ".join(f"{one}/{stem_of(paths[0])}" for one, paths in found.items())
             raise UsageError(
@@ -176,6 +184,11 @@ class Store:
                 code="ambiguous",
             )
         return [(path, self.read(path)) for paths in found.values() for path in paths]
+
+    @staticmethod
+    def names_variant(name: str, found: Sequence[tuple[Path, Calibration]]) -> bool:
+        """Whether a name that found these artifacts was ``NAME@VARIANT``, so that nothing is left to choose."""
+        return len(found) == 1 and variant_of(found[0][0]) is not None and name.endswith(f"@{variant_of(found[0][0])}")
 
     def _variants(self, engine: str, stem: str) -> list[Path]:
         folder = self.root / engine
@@ -263,9 +276,9 @@ class Store:
 
 
 def model_stem(name: str) -> str:
-    """The name under which a model is filed: of a GGUF path the file's stem, of a folder's its name."""
+    """The name under which a model is filed: of a GGUF path the stem of its files, of a folder's its name."""
     if name.endswith(".gguf"):
-        return Path(name).stem
+        return _PART.sub("", Path(name).stem)
     return Path(name).expanduser().resolve().name if name.startswith(("/", "./", "../", "~")) else name
 
 

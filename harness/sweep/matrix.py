@@ -19,7 +19,8 @@ import msgspec
 from harness.engines.settings import shown_env
 from harness.errors import BadInputError, UsageError
 from harness.fit.load_plan import DEFAULT_CONTEXTS
-from harness.options import CalibrationOptions, RunOptions, read_numbers, shared
+from harness.options import CalibrationOptions, RunOptions, shared
+from harness.units import parse_token_list
 
 #: More cells than anybody means.
 MAX_CELLS: Final = 10_000
@@ -47,7 +48,7 @@ class Cell(CalibrationOptions, frozen=True, kw_only=True, forbid_unknown_fields=
         """
         spelled = self.contexts
         try:
-            contexts = spelled if isinstance(spelled, tuple) else read_numbers(str(spelled))
+            contexts = spelled if isinstance(spelled, tuple) else parse_token_list(str(spelled))
         except ValueError as error:
             raise UsageError(f"--ctx: {error}") from error
         batch = None if self.num_batch == "auto" else self.num_batch
@@ -155,7 +156,7 @@ def _with_variants(cells: list[Cell], axes: Mapping[str, Sequence[Any]], where: 
     targets: dict[tuple[str, str, str | None], Cell] = {}
     for cell in cells:
         named = cell if cell.variant else msgspec.structs.replace(cell, variant=_variant(cell, axes))
-        other = targets.setdefault((named.engine, named.model, named.variant), named)
+        other = targets.setdefault((named.engine, named.name or named.model, named.variant), named)
         if other != named:
             raise _bad(
                 f"{where}: two cells would write the same calibration: {other.title}, and {named.title}",

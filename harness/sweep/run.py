@@ -122,6 +122,22 @@ def run_cell(cell: Cell, store: Store, here: Path, observer: Observer) -> CellOu
     )
 
 
+def refuse_cells(cells: Sequence[Cell], store: Store, here: Path) -> None:
+    """Refuse a plan of which a cell would be refused on this machine before its first load.
+
+    Raises:
+        HarnessError: as the calibration would raise it; the message names the cell.
+    """
+    for cell in cells:
+        try:
+            session = prepare(cell.run_options(), store, here)
+            with session.held:
+                session.refuse()
+        except HarnessError as error:
+            error.message = f"{cell.title}: {error.message}"
+            raise
+
+
 #: Runs cells, in any order, and yields each outcome as it comes.
 CellRunner = Callable[[Sequence[Cell]], Iterator[CellOutcome]]
 

@@ -71,7 +71,7 @@ def test_digits_after_the_model_are_a_context_and_sha256_a_digest(spec: str, que
 
 
 @pytest.mark.parametrize(
-    "spec", ["m@0", "m@-1", "m@8k", "m@8,192", "m@99999999999999999999999", "@8192", "m@sha256:xyz", "m\x1b@1", ""]
+    "spec", ["m@0", "m@-1", "m@8.5k", "m@8,19", "m@99999999999999999999999", "@8192", "m@sha256:xyz", "m\x1b@1", ""]
 )
 def test_what_is_no_model_or_no_context_is_a_usage_error(spec: str) -> None:
     with pytest.raises(UsageError):

@@ -1,0 +1,50 @@
+"""``harness rename``."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from harness.cli.context import command, store_at
+from harness.cli.options import store_option
+from harness.cli.output import CommandResult
+from harness.errors import CannotWriteError, NotFoundError, UsageError
+from harness.model.calibration import artifact_name
+from harness.options import check_variant
+from harness.text import clean, written
+
+
+@click.command()
+@click.argument("old", metavar="MODEL[@VARIANT]")
+@click.argument("new", metavar="NAME[@VARIANT]")
+@store_option
+@command
+def cli(old: str, new: str, store: str | None) -> CommandResult:
+    """File a calibration under another name, or as another variant. What was measured stays as it is."""
+    from harness.store.store import key_of, variant_of
+
+    shelf = store_at(store)
+    found = shelf.find(old)
+    wanted = [one for one in found if shelf.names_variant(old, found) or variant_of(one[0]) is None]
+    if not wanted:
+        raise NotFoundError(f"{old} has no calibration in {shelf.root}", hint="harness list -q", code="no-calibration")
+    ((path, calibration),) = wanted
+    name, at, variant = new.removeprefix(f"{calibration.engine}/").partition("@")
+    if not name or (at and not variant):
+        raise UsageError(f"{new!r} is no name of a calibration", hint="NAME, or NAME@VARIANT")
+    try:
+        check_variant(variant)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    target = shelf.path_of(calibration.engine, name, variant or None)
+    if target.exists():
+        raise CannotWriteError(f"{target} is there already", hint="remove it first: harness rm", code="would-overwrite")
+    moved = msgspec.structs.replace(calibration, id=f"{calibration.engine}/{artifact_name(name)}")
+    with shelf.lock(path):
+        shelf.write(target, moved)
+        path.unlink()
+    before, after = key_of(calibration, path), key_of(moved, target)
+    return CommandResult(
+        data={"old": before, "new": after, "path": str(target)}, ids=(written(after),),
+        text=lambda: [f"{clean(written(before))} is now {clean(written(after))}"],
+    )  # fmt: skip
