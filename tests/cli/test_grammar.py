@@ -82,7 +82,7 @@ def test_an_option_of_one_value_is_not_given_twice(run: Command) -> None:
 
 
 def test_a_verb_that_is_almost_written_is_named(run: Command) -> None:
-    assert "did you mean check?" in run("chek").stderr
+    assert "did you mean predict?" in run("predictt").stderr
     assert run("ls", "-q").stdout == run("list", "-q").stdout
     assert run("-V").stdout.startswith("harness")
 
