@@ -36,7 +36,7 @@ def cli(context: click.Context, shell: str) -> CommandResult:
     return CommandResult(command="completion", text=lambda: [Verbatim(script)])
 
 
-class Candidate(click.ParamType[str]):
+class CompletedArgument(click.ParamType[str]):
     """An argument that is a model or a file, taken as it is."""
 
     def __init__(self, name: str) -> None:
@@ -78,4 +78,4 @@ def complete(command: click.Command) -> None:
     """Let the arguments of a verb, and the GPUs among its options, be completed."""
     for param in command.params:
         if isinstance(param, click.Argument) and param.name in MODELS | FILES and param.type is click.STRING:
-            param.type = Candidate("model" if param.name in MODELS else "file")
+            param.type = CompletedArgument("model" if param.name in MODELS else "file")
