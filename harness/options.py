@@ -19,7 +19,7 @@ import msgspec
 from harness.engines.registry import BUILT_IN, engine_names, is_engine
 from harness.errors import UsageError
 from harness.model.record import LoadRequest
-from harness.units import parse_size, parse_token_list, parse_tokens
+from harness.units import MAX_CONTEXT, parse_size, parse_token_list, parse_tokens, read_numbers, read_sizes
 
 SandboxChoice = Literal["auto", "docker", "process"]
 FlashAttention = Literal["auto", "on", "off"]
@@ -29,8 +29,7 @@ KV_CACHE_TYPES: Final = (
     *("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"),
     *("auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "fp8_ds_mla"),
 )
-#: The longest context, and the most sequences of one server (llama.h, ``LLAMA_MAX_SEQ``), that can be asked for.
-MAX_CONTEXT: Final = 1 << 31
+#: The most sequences of one server (llama.h, ``LLAMA_MAX_SEQ``).
 MAX_SLOTS: Final = 256
 #: ``--gpu-layers all``: more than any model has.
 ALL_LAYERS: Final = 1 << 20
@@ -123,30 +122,6 @@ def declarations(kind: type[msgspec.Struct]) -> dict[str, Declaration]:
             option=msgspec.structs.replace(option, choices=choices),
         )  # fmt: skip
     return found
-
-
-def read_numbers(text: str) -> tuple[int, ...]:
-    """A comma list of whole numbers above zero.
-
-    Raises:
-        ValueError: anything else.
-    """
-    numbers = []
-    for part in str(text).split(",") if text else ():
-        word = part.strip().replace("_", "")
-        if not (word.isascii() and word.isdigit()) or not 1 <= int(word) <= MAX_CONTEXT:
-            raise ValueError(f"whole numbers above zero are expected, not {part.strip()!r}")
-        numbers.append(int(word))
-    return tuple(numbers)
-
-
-def read_sizes(text: str) -> tuple[int, ...]:
-    """A size, or a comma list with one for each device; bytes.
-
-    Raises:
-        ValueError: anything else.
-    """
-    return tuple(parse_size(part) for part in text.split(","))
 
 
 def read_available(available: str | int | Sequence[int] | None) -> tuple[int, ...] | None:

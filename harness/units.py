@@ -13,6 +13,9 @@ KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 
+#: The longest context that can be asked for, tokens.
+MAX_CONTEXT: Final = 1 << 31
+
 #: Contexts are priced per this many tokens (``kv_cache_gb_per_10k``).
 TOKENS_PER_UNIT: Final = 10_000
 
@@ -77,6 +80,30 @@ def parse_token_list(text: str) -> tuple[int, ...]:
     """
     apart = re.sub(r"(?<![\d,])(\d{1,3})((?:,\d{3})+)(?!\d)", lambda found: found[0].replace(",", "_"), text)
     return tuple(parse_tokens(part) for part in re.split(r"[,\s]+", apart.strip()) if part) if text.strip() else ()
+
+
+def read_numbers(text: str) -> tuple[int, ...]:
+    """A comma list of whole numbers above zero.
+
+    Raises:
+        ValueError: anything else.
+    """
+    numbers = []
+    for part in str(text).split(",") if text else ():
+        word = part.strip().replace("_", "")
+        if not (word.isascii() and word.isdigit()) or not 1 <= int(word) <= MAX_CONTEXT:
+            raise ValueError(f"whole numbers above zero are expected, not {part.strip()!r}")
+        numbers.append(int(word))
+    return tuple(numbers)
+
+
+def read_sizes(text: str) -> tuple[int, ...]:
+    """A size, or a comma list with one for each device; bytes.
+
+    Raises:
+        ValueError: anything else.
+    """
+    return tuple(parse_size(part) for part in text.split(","))
 
 
 def gib(size: float) -> float:
