@@ -12,7 +12,8 @@ import msgspec
 from harness.cli.context import as_json, command
 from harness.cli.options import run_options
 from harness.cli.output import CommandResult
-from harness.options import RunOptions, read_numbers
+from harness.options import RunOptions
+from harness.units import parse_token_list
 
 
 @click.command()
@@ -37,7 +38,7 @@ def cli(model: str, good: str, bad: str, versions: str | None, wheels: bool, ctx
     from harness.maintain.versions import source
     from harness.render.bisect import bisection_text, document
 
-    contexts = read_numbers(ctx) if ctx else CONTEXTS
+    contexts = parse_token_list(ctx) if ctx else CONTEXTS
     options = RunOptions.of(given, model=model, contexts=contexts)
     options = msgspec.structs.replace(options, speed=False, sandbox="process" if wheels else "docker", image=None)
     found = source(options.engine, given["image"], Path.cwd(), wheels=wheels)

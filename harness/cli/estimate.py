@@ -11,7 +11,8 @@ import msgspec
 from harness.cli.context import command, store_at
 from harness.cli.options import query_options, store_option
 from harness.cli.output import CommandResult
-from harness.options import QueryOptions, read_numbers
+from harness.options import QueryOptions
+from harness.units import parse_token_list
 
 
 @click.command()
@@ -41,7 +42,7 @@ def cli(names: tuple[str, ...], ctx: str, kinds: str, store: str | None, **given
 
     query = QueryOptions.of(given)
     try:
-        contexts = read_numbers(ctx)
+        contexts = parse_token_list(ctx)
     except ValueError as error:
         raise UsageError(f"--ctx: {error}") from error
     types = tuple(QueryOptions(kv_cache_type=kind.strip()).kv_cache_type or "" for kind in kinds.split(","))

@@ -12,9 +12,8 @@ from harness.cli.output import CommandResult
 from harness.cli.parse import read_log
 from harness.errors import UsageError
 from harness.model.calibration import to_document
-from harness.options import read_numbers
 from harness.store.store import key_of
-from harness.units import parse_size
+from harness.units import parse_size, read_numbers
 
 
 @click.command()

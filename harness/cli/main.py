@@ -113,7 +113,7 @@ class Lazy(click.Group):
 @click.option("-q", "--quiet", is_flag=True, help="Results alone: of lists the ids, and no progress.")
 @click.option("-v", "--verbose", is_flag=True, help="Say also which store and which settings were used.")
 @click.pass_context
-def cli(context: click.Context, **_: Any) -> None:
+def cli(context: click.Context, /, **_: Any) -> None:
     """How much memory will this model need, at this context, on this engine, and will it be offloaded to the CPU?"""
     load_settings(context)
 

@@ -17,12 +17,12 @@ from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.model.gpu import LocalGpu
 from harness.model.planned import Method
-from harness.options import MAX_CONTEXT, QueryOptions, recorded_flash
+from harness.options import QueryOptions, recorded_flash
 from harness.prediction.forced import NOTHING, Forced
 from harness.prediction.settings import AskedSettings, derive
 from harness.serving.weights import Identity, identify
 from harness.store.store import Store, variant_of
-from harness.units import parse_tokens
+from harness.units import MAX_CONTEXT, parse_tokens
 
 #: What is meant as a context, whether it can be one or not.
 _CONTEXT: Final = re.compile(r"[+-]?\d[\d.,_]*[km]?", re.ASCII | re.IGNORECASE)

@@ -14,7 +14,7 @@ from harness.errors import HarnessError, NotFoundError, OffloadLikelyError
 from harness.exports.entry import Entry
 from harness.exports.formats import write
 from harness.inventory.machine import LocalMachine
-from harness.options import MAX_CONTEXT, Allowed
+from harness.options import Allowed
 from harness.prediction.together import judge_together
 from harness.prediction.tuning import Choice, Demand
 from harness.prediction.verdict import judge
@@ -23,6 +23,7 @@ from harness.serving.tuning import settled, tune
 from harness.store.catalog import pinned_image
 from harness.store.store import Store, stem_of
 from harness.store.trust import by_digest, handed_env, is_own_folder, refuse
+from harness.units import MAX_CONTEXT
 
 #: Models of which every combination is tried.
 _MOST: Final = 10
