@@ -284,6 +284,17 @@ def curvature(fitted: BatchFit) -> float:
     return max((size / product for size, product in off if product), default=0.0)
 
 
+def is_steep(fitted: BatchFit) -> bool:
+    """Whether compute grows by more than one row of masks with flash attention: below the loads it may be another line.
+
+    Ollama 0.24's llama.cpp packs the buffers anew for each context below about 32,768 tokens (qwen2 0.5B: 66 to 103 MiB, up and
+    down), and grows by three rows a token from there on.
+    """
+    row = mask_bytes(fitted.points[0])
+    steep = bool(row) and fitted.compute[-1].slope / row >= 1 + LAW_TOLERANCE
+    return steep and fitted.points[0].flash_attention == "enabled" and not fitted.extrapolated
+
+
 def confirms_law(fitted: BatchFit) -> bool:
     """Whether the growth of compute is a whole number of rows: of masks with flash attention, of scores and mask without.
 

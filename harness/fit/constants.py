@@ -39,7 +39,7 @@ from harness.model.calibration import (
     Quality,
 )
 from harness.model.record import Record, Settings
-from harness.units import GIB, MIB, TOKENS_PER_UNIT, gib
+from harness.units import GIB, MIB, TOKENS_PER_UNIT, format_size, gib
 
 #: Largest relative error of a left-out load before a run is refused.
 MAX_ERROR: Final = 0.01
@@ -261,11 +261,7 @@ def _max_error(fits: Sequence[BatchFit], ends: Sequence[int], notes: list[str]) 
         raise UntrustedError(
             f"a load left out is predicted with an error of {error:.2%}, above {MAX_ERROR:.0%}: memory is not a straight "
             "line over these contexts",
-            hint=(
-                "calibrate with --ctx beyond the sliding window plus the batch"
-                if any(fitted.window_cells is not None for fitted in fits)
-                else "calibrate with more contexts, or larger ones (--ctx)"
-            ),
+            hint=_other_loads(fits),
             code="not-a-line",
         )
     doubt = placement_doubt(fits, ends)
@@ -276,6 +272,21 @@ def _max_error(fits: Sequence[BatchFit], ends: Sequence[int], notes: list[str]) 
             code="law-not-confirmed",
         )
     return error if error is None else max(error, doubt)
+
+
+def _other_loads(fits: Sequence[BatchFit]) -> str:
+    """What to do where memory is no straight line."""
+    for fitted in fits:
+        computes = [point.compute for point in sorted(fitted.points, key=lambda point: point.context)]
+        if any(high - low > MIB for high, low in pairwise(computes)):
+            span = f"{format_size(min(computes))} to {format_size(max(computes))}"
+            return (
+                f"its compute buffers rise and fall with the context ({span}), as in Ollama 0.24: measure a newer version, "
+                "or with --flash-attention off"
+            )
+    if any(fitted.window_cells is not None for fitted in fits):
+        return "calibrate with --ctx beyond the sliding window plus the batch"
+    return "calibrate with more contexts, or larger ones (--ctx)"
 
 
 def _doubts(fits: Sequence[BatchFit]) -> list[str]:

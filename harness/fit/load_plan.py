@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Final, NamedTuple
 
 from harness.errors import UntrustedError
-from harness.fit.batch_fit import bends, fit_batches
+from harness.fit.batch_fit import bends, fit_batches, is_steep
 from harness.fit.observations import points_of, spill_reason, understood
 from harness.model.record import Load, LoadRequest, Record, Target
 from harness.units import CELL_PADDING
@@ -101,7 +101,8 @@ def further_loads(record: Record) -> tuple[LoadRequest, ...]:
     """Loads that the loads made so far ask for, up to :data:`MAX_LOADS` in all.
 
     Without flash attention the compute buffers step where a sliding window is full, so both sides need loads of their own.
-    Where they bend between the loads, with or without it, both lines are measured.
+    Where they bend between the loads, with or without it, both lines are measured. A line that is steeper than one mask has a
+    load below the others as well.
     """
     try:
         points, _ = points_of(record)
@@ -122,6 +123,8 @@ def further_loads(record: Record) -> tuple[LoadRequest, ...]:
         wanted.append((window + contexts[-1]) // 2)
     if bends(fitted):
         wanted += [contexts[0] // 2, (contexts[-2] + contexts[-1]) // 2]
+    elif is_steep(fitted):
+        wanted.append(contexts[0] // 4)
     floor = max(fitted.num_batch or DEFAULT_BATCH, CELL_PADDING)
     usable = [context // CELL_PADDING * CELL_PADDING for context in wanted]
     return tuple(

@@ -15,6 +15,9 @@ from harness.units import CELL_PADDING, MIB, TOKENS_PER_UNIT, from_gib, pad_cell
 SPEED_UNCERTAINTY: Final = 0.15
 #: Relative error where none was measured: a run above it is refused.
 UNMEASURED_ERROR: Final = 0.01
+#: Without flash attention the scores of a batch are what compute buffers grow by; with fewer tokens than this a batch's
+#: activations are more (qwen2 0.5B, Ollama 0.33: 39.3 and 38.8 MiB at 768 and 512 tokens, on the line 33.5 and 26.0).
+LEAST_SCORES: Final = 1024
 
 
 class SpeedPrediction(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +62,8 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
     """Memory at ``context`` tokens per slot with ``num_parallel`` slots.
 
     ``V(C, P) = weights + compute0 + overhead + P*fixed_cache + C/10000*(P*kv + compute)``, per band of physical batch;
-    contexts are padded to the 256 cells that the engine allocates (vLLM: to its blocks; its memory is that of one GPU). Below
+    contexts are padded to the 256 cells that the engine allocates (vLLM: to its blocks; its memory is that of one GPU).
+    Without flash attention compute is that of :data:`LEAST_SCORES` tokens at least. Below
     the physical batch, which the engine cuts to the context, the result is an upper bound and a warning says so.
 
     Args:
@@ -98,7 +102,10 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
         compute_start = band.base_vram_gb - breakdown.weights - (beyond_log or 0.0) - band.fixed_cache_gb
         fixed_cache = from_gib(num_parallel * band.fixed_cache_gb)
         context_cache = from_gib(units * num_parallel * band.kv_cache_gb_per_10k)
-        compute = from_gib(compute_start + units * (band.compute_gb_per_10k - growth))
+        scored = units
+        if metadata.settings.flash_attention == "disabled":
+            scored = max(cells, LEAST_SCORES) / TOKENS_PER_UNIT
+        compute = from_gib(compute_start + scored * band.compute_gb_per_10k - units * growth)
         total = weights + (overhead or 0) + fixed_cache + context_cache + compute
     within = context <= metadata.quality.valid_to
     warnings: list[str] = []

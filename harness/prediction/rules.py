@@ -18,6 +18,11 @@ from harness.units import MIB, from_gib
 
 #: What llama.cpp's fit keeps free on a device (common/common.h, ``fit_params_target``).
 FIT_TARGET: Final = 1024 * MIB
+#: What llama.cpp's server comes to take of host memory beside a model (tools/server/README.md).
+SERVER_CACHES: Final = (
+    "the prompt cache of a server of your own (up to 8 GiB, LLAMA_ARG_CACHE_RAM) and its checkpoints: both were off while it "
+    "was measured"
+)
 #: Rounding of one part, bytes: llama.cpp prints MiB with two decimals; a part is the sum of a few such figures.
 LOG_ROUNDING: Final = 0.02 * MIB
 
@@ -179,6 +184,10 @@ class Rules:
             reserves = (*(int(one) * MIB for one in wanted), *(FIT_TARGET,) * (len(every) - len(wanted)))
         off = env.get("LLAMA_ARG_FIT") in ("off", "0", "false", "disabled")
         return Spread(cards=every, reserves=reserves, shares=shares, rearranges=shares is None and not off)
+
+    def uncounted(self, calibration: Calibration) -> str | None:
+        """What a server of the user's takes of host memory beside what was measured, for people; ``None``: nothing known."""
+        return None
 
     def log_rounding(self, calibration: Calibration) -> float:
         """How far rounding in the log may move one part of a calibration, bytes."""

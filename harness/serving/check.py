@@ -44,6 +44,13 @@ class Assessment(msgspec.Struct, frozen=True, kw_only=True):
         """Decode speed with everything on the target."""
         return None if self.chosen is None else self.chosen.calibration.metadata.performance.decode_tokens_per_s
 
+    @property
+    def uncounted(self) -> str | None:
+        """What a server of the user's takes beside what was measured; ``None``: nothing that is known."""
+        if self.chosen is None or self.details is None:
+            return None
+        return policy_of(self.chosen.calibration.engine).uncounted(self.chosen.calibration)
+
     def to_json(self) -> dict[str, object]:
         """One entry of ``check --json``'s ``models[]``."""
         document: dict[str, object] = {
@@ -57,6 +64,7 @@ class Assessment(msgspec.Struct, frozen=True, kw_only=True):
         }
         for field in FIELDS:
             document[field] = None if self.details is None else msgspec.to_builtins(getattr(self.details, field))
+        document["uncounted"] = self.uncounted
         document["identity"] = None if self.chosen is None else self.chosen.identity
         return {**document, "reason": self.reason, "advice": self.advice, "warnings": list(self.warnings)}
 

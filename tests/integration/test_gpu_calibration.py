@@ -189,7 +189,7 @@ def test_another_process_in_the_middle_is_noted_and_figures_by_process_stand(
 
     assert status == 0, (document["errors"], err)
     notes = document["data"]["calibration"]["metadata"]["quality"]["notes"]
-    assert any(f"process {os.getpid()} by 2.00 GiB" in note for note in notes)
+    assert any(f"process {os.getpid()} by 2,048.0 MiB" in note for note in notes)
     assert client.containers.list(all=True) == []
 
 

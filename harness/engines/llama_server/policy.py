@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from harness.engines.policy import Policy
 from harness.options import asked_flash
-from harness.prediction.rules import FIT_TARGET
+from harness.prediction.rules import FIT_TARGET, SERVER_CACHES
 from harness.prediction.settings import AskedSettings
 from harness.prediction.start import Start
 from harness.units import MIB
@@ -95,6 +95,10 @@ class LlamaServerPolicy(Policy):
             preset=options,
             formats=("llama-server",),
         )
+
+    def uncounted(self, calibration: Calibration) -> str | None:
+        """Prompt cache and checkpoints, which are off while host memory is measured."""
+        return SERVER_CACHES if calibration.metadata.machine.target == "host" else None
 
     def reserve_bytes(self, version: str | None, env: dict[str, str], projector_bytes: int = 0) -> int | None:
         """``--fit-target`` (``LLAMA_ARG_FIT_TARGET``, MiB); nothing is kept free with ``LLAMA_ARG_FIT=off``."""

@@ -31,7 +31,7 @@ from harness.errors import HarnessError, UnavailableError, UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.model.record import LoadRequest
 from harness.prediction.memory import predict
-from harness.prediction.rules import FIT_TARGET, LoadedModel, Reason, Rule, Spread
+from harness.prediction.rules import FIT_TARGET, SERVER_CACHES, LoadedModel, Reason, Rule, Spread
 from harness.prediction.settings import AskedSettings
 from harness.prediction.start import Start
 from harness.text import release
@@ -48,6 +48,8 @@ LLAMA_SERVER: Final = (0, 30, 0)
 GO_MINIMUM: Final = 457 * MIB
 #: Rounding of one part by the Go runner (format.HumanBytes2: one decimal of GiB).
 GO_ROUNDING: Final = 0.05 * GIB
+#: What of host memory is kept small while it is measured: gemma3-270m at 32,768 tokens, 0.12.11: 629 and 699 MiB.
+GO_HEAP: Final = "the Go heap of a server of your own, up to 12 % more: it was measured with GOGC=1"
 #: What a server names at its start (discover/types.go), and the drivers that it leaves alone (discover/cuda_compat.go).
 _LIBRARY: Final = re.compile(r'msg="inference compute"[^\n]*? library=(\w+)')
 _OLD_DRIVER: Final = re.compile(
@@ -160,6 +162,12 @@ class OllamaPolicy(Policy):
             return Spread(cards=cards, reasons=decision.reasons)
         usual = super().spread(calibration, context, num_parallel, tuple(available[one] for one in cards), decision.cards)
         return msgspec.structs.replace(usual, cards=tuple(cards[one] for one in usual.cards), reasons=decision.reasons)
+
+    def uncounted(self, calibration: Calibration) -> str | None:
+        """On host memory: the heap of the Go runner, kept small while it is measured; since 0.30 llama.cpp's caches."""
+        if calibration.metadata.machine.target != "host":
+            return None
+        return SERVER_CACHES if since_llama_server(calibration.metadata.engine.version) else GO_HEAP
 
     def log_rounding(self, calibration: Calibration) -> float:
         """The Go runner's log has one decimal of GiB; it ended with 0.30."""

@@ -17,9 +17,10 @@ from harness.engines.ollama.models import pull
 from harness.engines.ollama.names import over_plain_http, split_name
 from harness.engines.ollama.recipe import VOLUME, Ollama
 from harness.errors import BadInputError, BusyError, EngineError, HarnessError, NotFoundError, UnavailableError
-from harness.model.record import Gpu, LoadRequest, Model
+from harness.model.record import EngineVersion, Gpu, LoadRequest, Model, Target
 from harness.sandboxes.base import GpuRequest, Mount, Site
 from harness.units import MIB
+from tests.support.calibrations import made_up
 from tests.support.ollama import TRAIN_CONTEXT, registry, standin
 
 SITE = Site(sandbox="docker", host="0.0.0.0", port=8080)
@@ -223,6 +224,17 @@ def test_a_server_that_sees_no_gpu_is_refused_with_the_driver_and_what_to_do() -
 def test_a_server_that_sees_a_gpu_or_does_not_say_is_not() -> None:
     for log in (b"", COMPUTE % (b"GPU-1", b"CUDA"), OLD + COMPUTE % (b"0", b"Vulkan")):
         assert Ollama.policy.refuse_start(log, CARD) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "target", "word"), [("0.12.11", "host", "Go heap"), ("0.33.0", "host", "prompt cache"), ("0.33.0", "gpu", None)]
+)
+def test_what_a_server_of_the_users_takes_beside_is_named(version: str, target: Target, word: str | None) -> None:
+    made = made_up()
+    machine = msgspec.structs.replace(made.metadata.machine, target=target)
+    metadata = msgspec.structs.replace(made.metadata, machine=machine, engine=EngineVersion(version=version))
+    said = Ollama.policy.uncounted(msgspec.structs.replace(made, metadata=metadata))
+    assert said is None if word is None else word in (said or "")
 
 
 def test_a_pull_says_how_far_it_is(tmp_path: Path) -> None:

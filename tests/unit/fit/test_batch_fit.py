@@ -68,6 +68,33 @@ def test_a_window_that_no_load_filled_ends_the_range() -> None:
     assert any("sliding window" in note for note in quality.notes)
 
 
+class Steep(TrueModel, frozen=True, kw_only=True):
+    """Three rows a token, as the compute buffers of Ollama 0.24 from 32,768 tokens on."""
+
+    def row(self) -> int:
+        return 6
+
+
+def test_a_line_that_is_steeper_than_one_mask_is_looked_at_below_the_loads() -> None:
+    """Ollama 0.24, qwen2 0.5B at 40,960 to 98,304 tokens: exact there, and 55 MiB too little at 8,192."""
+    shape = msgspec.structs.asdict(PLAIN)
+    assert [load.request.context for load in Steep(**shape).run().loads] == [8192, 16384, 32768, 2048]
+    assert [load.request.context for load in TrueModel(**shape).run().loads] == [8192, 16384, 32768]
+
+
+def test_compute_that_rises_and_falls_is_named_as_such() -> None:
+    """Ollama 0.24, qwen2 0.5B."""
+    sizes = {4096: 77.51, 8192: 85.51, 16384: 94.5, 24576: 79.01, 32768: 103.01}
+    made = [
+        with_compute(PLAIN.load(LoadRequest(context=context, num_batch=512)), round(size * MIB))
+        for context, size in sizes.items()
+    ]
+    with pytest.raises(UntrustedError) as caught:
+        fit_record(record(*made))
+    assert caught.value.code == "not-a-line"
+    assert "rise and fall" in str(caught.value.hint)
+
+
 def test_loads_that_show_a_bend_ask_for_loads_on_both_sides_of_it() -> None:
     asked = [load.context for load in further_loads(bent(8192, 16384, 32768))]
     assert asked == [4096, 24576]

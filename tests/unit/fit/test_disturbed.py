@@ -36,14 +36,14 @@ def by_device(one: Load, left: int | None = 0) -> Load:
 def test_another_process_that_moved_spoils_the_rise_of_a_device_alone() -> None:
     points = [by_device(one) for one in loads()]
     points[1] = seen(points[1], other_processes={99: 2 * GIB}, moved={99: GIB})
-    with pytest.raises(UntrustedError, match=r"process 99 by 1\.00 GiB") as caught:
+    with pytest.raises(UntrustedError, match=r"process 99 by 1,024\.0 MiB") as caught:
         fit_record(record(*points))
     assert caught.value.code == "stranger-moved"
     points = loads()
     points[1] = seen(points[1], other_processes={99: 2 * GIB}, moved={99: GIB})
     calibration = fit_record(record(*points))
     assert calibration.constants == fit_record(record(*loads())).constants
-    assert any("process 99 by 1.00 GiB" in note for note in calibration.metadata.quality.notes)
+    assert any("process 99 by 1,024.0 MiB" in note for note in calibration.metadata.quality.notes)
 
 
 def test_a_stranger_that_stays_as_it_is_does_not() -> None:
@@ -90,7 +90,7 @@ def test_figures_by_process_survive_memory_that_does_not_come_back_with_a_note()
     points = loads()
     points[0] = msgspec.structs.replace(points[0], left_bytes=GIB)
     calibration = fit_record(record(*points))
-    assert any("still held 1.00 GiB" in note for note in calibration.metadata.quality.notes)
+    assert any("still held 1,024.0 MiB" in note for note in calibration.metadata.quality.notes)
 
 
 def test_figures_of_two_kinds_are_not_mixed() -> None:
@@ -110,5 +110,5 @@ def test_who_else_used_the_gpu_is_noted_with_the_time() -> None:
     assert interference_notes(run) == (
         "another process used the GPU: process 5, an unknown size after",
         "another process used the GPU: process 7, an unknown size during",
-        "another process used the GPU: process 99, 1.00 GiB before, 2.00 GiB during",
+        "another process used the GPU: process 99, 1,024.0 MiB before, 2,048.0 MiB during",
     )
