@@ -46,6 +46,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "share": ("share", "One calibration with its record, scrubbed, as a file for a pull request."),
     "sweep": ("sweep", "Calibrate a whole plan: models, engines, settings; here or on a Ray cluster."),
     "exporter": ("exporter", "Metrics of the models that run here, for Prometheus."),
+    "mcp": ("mcp", "A server for agents on standard input and output: check, plan, tune, estimate."),
     "doctor": ("doctor", "What works here, what does not, and why."),
     "rm": ("remove", "Remove calibrations from the store; their records stay."),
     "rename": ("rename", "File a calibration under another name or variant."),
