@@ -12,7 +12,7 @@ MAKEOVERRIDES :=
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup calibrate recalibrate test test-gpu lint format type bench bench-accuracy bench-devices bench-drift bench-faults bench-fuzz bench-red-team bench-mutants bench-verdicts test-engines schema lock clean distclean docs reference
+.PHONY: help setup calibrate recalibrate test test-gpu lint format type bench bench-accuracy bench-devices bench-drift bench-faults bench-fuzz bench-header bench-red-team bench-mutants bench-verdicts test-engines schema lock clean distclean docs reference
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -70,6 +70,9 @@ bench-drift: setup ## Calibrate five times over, and act out upgrades twenty tim
 
 bench-accuracy: setup ## Compare predictions with real loads of six models (30 minutes); writes docs/explanation/accuracy.md
 	@set -f; exec $(PYTHON) -m bench.accuracy $$COMMAND_ARGS
+
+bench-header: setup ## Measure models from their headers and from their weights; writes docs/explanation/estimates.md (10 minutes)
+	@set -f; exec $(PYTHON) -m bench.header $$COMMAND_ARGS
 
 bench-devices: setup ## Compare verdicts over two and three devices with llama.cpp's fit (ARGS="--engine DIR"; 6 minutes)
 	@set -f; exec $(PYTHON) -m bench.devices $$COMMAND_ARGS

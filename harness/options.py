@@ -287,6 +287,7 @@ class CalibrationOptions(_Validated, frozen=True, kw_only=True):
     header_only: Annotated[bool, Option(setting=False, help="Measure memory from the model's header, without its weights.")] = (
         False
     )
+    quick: Annotated[bool, Option(setting=False, help="Make one load; the engine plans the other contexts.")] = False
     timeout: Annotated[float, Option(metavar="S", least=0.001, help="Longest wait for one answer of the engine.")] = 600.0
 
 

@@ -159,12 +159,14 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Where a model's weights come from: a local GGUF, or a name that the engine itself resolves.
 
     ``own_name`` is what the engine calls the model; ``projector_bytes`` the weights of an image projector beside it. An
-    ``embedding`` model reads a prompt in one batch and writes nothing. Of ``weights`` only the header may be here. ``lent``
+    ``embedding`` model reads a prompt in one batch and writes nothing. Of ``weights`` only the header may be here.
+    ``plan_path`` is a file with its header, from which loads can be planned. ``lent``
     is a folder of the user's that has the model already, which a container is shown and may not write to.
     """
 
     weights: Weights = "full"
     header: HeaderSource | None = None
+    plan_path: Path | None = None
 
     model: Model
     path: Path | None = None

@@ -150,6 +150,11 @@ def fit_record(record: Record) -> Calibration:
     ends = band_ends(fits, limits, _reach(record, fits[-1], notes))
     bands = _bands(fits, ends)
     max_error = _max_error(fits, ends, notes)
+    if record.plan_error is not None:
+        max_error = max(max_error or 0.0, record.plan_error)
+        notes.append(
+            f"quick: one load was made; the others were planned, and the plan of the one was off by {record.plan_error:.3%}"
+        )
     measured = {fitted.num_batch for fitted in fits}
     notes.extend(
         f"batch {batch} was not measured: up to {limit} tokens the constants of the next batch stand, which are larger"
@@ -179,13 +184,16 @@ def fit_record(record: Record) -> Calibration:
             bands=tuple(_with_overhead(*one, breakdown, record) for one in bands),
             quality=Quality(
                 loads=tuple(
-                    MeasuredLoad(context=point.context, num_batch=point.num_batch, total_gb=gib(point.total))
+                    MeasuredLoad(
+                        context=point.context, num_batch=point.num_batch, total_gb=gib(point.total), planned=point.planned
+                    )
                     for point in points
                 ),
                 max_error=None if max_error is None else round(max_error, 6),
                 overhead_spread_gb=None if spread is None else gib(spread),
                 valid_to=band.up_to,
                 notes=tuple(notes + list(record.notes) + speed_notes),
+                plan_error=record.plan_error,
             ),
             placement=fit_placement(record),
             performance=performance,

@@ -60,6 +60,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     flash_attention: str | None = None
     basis: str | None = None
     uncertainty: int = 0
+    planned: bool = False
 
     @property
     def below_window(self) -> bool:
@@ -121,10 +122,10 @@ def points_of(record: Record) -> tuple[list[Point], list[str]]:
     """
     points: list[Point] = []
     notes: list[str] = []
-    for load in record.loads:
-        if load.request.purpose != "point":
+    for load in sorted(record.loads, key=lambda one: one.request.purpose == "planned"):
+        if load.request.purpose not in ("point", "planned"):
             continue
-        point, note = _point(load, record)
+        point, note = _point(load, record, points[0] if points else None)
         if point is not None:
             refuse_disturbed(load)
             notes += _meter_notes(load)
@@ -156,7 +157,8 @@ def _of_equal_weights(points: list[Point], notes: list[str]) -> list[Point]:
     return kept
 
 
-def _point(load: Load, record: Record) -> tuple[Point | None, str | None]:
+def _point(load: Load, record: Record, made: Point | None = None) -> tuple[Point | None, str | None]:
+    """``made`` is the load that was made where others are planned: they have its overhead."""
     asked = f"context {load.request.context}"
     if load.outcome in ("failed", "skipped", "wont-fit"):
         return None, f"{asked}: {load.reason or load.outcome}"
@@ -183,8 +185,12 @@ def _point(load: Load, record: Record) -> tuple[Point | None, str | None]:
     note = _host_weights(facts, target, asked) or _shared(facts, parallel)
     basis: str | None = None
     idle = load.idle.total_bytes if load.idle is not None and record.machine.meter == "nvml" else None
+    planned = load.request.purpose == "planned"
     if record.machine.meter == "log":
         total, overhead = float(logged), None
+    elif planned and made is not None and made.overhead is not None:
+        overhead = made.overhead
+        total, idle = logged + overhead, None if made.idle_overhead is None else round(logged + made.idle_overhead)
     else:
         plateau = _plateau(load, record)
         if plateau is None or plateau.total_bytes is None:
@@ -207,6 +213,7 @@ def _point(load: Load, record: Record) -> tuple[Point | None, str | None]:
             overhead=overhead,
             filled=load.prompt_tokens,
             idle_overhead=None if idle is None else idle - logged,
+            planned=planned,
             kv_cache_type=facts.kv_cache_type,
             flash_attention=facts.flash_attention,
             basis=basis,

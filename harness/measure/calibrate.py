@@ -15,6 +15,7 @@ from harness import __version__
 from harness.engines import gguf
 from harness.engines.base import Engine, Options, Source
 from harness.errors import BusyError, CannotWriteError, EngineError, UnavailableError, UntrustedError
+from harness.fit.load_plan import is_point
 from harness.fit.observations import refuse_disturbed
 from harness.fit.speed import with_speeds_of
 from harness.inventory.backend import Backend
@@ -25,6 +26,7 @@ from harness.measure.kills import expected_bytes, refuse_killed
 from harness.measure.load import LoadRunner, StageHook, no_hook
 from harness.measure.overwrite import refuse_overwrite
 from harness.measure.plan import CalibrationPlan, Request, plan_calibration
+from harness.measure.quick import first_load, planned_loads
 from harness.measure.setup import lock_names, opened
 from harness.measure.speed import SpeedLoad, speed_loads
 from harness.meters.base import Meter
@@ -145,6 +147,7 @@ class Run:
         self.started = datetime.now(UTC)
         self.loads: list[Load] = []
         self.notes: list[str] = []
+        self.plan_error: float | None = None
         self.before: Occupancy | None = None
         self.after: Occupancy | None = None
         self.status: Literal["complete", "partial"] = "partial"
@@ -187,6 +190,7 @@ class Run:
             notes=tuple(self.notes),
             weights=self.source.weights,
             source=self.source.header,
+            plan_error=self.plan_error,
         )
 
     def go(self) -> Record:
@@ -254,6 +258,9 @@ class Run:
 
     def _measure(self, loads: Sequence[LoadRequest]) -> None:
         """Make the loads that the engine's policy asks for, each knowing those before it."""
+        if self.session.options.quick and len(loads) > 1:
+            self._measure_one(loads)
+            return
         order = self.policy.order(loads, self.record, _free_bytes)
         following = next(order, None)
         while following is not None:
@@ -267,6 +274,18 @@ class Run:
                 following = order.send(load)
             except StopIteration:
                 return
+
+    def _measure_one(self, loads: Sequence[LoadRequest]) -> None:
+        """Make one load; the others are planned."""
+        request, options = first_load(loads), self.session.options
+        real = self._point(request, 1)
+        if not is_point(real, self.machine.target):
+            raise UntrustedError(f"the one load of a quick run is no point of a fit: {real.reason}", code="no-points")
+        self.observer.phase("plan the other loads", 2, self.steps)
+        others = [one for one in loads if one != request]
+        planned, self.plan_error = planned_loads(real, others, self.source, options, self.machine.target)
+        for load in planned:
+            self._add(load)
 
     def _point(self, request: LoadRequest, step: int) -> Load:
         batch = f" at batch {request.num_batch}" if self.plan.batch_limits else ""

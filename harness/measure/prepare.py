@@ -15,6 +15,7 @@ from harness.inventory.digests import cached_sha256
 from harness.inventory.machine import LocalMachine
 from harness.measure.calibrate import Session
 from harness.measure.plan import Request
+from harness.measure.quick import check_quick
 from harness.model.record import HeaderSource, Model
 from harness.options import RunOptions, shared
 from harness.sandboxes.base import GpuRequest
@@ -71,10 +72,14 @@ def prepare(run: RunOptions, store: Store, here: Path) -> Session:
         loads=run.loads,
         num_batch=run.num_batch,
         variant=run.variant,
-        speed=run.speed and not run.header_only,
+        speed=run.speed and not run.header_only and not run.quick,
         force=run.force,
     )
     options = msgspec.structs.replace(options, target=choice.target, memory_limit=memory_budget(choice))
+    if run.quick:
+        source = msgspec.structs.replace(source, plan_path=source.plan_path or source.path)
+        request = msgspec.structs.replace(request, source=source)
+        check_quick(options, source)
     return Session(engine=engine, choice=choice, options=options, request=request, store=store, held=stack)
 
 
@@ -98,6 +103,7 @@ def _from_header(name: str, engine: Engine, catalog: Catalog, options: Options, 
             found = msgspec.structs.replace(found, parts=parts)
         header = held.enter_context(header_only(found, client))
     source, options = engine.from_header(header, options)
+    source = msgspec.structs.replace(source, plan_path=header.parts[0].resolve())
     local = found.parts[0].path is not None  # where it lay is of no use elsewhere
     known = HeaderSource(address=header.name if local else header.source, revision=header.revision)
     return name if name in catalog.models else header.name, msgspec.structs.replace(source, header=known), options

@@ -73,22 +73,27 @@ class Band(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     curve_gb_per_10k2: NonNegative | None = None
 
 
-class MeasuredLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One point of the fit."""
+class MeasuredLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One point of the fit; ``planned``: not made, but planned by the engine, with the overhead of the load that was."""
 
     context: Positive
     num_batch: int | None
     total_gb: NonNegative
+    planned: bool = False
 
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How far the constants may be trusted; ``max_error`` is relative, ``null`` where it was not measured."""
+    """How far the constants may be trusted; ``max_error`` is relative, ``null`` where it was not measured.
+
+    ``plan_error`` is how far the engine's plan of the one load of a quick run was off that load, relative.
+    """
 
     loads: tuple[MeasuredLoad, ...]
     max_error: float | None
     overhead_spread_gb: float | None
     valid_to: Positive
     notes: tuple[str, ...] = ()
+    plan_error: NonNegative | None = None
 
 
 class SplitCompute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -256,7 +261,12 @@ def to_document(calibration: Calibration) -> dict[str, Any]:
     if machine["total_cuda_gb"] is None:
         del machine["total_cuda_gb"]
     metadata = document["metadata"]
-    for section, key in ((metadata, "kv_blocks"), (metadata, "source"), (metadata["settings"], "vllm")):
+    for section, key in (
+        (metadata, "kv_blocks"),
+        (metadata, "source"),
+        (metadata["settings"], "vllm"),
+        (metadata["quality"], "plan_error"),
+    ):
         if section[key] is None:
             del section[key]  # only vLLM has them, or a calibration from a header
     if metadata["model"]["stored_digest"] is None:

@@ -16,7 +16,7 @@ from harness.model.trace import MemoryTrace, MeterName, Occupancy, Plateau
 RECORD_VERSION: Final = 1
 
 Target = Literal["gpu", "host"]
-Purpose = Literal["point", "speed", "host-speed", "dry-run", "warm-up", "serve"]
+Purpose = Literal["point", "planned", "speed", "host-speed", "dry-run", "warm-up", "serve"]
 #: What was there of the model: all of it, or a header and a hole as long as the weights.
 Weights = Literal["full", "header"]
 LoadOutcome = Literal["ok", "wont-fit", "spilled", "failed", "skipped"]
@@ -241,6 +241,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """A whole run.
 
+    ``plan_error`` is how far the plan of the one load of a quick run was off what it then took, relative.
     ``status`` is ``partial`` when it was interrupted; ``before`` and ``after`` are what the devices held before the engine
     was started and after it had ended (``None``: the meter sees no devices).
     """
@@ -268,4 +269,5 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     weights: Weights = "full"
     source: HeaderSource | None = None
+    plan_error: float | None = None
     phases: tuple[tuple[str, float], ...] = ()

@@ -39,7 +39,7 @@ class Overhead(msgspec.Struct, frozen=True, kw_only=True):
 #: on the host 40 to 110 MiB (docs/explanation/gpu.md, docs/explanation/estimates.md).
 DEFAULT_OVERHEAD: Final = {
     "gpu": Overhead(size=650 * MIB, doubt=150 * MIB, origin="a default, not measured here"),
-    "host": Overhead(size=110 * MIB, doubt=64 * MIB, origin="a default, not measured here"),
+    "host": Overhead(size=110 * MIB, doubt=80 * MIB, origin="a default, not measured here"),
 }
 
 

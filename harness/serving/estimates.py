@@ -43,7 +43,7 @@ from harness.units import MIB, from_gib
 
 #: Doubt of the driver's part that another calibration of the device says, bytes: it goes with the batch and the engine, on the
 #: host with the tokenizer.
-_KNOWN_DOUBT: Final = {"gpu": 96 * MIB, "host": 64 * MIB}
+_KNOWN_DOUBT: Final = {"gpu": 96 * MIB, "host": 80 * MIB}
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -224,7 +224,7 @@ def _by(
     settings = Settings(
         num_parallel=slots, num_batch=wanted.num_batch, kv_cache_type=kind, flash_attention=wanted.flash_attention
     )  # fmt: skip
-    from harness.serving.planning import Planner
+    from harness.headers.planning import Planner
 
     planner = Planner(here.path, here.key, options) if here.path is not None and method == "dry run" else None
     if planner is not None and not planner.prepare(requests):
@@ -274,7 +274,9 @@ def overhead_of(engine: str, place: Place, store: Store) -> Overhead:
     if found:
         device = "host memory" if place.target == "host" else " + ".join(sorted(names))
         origin = f"that of other calibrations of {device}"
-        return Overhead(size=from_gib(max(found)), doubt=_KNOWN_DOUBT[place.target], origin=origin)
+        # On the host it is the heap of a tokenizer above all: one small model does not speak for a large vocabulary.
+        least = DEFAULT_OVERHEAD["host"].size if place.target == "host" else 0
+        return Overhead(size=max(from_gib(max(found)), least), doubt=_KNOWN_DOUBT[place.target], origin=origin)
     if len(names) == 1:
         from harness.serving.driver_overhead import known_overheads
 

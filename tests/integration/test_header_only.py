@@ -105,3 +105,24 @@ def test_a_sweep_and_a_recalibration_by_header(tmp_path: Path) -> None:
     plan.write_text("include: [{model: 'https://example.org/x.gguf', header_only: true}]\n")
     status, answer = harness(tmp_path, "sweep", str(plan))
     assert status == 77, "a plan may not say where a header is fetched, unless that is allowed"
+
+
+def test_one_load_and_the_plan_of_the_others_give_the_same_figures(tmp_path: Path) -> None:
+    model = str(write_tiny_llama(tmp_path / "tiny.gguf"))
+    status, answer = harness(tmp_path, "calibrate", model, "--quick", *QUICK)
+    assert status == 0, answer["errors"]
+    quick = answer["data"]["calibration"]
+    quality = quick["metadata"]["quality"]
+    assert [load.get("planned", False) for load in quality["loads"]] == [False, True, True]
+    assert quality["plan_error"] < 0.001
+    assert quality["max_error"] >= quality["plan_error"]
+    record = json.loads(Path(answer["data"]["record"]).read_text())
+    assert [load["request"].get("purpose", "point") for load in record["loads"]] == ["point", "planned", "planned"]
+
+    status, answer = harness(tmp_path, "calibrate", model, "--variant", "slow", "--no-speed", *QUICK)
+    assert status == 0, answer["errors"]
+    for name, value in answer["data"]["calibration"]["constants"].items():
+        assert quick["constants"][name] == pytest.approx(value, abs=1e-3 if name == "base_vram_gb" else 1.5e-6)
+
+    status, answer = harness(tmp_path, "calibrate", model, "--quick", "--env", "LLAMA_ARG_SWA_FULL=1", *QUICK)
+    assert (status, answer["errors"][0]["code"]) == (2, "no-quick")

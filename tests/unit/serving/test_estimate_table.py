@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.engines.ollama.remote import OllamaRegistry
-from harness.serving import planning
+from harness.headers import planning
 from tests.support.command import Command
 from tests.support.gguf_file import write_gguf
 from tests.support.range_server import RangeServer, range_server

@@ -11,6 +11,7 @@ from harness.cli.check import STATUS
 from harness.engines.base import Options
 from harness.engines.gguf import read_header
 from harness.engines.shape import shape_of
+from harness.headers import planning
 from harness.inventory.machine import LocalMachine
 from harness.logs.planned import read_plan
 from harness.model.gpu import LocalGpu
@@ -18,7 +19,7 @@ from harness.model.planned import PlannedLoad, Shape
 from harness.model.record import LoadRequest
 from harness.prediction.formula import plan_by_formula
 from harness.render.verdict import sentence
-from harness.serving import estimates, planning
+from harness.serving import estimates
 from harness.serving.calibration_lookup import CalibrationFilter, CheckRequest
 from harness.serving.check import Assessment, check
 from harness.store.store import Store
