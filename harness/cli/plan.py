@@ -21,11 +21,12 @@ from harness.options import QueryOptions
     available="A card with so much free, not this machine's.",
     gpu="Plan for this GPU: an index, a UUID, or the engine's name of it.",
 )  # fmt: skip
+@click.option("--prefer", metavar="MODEL,...", help="Models that sets should have, the most wanted first.")
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
 @filter_options
 @store_option
 @command
-def cli(names: tuple[str, ...], markdown: bool, store: str | None, **given: Any) -> CommandResult:
+def cli(names: tuple[str, ...], prefer: str | None, markdown: bool, store: str | None, **given: Any) -> CommandResult:
     """The largest context of every calibrated model that fits here, its speed, and which models fit together."""
     from harness.inventory.machine import LocalMachine
     from harness.render.capacity import plan_text
@@ -36,6 +37,7 @@ def cli(names: tuple[str, ...], markdown: bool, store: str | None, **given: Any)
     found = plan(
         names, shelf, LocalMachine(query.gpu), wanted=CalibrationFilter.of(query, surroundings=True),
         num_parallel=query.num_parallel, context=given["ctx"], available=query.available, measured_only=query.measured_only,
+        prefer=[one.strip() for one in (prefer or "").split(",") if one.strip()],
     )  # fmt: skip
     return CommandResult(
         data={"memories": [one.to_json() for one in found.memories]},

@@ -26,6 +26,8 @@ from harness.units import MIB, TOKENS_PER_UNIT, format_size, from_gib, pad_cells
 
 #: Copies that the scheduler keeps of its inputs (ggml-backend.cpp, ``GGML_SCHED_MAX_COPIES``).
 COPIES: Final = 4
+#: A share of the weights that is none.
+_NOTHING: Final = 1e-9
 
 
 class DeviceVerdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,7 +188,9 @@ def arrange(
         return fit(first_split, targets, upper, experts=moe)
 
     def complete(layout: Layout) -> bool:
-        return sum(part.layers for part in layout) == layers.total and not any(part.partial for part in layout)
+        """Nothing on the host: experts that one device has no room for may be on the next."""
+        placed = placed_on(layers, layout)
+        return placed.offloaded == layers.total and placed.host_share < _NOTHING
 
     def meets(layout: Layout, times: float) -> bool:
         return all(size <= target for size, target in zip(memory.at(layout, times), targets, strict=True))
@@ -196,8 +200,9 @@ def arrange(
         return layout if complete(layout) and meets(layout, times) else None
 
     certain, likely = whole(1.0), whole(0.0)
-    # Experts that come back may stop short of all of them (bench/devices.py: 2 in 56): with them the first split alone is sure.
-    certain = None if moe and certain != first_split else certain
+    # By the law, experts that come back may stop short of all of them: with them the first split alone is sure.
+    by_law = memory.derived(first_split)
+    certain = None if moe and by_law and certain != first_split else certain
     # The copies of a pipeline begin with the last layer, and are not looked at again on the devices filled before it: all
     # layers are on devices, some of which keep less than their margin (36 % of the sets of bench/devices.py).
     layouts = [(times, final(times)) for times in (1.0, 0.0, -1.0)]
@@ -206,8 +211,8 @@ def arrange(
         and all(size <= free - overhead for size, free in zip(memory.at(layout, times), available, strict=True))
         for times, layout in layouts
     ]
-    below = certain is None and not moe and spread.rearranges and all(staying)
-    below = below and (len({layout for _, layout in layouts}) == 1 or not memory.derived(first_split))
+    below = certain is None and not (moe and by_law) and spread.rearranges and all(staying)
+    below = below and (len({layout for _, layout in layouts}) == 1 or not by_law)
     certain = final(0.0) if below else certain
     shown = certain or likely or first_split
     where = certain or (refit(first_split, targets, memory.held, experts=moe) if spread.rearranges else None)

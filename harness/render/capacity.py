@@ -12,10 +12,13 @@ from harness.text import clean
 from harness.units import format_size
 
 if TYPE_CHECKING:
-    from harness.serving.capacity import CapacityRow, Memory
+    from harness.serving.capacity import CapacityRow, KeptLoaded, Memory
 
-#: Cells of the bar that shows how much of the memory a model takes.
+#: Cells of the bar that shows how much of the memory a model takes, and of a card's.
 _BAR: Final = 16
+_CARD_BAR: Final = 24
+#: How models are told apart on a card, with colours and without.
+_MARKS: Final = (("█", "blue"), ("▓", "cyan"), ("▒", "green"), ("▞", "yellow"), ("▚", "magenta"))
 _COLUMNS: Final = (
     Column("model", right=False), Column("engine", right=False, rank=3), Column("largest context"), Column("takes"),
     Column("to spare"), Column("tokens/s", rank=1), Column("when full", rank=2),
@@ -35,11 +38,34 @@ def memory_table(memory: Memory) -> Iterator[str | Drawn]:
         rows.append((paint(name, bold=True), *middle, *rest))
     yield paint(heading(memory), "cyan", bold=True)
     yield Table(columns, rows)
+    yield from _picture(memory)
     yield from (paint(line, dim=True) for line in notes(memory))
 
 
+def _picture(memory: Memory) -> Iterator[str]:
+    """Which models of the first set are on which card, as bars."""
+    if not memory.groups or not memory.cards:
+        return
+    group, width = memory.groups[0], max(len(card.name) for card in memory.cards)
+    yield ""
+    marks = {model: _MARKS[index % len(_MARKS)] for index, model in enumerate(group.models)}
+    for card in memory.cards:
+        bar, parts, filled, taken = "", [], 0, 0
+        for model, size in group.cards.get(card.name, {}).items():
+            mark, colour = marks[model]
+            taken += size
+            end = min(max(round(_CARD_BAR * taken / max(card.available_bytes, 1)), filled + 1), _CARD_BAR)
+            bar, filled = bar + paint(mark * (end - filled), colour), end
+            parts.append(f"{mark} {clean(model)} {format_size(size, 1)}")
+        parts.append(f"{format_size(max(card.available_bytes - taken, 0), 1)} free")
+        yield f"{clean(card.name):{width}}  {bar}{paint('░' * (_CARD_BAR - filled), dim=True)}  {', '.join(parts)}"
+
+
 def heading(memory: Memory) -> str:
-    """Which memory, and how much of it is free."""
+    """Which memory, and how much of it is free; of several cards each."""
+    if len(memory.cards) > 1:
+        each = " + ".join(format_size(card.available_bytes, 1) for card in memory.cards)
+        return clean(f"{memory.name} · {each} free")
     free = "not known how much is free" if memory.available_bytes is None else f"{format_size(memory.available_bytes, 1)} free"
     of = f" of {format_size(memory.total_bytes, 1)}" if memory.total_bytes else ""
     kept = f" · the engine keeps {format_size(memory.reserve_bytes, 1)} of it" if memory.reserve_bytes else ""
@@ -113,12 +139,23 @@ def notes(memory: Memory) -> list[str]:
             members = f" at {group.contexts[0]:,}: {' + '.join(group.models)}"
         else:
             members = ": " + " + ".join(f"{model} at {context:,}" for model, context in pairs)
-        evicted = [model for model, fate in zip(group.models, group.fates, strict=True) if fate == "evicted"]
-        note = f", but Ollama would end {', '.join(evicted)}" if evicted else ""
-        lines.append(f"together{members} ({format_size(group.required_bytes, 1)}){note}")
+        more = "" if group.largest_context <= max(group.contexts) else f", and up to {group.largest_context:,} tokens each"
+        lines.append(f"together{members} ({format_size(group.required_bytes, 1)}){more}")
     if not memory.groups and sum(bool(row.largest_context) for row in memory.rows) > 1:
         lines.append("together: no two of them")
+    lines += [_kept(one) for one in memory.limits]
+    if not memory.all_sets:
+        lines.append("there are more sets of models than were tried: name those that you want, or the first ones with --prefer")
     return [clean(line) for line in lines]
+
+
+def _kept(limit: KeptLoaded) -> str:
+    if limit.step == "evict-limit":
+        return f"{limit.engine} keeps at most {limit.figures.get('limit')} models loaded (OLLAMA_MAX_LOADED_MODELS)"
+    percent = limit.figures.get("percent")
+    return (
+        f"no set in which {limit.engine} would end a model: its estimate of the next one is above {percent} % of what is free"
+    )
 
 
 def memory_markdown(memory: Memory) -> str:

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from itertools import combinations
 from typing import Final
 
 import msgspec
 
 from harness.engines.registry import policy_of
 from harness.engines.running import held_by
-from harness.errors import HarnessError, NotFoundError
+from harness.errors import HarnessError, NotFoundError, UnknownVerdictError
 from harness.inventory.machine import LocalMachine
-from harness.model.calibration import Calibration
 from harness.prediction.forced import Forced, judge_as_asked
 from harness.prediction.memory import decode_at_depth, predict
-from harness.prediction.rules import Rules
-from harness.prediction.together import Fate, judge_together
-from harness.prediction.verdict import Verdict
+from harness.prediction.packing import PackedModel, Packings, pack
+from harness.prediction.together import Fate
+from harness.prediction.verdict import Verdict, named
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, read_question
 from harness.serving.check import SOURCES, choose_or_estimate
 from harness.store.store import Store, stem_of
 
 #: Context at which models are put together, tokens per slot, where none is given.
 TOGETHER: Final = 8192
-#: Models of which every combination is tried; of more, the smallest.
-_MOST: Final = 12
-#: Combinations that are shown.
+#: Sets that are shown.
 SHOWN: Final = 6
 
 
@@ -75,16 +71,42 @@ class CapacityRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
-    """Models that run at once, each at its context; ``fates`` say what becomes of each. Bytes."""
+    """Models that stay loaded together, each at its context, where the largest is started first. Bytes.
+
+    ``largest_context``: up to so many tokens a slot all of them stay (each to the end of its range). ``cards`` say what each
+    device holds of each model.
+    """
 
     models: tuple[str, ...]
     contexts: tuple[int, ...]
     fates: tuple[Fate | None, ...]
     required_bytes: int
+    largest_context: int
+    cards: dict[str, dict[str, int]]
+
+
+class CardMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """One device of a memory; bytes."""
+
+    name: str
+    available_bytes: int
+    total_bytes: int | None
+
+
+class KeptLoaded(msgspec.Struct, frozen=True, kw_only=True):
+    """Why sets with room enough are left out: the engine ends models by a rule of its own (``step``, as in ``reasons[]``)."""
+
+    engine: str
+    step: str
+    figures: dict[str, int]
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """One memory: the host's, a GPU's, or a card that was described. ``groups`` are the largest that fit together."""
+    """One memory: the host's, a GPU's, or cards that were described. ``groups`` are the largest sets that stay together.
+
+    ``available_bytes`` and ``total_bytes`` of several cards are sums, which say nothing of a model: ``cards`` has each.
+    ``all_sets`` is false where there were more sets of models than could be tried.
+    """
 
     name: str
     available_bytes: int | None
@@ -92,6 +114,9 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     reserve_bytes: int | None
     rows: tuple[CapacityRow, ...]
     groups: tuple[Group, ...]
+    cards: tuple[CardMemory, ...] = ()
+    limits: tuple[KeptLoaded, ...] = ()
+    all_sets: bool = True
 
     def to_json(self) -> dict[str, object]:
         """One entry of ``plan --json``'s ``memories[]``."""
@@ -100,8 +125,11 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
             "available_bytes": self.available_bytes,
             "total_bytes": self.total_bytes,
             "reserve_bytes": self.reserve_bytes,
+            "cards": msgspec.to_builtins(self.cards),
             "models": [row.to_json() for row in self.rows],
             "together": msgspec.to_builtins(self.groups),
+            "limits": msgspec.to_builtins(self.limits),
+            "all_sets": self.all_sets,
         }
 
 
@@ -122,6 +150,7 @@ def plan(
     num_parallel: int = 1,
     context: int = TOGETHER,
     measured_only: bool = False,
+    prefer: Sequence[str] = (),
 ) -> CapacityPlan:
     """The plan of some models, or of all that are calibrated.
 
@@ -134,9 +163,11 @@ def plan(
         num_parallel: slots.
         context: at which models are put together, tokens per slot.
         measured_only: no estimates of models without a calibration.
+        prefer: models that sets should have, the most wanted first, as in ``specs``.
 
     Raises:
-        NotFoundError: a model that was named has no calibration. UsageError: nonsense.
+        NotFoundError: a model that was named has no calibration. UsageError: nonsense. UnknownVerdictError: the only model
+            that was named was measured with other slots, and its parts are unknown.
     """
     warnings: list[str] = []
     rows: list[CapacityRow] = []
@@ -156,11 +187,22 @@ def plan(
             warnings.append(chosen)
             continue
         warnings += chosen.warnings
-        rows.append(_row(question, chosen, (wanted or CalibrationFilter()).forced))
+        try:
+            rows.append(_row(question, chosen, (wanted or CalibrationFilter()).forced))
+        except UnknownVerdictError as error:
+            if len(specs) == 1:
+                raise
+            warnings.append(f"{question.model}: {error.message}{f' ({error.hint})' if error.hint else ''}")
     if available is None:
         for engine in dict.fromkeys(row.chosen.calibration.engine for row in rows):
             warnings += held_by(engine, machine.running(engine))
-    memories = tuple(_memory(name, some, given=available is not None) for name, some in _by_memory(rows).items())
+    wished = [str(one.chosen.path) for spec in prefer for one in rows if spec in _names_of(one)]
+    if missing := [spec for spec in prefer if not any(spec in _names_of(one) for one in rows)]:
+        raise NotFoundError(f"--prefer names what is not planned: {', '.join(missing)}", code="not-planned")
+    forced = (wanted or CalibrationFilter()).forced
+    memories = tuple(
+        _memory(name, some, wished, forced, given=available is not None) for name, some in _by_memory(rows).items()
+    )
     return CapacityPlan(memories=memories, warnings=tuple(dict.fromkeys(warnings)))
 
 
@@ -195,19 +237,33 @@ def _by_memory(rows: list[CapacityRow]) -> dict[tuple[str, ...], list[CapacityRo
     return found
 
 
-def _memory(key: tuple[str, ...], rows: list[CapacityRow], *, given: bool) -> Memory:
+def _names_of(row: CapacityRow) -> tuple[str, ...]:
+    return row.request.model, row.name, row.chosen.calibration.id, row.chosen.calibration.metadata.model.name
+
+
+def _memory(key: tuple[str, ...], rows: list[CapacityRow], wished: Sequence[str], forced: Forced, *, given: bool) -> Memory:
     chosen = rows[0].chosen
     names = " + ".join(gpu.name for gpu in chosen.gpus)
     totals = [gpu.total_bytes for gpu in chosen.gpus]
     name = "host memory" if key[0] == "host" else _cards(chosen.available) if given else names or "GPU"
     rows = sorted(rows, key=lambda row: row.verdict.required_bytes or row.weights_bytes or 0)
+    free = chosen.available or ()
+    packed, groups = _groups(rows, free, wished, forced)
     return Memory(
         name=name,
-        available_bytes=None if chosen.available is None else sum(chosen.available),
+        available_bytes=None if chosen.available is None else sum(free),
         total_bytes=None if not totals or None in totals else sum(filter(None, totals)),
         reserve_bytes=max((row.verdict.reserve_bytes or 0 for row in rows), default=None),
         rows=tuple(rows),
-        groups=tuple(_groups(rows, chosen.available)),
+        groups=tuple(groups),
+        cards=tuple(
+            CardMemory(name=card, available_bytes=size, total_bytes=total)
+            for card, size, total in zip(named(free, chosen.names), free, totals or [None] * len(free), strict=True)
+        )
+        if key[0] != "host"
+        else (),
+        limits=tuple(KeptLoaded(engine=title, step=step, figures=dict(figures)) for title, step, figures in packed.limits),
+        all_sets=packed.complete,
     )
 
 
@@ -215,48 +271,38 @@ def _cards(available: tuple[int, ...] | None) -> str:
     return "a card" if available is None or len(available) == 1 else f"{len(available)} cards"
 
 
-def _groups(rows: list[CapacityRow], available: tuple[int, ...] | None) -> list[Group]:
-    """The largest combinations that fit: on one device memory adds up, and the last one started finds its engine's reserve.
-
-    Over several devices nothing is said of a combination by their sum: each model is laid over what those before it leave.
-    """
-    usable = [row for row in rows if row.largest_context][:_MOST]
-    if available is None or len(usable) < 2:
-        return []
-    contexts = [min(row.request.context, row.largest_context or 0) for row in usable]
-    sizes = [
-        predict(row.chosen.calibration, context, row.request.num_parallel).total_bytes
-        for row, context in zip(usable, contexts, strict=True)
-    ]
-    reserves = [row.verdict.reserve_bytes or 0 for row in usable]
-    fitting: list[frozenset[int]] = []
-    names = usable[0].chosen.names
-
-    def requests_of(some: Sequence[int]) -> list[tuple[Calibration, int, int, Rules]]:
-        chosen = [(usable[one].chosen.calibration, contexts[one], usable[one].request.num_parallel) for one in some]
-        return [(calibration, context, slots, policy_of(calibration.engine)) for calibration, context, slots in chosen]
-
-    def fits(some: Sequence[int]) -> bool:
-        if sum(sizes[one] for one in some) + max(reserves[one] for one in some) > sum(available):
-            return False
-        return len(available) == 1 or set(judge_together(requests_of(some), available, names=names)[1]) == {"resident"}
-
-    for count in range(len(usable), 1, -1):
-        for some in combinations(range(len(usable)), count):
-            if any(set(some) <= larger for larger in fitting):
-                continue
-            if fits(some):
-                fitting.append(frozenset(some))
+def _groups(
+    rows: list[CapacityRow], available: tuple[int, ...], wished: Sequence[str], forced: Forced
+) -> tuple[Packings, list[Group]]:
+    """The largest sets that stay loaded; over several devices each model is laid over what those before it leave."""
+    usable = [row for row in rows if row.largest_context]
+    if not available or len(usable) < 2:
+        return Packings((), (), complete=True), []
+    models = []
+    for row in usable:
+        calibration, context = row.chosen.calibration, min(row.request.context, row.largest_context or 0)
+        size = predict(calibration, context, row.request.num_parallel).total_bytes
+        reserve = min((one.reserve_bytes for one in row.verdict.devices), default=row.verdict.reserve_bytes or 0)
+        rules = policy_of(calibration.engine)
+        models.append(PackedModel(calibration, context, row.request.num_parallel, rules, size, reserve))
+    places = {str(row.chosen.path): index for index, row in enumerate(usable)}
+    preferred = [places[one] for one in wished if one in places]
+    found = pack(models, available, preferred=preferred, names=rows[0].chosen.names, forced=forced, shown=SHOWN)
     groups = []
-    for found in fitting[:SHOWN]:
-        members = sorted(found)
-        _, fates = judge_together(requests_of(members), available, names=names)
+    for one in found.found:
+        placed = dict(sorted(zip(one.members, one.verdicts, strict=True)))
+        cards: dict[str, dict[str, int]] = {}
+        for member, verdict in placed.items():
+            for device in verdict.devices:
+                cards.setdefault(device.name, {})[usable[member].name] = device.required_bytes
         groups.append(
             Group(
-                models=tuple(usable[one].name for one in members),
-                contexts=tuple(contexts[one] for one in members),
-                fates=tuple(fates),
-                required_bytes=sum(sizes[one] for one in members),
+                models=tuple(usable[member].name for member in placed),
+                contexts=tuple(models[member].context for member in placed),
+                fates=tuple("resident" for _ in placed),
+                required_bytes=sum(verdict.required_bytes or 0 for verdict in placed.values()),
+                largest_context=one.largest_context,
+                cards=cards,
             )
         )
-    return groups
+    return found, groups

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from harness.errors import NotFoundError
+from harness.errors import NotFoundError, UnknownVerdictError
 from harness.inventory.machine import LocalMachine
+from harness.model.calibration import Calibration
 from harness.prediction.memory import predict
+from harness.render.capacity import notes
 from harness.serving.capacity import CapacityPlan, plan
 from harness.units import GIB
-from tests.support.calibrations import made_up, on_host, store_of
+from tests.support.calibrations import made_up, on_host, store_of, with_version
 from tests.support.command import Command
-from tests.support.rules import judge
+from tests.support.rules import judge, judge_together
 
 
 @pytest.fixture(autouse=True)
@@ -102,3 +105,88 @@ def test_what_cannot_be_read_is_a_dash_and_an_advice(run: Command, tmp_path: Pat
     assert "there is no driver" in done.stdout
     assert "--available" in done.stdout
     assert run("plan", "--store", str(tmp_path / "empty")).stdout.startswith("no calibrations in")
+
+
+def small(name: str) -> Calibration:
+    """A twentieth of :func:`made_up`."""
+    made = made_up(name)
+    metadata = made.metadata
+    (band,) = metadata.bands
+    parts = {field: getattr(band, field) / 20 for field in ("base_vram_gb", "kv_cache_gb_per_10k", "compute_gb_per_10k")}
+    constants = msgspec.structs.replace(made.constants, **parts)
+    whole = ("weights", "overhead", "compute", "fixed_cache")
+    twentieth = {field: (getattr(metadata.breakdown_gb, field) or 0.0) / 20 for field in whole}
+    breakdown = msgspec.structs.replace(metadata.breakdown_gb, **twentieth)
+    band = msgspec.structs.replace(band, **parts, fixed_cache_gb=(band.fixed_cache_gb or 0.0) / 20)
+    changed = msgspec.structs.replace(metadata, bands=(band,), breakdown_gb=breakdown)
+    return msgspec.structs.replace(made, constants=constants, metadata=changed)
+
+
+def test_of_more_than_twelve_models_none_is_left_out(tmp_path: Path) -> None:
+    store = store_of(tmp_path, *(small(f"m{number}") for number in range(14)))
+    (memory,) = plan((), store, LocalMachine(), available=(24 * GIB,)).memories
+    (group,) = memory.groups
+    assert len(group.models) == 14
+    assert memory.all_sets
+
+
+def test_where_not_every_set_can_be_tried_it_is_said(tmp_path: Path) -> None:
+    store = store_of(tmp_path, *(made_up(f"m{number}") for number in range(16)))
+    (memory,) = plan((), store, LocalMachine(), available=(24 * GIB,)).memories
+    assert {len(group.models) for group in memory.groups} == {5}
+    assert not memory.all_sets
+    assert any("more sets" in line for line in notes(memory))
+
+
+def test_sets_have_the_models_that_are_preferred(tmp_path: Path) -> None:
+    store = store_of(tmp_path, made_up("big"), *(small(f"m{number}") for number in range(6)))
+    free = (round(predict(made_up(), 8192).total_bytes * 1.07) + GIB,)
+    plain, wished = (plan((), store, LocalMachine(), available=free, prefer=prefer).memories[0] for prefer in ((), ("big",)))
+    assert "big" not in plain.groups[0].models
+    assert "big" in wished.groups[0].models
+    with pytest.raises(NotFoundError):
+        plan((), store, LocalMachine(), available=free, prefer=("nothing",))
+
+
+def test_a_set_over_two_cards_says_who_is_where_and_how_far_contexts_go(run: Command, tmp_path: Path) -> None:
+    store = store_of(tmp_path / "store", made_up("one"), made_up("two"))
+    (memory,) = plan((), store, LocalMachine(), available=(9 * GIB, 7 * GIB)).memories
+    (group,) = memory.groups
+    assert sum(size for card in group.cards.values() for size in card.values()) == group.required_bytes
+    assert all(
+        sum(held.values()) <= card.available_bytes for card, held in zip(memory.cards, group.cards.values(), strict=True)
+    )
+    requests = [(made_up(name), group.largest_context, 1) for name in ("one", "two")]
+    assert judge_together(requests, (9 * GIB, 7 * GIB))[1] == ["resident", "resident"]
+    requests = [(made_up(name), group.largest_context + 512, 1) for name in ("one", "two")]
+    assert judge_together(requests, (9 * GIB, 7 * GIB))[1] != ["resident", "resident"]
+    text = run("plan", "--available", "9GiB,7GiB").stdout
+    assert "2 cards · 9.0 GiB + 7.0 GiB free" in text.replace("9,216.0 MiB", "9.0 GiB").replace("7,168.0 MiB", "7.0 GiB")
+    assert "16.0 GiB" not in text, "no sum of cards"
+    assert [line.split()[0] for line in text.splitlines() if "█" in line and " free" in line] == ["GPU0", "GPU1"]
+
+
+def test_a_set_that_ollama_would_not_keep_is_none_and_its_limit_is_named(tmp_path: Path) -> None:
+    models = [
+        msgspec.structs.replace(with_version(small(f"m{number}"), "0.33.0"), id=f"ollama/m{number}", engine="ollama")
+        for number in range(5)
+    ]
+    store = store_of(tmp_path, *models)
+    (memory,) = plan((), store, LocalMachine(), available=(80 * GIB,)).memories
+    assert {len(group.models) for group in memory.groups} == {3}
+    assert [(one.engine, one.step, one.figures) for one in memory.limits] == [("Ollama", "evict-limit", {"limit": 3})]
+    assert any("at most 3 models loaded (OLLAMA_MAX_LOADED_MODELS)" in line for line in notes(memory))
+
+
+def test_a_calibration_of_which_the_parts_are_unknown_hides_no_other_at_more_slots(tmp_path: Path) -> None:
+    strange = made_up("strange")
+    breakdown = msgspec.structs.replace(
+        strange.metadata.breakdown_gb, weights=None, fixed_cache=None, compute=None, overhead=None
+    )
+    strange = msgspec.structs.replace(strange, metadata=msgspec.structs.replace(strange.metadata, breakdown_gb=breakdown))
+    store = store_of(tmp_path, made_up("one"), strange)
+    found = plan((), store, LocalMachine(), available=(24 * GIB,), num_parallel=2)
+    assert [row.name for memory in found.memories for row in memory.rows] == ["one"]
+    assert any("strange" in text and "slots" in text for text in found.warnings)
+    with pytest.raises(UnknownVerdictError):
+        plan(("strange",), store, LocalMachine(), available=(24 * GIB,), num_parallel=2)
