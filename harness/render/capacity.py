@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: Cells of the bar that shows how much of the memory a model takes, and of a card's.
 _BAR: Final = 16
 _CARD_BAR: Final = 24
-#: How models are told apart on a card, with colours and without.
+#: The mark and the colour of each model on a card.
 _MARKS: Final = (("█", "blue"), ("▓", "cyan"), ("▒", "green"), ("▞", "yellow"), ("▚", "magenta"))
 _COLUMNS: Final = (
     Column("model", right=False), Column("engine", right=False, rank=3), Column("largest context"), Column("takes"),
