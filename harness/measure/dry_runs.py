@@ -23,7 +23,7 @@ from harness.sandboxes.tail import last_lines
 #: How long a dry run may take, seconds; the largest models take a few.
 TIMEOUT: Final = 60.0
 #: How long the dry runs of splits over several devices may take together, seconds; each layout is finished.
-SETS_LIMIT: Final = 30.0
+SETS_LIMIT: Final = 90.0
 #: Contexts beyond this are not tried: no model is split for them.
 LARGEST: Final = 262_144
 _DONE: Final = b"common_fit_params: "

@@ -196,12 +196,12 @@ def plan(
     if available is None:
         for engine in dict.fromkeys(row.chosen.calibration.engine for row in rows):
             warnings += held_by(engine, machine.running(engine))
-    wished = [str(one.chosen.path) for spec in prefer for one in rows if spec in _names_of(one)]
+    preferred = [str(one.chosen.path) for spec in prefer for one in rows if spec in _names_of(one)]
     if missing := [spec for spec in prefer if not any(spec in _names_of(one) for one in rows)]:
         raise NotFoundError(f"--prefer names what is not planned: {', '.join(missing)}", code="not-planned")
     forced = (wanted or CalibrationFilter()).forced
     memories = tuple(
-        _memory(name, some, wished, forced, given=available is not None) for name, some in _by_memory(rows).items()
+        _memory(name, some, preferred, forced, given=available is not None) for name, some in _by_memory(rows).items()
     )
     return CapacityPlan(memories=memories, warnings=tuple(dict.fromkeys(warnings)))
 
@@ -241,14 +241,14 @@ def _names_of(row: CapacityRow) -> tuple[str, ...]:
     return row.request.model, row.name, row.chosen.calibration.id, row.chosen.calibration.metadata.model.name
 
 
-def _memory(key: tuple[str, ...], rows: list[CapacityRow], wished: Sequence[str], forced: Forced, *, given: bool) -> Memory:
+def _memory(key: tuple[str, ...], rows: list[CapacityRow], preferred: Sequence[str], forced: Forced, *, given: bool) -> Memory:
     chosen = rows[0].chosen
     names = " + ".join(gpu.name for gpu in chosen.gpus)
     totals = [gpu.total_bytes for gpu in chosen.gpus]
     name = "host memory" if key[0] == "host" else _cards(chosen.available) if given else names or "GPU"
     rows = sorted(rows, key=lambda row: row.verdict.required_bytes or row.weights_bytes or 0)
     free = chosen.available or ()
-    packed, groups = _groups(rows, free, wished, forced)
+    packed, groups = _groups(rows, free, preferred, forced)
     return Memory(
         name=name,
         available_bytes=None if chosen.available is None else sum(free),
@@ -272,7 +272,7 @@ def _cards(available: tuple[int, ...] | None) -> str:
 
 
 def _groups(
-    rows: list[CapacityRow], available: tuple[int, ...], wished: Sequence[str], forced: Forced
+    rows: list[CapacityRow], available: tuple[int, ...], preferred: Sequence[str], forced: Forced
 ) -> tuple[Packings, list[Group]]:
     """The largest sets that stay loaded; over several devices each model is laid over what those before it leave."""
     usable = [row for row in rows if row.largest_context]
@@ -286,8 +286,8 @@ def _groups(
         rules = policy_of(calibration.engine)
         models.append(PackedModel(calibration, context, row.request.num_parallel, rules, size, reserve))
     places = {str(row.chosen.path): index for index, row in enumerate(usable)}
-    preferred = [places[one] for one in wished if one in places]
-    found = pack(models, available, preferred=preferred, names=rows[0].chosen.names, forced=forced, shown=SHOWN)
+    first = [places[one] for one in preferred if one in places]
+    found = pack(models, available, preferred=first, names=rows[0].chosen.names, forced=forced, shown=SHOWN)
     groups = []
     for one in found.found:
         placed = dict(sorted(zip(one.members, one.verdicts, strict=True)))

@@ -141,9 +141,9 @@ def test_where_not_every_set_can_be_tried_it_is_said(tmp_path: Path) -> None:
 def test_sets_have_the_models_that_are_preferred(tmp_path: Path) -> None:
     store = store_of(tmp_path, made_up("big"), *(small(f"m{number}") for number in range(6)))
     free = (round(predict(made_up(), 8192).total_bytes * 1.07) + GIB,)
-    plain, wished = (plan((), store, LocalMachine(), available=free, prefer=prefer).memories[0] for prefer in ((), ("big",)))
+    plain, preferred = (plan((), store, LocalMachine(), available=free, prefer=prefer).memories[0] for prefer in ((), ("big",)))
     assert "big" not in plain.groups[0].models
-    assert "big" in wished.groups[0].models
+    assert "big" in preferred.groups[0].models
     with pytest.raises(NotFoundError):
         plan((), store, LocalMachine(), available=free, prefer=("nothing",))
 
