@@ -74,8 +74,8 @@ class Assessment(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def false_offload(self) -> bool:
-        """Harness said that it does not fit, and it did."""
-        return self.verdict.verdict != "fits" and self.truth.full
+        """Harness said that it does not fit, and it did; that it may or may not (*tight*) is true of both."""
+        return self.verdict.verdict != "fits" and not self.verdict.tight and self.truth.full
 
     @property
     def layers_off(self) -> int | None:

@@ -43,8 +43,9 @@ class Runner:
     """Runs the ``run`` steps of a job in a fresh clone, as ``bash -e`` with the environment that the workflow gives them."""
 
     def __init__(self, folder: Path, origin: Path, contexts: dict[str, str]) -> None:
-        self.folder, self.origin, self.contexts = folder, origin, contexts
-        script(folder / "bin/gh", f'printf "%s\\n" "$@" > {folder}/gh; cp "$8" {folder}/body')
+        self.folder, self.origin, self.temp = folder, origin, folder / "temp"
+        self.contexts = {**contexts, "runner.temp": str(self.temp)}
+        script(folder / "bin/gh", f'[ "$1" = pr ] || exit 0\nprintf "%s\\n" "$@" > {folder}/gh; cp "$8" {folder}/body')
         # A tag of this machine's own is in no registry.
         docker = shutil.which("docker")
         script(folder / "bin/docker", f'[ "$1" != pull ] || exit 1\nexec {docker} "$@"' if docker else "exit 1")
@@ -135,7 +136,9 @@ def test_an_upgrade_becomes_a_pull_request_to_decide_from(origin: Path, tmp_path
     assert (tmp_path / "output").read_text() == f"ids={json.dumps(ids)}\n"
     measured = runner.job("measure")
     assert len(list((measured / "out/models/calibrations/runs").glob("*/record.json"))) == 1
-    proposed = runner.job("propose", before=measured / "out")
+    composed = runner.job("compose", before=measured / "out")
+    shutil.copytree(composed / "proposal", runner.temp / "proposal")
+    runner.job("propose")
 
     arguments = (tmp_path / "gh").read_text().splitlines()
     assert arguments[:4] == ["pr", "create", "--head", "recalibrate/7-1"]
@@ -145,7 +148,7 @@ def test_an_upgrade_becomes_a_pull_request_to_decide_from(origin: Path, tmp_path
     assert f"{REPOSITORY}:{NEW}" in git(origin, "show", "recalibrate/7-1:images/pins.yaml")
 
     body = (tmp_path / "body").read_text()
-    assert body == (proposed / "drift.md").read_text() == (tmp_path / "summary").read_text()
+    assert body == (composed / "proposal/drift.md").read_text() == (tmp_path / "summary").read_text()
     lines = body.splitlines()
     assert any(line.startswith("Since: engine 0.33.0 → 0.34.0; image ") for line in lines)
     assert any(line.startswith("- memory at 4,096 tokens: ") for line in lines)
@@ -155,12 +158,14 @@ def test_an_upgrade_becomes_a_pull_request_to_decide_from(origin: Path, tmp_path
     # Once that is merged, nothing is stale: nothing is measured, and nobody is asked.
     git(origin, "update-ref", "refs/heads/main", "recalibrate/7-1")
     (tmp_path / "gh").unlink()
-    for name in ("measure", "propose"):
+    for name in ("measure", "compose", "propose", "temp"):
         shutil.rmtree(tmp_path / name)
     runner.contexts["inputs.ollama"] = ""
     again = runner.job("measure")
     assert not (again / "out/models").exists()
-    runner.job("propose", before=again / "out")
+    composed = runner.job("compose", before=again / "out")
+    shutil.copytree(composed / "proposal", runner.temp / "proposal")
+    runner.job("propose")
     assert not (tmp_path / "gh").exists()
 
 

@@ -19,6 +19,7 @@ import httpx
 import msgspec
 import psutil
 
+from harness.engines.llama_server.policy import LlamaServerPolicy
 from harness.engines.llama_server.recipe import LlamaServer
 from harness.errors import BusyError
 from harness.fit.load_plan import BatchLimits
@@ -56,11 +57,15 @@ MODES: Final = (
 )
 
 
-class OllamaBatches(LlamaServer):
+class _OllamaBatches(LlamaServerPolicy):
+    def batch_limits(self, version: str | None, *, target: str = "gpu", flash_attention: str = "auto") -> BatchLimits:
+        return OLLAMA_BATCHES
+
+
+class AsOllamaLoads(LlamaServer):
     """llama-server, loaded as Ollama loads it: the physical batch follows from the context."""
 
-    def batch_limits(self, version: str | None) -> BatchLimits:
-        return OLLAMA_BATCHES
+    policy = _OllamaBatches()  # type: ignore[misc]  # final for everyone but this test
 
 
 def free_port() -> int:
@@ -261,7 +266,7 @@ def calibrate_on(
     source = msgspec.structs.replace(session.request.source, model=known)
     session = msgspec.structs.replace(session, request=msgspec.structs.replace(session.request, source=source))
     if as_ollama:
-        session = msgspec.structs.replace(session, engine=OllamaBatches())
+        session = msgspec.structs.replace(session, engine=AsOllamaLoads())
 
     def measured() -> Result | None:
         try:
