@@ -104,7 +104,7 @@ def image(client: DockerClient, tmp_path_factory: pytest.TempPathFactory) -> str
     write_tiny_llama(registry / "tiny.gguf")
     (registry / "registry.json").write_text(json.dumps({"tiny:latest": {"file": "tiny.gguf"}}))
     # glibc fills what it hands out, so that what the device has reserved is resident.
-    return ollama_image(client, registry, STANDIN_RPC="99999", MALLOC_PERTURB_="85")
+    return ollama_image(client, registry, devices=True, STANDIN_RPC="99999", MALLOC_PERTURB_="85")
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from tests.support.ollama import TRAIN_CONTEXT, registry
 if TYPE_CHECKING:
     from docker import DockerClient
 
-pytestmark = pytest.mark.requires("docker", "rpc")
+pytestmark = pytest.mark.requires("docker", "embedded")
 CONTEXTS = (1024, 2048, 4096)
 
 
@@ -224,10 +224,12 @@ class DeviceMeter:
         return False
 
 
+@pytest.mark.requires("rpc")
 def test_a_device_is_measured_after_a_prompt_and_what_spills_ends_the_plan_earlier(
-    image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: DockerClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device too small for the largest context: that load is an observation, and what fits is measured."""
+    image = ollama_image(client, registry(), devices=True)
     monkeypatch.setattr("harness.measure.setup.open_meter", lambda _: DeviceMeter())
     request = RunOptions(
         model=str(registry() / "tiny.gguf"), engine="ollama", gpus="none", image=image, contexts=CONTEXTS, speed=False,

@@ -127,7 +127,7 @@ def origin(client: DockerClient, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.requires("docker", "rpc")
+@pytest.mark.requires("docker", "embedded")
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_an_upgrade_becomes_a_pull_request_to_decide_from(origin: Path, tmp_path: Path) -> None:
     ids = ["ollama/tiny"]
@@ -153,7 +153,7 @@ def test_an_upgrade_becomes_a_pull_request_to_decide_from(origin: Path, tmp_path
     assert any(line.startswith("Since: engine 0.33.0 → 0.34.0; image ") for line in lines)
     assert any(line.startswith("- memory at 4,096 tokens: ") for line in lines)
     moved = {line.split("|")[1].strip().replace("\\", "") for line in lines if line.startswith("| ") and "±" in line}
-    assert moved == {"base_vram_gb", "overhead_gb"}
+    assert moved == {"base", "overhead"}
 
     # Once that is merged, nothing is stale: nothing is measured, and nobody is asked.
     git(origin, "update-ref", "refs/heads/main", "recalibrate/7-1")

@@ -194,7 +194,7 @@ print(json.dumps({"asked": os.environ["HARNESS_MODEL"], "loaded": loaded["model"
 """
 
 
-@pytest.mark.requires("docker", "rpc")
+@pytest.mark.requires("docker")
 def test_ollama_is_served_from_its_container_and_the_container_is_gone(start: Start, tmp_path: Path) -> None:
     docker = pytest.importorskip("docker")
     client = docker.from_env()

@@ -1,11 +1,13 @@
 """Container images made on the spot from what this machine has, without a registry.
 
 Each is a program with the libraries that it is linked to, put into an image by ``docker import``. They bear the label
-``harness.test`` and are named after their content, so that one is built only once.
+``harness.test`` and are named after their content, so that one is built only once; one that this checkout made before from
+other content is removed then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -16,9 +18,11 @@ import sys
 import sysconfig
 import tarfile
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.engines.llama_server.embedded import PROGRAM as EMBEDDED
 from tests.support.rpc import programs
 
 if TYPE_CHECKING:
@@ -37,27 +41,23 @@ def python_image(client: DockerClient, program: Path = PROGRAM, name: str = "pyt
     return _image(client, name, files, entry=[interpreter, f"/{program.name}"])
 
 
-def ollama_image(client: DockerClient, registry: Path, **knobs: str) -> str:
-    """An image of the Ollama stand-in, with the real llama-server and a folder as the registry that it pulls from.
+def ollama_image(client: DockerClient, registry: Path, *, devices: bool = False, **knobs: str) -> str:
+    """An image of the Ollama stand-in, with the embedded engine and a folder as the registry that it pulls from.
 
-    ``knobs`` are set in the image's environment (see ``ollama_program.py``): two images with different ones are two
-    releases of the same engine.
+    ``devices``: with a llama-server and a ggml-rpc-server in its place (the resource ``rpc``). ``knobs`` are set in the image's
+    environment (see ``ollama_program.py``): two images with different ones are two releases of the same engine.
     """
     interpreter, files = _python()
-    files |= _llama_server() | {"/ollama_program.py": OLLAMA_PROGRAM}
+    files |= {"/ollama_program.py": OLLAMA_PROGRAM}
     files |= {f"/registry/{path.name}": path for path in registry.iterdir()}
-    return _image(client, "ollama", files, entry=[interpreter, "/ollama_program.py"], env=knobs)
-
-
-def llama_server_image(client: DockerClient) -> str:
-    """An image of a llama-server that needs no Python."""
-    return _image(client, "llama-server", _llama_server(), entry=["/engine/llama-server"], env={"LD_LIBRARY_PATH": "/engine"})
-
-
-def remove_test_images(client: DockerClient) -> None:
-    """Remove what the functions above have made."""
-    for image in client.images.list(filters={"label": "harness.test"}):
-        client.images.remove(str(image.id), force=True)
+    if devices:
+        files |= _programs(programs())
+        command = "/engine/llama-server"
+    else:
+        files |= _embedded()
+        command = f"{interpreter} /engine/{EMBEDDED.name}"
+    env = {"STANDIN_ENGINE": command, **knobs}
+    return _image(client, "ollama", files, entry=[interpreter, "/ollama_program.py"], env=env)
 
 
 def _python() -> tuple[str, dict[str, Path]]:
@@ -71,11 +71,17 @@ def _python() -> tuple[str, dict[str, Path]]:
     return str(interpreter), files | _libraries([interpreter, *extensions])
 
 
-def _llama_server() -> dict[str, Path]:
-    """llama-server and its libraries in ``/engine``, and the libraries that they need from this machine."""
-    folder = programs()
+def _programs(folder: Path) -> dict[str, Path]:
+    """A folder of programs and libraries as ``/engine``, and the libraries that they need from this machine."""
     files = {f"/engine/{path.name}": path for path in folder.iterdir() if path.is_file()}
     return files | _libraries(files.values(), {"LD_LIBRARY_PATH": str(folder)}, own=folder)
+
+
+def _embedded() -> dict[str, Path]:
+    """The embedded engine beside the program that serves it, in ``/engine``."""
+    (folder,) = find_spec("xllamacpp").submodule_search_locations
+    files = {f"/engine/xllamacpp/{path.name}": path for path in Path(folder).iterdir() if path.suffix in (".py", ".so")}
+    return {f"/engine/{EMBEDDED.name}": EMBEDDED} | files | _libraries(files.values())
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -99,16 +105,25 @@ def _image(client: DockerClient, name: str, files: dict[str, Path], entry: list[
     import docker.errors
 
     identity = sorted((target, *_identity(path)) for target, path in files.items())
-    content = hashlib.sha256(repr((identity, sorted((env or {}).items()))).encode())
-    reference = f"{REPOSITORY}/{name}:{content.hexdigest()[:16]}"
+    reference = f"{REPOSITORY}/{name}:{_digest(identity, sorted((env or {}).items()))}"
+    # What an image is for: of those with one purpose only the newest is of use.
+    purpose = _digest(str(Path(__file__)), name, sorted((env or {}).items()))
     try:
         client.images.get(reference)
     except docker.errors.ImageNotFound:
-        changes = [f"ENTRYPOINT {json.dumps(entry)}", f"LABEL harness.test={name}"]
+        changes = [f"ENTRYPOINT {json.dumps(entry)}", f"LABEL harness.test={name} harness.test.purpose={purpose}"]
         changes += [f"ENV {name}={json.dumps(value)}" for name, value in (env or {}).items()]
         repository, _, tag = reference.partition(":")
         client.api.import_image_from_data(_tar(files), repository=repository, tag=tag, changes=changes)
+        for image in client.images.list(filters={"label": f"harness.test.purpose={purpose}"}):
+            if reference not in image.tags:
+                with contextlib.suppress(docker.errors.APIError):  # a container of it still runs
+                    client.images.remove(image.tags[0] if image.tags else str(image.id))
     return reference
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 @functools.cache

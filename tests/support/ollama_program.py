@@ -5,6 +5,7 @@ Flags of the runner, log lines and error texts are those of Ollama 0.33 (llm/lla
 
 The environment makes it misbehave, or another release:
 
+- ``STANDIN_ENGINE``: the command of its llama-server
 - ``STANDIN_VERSION``: what it says it is
 - ``STANDIN_ARGS``: more flags of llama-server (``--swa-full``: a larger window cache, ``-fa off``: compute that grows)
 - ``STANDIN_HOLD``: MiB that every runner holds besides; ``STANDIN_SLOW``: how many times slower it writes
@@ -49,8 +50,8 @@ def faulty(load: int) -> bool:
 
 
 PULL_FAULTS = [one for one in os.environ.get("STANDIN_PULL", "").split(",") if one]
-ENGINE = os.environ.get("STANDIN_ENGINE", "/engine/llama-server")
-FOLDER = Path(ENGINE).parent
+ENGINE = shlex.split(os.environ.get("STANDIN_ENGINE", "/engine/llama-server"))
+FOLDER = Path(ENGINE[-1]).parent
 LIBRARIES = {**os.environ, "LD_LIBRARY_PATH": str(FOLDER)}
 #: The embedded engine has this one as a flag alone.
 NO_REPACK = ["--no-repack"] if LIBRARIES.pop("LLAMA_ARG_REPACK", "1") == "0" else []
@@ -155,7 +156,7 @@ class Runner:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         parallel = int(os.environ.get("OLLAMA_NUM_PARALLEL", "1"))
-        command = [ENGINE, "--model", str(blob), "--port", str(self.port), "--host", "127.0.0.1", "--no-webui", "--offline"]
+        command = [*ENGINE, "--model", str(blob), "--port", str(self.port), "--host", "127.0.0.1", "--no-webui", "--offline"]
         command += ["-c", str(self.context * parallel), "-np", str(parallel)]
         command += [*NO_REPACK, "--log-verbosity", "4", "--no-log-prefix", "--no-log-timestamps"]
         if options.get("use_mmap") is False:
