@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.errors import UsageError
+from harness.errors import UsageError, refuse_other_systems
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.options import ALL_LAYERS, Allowed, QueryOptions, RunOptions, TuneOptions, asked_flash, read_available
@@ -54,6 +54,7 @@ def calibrate(
     Raises:
         HarnessError: by its class as the exit codes say; ``UntrustedError`` where what was measured is not to be trusted.
     """
+    refuse_other_systems()
     from harness.measure.events import Silent
     from harness.measure.prepare import prepare
 
@@ -299,6 +300,7 @@ def serve(
         OffloadLikelyError, UnknownVerdictError: refused. EngineError: the engine failed. UnavailableError, NotFoundError: it,
             its model or a GPU is not there.
     """
+    refuse_other_systems()
     from harness.serving import server
     from harness.serving.calibration_lookup import read_question
 

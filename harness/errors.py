@@ -6,6 +6,7 @@ appears in ``--json``; ``hint`` says what to do next.
 
 from __future__ import annotations
 
+import sys
 from typing import ClassVar, Final
 
 #: What to do where free memory cannot be read.
@@ -117,3 +118,17 @@ class ConfigError(HarnessError):
 
     exit_code = 78
     default_code = "bad-config"
+
+
+def refuse_other_systems() -> None:
+    """Refuse what starts engines and reads their memory where that cannot be done.
+
+    Raises:
+        UnavailableError: this is not Linux.
+    """
+    if sys.platform != "linux":
+        raise UnavailableError(
+            f"engines are started and measured on Linux alone, and this is {sys.platform}",
+            hint="calibrate on a Linux machine or in a virtual one; check, plan, predict and all that only read run here",
+            code="not-linux",
+        )

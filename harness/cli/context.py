@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 import msgspec
@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 from harness import __version__
 from harness.cli.output import CommandResult, warn
-from harness.errors import HarnessError
+from harness.errors import HarnessError, refuse_other_systems
 from harness.options import settings
 from harness.store.config import find_file, read_file, unknown_variables
 from harness.store.config import settings as set_values
@@ -27,6 +27,10 @@ from harness.text import clean
 def store_at(path: str | None) -> Store:
     """The store that was asked for, or the default one."""
     return Store(Path(path) if path else default_root(dict(os.environ), Path.cwd()))
+
+
+#: Verbs that start engines, read what processes hold, or look for what those have left.
+_LINUX_ALONE: Final = frozenset({"bisect", "calibrate", "clean", "doctor", "recalibrate", "serve", "sweep"})
 
 
 def command(function: Callable[..., CommandResult]) -> Callable[..., CommandResult]:
@@ -45,6 +49,8 @@ def command(function: Callable[..., CommandResult]) -> Callable[..., CommandResu
         if "store" in kwargs and typed:
             kwargs["store"] = typed
         try:
+            if name in _LINUX_ALONE:
+                refuse_other_systems()
             result = function(*args, **kwargs)
         except HarnessError as error:
             result = CommandResult(failure=error)

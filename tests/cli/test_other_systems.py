@@ -1,4 +1,7 @@
-"""Verbs that only read run on macOS and Windows as well: nothing that only POSIX has is imported or used on their way."""
+"""Verbs that only read run on macOS and Windows as well: nothing that only POSIX has is imported or used on their way.
+
+Those that measure end with one sentence.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ RECORD: Final = ROOT / "tests/golden/ollama/0.32.14-cpu"
 #: As on a system without these modules, flags, calls and signals.
 ELSEWHERE: Final = """
 import os, signal, sys
+sys.platform = "elsewhere"
 for name in ("fcntl", "resource", "pwd", "termios", "grp"):
     sys.modules[name] = None
 for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "geteuid", "getuid", "getpgrp", "fork"):
@@ -69,3 +73,20 @@ def test_merge_runs_without_what_only_posix_has(tmp_path: Path) -> None:
     status, answer = elsewhere(tmp_path, "merge", "other")
     assert status == 0, answer["errors"]
     assert (tmp_path / "store" / "llama-server" / "tiny.yaml").is_file()
+
+
+@pytest.mark.parametrize("verb", ["calibrate", "serve tiny --ctx 4096", "recalibrate", "sweep plan.yaml", "doctor", "clean"])
+def test_a_verb_that_measures_ends_with_one_sentence(verb: str, tmp_path: Path) -> None:
+    status, answer = elsewhere(tmp_path, *verb.split())
+    assert status == 69
+    (error,) = answer["errors"]
+    assert error["code"] == "not-linux"
+    assert error["message"] == "engines are started and measured on Linux alone, and this is elsewhere"
+
+
+def test_the_library_says_the_same(tmp_path: Path) -> None:
+    code = ELSEWHERE.partition("from harness")[0] + "import harness\nharness.calibrate()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert "UnavailableError: engines are started and measured on Linux alone" in done.stderr

@@ -79,8 +79,11 @@ def _programs(folder: Path) -> dict[str, Path]:
 
 def _embedded() -> dict[str, Path]:
     """The embedded engine beside the program that serves it, in ``/engine``."""
-    (folder,) = find_spec("xllamacpp").submodule_search_locations
-    files = {f"/engine/xllamacpp/{path.name}": path for path in Path(folder).iterdir() if path.suffix in (".py", ".so")}
+    spec = find_spec("xllamacpp")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent
+    files = {f"/engine/xllamacpp/{path.name}": path for path in folder.iterdir() if path.suffix in (".py", ".so")}
     return {f"/engine/{EMBEDDED.name}": EMBEDDED} | files | _libraries(files.values())
 
 

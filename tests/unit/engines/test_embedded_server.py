@@ -95,19 +95,38 @@ def test_what_a_release_never_had_needs_no_switching_off_and_is_said(tmp_path: P
     assert "0.2.0 has no cache_ram_mib; --cache-ram 0 is left out" in done.stderr
 
 
-def test_a_package_that_cannot_be_imported_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "xllamacpp.py").write_text("raise ImportError('libgomp.so.1: cannot open shared object file')")
+@pytest.mark.parametrize(
+    ("package", "says"),
+    [
+        ("raise ImportError('libgomp.so.1: cannot open shared object file')", "libgomp.so.1: cannot open shared object file"),
+        (
+            "raise ImportError('xllamacpp.abi3.so: wrong ELF class:\\nELFCLASS32')",
+            "xllamacpp.abi3.so: wrong ELF class: ELFCLASS32",
+        ),
+        (None, "No module named 'xllamacpp'"),
+    ],
+    ids=["no libgomp", "another architecture", "missing"],
+)
+def test_a_package_that_cannot_be_imported_is_one_sentence(tmp_path: Path, package: str | None, says: str) -> None:
+    if package is not None:
+        (tmp_path / "xllamacpp.py").write_text(package)
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), "--version"],
+        [sys.executable, "-S", str(PROGRAM), "--version"],
         env={"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert (done.returncode, done.stdout) == (69, "")
-    assert done.stderr == (
-        "llama-server (xllamacpp): the package xllamacpp cannot be imported: libgomp.so.1: cannot open shared object file\n"
-    )
+    assert done.stderr == f"llama-server (xllamacpp): the package xllamacpp cannot be imported: {says}\n"
+
+
+def test_where_there_is_no_engine_the_message_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("harness.engines.llama_server.embedded.find_spec", lambda _: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UnavailableError, match="there is no llama-server here") as caught:
+        find_command(None)
+    assert "make setup" in (caught.value.hint or "")
 
 
 def test_it_lists_gpus_as_llama_server_does(tmp_path: Path) -> None:
@@ -115,7 +134,8 @@ def test_it_lists_gpus_as_llama_server_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("release", "build"), [("2026.10.11549", "b11549"), ("2026.4.8672.1", "b8672"), ("0.2.14", "xllamacpp-0.2.14")]
+    ("release", "build"),
+    [("2026.10.11549", "b11549"), ("2031.1.20000", "b20000"), ("2026.4.8672.1", "b8672"), ("0.2.14", "xllamacpp-0.2.14")],
 )
 def test_its_version_is_the_build_of_llama_cpp(release: str, build: str, tmp_path: Path) -> None:
     assert build_of(release) == build

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,31 @@ def test_a_shell_that_limits_memory_is_named_in_place_of_the_device(
     with pytest.raises(kind) as caught:
         check_alive(running, policy_of("llama-server"))
     assert ("ulimit -v" in caught.value.message) is (kind is EngineError)
+
+
+@pytest.mark.parametrize(
+    ("log", "says"),
+    [
+        (
+            "system_info: CPU : SSE3 = 1 | AVX2 = 1 | AVX_VNNI = 1 | AMX_INT8 = 1 | \n",
+            "was compiled for AVX_VNNI, AMX_INT8, which",
+        ),
+        ("a log of another form\n", "needs instructions that this CPU lacks"),
+    ],
+)
+def test_an_engine_that_dies_of_an_instruction_names_the_set_that_this_cpu_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: str, says: str
+) -> None:
+    """As at the first decode: long after its log has said what it was compiled for."""
+    monkeypatch.setattr("harness.measure.engine_log.cpu_flags", lambda: frozenset({"pni", "avx2"}))
+    (tmp_path / "log").write_text(log + "srv  update_slots: all slots are idle\n" * 1000)
+    running = FakeRunning(World(TrueModel(weights=0, overhead=0, kv_per_cell=1)), tmp_path / "log")
+    running.status = 128 + signal.SIGILL
+    with pytest.raises(EngineError, match="SIGILL") as caught:
+        check_alive(running, policy_of("llama-server"))
+    assert (caught.value.code, caught.value.exit_code) == ("illegal-instruction", 70)
+    assert says in caught.value.message
+    assert "--engine-binary" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(
