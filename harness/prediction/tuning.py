@@ -17,10 +17,12 @@ from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.model.kv_types import VALUE_BYTES
 from harness.prediction.candidates import Candidate, candidates
+from harness.prediction.host import may_grow, with_host
 from harness.prediction.memory import decode_at_depth, predict
 from harness.prediction.rules import Rules
 from harness.prediction.settings import AskedSettings
 from harness.prediction.verdict import Source, Verdict, judge, largest_context, named
+from harness.units import format_size
 
 #: Where nothing says which context is wanted and none fits, tokens per slot.
 USUAL_CONTEXT: Final = 4096
@@ -69,6 +71,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     available_bytes: int | None
     margin_bytes: int | None
     uncertainty_bytes: int | None
+    host_required_bytes: int | None
+    host_short_bytes: int | None
     decode_tokens_per_s: float | None
     prompt_tokens_per_s: float | None
     changes: tuple[SettingChange, ...]
@@ -117,6 +121,7 @@ def tune(
     *,
     names: tuple[str, ...] | None = None,
     asked: AskedSettings | None = None,
+    host_available: int | None = None,
 ) -> Tuning:
     """The choices for one model on a budget, the cheapest first.
 
@@ -128,6 +133,7 @@ def tune(
         rules: the engine's.
         names: of the devices.
         asked: settings that are given and stay.
+        host_available: free bytes of the host beside the devices; ``None``: not known, and then not asked for.
 
     Raises:
         UnknownVerdictError: nothing can be said of any of them, with the reason of the first.
@@ -138,7 +144,7 @@ def tune(
     first = found[0]
     wanted = demand.context or largest_context(first.calibration, demand.num_parallel, available, rules)
     context = wanted or min(USUAL_CONTEXT, first.calibration.metadata.quality.valid_to)
-    search = _Search(first, context, demand, available, names, rules)
+    search = _Search(first, context, demand, available, names, rules, host_available)
     pairs = [pair for one in found for pair in search.of(one)]
     if not pairs:
         raise UnknownVerdictError(search.unknown or "nothing is known of these settings")
@@ -175,7 +181,9 @@ class _Search:
         available: tuple[int, ...],
         names: tuple[str, ...] | None,
         rules: Rules,
+        host_available: int | None,
     ) -> None:
+        self.host_available = host_available
         self.first, self.context, self.demand = first, context, demand
         self.available, self.names, self.rules = available, named(available, names), rules
         self.least: int | None = None
@@ -217,6 +225,13 @@ class _Search:
         speed = _timed(one, decode_at_depth(one.calibration, most) or verdict.decode_tokens_per_s)
         yield self._choice(one, cards, verdict, speed)
 
+    def _beside(self, one: Candidate, verdict: Verdict) -> Verdict:
+        """The same with host memory judged, as ``check`` does; a choice that lacks it does not meet the demand."""
+        if verdict.basis == "host" or not self.rules.spills:
+            return verdict
+        growth = may_grow(one.calibration, predict(one.calibration, verdict.context, verdict.num_parallel))
+        return with_host(verdict, self.host_available, growth)
+
     def short(self) -> int | None:
         """What is missing without a change, so that it fits for certain; ``None`` where that is not known."""
         try:
@@ -251,6 +266,7 @@ class _Search:
     def _choice(self, one: Candidate, cards: tuple[int, ...], verdict: Verdict, speed: float | None) -> tuple[_Cost, Choice]:
         demand, settings = self.demand, one.calibration.metadata.settings
         whole = verdict.verdict == "fits"
+        host = self._beside(one, verdict)
         pinned = () if len(cards) == len(self.available) else tuple(device.name for device in verdict.devices)
         misses = None
         if verdict.num_parallel < demand.num_parallel:
@@ -261,6 +277,8 @@ class _Search:
             misses = "its speed was not measured"
         elif demand.tokens_per_s is not None and speed is not None and speed < demand.tokens_per_s:
             misses = f"{speed:.1f} of {demand.tokens_per_s:g} tokens/s"
+        elif host.host_short_bytes:
+            misses = f"{format_size(host.host_short_bytes, 1)} of host memory"
         elif not whole and demand.tokens_per_s is None:
             misses = "layers on the host"
         cost = _Cost(
@@ -291,6 +309,8 @@ class _Search:
             available_bytes=verdict.available_bytes,
             margin_bytes=verdict.margin_bytes,
             uncertainty_bytes=verdict.uncertainty_bytes,
+            host_required_bytes=host.host_required_bytes,
+            host_short_bytes=host.host_short_bytes,
             decode_tokens_per_s=speed,
             prompt_tokens_per_s=performance.prompt_tokens_per_s if whole and not one.derived and not cost.batch else None,
             changes=tuple(self._changes(one, pinned, verdict)),

@@ -92,7 +92,8 @@ def _other(one: Choice, tuning: Tuning) -> str:
     changes = "; ".join(_costs(one, tuning)) or "no change"
     reached = f"{one.context:,} tokens" + (f" × {one.num_parallel} slots" if one.num_parallel > 1 else "")
     held = "" if one.verdict == "fits" else ", on GPU and host"
-    return f"{changes} → {reached}{held} ({one.source})" + (f": {one.misses}" if one.misses and not one.changes else "")
+    lacks = f"; it lacks {format_size(one.host_short_bytes, 1)} of host memory" if one.host_short_bytes else ""
+    return f"{changes} → {reached}{held} ({one.source}){lacks}"
 
 
 def _missed(tuning: Tuning) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import msgspec
 
@@ -48,6 +49,20 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
+class _ReadOnce(Store):
+    """A store whose files of one model are read once, whoever asks for them: there may be a thousand variants."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._found: dict[tuple[str, str | None], list[tuple[Path, Calibration]]] = {}
+
+    def find(self, name: str, engine: str | None = None) -> list[tuple[Path, Calibration]]:
+        key = (name, engine)
+        if key not in self._found:
+            self._found[key] = super().find(name, engine)
+        return self._found[key]
+
+
 def tune(
     model: str,
     store: Store,
@@ -62,7 +77,7 @@ def tune(
     Raises:
         UnknownVerdictError: no calibration answers, or what is free is not known. UsageError: several engines have the model.
     """
-    wanted = wanted or CalibrationFilter()
+    wanted, store = wanted or CalibrationFilter(), _ReadOnce(store.root)
     query = CheckRequest(model=model, context=demand.context or 1, num_parallel=demand.num_parallel)
     # Which file answers without a change; settings that are asked for narrow the search below.
     chosen = choose(query, store, machine, CalibrationFilter(engine=wanted.engine, variant=wanted.variant), available)
@@ -76,8 +91,9 @@ def tune(
     if wanted.variant is None:
         files |= {key_of(one, path): one for path, one in store.find(model, wanted.engine) if _alike(one, chosen.calibration)}
     rules = policy_of(chosen.calibration.engine)
+    host = machine.host_bytes if wanted.host_available is None and available is None else wanted.host_available
     tuning = search(
-        list(files.items()), chosen.available, demand, rules, names=chosen.names, asked=wanted.asked
+        list(files.items()), chosen.available, demand, rules, names=chosen.names, asked=wanted.asked, host_available=host
     )  # fmt: skip
     return Tuned(model=model, chosen=chosen, files=files, tuning=tuning)
 
@@ -88,7 +104,9 @@ def as_started(model: str, context: int, found: Tuned) -> Assessment | None:
     Only what a start alone decides is changed: the KV cache and the context. Clients of a server send batches of their own, and
     the number of slots is what they count on.
     """
-    choice = next((one for one in found.tuning.choices if one.verdict == "fits" and _at_start(one)), None)
+    choice = next(
+        (one for one in found.tuning.choices if one.verdict == "fits" and _at_start(one) and not one.host_short_bytes), None
+    )
     if choice is None:
         return None
     chosen = settled(found, choice)

@@ -79,6 +79,20 @@ def test_layers_on_the_host_reach_it_only_where_a_speed_was_asked_for_and_is_rea
     assert (best.gpu_layers, best.decode_tokens_per_s) == (said.layers_offloaded, said.decode_tokens_per_s)
 
 
+def test_layers_on_a_host_that_cannot_hold_them_reach_nothing() -> None:
+    files = ((KEY, MADE_UP),)
+    demand = Demand(context=131_072, tokens_per_s=7)
+    enough = tune(files, (5 * GIB,), demand, RULES, host_available=64 * GIB).best
+    assert enough is not None
+    assert enough.host_required_bytes is not None
+    short = tune(files, (5 * GIB,), demand, RULES, host_available=GIB)
+
+    assert short.best is None
+    (split,) = [one for one in short.choices if one.gpu_layers is not None and one.kv_cache_type == "f16"]
+    assert split.host_short_bytes == enough.host_required_bytes - GIB
+    assert str(split.misses).endswith("of host memory")
+
+
 def test_a_budget_that_nothing_fits_in_says_what_is_the_least() -> None:
     found = tuned(1)
 
