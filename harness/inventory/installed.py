@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from harness.engines.base import Options
-from harness.engines.registry import recipe_of
+from harness.engines.registry import recipe_of, running_servers
 from harness.errors import HarnessError
 from harness.inventory.backend import resolve_name
 from harness.inventory.digests import cached_sha256
@@ -21,6 +21,7 @@ from harness.sandboxes.base import SandboxName
 from harness.sandboxes.container_config import repository
 from harness.store.catalog import find_catalog, pinned_image, read_catalog
 from harness.store.store import Store, read_record
+from harness.text import release
 
 
 class Installed:
@@ -32,6 +33,7 @@ class Installed:
         self.gpus = functools.cache(self._gpus)
         self.image_digest = functools.cache(self._image_digest)
         self.engine_version = functools.cache(self._engine_version)
+        self.running_version = functools.cache(self._running_version)
 
     def here(self, calibration: Calibration) -> Environment:
         """What this calibration would be made with now."""
@@ -51,14 +53,23 @@ class Installed:
         return calibration.metadata.engine.named and self.given.engine_binary is None
 
     def image(self, calibration: Calibration) -> str | None:
-        """The image that would be used: the one asked for, else one that was named then, else the pin of its repository."""
-        then = calibration.metadata.engine.image
+        """The image that would be used.
+
+        It is the one asked for, else that of the server which runs here, else one that was named then, else the pin; a server's
+        and the pin only where the calibration is of the pin's repository.
+        """
+        engine = calibration.metadata.engine
+        then = engine.image
         if self.given.image is not None or then is None:
             return self.given.image
-        if calibration.metadata.engine.named:
-            return then
         pinned = pinned_image(calibration.engine, self.folder)
-        return pinned if pinned is not None and repository(pinned) == repository(then) else then
+        if pinned is None or repository(pinned) != repository(then):
+            return then
+        running = self.running_version(calibration.engine)
+        tagged = pinned.partition("@")[0].rpartition(":")[2]
+        if running is not None and release(tagged) is not None:  # the repository's tags are versions
+            return then if running == engine.version else f"{repository(pinned)}:{running}"
+        return then if engine.named else pinned
 
     def model_path(self, calibration: Calibration) -> Path | None:
         """The GGUF of a calibration: by the catalog, below ``--models``, where its own log says, or in this folder."""
@@ -119,6 +130,10 @@ class Installed:
         except HarnessError:
             return None
         return None if image is None else image.digest
+
+    def _running_version(self, name: EngineName) -> str | None:
+        """The version of a server of an engine that runs on this machine, whoever started it."""
+        return next((one.version for one in running_servers(name) if release(one.version) is not None), None)
 
     def _engine_version(self, name: EngineName) -> str | None:
         try:

@@ -210,7 +210,8 @@ def rerun_options(target: SurveyedCalibration, finder: Installed) -> RunOptions:
         raise UsageError(f"{target.key} was imported: harness has not measured it", hint="harness calibrate", code="imported")
     image = finder.image(target.calibration) if metadata.machine.sandbox == "docker" else None
     by_pin = image is not None and image in (given.image, pinned_image(target.calibration.engine, finder.folder))
-    typed = ("image",) if by_pin else ()
+    from_file = image == metadata.engine.image and not by_pin
+    typed = () if from_file else ("image",)
     refuse(target.calibration, finder.folder, given.allowed, target.key, env=given.env, typed=typed)
     _refuse_unnamed(target, given)
     policy = policy_of(target.calibration.engine)
@@ -234,7 +235,7 @@ def rerun_options(target: SurveyedCalibration, finder: Installed) -> RunOptions:
         flash_attention=asked_flash(settings.flash_attention),
         num_parallel=settings.num_parallel,
         gpus=given.gpus or _gpus(metadata.machine, finder),
-        image=image if by_pin or image is None else by_digest(metadata.engine),
+        image=by_digest(metadata.engine) if from_file else image,
         engine_binary=given.engine_binary if metadata.machine.sandbox == "process" else None,
         models=given.models,
         env=_env(target, given),

@@ -44,9 +44,13 @@ class Seen(Installed):
     """A finder that sees only these GPUs: no Docker daemon, no weights."""
 
     seen: tuple[Gpu, ...] | None = None
+    running: str | None = None
 
     def _gpus(self) -> tuple[Gpu, ...] | None:
         return self.seen
+
+    def _running_version(self, name: str) -> str | None:
+        return self.running
 
     def _image_digest(self, reference: str) -> str | None:
         return None
@@ -143,6 +147,24 @@ def test_an_image_that_was_named_stays_the_one_to_compare_with(tmp_path: Path) -
     assert finder_at(tmp_path).image(calibration) == "ollama/ollama:0.24.0"
     assert finder_at(tmp_path, image="ollama/ollama:0.34.0").image(calibration) == "ollama/ollama:0.34.0"
     assert rerun_options(target(calibration), finder_at(tmp_path, CARD)).image == "ollama/ollama:0.24.0@sha256:a"
+
+
+def test_what_runs_here_comes_before_what_was_named_and_the_pin(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/pins.yaml").write_text("ollama: 'ollama/ollama:0.34.0'\n")
+    calibration = of_engine(made(image="ollama/ollama:0.24.0"), version="0.24.0", named=True)
+
+    def here(running: str | None) -> Seen:
+        finder = Seen(Store(tmp_path), Overrides(), tmp_path)
+        finder.running, finder.seen = running, (CARD,)
+        return finder
+
+    assert here(None).image(calibration) == "ollama/ollama:0.24.0"
+    assert here("0.24.0").image(calibration) == "ollama/ollama:0.24.0"
+    assert here("0.33.1").image(calibration) == "ollama/ollama:0.33.1"
+    assert rerun_options(target(calibration), here("0.33.1")).image == "ollama/ollama:0.33.1"
+    other = made(image="mine/ollama:patched")
+    assert here("0.33.1").image(other) == "mine/ollama:patched", "the repository of a file is no server's"
 
 
 def test_a_gpu_of_the_same_kind_stands_in_for_one_that_is_gone(tmp_path: Path) -> None:
