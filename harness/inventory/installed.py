@@ -7,10 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from harness.engines.base import Options
-from harness.engines.registry import recipe_of, running_servers
+from harness.engines.registry import policy_of, recipe_of, running_servers
 from harness.errors import HarnessError
 from harness.inventory.backend import resolve_name
-from harness.inventory.digests import cached_sha256
+from harness.inventory.digests import cached_sha256, file_of
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.model.record import Gpu
@@ -72,7 +72,10 @@ class Installed:
         return then if engine.named else pinned
 
     def model_path(self, calibration: Calibration) -> Path | None:
-        """The GGUF of a calibration: by the catalog, below ``--models``, where its own log says, or in this folder."""
+        """The GGUF of a calibration.
+
+        By the catalog, below ``--models``, in this folder, where its own log says, or where its digest was last seen.
+        """
         name = calibration.metadata.model.name
         places = [Path(name)]
         if self.given.models is not None:
@@ -82,7 +85,11 @@ class Installed:
                 places.insert(0, Path(self.own_name(calibration)))
             elif calibration.metadata.run is not None:
                 loads = read_record(self.store.run_folder(calibration.metadata.run)).loads
-                places += [Path(load.facts.model) for load in loads if load.facts is not None and load.facts.model]
+                logged = [load.facts.model for load in loads if load.facts is not None and load.facts.model]
+                by_file = policy_of(calibration.engine).loads_files  # others load blobs of a server that is gone
+                places += [Path(one) for one in logged if by_file or one.endswith(".gguf")]
+        if (digest := calibration.metadata.model.digest) is not None and (seen := file_of(digest)) is not None:
+            places.append(seen)
         return next((self.folder / place for place in places if (self.folder / place).is_file()), None)
 
     def own_name(self, calibration: Calibration) -> str:

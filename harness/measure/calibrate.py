@@ -12,13 +12,13 @@ from typing import Final, Literal
 import msgspec
 
 from harness import __version__
-from harness.engines import gguf
 from harness.engines.base import Engine, Options, Source
 from harness.errors import BusyError, CannotWriteError, EngineError, UnavailableError, UntrustedError
 from harness.fit.load_plan import is_point
 from harness.fit.observations import refuse_disturbed
 from harness.fit.speed import with_speeds_of
 from harness.inventory.backend import Backend
+from harness.inventory.digests import cached_sha256
 from harness.measure.dry_runs import measure_splits
 from harness.measure.events import Observer
 from harness.measure.interference import interference_notes, refuse_blind, refuse_unwatched
@@ -128,7 +128,7 @@ def _with_digest(source: Source, observer: Observer) -> Source:
     if source.path is None or source.model.digest is not None or source.weights == "header":
         return source
     observer.progress("hashing the model", 0, None)
-    digest = gguf.sha256(source.path)
+    digest = cached_sha256(source.path)
     return msgspec.structs.replace(source, model=msgspec.structs.replace(source.model, digest=digest))
 
 

@@ -235,7 +235,8 @@ def _model_of(options: RunOptions, judged: Assessment, store: Store) -> str:
         return name
     calibration = chosen.calibration
     own = calibration.metadata.settings.own_model or calibration.metadata.model.name
-    if not policy_of(calibration.engine).loads_files or own in read_catalog(find_catalog(Path.cwd())).models:
+    by_file = policy_of(calibration.engine).loads_files or own.endswith(".gguf")
+    if not by_file or own in read_catalog(find_catalog(Path.cwd())).models:
         return own
     from harness.inventory.installed import Installed
 

@@ -257,6 +257,21 @@ def test_a_digest_is_kept_until_the_file_changes(tmp_path: Path, monkeypatch: py
     assert cached_sha256(file).startswith("sha256:")
 
 
+def test_a_file_of_ones_own_is_found_where_its_digest_was_last_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ollama's log names a blob of a server that is gone, and the calibration a file without its folder."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "models" / "mine.gguf"
+    file.parent.mkdir()
+    file.write_bytes(b"weights")
+    made_of = msgspec.structs.replace(made().metadata, model=Model(name="mine.gguf", digest=cached_sha256(file)))
+    calibration = msgspec.structs.replace(made(), id="ollama/mine", metadata=made_of)
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    assert finder_at(folder).model_path(calibration) == file
+    file.write_bytes(b"others!")
+    assert finder_at(folder).model_path(calibration) is None
+
+
 def test_an_image_is_of_one_engine(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.write(store.path_of("ollama", "qwen2.5:0.5b"), made())
