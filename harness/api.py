@@ -274,6 +274,7 @@ def serve(
     num_parallel: int = 1,
     on_offload: OnOffload = "warn",
     available: Available = None,
+    measured_only: bool = False,
     port: int | None = None,
     wanted: CalibrationFilter | None = None,
     store: str | Path | None = None,
@@ -289,6 +290,7 @@ def serve(
         on_offload: where it would be offloaded: ``warn`` starts it anyway, ``refuse`` raises, ``shrink`` takes the largest
             context that fits, ``tune`` a smaller KV cache first (:func:`tune`).
         available: free memory instead of reading it.
+        measured_only: no estimate for a model without a calibration.
         port: of 127.0.0.1; ``None``: a free one.
         wanted: which calibration is meant, where it matters.
         store: the folder of calibrations and runs.
@@ -312,6 +314,7 @@ def serve(
         on_offload=on_offload,
         wanted=wanted,
         available=read_available(available),
+        measured_only=measured_only,
         port=port,
         observer=observer,
     )

@@ -49,7 +49,7 @@ def header_only(found: Found, client: httpx.Client, progress: Progress = quiet) 
                 code="bad-split",
             )
         projector = None
-        if found.projector is not None:
+        if found.projector is not None and found.manifest is not None:  # a store of an engine's needs it
             projector = _projector(found.projector, stem, place, client, progress)
         documents = _documents(found.layers, place, client)
         tensors = tuple(one for header in headers for one in header.tensors)

@@ -228,6 +228,8 @@ def resolve_name(name: str, engine: Engine, catalog: Catalog, options: Options) 
             return name
         here = ", ".join(sorted(key for key, one in catalog.models.items() if one.gguf is not None)) or "none"
         hint = f"works here: {here}, or the path of a .gguf file"
+        if name.startswith(("https://", "hf.co/", "hf://")):
+            hint = f"its memory can be measured without a download: --header-only; or: {hint}"
         raise NotFoundError(
             f"{engine.policy.title} cannot reach {name!r}: it loads GGUF files", hint=f"{hint}. {_contained(name, options)}",
             code="no-such-model",

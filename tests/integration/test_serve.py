@@ -146,11 +146,11 @@ def test_as_a_library_it_lasts_as_long_as_its_block(model: Path, tmp_path: Path,
         assert httpx.get(f"{server.endpoint}/health", trust_env=False).json() == {"status": "ok"}
         assert server.observed_placement == "everything is in host memory"
         assert len(engines_of(model)) == 1
-    assert "UNCALIBRATED" in caplog.text
+    assert "ESTIMATED (dry run, ± " in caplog.text
     assert not engines_of(model)
     with (
         pytest.raises(harness.UnknownVerdictError),
-        harness.serve(str(model), ctx=1024, store=tmp_path, on_offload="refuse"),
+        harness.serve(str(model), ctx=1024, store=tmp_path, on_offload="refuse", measured_only=True),
     ):
         pytest.fail("it was started")
 
