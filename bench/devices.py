@@ -35,7 +35,7 @@ from tests.support.rules import judge
 from tests.support.truth import free_port
 from tests.support.waiting import until
 
-CONTEXTS: Final = (8192, 24_576, 65_536)
+CONTEXTS: Final = (8192, 49_152)
 SHARES: Final = (1.3, 1.05, 1.011, 0.989, 0.95, 0.8, 0.5)
 #: One device at its edge, the others with room.
 EDGES: Final = (1.011, 0.989, 0.9)

@@ -6,7 +6,7 @@ Each thing is read once, when it is first asked for: ``harness check`` runs befo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from itertools import pairwise
@@ -21,6 +21,7 @@ from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.model.gpu import LocalGpu
 from harness.model.trace import MeterName
+from harness.prediction.rules import LoadedModel
 
 if TYPE_CHECKING:
     from harness.engines.running import RunningServer
@@ -119,6 +120,24 @@ class LocalMachine:
         if engine not in self._running:
             self._running[engine] = running_servers(engine)
         return self._running[engine]
+
+    def loaded(self, engine: EngineName, gpus: Sequence[LocalGpu], names: Sequence[str]) -> tuple[LoadedModel, ...]:
+        """What servers of an engine hold of these GPUs by their own account, the first to go first; ``names`` are the GPUs'.
+
+        A server says how much a model takes of all GPUs together: on several it is shared out by what is in use on each.
+        """
+        used = [max((gpu.total_bytes or 0) - (gpu.free_bytes or 0), 0) for gpu in gpus]
+        found = [model for server in self.running(engine) for model in server.models if model.gpu_bytes]
+        return tuple(
+            LoadedModel(
+                name=model.name,
+                on_devices={
+                    name: min((model.gpu_bytes or 0) * size // max(sum(used), 1), size)
+                    for name, size in zip(names, used, strict=True)
+                },
+            )
+            for model in found
+        )
 
     def engine_version(self, calibration: Calibration) -> str | None:
         """The version that would run now, where that is known without starting anything."""

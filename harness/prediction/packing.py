@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from harness.model.calibration import Calibration
 from harness.prediction.forced import NOTHING, Forced
-from harness.prediction.rules import Rules
+from harness.prediction.rules import LoadedModel, Rules
 from harness.prediction.together import Fate, judge_together
 from harness.prediction.verdict import Verdict
 from harness.units import CELL_PADDING
@@ -59,12 +59,14 @@ def pack(
     names: tuple[str, ...] | None = None,
     forced: Forced = NOTHING,
     shown: int = 6,
+    loaded: Sequence[tuple[Rules, LoadedModel]] = (),
 ) -> Packings:
     """The largest sets of two models and more that stay loaded together; those with all ``preferred`` models come first.
 
-    A set is started with its largest model: an engine that goes by an estimate of its own ends fewer then.
+    ``loaded`` are models that run already, as for :func:`harness.prediction.together.judge_together`. A set is started with its
+    largest model: an engine that goes by an estimate of its own ends fewer then.
     """
-    search = _Search(models, available, names, forced)
+    search = _Search(models, available, names, forced, loaded)
     found: list[tuple[int, ...]] = []
     complete = True
     for kept in range(len(preferred), -1, -1):
@@ -85,8 +87,15 @@ def pack(
 
 class _Search:
     def __init__(
-        self, models: Sequence[PackedModel], available: tuple[int, ...], names: tuple[str, ...] | None, forced: Forced
+        self,
+        models: Sequence[PackedModel],
+        available: tuple[int, ...],
+        names: tuple[str, ...] | None,
+        forced: Forced,
+        loaded: Sequence[tuple[Rules, LoadedModel]],
     ) -> None:
+        self.loaded = loaded
+        self.room = sum(available) + sum(size for _, one in loaded for size in one.on_devices.values())
         self.models, self.available, self.names, self.forced = models, available, names, forced
         self.order = sorted(range(len(models)), key=lambda one: models[one].required_bytes)
         self.added = 0
@@ -94,7 +103,7 @@ class _Search:
 
     def most(self) -> int:
         """So many models have room at most: the smallest ones, within what each engine keeps loaded."""
-        total = sum(self.available)
+        total = self.room
         least = min((model.reserve_bytes for model in self.models), default=0)
         sizes = accumulate(self.models[one].required_bytes for one in self.order)
         count = sum(size + least <= total for size in sizes)
@@ -108,7 +117,7 @@ class _Search:
 
     def sets(self, count: int, must: frozenset[int]) -> Iterator[tuple[int, ...]]:
         """Sets of so many models, the smallest first, whose sizes may have room; the largest model of each comes first."""
-        total, size = sum(self.available), [self.models[one].required_bytes for one in self.order]
+        total, size = self.room, [self.models[one].required_bytes for one in self.order]
         reserve = [self.models[one].reserve_bytes for one in self.order]
         sums = [0, *accumulate(size)]
 
@@ -140,11 +149,13 @@ class _Search:
             top = model.calibration.metadata.quality.valid_to
             asked = model.context if context is None else min(context, top)
             requests.append((model.calibration, asked, model.num_parallel, model.rules))
-        verdicts, fates = judge_together(requests, self.available, forced=self.forced, names=self.names, search=False)
+        verdicts, fates = judge_together(
+            requests, self.available, forced=self.forced, names=self.names, search=False, loaded=self.loaded
+        )
         if context is None and "offload" not in fates:
             for one, verdict in zip(members, verdicts, strict=True):
                 for reason in verdict.reasons:
-                    if reason.step.startswith("evict-"):
+                    if reason.step.startswith("evict-") and "evicted" in fates:
                         kept = {name: value for name, value in reason.figures.items() if name in ("limit", "percent")}
                         self.limits[self.models[one].rules.title, reason.step, tuple(sorted(kept.items()))] = None
         return verdicts, fates

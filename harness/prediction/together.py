@@ -23,41 +23,52 @@ def judge_together(
     extrapolate: bool = False,
     names: tuple[str, ...] | None = None,
     search: bool = True,
+    loaded: Sequence[tuple[Rules, LoadedModel]] = (),
 ) -> tuple[list[Verdict], list[Fate | None]]:
     """Several models, started in this order: does each find room beside those before it?
 
-    A request is (calibration, context, slots, rules of its engine).
+    A request is (calibration, context, slots, rules of its engine). ``loaded`` are models that engines hold already, in the
+    order in which they go: what they take is not in ``available``, and is free again once they are ended.
 
     Ollama >= 0.30 ends models that were started earlier when its own estimate of the next one is above 80 % of what is free;
-    llama-server takes no notice of others, so a later model is offloaded. A fate is ``None`` where it is not known.
+    llama-server takes no notice of others, so a later model is offloaded. No engine ends models of another. A fate is ``None``
+    where it is not known.
 
     Raises:
         ValueError: a context or slots below one.
     """
     verdicts: list[Verdict] = []
     fates: list[Fate | None] = []
-    resident: list[int] = []
     known = None if not available else named(available, names)
+    free = dict(zip(known or (), available or (), strict=True))
+    running: list[tuple[int | None, Rules, LoadedModel]] = [(None, *one) for one in loaded]
     for index, (calibration, context, num_parallel, rules) in enumerate(requests):
-        rest = None if not available else _rest(available, [verdicts[one] for one in resident], known)
         reasons: tuple[Reason, ...] = ()
-        if rest is not None and known is not None and resident:
-            loaded = [
-                LoadedModel(name=requests[one][0].metadata.model.name, on_devices=_taken(verdicts[one], known))
-                for one in resident
-            ]
-            reasons = rules.evicted(calibration, context, num_parallel, rest, known, loaded)
-            for _ in reasons:
-                fates[resident.pop(0)] = "evicted"
-            rest = _rest(available or (), [verdicts[one] for one in resident], known)
+        own = [one for one in running if one[1].name == rules.name]
+        if known and own:
+            reasons = rules.evicted(calibration, context, num_parallel, _left(free), known, [model for *_, model in own])
+        for place, _, gone in own[: len(reasons)]:
+            running = [one for one in running if one[2] is not gone]
+            for name, size in gone.on_devices.items():
+                free[name] += size
+            if place is not None:
+                fates[place] = "evicted"
+        rest = _left(free) if known else None
         verdict = judge_as_asked(
             calibration, context, num_parallel, rest, rules, forced, extrapolate=extrapolate, names=known, search=search
         )  # fmt: skip
         verdicts.append(msgspec.structs.replace(verdict, reasons=(*reasons, *verdict.reasons)) if reasons else verdict)
         fates.append({"fits": "resident", "offload": "offload", "unknown": None}[verdict.verdict])
-        if verdict.verdict != "unknown":
-            resident.append(index)
+        if verdict.verdict != "unknown" and known:
+            taken = _taken(verdict, known)
+            running.append((index, rules, LoadedModel(name=verdict.model, on_devices=taken)))
+            for name, size in taken.items():
+                free[name] -= size
     return verdicts, fates
+
+
+def _left(free: dict[str, int]) -> tuple[int, ...]:
+    return tuple(max(size, 0) for size in free.values())
 
 
 def _taken(verdict: Verdict, names: tuple[str, ...]) -> dict[str, int]:
@@ -69,12 +80,3 @@ def _taken(verdict: Verdict, names: tuple[str, ...]) -> dict[str, int]:
     return {
         one.name: one.required_bytes if whole else max(one.available_bytes - one.reserve_bytes, 0) for one in verdict.devices
     }
-
-
-def _rest(available: tuple[int, ...], running: Sequence[Verdict], names: tuple[str, ...] | None) -> tuple[int, ...]:
-    """What models that run leave of each device."""
-    rest = dict(zip(names or (), available, strict=True))
-    for verdict in running:
-        for name, size in _taken(verdict, names or ()).items():
-            rest[name] = max(rest[name] - size, 0)
-    return tuple(rest.values())

@@ -19,7 +19,9 @@ from harness.model.gpu import LocalGpu
 from harness.model.planned import Method
 from harness.options import QueryOptions, recorded_flash
 from harness.prediction.forced import NOTHING, Forced
+from harness.prediction.rules import LoadedModel, Rules
 from harness.prediction.settings import AskedSettings, derive
+from harness.prediction.verdict import named
 from harness.serving.weights import Identity, identify
 from harness.store.store import Store, variant_of
 from harness.units import MAX_CONTEXT, parse_tokens
@@ -95,6 +97,14 @@ class CalibrationMatch(msgspec.Struct, frozen=True, kw_only=True):
     def names(self) -> tuple[str, ...] | None:
         """Short names of the GPUs, which differ from each other; ``None`` where they are not of this machine."""
         return tuple(f"GPU{gpu.key}" if gpu.key.isdecimal() else gpu.key for gpu in self.gpus) or None
+
+    def loaded(self, machine: LocalMachine | None) -> tuple[tuple[Rules, LoadedModel], ...]:
+        """What servers of its engine hold of its GPUs now, as the engine goes by it; nothing of a card that is not here."""
+        if machine is None or not self.gpus or self.available is None:
+            return ()
+        rules = policy_of(self.calibration.engine)
+        held = machine.loaded(self.calibration.engine, self.gpus, named(self.available, self.names))
+        return tuple((rules, one) for one in held)
 
     @property
     def variant(self) -> str | None:
@@ -262,8 +272,10 @@ def _matching(calibration: Calibration, present: tuple[LocalGpu, ...]) -> tuple[
 def _used(calibration: Calibration, present: tuple[LocalGpu, ...]) -> tuple[LocalGpu, ...]:
     """The GPUs from which an engine chooses: all, integrated ones only where there is no other.
 
-    An engine that spreads nothing by itself gets those that it was calibrated on, or the emptiest.
+    Of the instances of split GPUs a process sees one alone, the first (CUDA enumerates a single compute instance). An engine
+    that spreads nothing by itself gets those that it was calibrated on, or the emptiest.
     """
+    present = tuple(gpu for gpu in present if not gpu.mig) or present[:1]
     if not policy_of(calibration.engine).spills:
         return _matching(calibration, present) or (max(present, key=_room),)
     return tuple(gpu for gpu in present if not gpu.shared) or present

@@ -15,6 +15,7 @@ from harness.inventory.machine import LocalMachine
 from harness.prediction.forced import Forced, judge_as_asked
 from harness.prediction.memory import decode_at_depth, predict
 from harness.prediction.packing import PackedModel, Packings, pack
+from harness.prediction.rules import LoadedModel, Rules
 from harness.prediction.together import Fate
 from harness.prediction.verdict import Verdict, named
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, read_question
@@ -201,7 +202,8 @@ def plan(
         raise NotFoundError(f"--prefer names what is not planned: {', '.join(missing)}", code="not-planned")
     forced = (wanted or CalibrationFilter()).forced
     memories = tuple(
-        _memory(name, some, preferred, forced, given=available is not None) for name, some in _by_memory(rows).items()
+        _memory(name, some, preferred, forced, machine if available is None else None)
+        for name, some in _by_memory(rows).items()
     )
     return CapacityPlan(memories=memories, warnings=tuple(dict.fromkeys(warnings)))
 
@@ -241,14 +243,17 @@ def _names_of(row: CapacityRow) -> tuple[str, ...]:
     return row.request.model, row.name, row.chosen.calibration.id, row.chosen.calibration.metadata.model.name
 
 
-def _memory(key: tuple[str, ...], rows: list[CapacityRow], preferred: Sequence[str], forced: Forced, *, given: bool) -> Memory:
+def _memory(
+    key: tuple[str, ...], rows: list[CapacityRow], preferred: Sequence[str], forced: Forced, machine: LocalMachine | None
+) -> Memory:
+    """``machine`` is ``None`` for cards that are not here."""
     chosen = rows[0].chosen
     names = " + ".join(gpu.name for gpu in chosen.gpus)
     totals = [gpu.total_bytes for gpu in chosen.gpus]
-    name = "host memory" if key[0] == "host" else _cards(chosen.available) if given else names or "GPU"
+    name = "host memory" if key[0] == "host" else names or "GPU" if machine else _cards(chosen.available)
     rows = sorted(rows, key=lambda row: row.verdict.required_bytes or row.weights_bytes or 0)
     free = chosen.available or ()
-    packed, groups = _groups(rows, free, preferred, forced)
+    packed, groups = _groups(rows, free, preferred, forced, chosen.loaded(machine))
     return Memory(
         name=name,
         available_bytes=None if chosen.available is None else sum(free),
@@ -272,7 +277,11 @@ def _cards(available: tuple[int, ...] | None) -> str:
 
 
 def _groups(
-    rows: list[CapacityRow], available: tuple[int, ...], preferred: Sequence[str], forced: Forced
+    rows: list[CapacityRow],
+    available: tuple[int, ...],
+    preferred: Sequence[str],
+    forced: Forced,
+    loaded: Sequence[tuple[Rules, LoadedModel]],
 ) -> tuple[Packings, list[Group]]:
     """The largest sets that stay loaded; over several devices each model is laid over what those before it leave."""
     usable = [row for row in rows if row.largest_context]
@@ -287,7 +296,7 @@ def _groups(
         models.append(PackedModel(calibration, context, row.request.num_parallel, rules, size, reserve))
     places = {str(row.chosen.path): index for index, row in enumerate(usable)}
     first = [places[one] for one in preferred if one in places]
-    found = pack(models, available, preferred=first, names=rows[0].chosen.names, forced=forced, shown=SHOWN)
+    found = pack(models, available, preferred=first, names=rows[0].chosen.names, forced=forced, shown=SHOWN, loaded=loaded)
     groups = []
     for one in found.found:
         placed = dict(sorted(zip(one.members, one.verdicts, strict=True)))

@@ -14,7 +14,6 @@ from harness.engines.running import held_by
 from harness.errors import ADVICE, BadInputError
 from harness.inventory.machine import LocalMachine, residents
 from harness.model.planned import Method
-from harness.prediction.forced import judge_as_asked
 from harness.prediction.host import may_grow, with_host
 from harness.prediction.memory import predict
 from harness.prediction.together import Fate, judge_together
@@ -125,15 +124,12 @@ def check(
             for index, one in given
         ]
         free, names = given[0][1].available, given[0][1].names
-        if len(questions) == 1:
-            ((calibration, context, slots, rules),) = requests
-            verdict = judge_as_asked(
-                calibration, context, slots, free, rules, wanted.forced, extrapolate=extrapolate, names=names
-            )  # fmt: skip
-            verdicts[places[0]] = (verdict, None)
-        else:
-            judged, fates = judge_together(requests, free, forced=wanted.forced, extrapolate=extrapolate, names=names)
-            verdicts |= {index: pair for (index, _), pair in zip(given, zip(judged, fates, strict=True), strict=True)}
+        loaded = given[0][1].loaded(machine if available is None else None)
+        judged, fates = judge_together(
+            requests, free, forced=wanted.forced, extrapolate=extrapolate, names=names, loaded=loaded
+        )  # fmt: skip
+        fates = [None] if len(questions) == 1 else fates
+        verdicts |= {index: pair for (index, _), pair in zip(given, zip(judged, fates, strict=True), strict=True)}
     _with_host(verdicts, chosen, wanted, machine if available is None else None)
     models = tuple(
         _judged(question, one, verdicts.get(index), wanted, machine if available is None else None)
@@ -256,6 +252,11 @@ def _judged(
     if machine is not None and (running := residents(one.calibration)):
         who = ", ".join(f"{each.engine} (process {each.pid})" for each in running)
         warnings.append(f"{one.calibration.metadata.model.name} is loaded already by {who}: this is about one more copy")
+    if machine is not None:
+        held = {model.name for server in machine.running(one.calibration.engine) for model in server.models}
+        title = policy_of(one.calibration.engine).title
+        ended = [reason for reason in verdict.reasons if reason.step.startswith("evict-") and reason.model in held]
+        warnings += [f"{title} ends {reason.model}, which is loaded now, to make room: --explain says why" for reason in ended]
     if machine is not None and verdict.verdict == "offload":
         warnings += held_by(one.calibration.engine, machine.running(one.calibration.engine))
         if shared := [gpu.name for gpu in one.gpus if gpu.shared]:
