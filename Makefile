@@ -33,7 +33,7 @@ recalibrate: setup ## Measure again what is in models/calibrations/ (ARGS='--sta
 	@set -f; exec .venv/bin/harness recalibrate $$COMMAND_ARGS
 
 test: tools ## Run the tests; what this machine lacks is skipped with the reason
-	@set -f; exec $(PYTHON) -m pytest $$COMMAND_ARGS
+	@set -f; exec $(PYTHON) -m pytest --durations=10 $$COMMAND_ARGS
 
 test-gpu: ## Say what this machine's NVIDIA GPU does: gpu-report.tar.gz (ARGS="--engine-binary PATH"; 8 minutes)
 	@set -f; exec sh scripts/gpu_report.sh $$COMMAND_ARGS

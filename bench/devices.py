@@ -24,7 +24,7 @@ from typing import Final
 import msgspec
 
 from bench.models import MODELS
-from harness.measure.events import Silent
+from harness.measure.events import Observer
 from harness.measure.prepare import prepare
 from harness.model.calibration import Calibration
 from harness.options import RunOptions
@@ -172,7 +172,7 @@ def calibrated(engine: Path, ports: Sequence[int], path: Path, folder: Path) -> 
         gpus=",".join(f"RPC{index}" for index in range(len(ports))), engine_binary=str(engine / "llama-server"), speed=False,
         env={"LLAMA_ARG_RPC": ",".join(f"127.0.0.1:{port}" for port in ports), "LLAMA_ARG_FIT": "off"},
     )  # fmt: skip
-    calibration = prepare(asked, Store(folder / f"{path.stem}-{len(ports)}"), folder).calibrate(Silent()).calibration
+    calibration = prepare(asked, Store(folder / f"{path.stem}-{len(ports)}"), folder).calibrate(Observer()).calibration
     quality = msgspec.structs.replace(calibration.metadata.quality, valid_to=max(CONTEXTS))
     return msgspec.structs.replace(calibration, metadata=msgspec.structs.replace(calibration.metadata, quality=quality))
 

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from harness.engines.gguf import read_header, server_estimate
-from harness.measure.events import Silent
+from harness.measure.events import Observer
 from harness.measure.prepare import prepare
 from harness.model.calibration import Calibration
 from harness.options import RunOptions
@@ -165,7 +165,7 @@ def calibrate(
         model=str(model), engine="llama-server", contexts=contexts, kv_cache_type=kv_cache_type, flash_attention="on",
         gpus=device.name, engine_binary=str(PROGRAMS / "llama-server"), env=env, speed=speed, force=True,
     )  # fmt: skip
-    return prepare(asked, Store(folder), folder).calibrate(Silent()).calibration
+    return prepare(asked, Store(folder), folder).calibrate(Observer()).calibration
 
 
 def judge_cards(

@@ -55,11 +55,11 @@ def calibrate(
         HarnessError: by its class as the exit codes say; ``UntrustedError`` where what was measured is not to be trusted.
     """
     refuse_other_systems()
-    from harness.measure.events import Silent
+    from harness.measure.events import Observer
     from harness.measure.prepare import prepare
 
     session = prepare(RunOptions(model=model, contexts=tuple(contexts), **options), _store(store), Path.cwd())
-    return session.calibrate(observer or Silent())
+    return session.calibrate(observer or Observer())
 
 
 def load_calibration(

@@ -95,11 +95,6 @@ def life_of(labels: Mapping[str, str]) -> Life:
     ).life()
 
 
-def is_abandoned(labels: Mapping[str, str]) -> bool:
-    """Whether something of harness's provably has no owner. What does not bear our label never is."""
-    return labels.get(LABEL) == "1" and life_of(labels) == "gone"
-
-
 def start_time(pid: int) -> str | None:
     """When a process was started, in clock ticks since boot; ``None`` where there is none (a zombie is none)."""
     try:

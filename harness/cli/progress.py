@@ -12,6 +12,7 @@ from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
+from harness.measure.events import Observer
 from harness.text import clean
 from harness.units import KIB, format_size
 
@@ -26,7 +27,7 @@ _WIDE: Final = 100
 _MEDIUM: Final = 72
 
 
-class PlainProgress:
+class PlainProgress(Observer):
     """Plain lines, for logs and pipes."""
 
     def __init__(self) -> None:

@@ -37,8 +37,6 @@ class Policy(Rules):
     loads_files: ClassVar[bool] = False
     #: Whether its loads depend on each other, so that they are planned anew when a model is measured again.
     plans_anew: ClassVar[bool] = False
-    #: What to do where no GPU can be had.
-    without_gpu: ClassVar[str | None] = None
     #: Whether it can load weights that are not there (vLLM's ``--load-format dummy``), from its own files of a model.
     dummy_weights: ClassVar[bool] = False
     #: What its log says as soon as it knows which devices it has; ``None``: nothing.

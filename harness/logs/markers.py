@@ -12,7 +12,6 @@ from typing import Final
 
 from harness.logs.slog import pairs
 
-STARTS: Final = ("starting llama-server", "starting llama server", "starting runner", "starting llama runner")
 #: A runner without these words loads nothing: it looks for GPUs.
 _MODEL: Final = re.compile(r"(?<!\S)--model(?: |=)(?P<value>\"[^\"]+\"|.+?)(?=\s{1,4}--?[A-Za-z]|\s{0,4}$)")
 _ARGUMENTS: Final = {

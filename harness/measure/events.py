@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import Final, Protocol
+from typing import Final
 
 _LOGGER: Final = logging.getLogger("harness")
 
 
-class Observer(Protocol):
-    """Hears of a run while it goes on. Every method returns at once and never raises."""
+class Observer:
+    """Hears of a run while it goes on, and does nothing: a subclass says what it does. No method blocks or raises."""
 
     def say(self, text: str) -> None:
         """A choice that was made, or a thing worth knowing."""
@@ -30,29 +30,7 @@ class Observer(Protocol):
         """A load was measured."""
 
 
-class Silent:
-    """Hears nothing."""
-
-    def say(self, text: str) -> None:
-        """Ignore."""
-
-    def warn(self, text: str) -> None:
-        """Ignore."""
-
-    def phase(self, title: str, step: int, steps: int) -> None:
-        """Ignore."""
-
-    def progress(self, what: str, done: float, total: float | None) -> None:
-        """Ignore."""
-
-    def memory(self, now: int | None, peak: int | None) -> None:
-        """Ignore."""
-
-    def point(self, context: int, num_batch: int | None, total: int | None, note: str | None) -> None:
-        """Ignore."""
-
-
-class Logged(Silent):
+class Logged(Observer):
     """Writes to the logger ``harness``; where logging is not set up, Python prints the warnings to standard error."""
 
     def say(self, text: str) -> None:

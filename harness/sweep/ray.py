@@ -17,7 +17,7 @@ import msgspec
 
 from harness import __version__
 from harness.errors import UnavailableError
-from harness.measure.events import Silent
+from harness.measure.events import Observer
 from harness.store.store import RUNS, Store, write_atomically
 from harness.sweep.matrix import Cell
 from harness.sweep.run import CellOutcome, CellRunner, Problem, run_cell
@@ -137,7 +137,7 @@ def _calibrate_there(cell: Cell) -> tuple[CellOutcome, Files]:
 
     with tempfile.TemporaryDirectory(prefix="harness-cell-") as name:
         store = Store(Path(name))
-        outcome = run_cell(cell, store, Path.cwd(), Silent())
+        outcome = run_cell(cell, store, Path.cwd(), Observer())
         files = {
             str(path.relative_to(store.root)): path.read_bytes()
             for path in sorted(store.root.rglob("*"))

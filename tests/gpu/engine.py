@@ -21,7 +21,7 @@ from harness.errors import HarnessError, UntrustedError
 from harness.fit.constants import fit_record
 from harness.measure.calibrate import Session
 from harness.measure.engine_log import read_facts
-from harness.measure.events import Silent
+from harness.measure.events import Observer
 from harness.measure.load import LoadRunner
 from harness.measure.prepare import prepare
 from harness.measure.setup import opened
@@ -125,7 +125,7 @@ class Kit:
         session = self.session(name, **options)
         result["reasons"] = session.choice.reasons
         try:
-            result["artifact"] = session.calibrate(Silent()).artifact.read_text()
+            result["artifact"] = session.calibrate(Observer()).artifact.read_text()
         except UntrustedError as error:
             result["error"] = {"code": error.code, "message": error.message}
         except HarnessError as error:
@@ -159,11 +159,11 @@ class Kit:
         folder = self.folder / "engines" / f"{self._engines:02d}-{title}"
         folder.mkdir(parents=True)
         with ExitStack() as stack:
-            setup = opened(session.engine, session.choice, session.options, Silent())
+            setup = opened(session.engine, session.choice, session.options, Observer())
             sandbox, meter = stack.enter_context(setup)
             runner = LoadRunner(
                 engine=session.engine, sandbox=sandbox, meter=meter, options=session.options, folder=folder,
-                observer=Silent(),
+                observer=Observer(),
             )  # fmt: skip
             runner.take_baseline()
             stack.callback(runner.stop)
@@ -498,7 +498,7 @@ def ollama(kit: Kit) -> dict[str, Any]:
             raise MissingError(f"the image {image} is not on this machine (docker pull {image})")
     path = kit.model(kit.models[0])
     options = RunOptions(model=str(path), engine="ollama", image=image, contexts=(8192, 16384, 32768), force=True)
-    result = prepare(options, kit.store, kit.folder).calibrate(Silent())
+    result = prepare(options, kit.store, kit.folder).calibrate(Observer())
     return {"image": image, "artifact": result.artifact.read_text()}
 
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from harness.cli.main import cli
 from harness.inventory.installed import Installed
 from harness.maintain.recalibrate import recalibrate, survey
-from harness.measure.events import Silent
+from harness.measure.events import Observer
 from harness.options import Overrides
 from harness.store.store import Store, read_record
 from tests.support.gguf_file import write_gguf
@@ -156,7 +156,7 @@ def test_one_that_fails_stops_no_other_and_keeps_its_calibration(here: Path) -> 
     assert "'b2'" in (store / "small.yaml").read_text()
 
 
-class Interrupts(Silent):
+class Interrupts(Observer):
     """Presses Ctrl-C at the first load of the second calibration."""
 
     def __init__(self) -> None:
@@ -170,7 +170,7 @@ class Interrupts(Silent):
             raise KeyboardInterrupt
 
 
-class Hears(Silent):
+class Hears(Observer):
     def __init__(self) -> None:
         self.said: list[str] = []
 
@@ -188,7 +188,7 @@ def test_an_interrupted_recalibration_goes_on_where_it_was(here: Path, monkeypat
     )
     store, given = Store(here / "store"), Overrides(engine_binary="./b1")
 
-    def again(observer: Silent) -> list[str]:
+    def again(observer: Observer) -> list[str]:
         targets = survey(store, (), Installed(store, given, here), None, observer.warn)
         assert len(targets) == 2
         return [one.status for one in recalibrate(targets, store, Installed(store, given, here), observer, asked=("all",))]

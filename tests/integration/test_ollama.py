@@ -18,7 +18,7 @@ import pytest
 from harness.engines.gguf import sha256
 from harness.errors import BusyError, CannotWriteError, EngineError, HarnessError, NotFoundError
 from harness.measure.calibrate import Result
-from harness.measure.events import Silent
+from harness.measure.events import Observer
 from harness.measure.prepare import prepare
 from harness.meters.host import HostMeter
 from harness.model.record import Gpu, Load
@@ -73,7 +73,7 @@ def calibrate(folder: Path, image: str, model: str = str(registry() / "tiny.gguf
     """Calibrate on host memory, with the knobs of the stand-in among the request' ``env``."""
     asked_for = {"contexts": CONTEXTS, "speed": False, "timeout": 60.0, **request}
     asked = RunOptions(model=model, engine="ollama", gpus="none", image=image, **asked_for)
-    return prepare(asked, Store(folder / "store"), folder).calibrate(Silent())
+    return prepare(asked, Store(folder / "store"), folder).calibrate(Observer())
 
 
 def loads(folder: Path) -> tuple[Load, ...]:
@@ -239,7 +239,7 @@ def test_a_device_is_measured_after_a_prompt_and_what_spills_ends_the_plan_earli
     device = msgspec.structs.replace(session.choice, target="gpu", meter="nvml", gpus=(Gpu(name="RPC0"),))
     options = msgspec.structs.replace(session.options, target="gpu", memory_limit=None)
 
-    result = msgspec.structs.replace(session, choice=device, options=options).calibrate(Silent())
+    result = msgspec.structs.replace(session, choice=device, options=options).calibrate(Observer())
 
     first = loads(tmp_path)[0]
     assert first.idle is not None

@@ -15,7 +15,7 @@ import pytest
 from harness.engines.gguf import sha256
 from harness.errors import EngineError, UntrustedError
 from harness.measure.calibrate import Result, Session
-from harness.measure.events import Silent
+from harness.measure.events import Observer
 from harness.measure.prepare import prepare
 from harness.options import RunOptions
 from harness.store.store import Store
@@ -44,7 +44,7 @@ def ready(folder: Path, binary: Path, model: str = "tiny", **given: Any) -> Sess
 
 
 def calibrate(folder: Path, binary: Path, model: str = "tiny", hook: Any = lambda _: None, **given: Any) -> Result:
-    return ready(folder, binary, model, **given).calibrate(Silent(), hook)
+    return ready(folder, binary, model, **given).calibrate(Observer(), hook)
 
 
 def test_a_model_of_the_user_s_is_measured_and_nothing_of_theirs_is_touched(
@@ -57,7 +57,7 @@ def test_a_model_of_the_user_s_is_measured_and_nothing_of_theirs_is_touched(
         monkeypatch.setenv("OLLAMA_HOST", f"{client.base_url.host}:{client.base_url.port}")
         session = ready(tmp_path, program(tmp_path / "bin", engine_bin), models=str(models))
         assert any("is 0.32.0, the program measured now 0.33.0" in reason for reason in session.choice.reasons)
-        result = session.calibrate(Silent())
+        result = session.calibrate(Observer())
         assert client.get("/api/version").is_success, "it still runs"
     asked = {line.split('"')[1] for line in (tmp_path / "log").read_text().splitlines() if line.startswith("[GIN]")}
     assert asked <= {"/api/version", "/api/ps"}

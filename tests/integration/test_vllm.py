@@ -19,7 +19,7 @@ from harness.inventory.installed import Installed
 from harness.maintain.recalibrate import rerun_options, survey
 from harness.maintain.refit import refit
 from harness.measure.calibrate import Session
-from harness.measure.events import Silent
+from harness.measure.events import Observer
 from harness.measure.prepare import prepare
 from harness.model.calibration import Calibration, json_schema, to_document
 from harness.options import Allowed, Overrides, RunOptions
@@ -106,14 +106,14 @@ def kept_volumes(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def calibrated(session: Session) -> Calibration:
-    return session.calibrate(Silent()).calibration
+    return session.calibrate(Observer()).calibration
 
 
 @pytest.mark.usefixtures("kept_volumes")
 @pytest.mark.parametrize("place", PLACES)
 def test_a_calibration_holds_the_blocks_of_the_cache_exactly(opened: Opened, place: str) -> None:
     session = opened(place, speed=True)
-    result = session.calibrate(Silent())
+    result = session.calibrate(Observer())
     metadata = result.calibration.metadata
     assert metadata.kv_blocks is not None
     assert (metadata.kv_blocks.size, metadata.kv_blocks.bytes, metadata.kv_blocks.fixed) == (128, 512 * 1024, 0)
@@ -132,7 +132,7 @@ def test_a_calibration_holds_the_blocks_of_the_cache_exactly(opened: Opened, pla
 
 def test_the_flags_of_an_allocation_start_it_and_one_block_less_does_not(opened: Opened, tmp_path: Path) -> None:
     session = opened()
-    session.calibrate(Silent())
+    session.calibrate(Observer())
     granted = answer(session.store, "tern-1b", 8192, 1, Deployment(), available=(GIB,)).allocation
     runner = Starts(session, tmp_path)
     assert runner.status("--kv-cache-memory-bytes", granted.blocks * granted.block_bytes, granted.context) is None
@@ -142,7 +142,7 @@ def test_the_flags_of_an_allocation_start_it_and_one_block_less_does_not(opened:
 
 def test_a_served_model_gets_exactly_what_its_context_needs(opened: Opened, tmp_path: Path) -> None:
     session = opened()
-    session.calibrate(Silent())
+    session.calibrate(Observer())
     options = RunOptions(
         model="tern-1b",
         engine="vllm",
@@ -165,7 +165,7 @@ def test_a_served_model_gets_exactly_what_its_context_needs(opened: Opened, tmp_
 
 def test_an_artifact_is_measured_again_as_it_was(opened: Opened, model: Path) -> None:
     session = opened(env={"VLLM_ARGS": "--dtype bfloat16"})
-    session.calibrate(Silent())
+    session.calibrate(Observer())
     finder = Installed(
         session.store,
         Overrides(engine_binary=session.options.engine_binary, env=session.options.env, allowed=OWN_FOLDER),
@@ -280,7 +280,7 @@ def test_a_token_reaches_the_engine_as_a_file_and_nothing_else(
 def test_options_that_are_set_here_or_would_show_a_secret_are_refused(opened: Opened, words: str) -> None:
     session = opened(env={"VLLM_ARGS": words})
     with pytest.raises(UsageError):
-        session.calibrate(Silent())
+        session.calibrate(Observer())
 
 
 def test_a_model_that_cannot_be_reached_is_refused_before_anything_starts(opened: Opened, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from harness.measure.events import Silent
+from harness.measure.events import Observer
 from harness.measure.prepare import prepare
 from harness.options import RunOptions
 from harness.store.store import Store
@@ -24,7 +24,7 @@ def main(model: str, store: str, stop_at: str) -> None:
             sys.stdin.readline()
 
     options = RunOptions(model=model, engine="llama-server", gpus="none", contexts=(1024, 2048, 4096), speed=False, timeout=60)
-    prepare(options, Store(Path(store)), Path.cwd()).calibrate(Silent(), hook)
+    prepare(options, Store(Path(store)), Path.cwd()).calibrate(Observer(), hook)
 
 
 if __name__ == "__main__":

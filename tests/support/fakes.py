@@ -23,7 +23,7 @@ from harness.errors import EngineError
 from harness.fit.load_plan import BatchLimits
 from harness.inventory.backend import Backend
 from harness.measure.calibrate import Result
-from harness.measure.events import Silent
+from harness.measure.events import Observer
 from harness.model.facts import EngineName
 from harness.model.record import EngineVersion, Gpu, LoadRequest, Model, Reported, Speed, Target, Tensors
 from harness.model.trace import MeterName, Occupancy, Reading
@@ -375,7 +375,7 @@ class FakeGpuMeter(FakeMeter):
         return None
 
 
-class Heard(Silent):
+class Heard(Observer):
     """Keeps what a workflow says."""
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ from harness.errors import BusyError
 from harness.fit.load_plan import BatchLimits
 from harness.logs import parse_log
 from harness.measure.calibrate import Result
-from harness.measure.events import Silent
+from harness.measure.events import Observer
 from harness.measure.prepare import prepare
 from harness.model.calibration import Calibration
 from harness.model.facts import LoadFacts
@@ -270,7 +270,7 @@ def calibrate_on(
 
     def measured() -> Result | None:
         try:
-            return session.calibrate(Silent())
+            return session.calibrate(Observer())
         except BusyError:
             return None  # somebody else measures on the same device
 

@@ -62,7 +62,6 @@ class OllamaPolicy(Policy):
 
     name = "ollama"
     title = "Ollama"
-    without_gpu = "without a GPU: --gpus none measures Ollama on host memory"
     devices_line = b'msg="inference compute"'
     program = "ollama"
     slots_variable = "OLLAMA_NUM_PARALLEL"

@@ -17,9 +17,8 @@ _HOST: Final = "registry.ollama.ai"
 _ACCEPT: Final = "application/vnd.docker.distribution.manifest.v2+json"
 _KINDS: Final = {"application/vnd.ollama.image.model": "model", "application/vnd.ollama.image.projector": "projector"}
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
-#: A model has so many layers at most, and a document beside its weights so many bytes.
+#: A model has so many layers at most.
 _LAYERS: Final = 64
-DOCUMENT: Final = 1 << 20
 
 
 class OllamaRegistry:

@@ -26,13 +26,6 @@ BATCHES: Final = ((4096, 512), (32768, 1024), (1 << 30, 2048))
 HEADROOM_PERCENT: Final = {2048: 60, 1024: 75}
 SURCHARGE: Final = {2048: 2 * GIB, 1024: 768 * MIB}
 _SMALL_CARD: Final = 8 * GIB
-#: Automatic ``num_ctx`` by the memory of all cards together (``server/routes.go``).
-_CONTEXT_TIERS: Final = ((47 * GIB, 262144), (23 * GIB, 32768), (0, 4096))
-#: Families that get one slot whatever is asked for (``load``).
-ONE_SLOT_FAMILIES: Final = frozenset(
-    {"mllama", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next", "lfm2", "lfm2moe"}
-    | {"nemotron_h", "nemotron_h_moe", "nemotron_h_omni"}
-)
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,12 +106,6 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 def automatic_batch(cells: int) -> int:
     """``num_batch`` where it is unset, by the context of all slots; less where memory is tight."""
     return next((batch for limit, batch in BATCHES if cells <= limit), BATCHES[-1][1])
-
-
-def automatic_context(cards: Sequence[Card]) -> int:
-    """``num_ctx`` where it is unset, by the memory of all cards together (0.15.5 and later)."""
-    total = sum(card.total_bytes for card in cards)
-    return next(context for least, context in _CONTEXT_TIERS if total >= least)
 
 
 def decide(

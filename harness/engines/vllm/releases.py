@@ -12,5 +12,3 @@ from typing import Final
 KV_BYTES: Final = (0, 10, 2)
 #: CUDA graphs are estimated and taken out of the utilisation's budget; before, they lie on top of it.
 GRAPHS_IN_BUDGET: Final = (0, 20, 0)
-#: The block that is never used (block 0) no longer counts when a start is checked.
-NULL_BLOCK_CHECKED: Final = (0, 29, 0)

@@ -10,7 +10,6 @@ from harness.engines.ollama.scheduler import (
     Resident,
     SchedulerRequest,
     SchedulerSettings,
-    automatic_context,
     decide,
 )
 from harness.units import GIB, MIB
@@ -174,10 +173,3 @@ def test_a_projector_raises_what_every_card_keeps_free_by_its_size() -> None:
 
     assert decision.fit_target_bytes == 2174 * MIB
     assert decide(ASKED, [card("a", 20 * GB)]).fit_target_bytes == 1024 * MIB
-
-
-@pytest.mark.parametrize(
-    ("total", "context"), [(47 * GIB, 262144), (47 * GIB - 1, 32768), (23 * GIB, 32768), (23 * GIB - 1, 4096)]
-)
-def test_the_context_that_nobody_set_follows_from_all_cards_together(total: int, context: int) -> None:
-    assert automatic_context([card("a", GIB, total - 6 * GIB), card("b", GIB, 6 * GIB)]) == context

@@ -17,7 +17,7 @@ from harness.errors import EngineError, NotFoundError, UnavailableError, UsageEr
 from harness.maintain.bisect import bisect, ordered
 from harness.maintain.tags import tags
 from harness.maintain.versions import source
-from harness.measure.events import Silent
+from harness.measure.events import Observer
 from harness.model.calibration import Calibration
 from harness.render.bisect import bisection_text, document
 from tests.support.calibrations import made_up
@@ -55,7 +55,7 @@ def engine(first: int, broken: frozenset[int] = frozenset()) -> tuple[Callable[[
 @given(st.integers(1, len(VERSIONS) - 1))
 def test_the_version_is_found_in_few_steps(first: int) -> None:
     measure, asked = engine(first)
-    found = bisect(VERSIONS, measure, Silent())
+    found = bisect(VERSIONS, measure, Observer())
 
     assert (found.last, found.first, found.skipped) == (VERSIONS[first - 1], VERSIONS[first], ())
     assert len(asked) == len(set(asked)) <= 2 + len(VERSIONS).bit_length()
@@ -66,7 +66,7 @@ def test_the_version_is_found_in_few_steps(first: int) -> None:
 @given(st.integers(1, len(VERSIONS) - 1), st.frozensets(st.integers(1, len(VERSIONS) - 2)))
 def test_versions_that_cannot_be_measured_are_passed_over(first: int, broken: frozenset[int]) -> None:
     measure, _ = engine(first, broken)
-    found = bisect(VERSIONS, measure, Silent())
+    found = bisect(VERSIONS, measure, Observer())
 
     low, high = VERSIONS.index(found.last), VERSIONS.index(found.first)
     assert low < first <= high
@@ -78,10 +78,10 @@ def test_versions_that_cannot_be_measured_are_passed_over(first: int, broken: fr
 def test_nothing_that_moved_is_said_and_an_end_that_fails_is_an_error() -> None:
     measure, _ = engine(len(VERSIONS))
     with pytest.raises(NotFoundError, match=r"nothing moved .* between 0\.30\.0 and 0\.49\.0"):
-        bisect(VERSIONS, measure, Silent())
+        bisect(VERSIONS, measure, Observer())
     measure, _ = engine(5, frozenset({0}))
     with pytest.raises(EngineError):
-        bisect(VERSIONS, measure, Silent())
+        bisect(VERSIONS, measure, Observer())
 
 
 def test_versions_are_ordered_by_their_numbers_and_other_flavours_are_left_out() -> None:

@@ -10,13 +10,12 @@ import msgspec
 import pytest
 
 from harness.ownership import (
-    LABEL,
     OWNER_BOOT,
     OWNER_CLOCK,
     OWNER_NAMESPACE,
     OWNER_PID,
     OWNER_START,
-    is_abandoned,
+    life_of,
     owner_labels,
     start_time,
     this_process,
@@ -28,20 +27,20 @@ def labels(**changes: str) -> dict[str, str]:
 
 
 def test_a_live_owner_keeps_its_own() -> None:
-    assert not is_abandoned(labels())
+    assert life_of(labels()) == "alive"
 
 
 def test_a_dead_owner_leaves_it() -> None:
     process = subprocess.Popen(["sleep", "600"])
     theirs = labels(**{OWNER_PID: str(process.pid), OWNER_START: start_time(process.pid) or ""})
-    assert not is_abandoned(theirs)
+    assert life_of(theirs) == "alive"
 
     process.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie: its PID is still there
 
-    assert is_abandoned(theirs)
+    assert life_of(theirs) == "gone"
     process.wait()
-    assert is_abandoned(theirs)
+    assert life_of(theirs) == "gone"
 
 
 @pytest.mark.parametrize(
@@ -58,22 +57,13 @@ def test_a_dead_owner_leaves_it() -> None:
     ],
 )
 def test_what_the_labels_say(changes: dict[str, str], abandoned: bool) -> None:
-    assert is_abandoned(labels(**changes)) is abandoned
+    assert (life_of(labels(**changes)) == "gone") is abandoned
 
 
 def test_a_clock_that_jumps_takes_nothing_from_an_owner_that_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = labels()
     monkeypatch.setattr("time.time", lambda: 4e9)
-    assert not is_abandoned(mine)
-
-
-def test_what_is_not_ours_is_never_abandoned() -> None:
-    """Without our label nothing else counts."""
-    theirs = labels(**{OWNER_START: "1"})
-    del theirs[LABEL]
-
-    assert not is_abandoned(theirs)
-    assert not is_abandoned({})
+    assert life_of(mine) == "alive"
 
 
 def test_an_owner_of_another_machine_that_shares_the_disk_is_left_alone() -> None:
