@@ -16,6 +16,7 @@ from tests.support.calibrations import made_up, store_of, with_settings
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.process
 def test_every_public_name_is_there_and_documented() -> None:
     for name in harness.__all__:
         assert getattr(harness, name).__doc__, name
@@ -23,6 +24,7 @@ def test_every_public_name_is_there_and_documented() -> None:
         _ = harness.nothing_of_the_kind
 
 
+@pytest.mark.process
 def test_importing_it_costs_nothing() -> None:
     code = (
         "import sys, harness; print(sorted(m for m in sys.modules if m.startswith(('harness.', 'msgspec', 'yaml', 'httpx'))))"

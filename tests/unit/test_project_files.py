@@ -66,6 +66,7 @@ def test_a_lock_names_no_index(lock: str) -> None:
     assert not re.search(r"^\s*(-i|-f|--(extra-)?index-url|--find-links|--trusted-host)|://", _LOCKS[lock], re.MULTILINE)
 
 
+@pytest.mark.process
 def test_an_installed_harness_brings_its_data(tmp_path: Path) -> None:
     """Catalog, pins, the report's page and the reaper's program are found without a checkout."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]

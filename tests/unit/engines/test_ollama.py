@@ -23,6 +23,8 @@ from harness.units import MIB
 from tests.support.calibrations import made_up
 from tests.support.ollama import TRAIN_CONTEXT, registry, standin
 
+pytestmark = pytest.mark.process
+
 SITE = Site(sandbox="docker", host="0.0.0.0", port=8080)
 HOST = Options(target="host", gpus=GpuRequest(mode="none"), timeout=30.0)
 

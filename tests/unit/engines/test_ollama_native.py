@@ -103,6 +103,7 @@ def test_a_lent_model_is_a_copy_of_its_manifest_and_links(home: Path) -> None:
     assert all(Path(target).is_file() for target in linked.links.values())
 
 
+@pytest.mark.process
 def test_a_container_is_lent_only_what_its_root_may_read(home: Path) -> None:
     """Without any capability, root has no right over files of another account."""
     assert native.lendable("tiny", os.environ) is None
@@ -223,6 +224,7 @@ def test_the_settings_of_a_server_are_read_from_its_variables() -> None:
     assert policy_of("ollama").settings_by({"OLLAMA_FLASH_ATTENTION": ""}) == AskedSettings()
 
 
+@pytest.mark.process
 def test_the_program_s_own_version_is_told_and_not_a_server_s(tmp_path: Path) -> None:
     binary = tmp_path / "ollama"
     binary.write_text(

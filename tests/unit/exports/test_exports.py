@@ -240,6 +240,7 @@ def test_an_image_that_was_not_measured_is_named_as_such() -> None:
     assert "was measured outside a container" not in write("compose", None, [one])
 
 
+@pytest.mark.process
 def test_systemd_takes_the_drop_in(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not here")
@@ -256,6 +257,7 @@ def test_systemd_takes_the_drop_in(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.process
 def test_docker_compose_takes_the_services(tmp_path: Path) -> None:
     docker = shutil.which("docker")
     if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:

@@ -15,6 +15,8 @@ from harness.maintain.clean import Item, clean
 from harness.ownership import MARK, start_time, this_process
 from harness.store.run_folder import RunFolder
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(autouse=True)
 def no_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ import pytest
 from harness.errors import BusyError, CannotWriteError
 from harness.sandboxes.locks import hold
 
+pytestmark = pytest.mark.process
+
 HOLDER = """
 import sys
 from pathlib import Path

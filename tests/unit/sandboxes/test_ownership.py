@@ -30,6 +30,7 @@ def test_a_live_owner_keeps_its_own() -> None:
     assert life_of(labels()) == "alive"
 
 
+@pytest.mark.process
 def test_a_dead_owner_leaves_it() -> None:
     process = subprocess.Popen(["sleep", "600"])
     theirs = labels(**{OWNER_PID: str(process.pid), OWNER_START: start_time(process.pid) or ""})

@@ -13,6 +13,8 @@ from harness.sandboxes.base import Launch
 from harness.sandboxes.process import ProcessSandbox, clean_environment, free_port
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def sandbox() -> Iterator[ProcessSandbox]:
