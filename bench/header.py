@@ -32,7 +32,7 @@ from harness.engines.registry import EMBEDDED, recipe_of
 from harness.engines.shape import shape_of
 from harness.headers.planning import Planner
 from harness.logs import parse_log
-from harness.measure.events import Silent
+from harness.measure.events import Observer
 from harness.measure.prepare import prepare
 from harness.model.calibration import Calibration
 from harness.model.planned import PlannedLoad, Shape
@@ -128,7 +128,7 @@ def calibrated_twice(name: str, path: Path, folder: Path) -> Both:
         asked = RunOptions(
             model=str(path), engine=EMBEDDED, gpus="none", contexts=(4096, 8192, 16_384), speed=False, header_only=header_only
         )  # fmt: skip
-        found.append(prepare(asked, Store(folder / f"store-{header_only}"), folder).calibrate(Silent()).calibration)
+        found.append(prepare(asked, Store(folder / f"store-{header_only}"), folder).calibrate(Observer()).calibration)
     parts = sorted(path.parent.glob("split-*.gguf")) if name == "split" else [path]
     return Both(
         model=name, weights=found[0], header=found[1], file_bytes=sum(part.stat().st_size for part in parts),
