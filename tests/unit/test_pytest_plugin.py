@@ -9,6 +9,7 @@ import pytest
 from tests.support.calibrations import made_up, store_of
 
 pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.process
 TESTS = """
     import pytest
 

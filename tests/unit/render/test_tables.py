@@ -59,6 +59,7 @@ SCREENS = [
 ]
 
 
+@pytest.mark.process  # doctor asks the engines
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize(("arguments", "whole"), SCREENS, ids=lambda value: value[0] if isinstance(value, tuple) else "")
 def test_a_screen_has_its_figures_whole_at_every_width(
