@@ -8,7 +8,15 @@ from typing import Final
 
 import msgspec
 
-from harness.model.calibration import Calibration, DepthSpeed, Performance, Placement, SetCompute, SplitCompute
+from harness.model.calibration import (
+    MOST_UNCERTAINTY,
+    Calibration,
+    DepthSpeed,
+    Performance,
+    Placement,
+    SetCompute,
+    SplitCompute,
+)
 from harness.model.record import Load, Record, Speed, Tensors
 from harness.units import MIB, TOKENS_PER_UNIT, from_gib, gib
 
@@ -41,17 +49,23 @@ def fit_performance(record: Record) -> tuple[Performance, list[str]]:
         host_decode = depths[0].decode_tokens_per_s if depths else None
     elif host_decode is None:
         notes.append(f"speed on the host alone was not measured: {(host and host.reason) or 'not asked for'}")
-    return (
-        Performance(
-            load_s=_seconds(speed),
-            prompt_tokens_per_s=round(max(prompts), 2) if prompts else None,
-            decode_tokens_per_s=depths[0].decode_tokens_per_s if depths else None,
-            host_decode_tokens_per_s=_rounded(host_decode),
-            depths=depths,
-            spread=spread,
-        ),
-        notes,
+    if host is not None and record.machine.target == "gpu" and repeats_differ(host.speeds):
+        host_decode = None
+        notes.append("speed on the host alone is not given: its repeats differ too much")
+    found = Performance(
+        load_s=_seconds(speed),
+        prompt_tokens_per_s=round(max(prompts), 2) if prompts else None,
+        decode_tokens_per_s=depths[0].decode_tokens_per_s if depths else None,
+        host_decode_tokens_per_s=_rounded(host_decode),
+        depths=depths,
+        spread=spread,
     )
+    if found.bounded != found:
+        notes.append(
+            f"speed is not given: its repeats, or what other processes took of the CPU, leave it uncertain by "
+            f"{found.uncertainty:.0%}, and above {MOST_UNCERTAINTY:.0%} it would say nothing"
+        )
+    return found.bounded, notes
 
 
 def with_speeds_of(new: Calibration, old: Calibration) -> Calibration:
@@ -87,12 +101,29 @@ def _depths(timed: Sequence[Speed]) -> tuple[tuple[DepthSpeed, ...], float | Non
             groups.append([one])
     depths, spreads = [], []
     for group in groups:
-        rates = [one.decode_tokens_per_s or 0.0 for one in group]
+        rates = closest([one.decode_tokens_per_s or 0.0 for one in group])
         middle = median(rates)
         depths.append(DepthSpeed(depth=int(median(one.prompt_tokens for one in group)), decode_tokens_per_s=round(middle, 2)))
         if len(group) > 1:
             spreads.append((max(rates) - min(rates)) / middle)
     return tuple(depths), round(max(spreads), 4) if spreads else None
+
+
+def closest(rates: Sequence[float]) -> list[float]:
+    """The three quarters of some repeats that are closest to each other, in ascending order; all of up to three.
+
+    What disturbed a few of many repeats was not the engine.
+    """
+    ordered, count = sorted(rates), -(-3 * len(rates) // 4)
+    starts = range(len(ordered) - count + 1)
+    best = min(starts, key=lambda start: ordered[start + count - 1] - ordered[start], default=0)
+    return ordered[best : best + count]
+
+
+def repeats_differ(speeds: Sequence[Speed]) -> bool:
+    """Whether timings of one prompt differ so much that no speed would be given."""
+    rates = closest([one.decode_tokens_per_s for one in speeds if one.decode_tokens_per_s])
+    return len(rates) > 1 and 2 * (rates[-1] - rates[0]) / median(rates) > MOST_UNCERTAINTY
 
 
 def fit_placement(record: Record) -> Placement:

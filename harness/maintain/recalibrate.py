@@ -242,7 +242,7 @@ def rerun_options(target: SurveyedCalibration, finder: Installed) -> RunOptions:
         allowed=given.allowed,
         variant=variant_of(target.path),
         name=None if stem_of(target.path) == artifact_name(model_stem(model)) else written(stem_of(target.path)),
-        speed=any((performance.decode_tokens_per_s, performance.prompt_tokens_per_s, performance.host_decode_tokens_per_s)),
+        speed=any((performance.load_s, performance.decode_tokens_per_s, performance.prompt_tokens_per_s)),
         timeout=given.timeout,
         header_only=given.header_only or metadata.weights == "header",
         force=True,  # what may be replaced is decided here, by refuse_other()

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Final
 
 from harness.fit.load_plan import DEFAULT_BATCH
+from harness.fit.speed import SAME_DEPTH, repeats_differ
 from harness.model.facts import LoadFacts
 from harness.model.record import LoadRequest, Speed
 
@@ -19,6 +20,10 @@ LONGEST_PROMPT: Final = 32_768
 PROMPT_BUDGET: Final = 60.0
 #: A timing that took longer than this is not repeated, seconds.
 REPEAT_BUDGET: Final = 5.0
+#: How long a prompt is timed again while its timings differ too much, seconds; and where others take more of the CPU than this.
+SPEED_BUDGET: Final = 120.0
+BUSY_BUDGET: Final = 10.0
+OTHERS: Final = 0.15
 
 
 def prompt_length(request: LoadRequest, facts: LoadFacts | None) -> int:
@@ -43,6 +48,25 @@ def prompts_to_time(prompts: Sequence[int], speeds: Sequence[Speed]) -> Iterator
         begin = time.monotonic()
         yield prompt
         seconds = time.monotonic() - begin
+
+
+def repeats_to_time(
+    prompts: Sequence[int], speeds: Sequence[Speed], cpu: CpuWatch, clock: Callable[[], float] = time.monotonic
+) -> Iterator[int]:
+    """The first prompt again and again while its timings differ too much, for two minutes at most.
+
+    Where other processes take the CPU, repeats differ for as long as these run: ten seconds are spent on it then.
+    """
+    begin = clock()
+    while prompts.count(prompts[0]) > 1 and repeats_differ([one for one in speeds if _alike(one, speeds[0])]):
+        spent, others = clock() - begin, cpu.by_others() or 0.0
+        if spent > (BUSY_BUDGET if others > OTHERS else SPEED_BUDGET):
+            return
+        yield prompts[0]
+
+
+def _alike(one: Speed, other: Speed) -> bool:
+    return one.prompt_tokens <= SAME_DEPTH * other.prompt_tokens
 
 
 def _in_budget(last: Speed, prompt: int) -> bool:

@@ -21,6 +21,9 @@ _LARGEST: Final = 1e15
 
 #: What is said of a calibration whose parts are ``null``.
 PARTS_UNKNOWN: Final = "parts unknown: this engine's log was not understood"
+#: Speeds are not predicted to better than this, relative, and are not given where they may be off by more than that.
+SPEED_UNCERTAINTY: Final = 0.15
+MOST_UNCERTAINTY: Final = 0.30
 #: What is noted of slots that share one cache: then the constants hold for their number alone.
 SHARED_CACHE: Final = "the slots share one cache"
 #: Constants and the last band are the same figures, GiB.
@@ -165,6 +168,20 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     host_decode_tokens_per_s: NonNegative | None
     depths: tuple[DepthSpeed, ...] = ()
     spread: NonNegative | None = None
+
+    @property
+    def uncertainty(self) -> float:
+        """How far a speed may be off, relative: twice the spread of repeats, 15 % at least."""
+        return max(SPEED_UNCERTAINTY, 2 * (self.spread or 0.0))
+
+    @property
+    def bounded(self) -> Performance:
+        """The speeds whose bound says something: none above :data:`MOST_UNCERTAINTY`."""
+        if self.uncertainty <= MOST_UNCERTAINTY:
+            return self
+        return msgspec.structs.replace(
+            self, prompt_tokens_per_s=None, decode_tokens_per_s=None, host_decode_tokens_per_s=None, depths=()
+        )  # fmt: skip
 
 
 class KvBlocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,12 +7,10 @@ from typing import Final
 import msgspec
 
 from harness.errors import UnknownVerdictError
-from harness.model.calibration import PARTS_UNKNOWN, Band, Calibration
+from harness.model.calibration import PARTS_UNKNOWN, SPEED_UNCERTAINTY, Band, Calibration
 from harness.model.trace import READING_ERROR
 from harness.units import CELL_PADDING, MIB, TOKENS_PER_UNIT, from_gib, pad_cells
 
-#: Speeds are not predicted to better than this.
-SPEED_UNCERTAINTY: Final = 0.15
 #: Relative error where none was measured: a run above it is refused.
 UNMEASURED_ERROR: Final = 0.01
 #: Without flash attention the scores of a batch are what compute buffers grow by; with fewer tokens than this a batch's
@@ -141,7 +139,8 @@ def _interval(calibration: Calibration, band: Band, cells: int, total: int, num_
     from the nearest load in units of the stretch that the loads span, as the error of a line's slope does. Of one load, or
     where no error was measured, :data:`UNMEASURED_ERROR` stands for it. The overhead has a bound of its own: how far it
     differs between loads; how much of what it grows by goes with the slots is not known. Compute buffers that the loads show
-    on a curve may leave the line with the square of the distance.
+    on a curve may leave the line with the square of the distance. With an f32 cache flash attention reads f16 copies of a
+    layer's keys and values, which are hidden below other buffers up to some context (embedded llama.cpp b11434, two models).
     """
     quality = calibration.metadata.quality
     loads = [load for load in quality.loads if load.num_batch == band.num_batch] or list(quality.loads)
@@ -157,18 +156,32 @@ def _interval(calibration: Calibration, band: Band, cells: int, total: int, num_
     grown = from_gib(slots * (band.overhead_gb_per_10k or 0.0) * cells / TOKENS_PER_UNIT)
     away_from = (cells - low) * (cells - high) if away else 0
     curve = from_gib((band.curve_gb_per_10k2 or 0.0) * away_from / TOKENS_PER_UNIT**2)
-    return round(max(error * total, (max(error * largest, spread) + reading) * times)) + grown + curve
+    copies = from_gib(_copies_gb(calibration, band) * max(cells - pad_cells(high), 0) / TOKENS_PER_UNIT)
+    return round(max(error * total, (max(error * largest, spread) + reading) * times)) + grown + curve + copies
+
+
+def _copies_gb(calibration: Calibration, band: Band) -> float:
+    """GiB per 10 000 tokens of f16 copies of one layer's f32 keys and values; 0 where none are made.
+
+    Where it is not known which layers attend to everything, one of a model with other layers may have all.
+    """
+    metadata = calibration.metadata
+    if "f32" not in metadata.settings.kv_cache_type or metadata.settings.flash_attention == "disabled":
+        return 0.0
+    kinds = metadata.placement.layer_kinds
+    attending = sum(kind in "fb" for kind in kinds or "") or (1 if band.fixed_cache_gb else metadata.model.layers or 1)
+    return band.kv_cache_gb_per_10k / 2 / attending
 
 
 def predict_speed(calibration: Calibration, depth: int) -> SpeedPrediction:
     """Speeds with everything on the target; decode at ``depth`` by a straight line of the time per token."""
-    performance = calibration.metadata.performance
+    performance = calibration.metadata.performance.bounded
     return SpeedPrediction(
         prompt_tokens_per_s=performance.prompt_tokens_per_s,
         decode_tokens_per_s=performance.decode_tokens_per_s,
         decode_at_depth_tokens_per_s=decode_at_depth(calibration, depth),
         host_decode_tokens_per_s=performance.host_decode_tokens_per_s,
-        uncertainty=max(SPEED_UNCERTAINTY, 2 * (performance.spread or 0.0)),
+        uncertainty=performance.uncertainty,
     )
 
 
@@ -177,7 +190,7 @@ def decode_at_depth(calibration: Calibration, depth: int) -> float | None:
 
     Time per token grows with the cells that attention reads, so times, not speeds, are interpolated.
     """
-    depths = calibration.metadata.performance.depths
+    depths = calibration.metadata.performance.bounded.depths
     if len(depths) < 2:
         return None
     first, last = depths[0], depths[-1]

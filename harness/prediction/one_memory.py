@@ -76,7 +76,7 @@ def layers_total(calibration: Calibration) -> int | None:
 
 def decode_speed(calibration: Calibration, placed: Placed | None) -> float | None:
     """Tokens per second; the time of a token is the sum over what is on each side."""
-    performance = calibration.metadata.performance
+    performance = calibration.metadata.performance.bounded
     fast, slow = performance.decode_tokens_per_s, performance.host_decode_tokens_per_s
     if calibration.metadata.machine.target == "host":
         return slow if fast is None else fast

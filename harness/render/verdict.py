@@ -153,7 +153,8 @@ def _speed(one: Assessment, verdict: Verdict) -> str:
     if speed is None or (verdict.verdict == "offload" and verdict.basis == "host"):
         return ""
     instead = f" instead of {_rate(full)}" if full and verdict.verdict == "offload" else ""
-    return f"about {_rate(speed)} tokens/s{instead}"
+    bound = "" if one.decode_uncertainty is None else f" ± {one.decode_uncertainty:.0%}"
+    return f"about {_rate(speed)} tokens/s{bound}{instead}"
 
 
 def _rate(speed: float) -> str:

@@ -89,6 +89,8 @@ img-src data: blob:">
 
 def _entry(entry: ReportEntry) -> dict[str, Any]:
     calibration = entry.calibration
+    metadata = msgspec.structs.replace(calibration.metadata, performance=calibration.metadata.performance.bounded)
+    calibration = msgspec.structs.replace(calibration, metadata=metadata)
     return {
         "key": entry.key,
         "anchor": re.sub(r"[^A-Za-z0-9]+", "-", entry.key),

@@ -41,7 +41,14 @@ class Assessment(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def full_decode_tokens_per_s(self) -> float | None:
         """Decode speed with everything on the target."""
-        return None if self.chosen is None else self.chosen.calibration.metadata.performance.decode_tokens_per_s
+        return None if self.chosen is None else self.chosen.calibration.metadata.performance.bounded.decode_tokens_per_s
+
+    @property
+    def decode_uncertainty(self) -> float | None:
+        """How far a speed may be off, relative; ``None`` where none is said."""
+        if self.chosen is None or self.details is None or self.details.decode_tokens_per_s is None:
+            return None
+        return self.chosen.calibration.metadata.performance.uncertainty
 
     @property
     def uncounted(self) -> str | None:
@@ -64,6 +71,7 @@ class Assessment(msgspec.Struct, frozen=True, kw_only=True):
         for field in FIELDS:
             document[field] = None if self.details is None else msgspec.to_builtins(getattr(self.details, field))
         document["uncounted"] = self.uncounted
+        document["decode_uncertainty"] = self.decode_uncertainty
         document["identity"] = None if self.chosen is None else self.chosen.identity
         return {**document, "reason": self.reason, "advice": self.advice, "warnings": list(self.warnings)}
 

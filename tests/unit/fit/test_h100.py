@@ -41,7 +41,10 @@ def test_a_verdict_is_what_the_engine_does(card: dict[str, object], calibrations
     if verdict.verdict == "offload" and not card["fully"]:
         assert verdict.layers_offloaded == card["layers"]
         assert card["overflowing"] in (None, verdict.layers_overflowing)
-    assert verdict.decode_tokens_per_s == pytest.approx(card["decode_tokens_per_s"], rel=0.34)
+    if card["model"] == "moe":
+        assert verdict.decode_tokens_per_s is None, "its repeats differed by 38 %"
+    else:
+        assert verdict.decode_tokens_per_s == pytest.approx(card["decode_tokens_per_s"], rel=0.34)
 
 
 def test_what_comes_after_the_decision_is_taken_from_the_reserve(calibrations: dict[str, Calibration]) -> None:

@@ -23,7 +23,7 @@ from harness.errors import (
     UsageError,
 )
 from harness.measure.speed import no_host_speed
-from harness.measure.timing import prompts_to_time
+from harness.measure.timing import prompts_to_time, repeats_to_time
 from harness.model.record import Speed
 from harness.prediction.memory import predict
 from harness.store.store import Store
@@ -554,6 +554,35 @@ def test_a_prompt_that_would_take_more_than_a_minute_is_not_timed() -> None:
 
     assert answered(2.0, (16, 120)) == [16, 120]
     assert answered(2.0, (16, 121, 16)) == [16]
+
+
+def test_a_prompt_is_timed_again_until_its_speed_has_a_bound_or_two_minutes_are_spent() -> None:
+    """Ten seconds a prompt; with others on the CPU ten seconds in all."""
+
+    class Cpu:
+        def __init__(self, share: float) -> None:
+            self.share = share
+
+        def by_others(self) -> float:
+            return self.share
+
+    def repeats(rates: list[float], others: float = 0.0) -> int:
+        first = [
+            Speed(prompt_tokens=64, prompt_tokens_per_s=1.0, decode_tokens=48, decode_tokens_per_s=r)
+            for r in (10.0, 20.0, 40.0)
+        ]
+        seconds = iter(range(0, 10_000, 10))
+        made = 0
+        for prompt in repeats_to_time((64, 64, 64, 1536), first, Cpu(others), lambda: next(seconds)):  # type: ignore[arg-type]
+            assert prompt == 64
+            rate = rates[made % len(rates)]
+            first.append(Speed(prompt_tokens=64, prompt_tokens_per_s=1.0, decode_tokens=48, decode_tokens_per_s=rate))
+            made += 1
+        return made
+
+    assert repeats([20.0]) == 5, "six of eight are alike"
+    assert repeats([10.0, 40.0, 80.0, 160.0, 320.0]) == 12
+    assert repeats([10.0, 40.0, 80.0, 160.0, 320.0], others=0.5) == 1
 
 
 # -- before anything starts ---------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from harness.fit.speed import fit_performance
 from harness.model.calibration import Calibration, Performance
 from harness.model.record import Load, LoadRequest, Record, Speed
 from harness.prediction.drift import Effect, sentences
+from harness.prediction.memory import predict_speed
 from harness.units import GIB, MIB
 from tests.support import records
 from tests.support.records import load, record
@@ -130,12 +131,33 @@ def test_repeated_timings_give_the_median_and_their_spread() -> None:
     def timed(prompt: int, rate: float) -> Speed:
         return Speed(prompt_tokens=prompt, prompt_tokens_per_s=100.0, decode_tokens=48, decode_tokens_per_s=rate)
 
-    speeds = (timed(64, 50.0), timed(64, 60.0), timed(64, 52.0), timed(1536, 40.0))
+    speeds = (timed(64, 50.0), timed(64, 57.0), timed(64, 52.0), timed(1536, 40.0))
     loads = [*map(load, CONTEXTS), Load(request=LoadRequest(context=8192, purpose="speed"), outcome="ok", speeds=speeds)]
     performance = fit_record(record(*loads)).metadata.performance
     assert performance.decode_tokens_per_s == 52.0
-    assert performance.spread == pytest.approx(10 / 52, abs=1e-4)
+    assert performance.spread == pytest.approx(7 / 52, abs=1e-4)
     assert [depth.depth for depth in performance.depths] == [64, 1536]
+
+
+def test_a_speed_that_may_be_off_by_more_than_30_percent_is_not_given() -> None:
+    def timed(rate: float) -> Speed:
+        return Speed(prompt_tokens=64, prompt_tokens_per_s=100.0, decode_tokens=48, decode_tokens_per_s=rate)
+
+    def fitted(*rates: float) -> Calibration:
+        speeds = tuple(map(timed, rates))
+        loads = [*map(load, CONTEXTS), Load(request=LoadRequest(context=8192, purpose="speed"), outcome="ok", speeds=speeds)]
+        return fit_record(record(*loads))
+
+    wide = fitted(19.3, 50.0, 30.0)
+    assert (wide.metadata.performance.decode_tokens_per_s, wide.metadata.performance.depths) == (None, ())
+    assert any("speed is not given" in note for note in wide.metadata.quality.notes)
+    # one disturbed repeat of many is left out; the depth it was timed at stays
+    calm = fitted(50.0, 19.3, 51.0, 52.0)
+    assert calm.metadata.performance.decode_tokens_per_s == 51.0
+    # an artifact of before says nothing either
+    performance = msgspec.structs.replace(calm.metadata.performance, spread=1.87)
+    old = msgspec.structs.replace(calm, metadata=msgspec.structs.replace(calm.metadata, performance=performance))
+    assert predict_speed(old, 4096).decode_tokens_per_s is None
 
 
 def test_a_busy_machine_widens_the_error_of_its_speeds() -> None:
