@@ -31,6 +31,7 @@ from harness.measure.events import Logged, Observer
 from harness.measure.load import LoadRunner
 from harness.measure.prepare import prepare
 from harness.measure.setup import opened
+from harness.model.calibration import artifact_name
 from harness.model.facts import EngineName, LoadFacts
 from harness.model.record import EngineVersion, Load, LoadRequest, Record, Settings
 from harness.options import Overrides, RunOptions, asked_flash
@@ -259,7 +260,8 @@ def _is_path(name: str | None) -> bool:
 def _folder(store: Store, session: Session) -> Iterator[Path]:
     """A folder for the engine's log; it stays if something went wrong, or holds a record."""
     now = datetime.now(UTC)
-    name = f"{now:%Y%m%dT%H%M%SZ}-serve-{session.engine.name}-{session.request.stem}-{now.microsecond:06d}"
+    stem = artifact_name(session.request.stem)
+    name = f"{now:%Y%m%dT%H%M%SZ}-serve-{session.engine.name}-{stem}-{now.microsecond:06d}"
     folder = store.run_folder(name)
     with new_folder(folder):
         try:
@@ -356,7 +358,7 @@ def _keep(session: Session, runner: LoadRunner, request: LoadRequest, server: Se
         ended_at=now,
         seconds=ready,
         status="complete",
-        id=f"{session.engine.name}/{session.request.stem}",
+        id=f"{session.engine.name}/{artifact_name(session.request.stem)}",
         engine_name=session.engine.name,
         model=session.request.source.model,
         engine=runner.identity or EngineVersion(version=server.facts.engine_version if server.facts else None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import msgspec
@@ -16,6 +17,7 @@ from harness.model.calibration import Calibration
 from harness.model.facts import DeviceFacts
 from harness.options import Allowed, RunOptions
 from harness.prediction.verification import describe_placement, disagreement
+from harness.serving import server
 from harness.serving.calibration_lookup import read_question
 from harness.serving.check import Assessment, check
 from harness.serving.server import OnOffload, completed, decide, request_of
@@ -164,3 +166,11 @@ def test_the_log_is_told_in_words() -> None:
     assert "7 of them with experts on the host" in describe_placement(facts(8192, layers_overflowing=7), "gpu")
     on_cpu = msgspec.structs.replace(facts(8192), devices={"CPU": DeviceFacts(kind="host", weights_bytes=MIB)})
     assert describe_placement(on_cpu, "host") == "everything is in host memory"
+
+
+@pytest.mark.parametrize("name", ["gemma3:270m", "org/model:7b", "a b", "ü", "..", "%"])
+def test_a_served_model_of_any_name_has_a_folder(tmp_path: Path, name: str) -> None:
+    session = SimpleNamespace(engine=SimpleNamespace(name="llama-server"), request=SimpleNamespace(stem=name))
+    with server._folder(Store(tmp_path), session) as folder:  # type: ignore[arg-type]
+        assert folder.parent == tmp_path / "runs"
+    assert not folder.exists(), "nothing was kept"
