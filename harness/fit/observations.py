@@ -161,7 +161,8 @@ def _point(load: Load, record: Record, made: Point | None = None) -> tuple[Point
     """``made`` is the load that was made where others are planned: they have its overhead."""
     asked = f"context {load.request.context}"
     if load.outcome in ("failed", "skipped", "wont-fit"):
-        return None, f"{asked}: {load.reason or load.outcome}"
+        why = load.reason or load.outcome
+        return None, why if f"{load.request.context} tokens" in why else f"{asked}: {why}"
     facts = load.facts
     if facts is None:
         return None, f"{asked}: no log was read"

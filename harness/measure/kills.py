@@ -61,8 +61,9 @@ def refuse_killed(load: Load, folder: Path) -> None:
         EngineError: it was.
     """
     if load.outcome == "failed":
+        asked, reason = f"{load.request.context} tokens", load.reason or "it was killed"
         raise EngineError(
-            f"{load.request.context} tokens: {load.reason}; nothing says that memory was short",
+            f"{reason if asked in reason else f'{asked}: {reason}'}; nothing says that memory was short",
             tail=() if load.log is None else last_lines(folder / load.log, 12),
             hint="see who ends processes here (dmesg, journalctl -k, a job's limits), then calibrate again",
             code=KILLED,

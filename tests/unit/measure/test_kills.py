@@ -75,5 +75,7 @@ def test_a_load_that_was_killed_is_made_once_more(tmp_path: Path, monkeypatch: p
     calibration = calibrate(world, monkeypatch, tmp_path, heard, num_batch=512).calibration
     outcomes = [(one.request.context, one.outcome) for one in only_record(tmp_path).loads]
     assert outcomes == [(1024, "ok"), (2048, "failed"), (2048, "ok"), (4096, "ok")]
-    assert any("SIGKILL" in text and "made again" in text for text in heard.warnings)
+    (said,) = [text for text in heard.warnings if "made again" in text]
+    assert "SIGKILL" in said
+    assert said.count("2048 tokens") == 1
     assert [one.context for one in calibration.metadata.quality.loads] == [1024, 2048, 4096]
