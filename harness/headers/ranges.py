@@ -15,6 +15,7 @@ from urllib.parse import urljoin, urlsplit
 
 from harness.errors import BadInputError, BusyError, NotFoundError, NotPermittedError, UnavailableError, UsageError
 from harness.text import one_line
+from harness.units import format_size
 
 if TYPE_CHECKING:
     import httpx
@@ -220,7 +221,7 @@ class Ranges:
             raise _AgainError(f"{where} changed while it was read", code="bad-source")
         if status == 200:
             size = answer.headers.get("content-length", "")
-            much = f" (all of it: {int(size) / 1e9:.1f} GB)" if size.isdigit() and len(size) < 16 else ""
+            much = f" (all of it: {format_size(int(size))})" if size.isdigit() and len(size) < 16 else ""
             raise UnavailableError(
                 f"{where} sends whole files only{much}: its server knows no ranges",
                 hint="download the file by other means, and give its path",

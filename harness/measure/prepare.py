@@ -10,6 +10,7 @@ import msgspec
 from harness.engines.base import Engine, Options, Source
 from harness.engines.registry import recipe_of
 from harness.engines.running import RunningServer, held_by
+from harness.errors import NotFoundError
 from harness.inventory.backend import Backend, choose, choose_engine, choose_sandbox, header_address, resolve_name
 from harness.inventory.digests import cached_sha256
 from harness.inventory.machine import LocalMachine
@@ -39,6 +40,11 @@ def prepare(run: RunOptions, store: Store, here: Path) -> Session:
     options = msgspec.structs.replace(options, sandbox=place)
     reasons = (*reasons, *why)
     stack = ExitStack()
+    if not run.header_only and name.startswith(("https://", "http://", "hf://")):
+        raise NotFoundError(
+            f"{name} is an address, and weights are not downloaded", code="no-such-file",
+            hint="--header-only measures its memory without them; or download the file and give its path",
+        )  # fmt: skip
     if run.header_only:
         name, source, options = _from_header(name, engine, catalog, options, stack)
     else:

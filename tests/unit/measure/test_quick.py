@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 
 from harness.engines.base import Options, Source
-from harness.errors import UnavailableError, UntrustedError, UsageError
+from harness.errors import NotFoundError, UnavailableError, UntrustedError, UsageError
 from harness.headers import planning
+from harness.measure.prepare import prepare
 from harness.measure.quick import check_quick, first_load, planned_loads
 from harness.model.facts import CacheFacts, DeviceFacts, LoadFacts
 from harness.model.planned import PlannedLoad
 from harness.model.record import Load, LoadRequest, Model
+from harness.options import RunOptions
+from harness.store.store import Store
 from harness.units import MIB
 
 
@@ -84,3 +87,10 @@ def test_what_a_plan_cannot_speak_for_is_refused_before_a_start(source: Source) 
 def test_the_load_that_is_made_is_the_smallest_of_the_last_batch() -> None:
     requests = [LoadRequest(context=context, num_batch=batch) for batch, context in ((512, 4096), (1024, 32_768), (1024, 8192))]
     assert first_load(requests) == requests[2]
+
+
+@pytest.mark.parametrize("name", ["https://example.org/x.gguf", "hf://me/x/y.gguf"])
+def test_an_address_is_not_downloaded_in_silence(name: str, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        prepare(RunOptions(model=name, engine="llama-server", gpus="none"), Store(tmp_path), tmp_path)
+    assert "--header-only" in (caught.value.hint or "")
