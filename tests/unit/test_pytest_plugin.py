@@ -98,7 +98,7 @@ def test_a_model_that_is_served_in_front_of_the_tests_is_not_asked_about_again(
     ("mark", "says"),
     [
         ('needs_model("made-up")', "missing context"),
-        ('needs_model("made-up", ctx=0)', "1 to"),
+        ('needs_model("made-up", ctx=0)', "a number of tokens is expected"),
         ("needs_model()", "names no model"),
     ],
 )
