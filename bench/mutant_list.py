@@ -124,8 +124,9 @@ MUTANTS: Final = (
     # the report's planner
     # the tables of the report's planner, and the script that looks them up
     Mutant("if (steps[middle][0] <= free)", "if (steps[middle][0] < free)", _PAGE),
-    Mutant("resident.length >= table.most_loaded", "resident.length > table.most_loaded", _PAGE),
+    Mutant("own.length >= table.most_loaded", "own.length > table.most_loaded", _PAGE),
     Mutant("Math.max(need - free, 0)", "need - free", _PAGE),
+    Mutant("one.engine === engine", "true", _PAGE),
     Mutant("? one.required : Math.max(one.available - one.reserve, 0)", "? one.required : one.required", _PAGE),
     Mutant('table.contexts[found.lastIndexOf("fits")]', 'table.contexts[found.indexOf("fits")]', _PAGE),
     Mutant("(evicts.length && at(evicts, rest))", "evicts.length", _PAGE),

@@ -48,7 +48,9 @@ def suite(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_test_whose_model_would_spill_is_skipped_with_the_sentence(suite: Suite) -> None:
     done = suite.run()
     done.assert_outcomes(passed=2, skipped=1, warnings=1)
-    done.stdout.fnmatch_lines(["*UNCALIBRATED*harness calibrate nobody*", "SKIPPED * test_*CPU OFFLOAD LIKELY: needs 6,331.0 MiB*"])
+    done.stdout.fnmatch_lines(
+        ["*UNCALIBRATED*harness calibrate nobody*", "SKIPPED * test_*CPU OFFLOAD LIKELY: needs 6,331.0 MiB*"]
+    )
 
 
 def test_options_choose_and_come_before_the_ini_file(suite: Suite, pytester: pytest.Pytester) -> None:

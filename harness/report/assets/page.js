@@ -253,14 +253,14 @@
     }
 
     const bytes = input => Math.max(Math.round(Number(input.value) * GIB) || 0, 0);
-    const asked = row => [row.entry.planner, Number(row.slots.value), Number(row.context.value)];
+    const asked = row => [row.entry.planner, Number(row.slots.value), Number(row.context.value), row.entry.document.engine];
 
     // Models share the memory that they are in: those of the GPU one, those of the host the other.
     function update() {
       const said = [];
       for (const [name, here, many, available] of [["GPU", rows.filter(row => !isHost(row.entry)), Number(cards.value), bytes(free)],
         ["host memory", rows.filter(row => isHost(row.entry)), 1, bytes(host)]]) {
-        const alone = many > 1 ? here.map(row => planner.look(row.entry.planner, many, ...asked(row).slice(1), available)) : null;
+        const alone = many > 1 ? here.map(row => planner.look(row.entry.planner, many, ...asked(row).slice(1, 3), available)) : null;
         const found = alone ?? planner.together(here.map(asked), available);
         here.forEach((row, index) => show(row, found[index], planner.largest(row.entry.planner, many, Number(row.slots.value), found[index].available / many)));
         if (here.length > 1 && alone) said.push(`On ${many} cards each model is judged alone: harness check judges them together.`);

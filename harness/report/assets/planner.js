@@ -37,21 +37,25 @@ const planner = (() => {
   const decodeSteps = (table, cards, slots, context) =>
     cellOf(table, cards, slots, context)[0].map(([free, index]) => [free, table.answers[index][8]]);
 
-  // Models started one after the other in one memory: [table, slots, context] each, and the free bytes before the first.
+  // Models started one after the other in one memory: [table, slots, context, engine] each, and the free bytes before the first.
+  // An engine ends models of its own alone, the oldest first.
   function together(requests, free) {
-    const found = [], fates = [], resident = [];
+    const found = [], fates = [];
+    let running = [];
     const taken = one => one.verdict === "fits" ? one.required : Math.max(one.available - one.reserve, 0);
-    requests.forEach(([table, slots, context], index) => {
+    requests.forEach(([table, slots, context, engine], index) => {
       const {1: evicts} = cellOf(table, 1, slots, context);
       for (;;) {
-        const rest = resident.reduce((left, one) => Math.max(left - taken(found[one]), 0), free);
+        const rest = Math.max(running.reduce((left, one) => left - one.size, free), 0);
         found[index] = look(table, 1, slots, context, rest);
-        const full = table.most_loaded !== null && resident.length >= table.most_loaded;
-        if (!resident.length || !(full || (evicts.length && at(evicts, rest)))) break;
-        fates[resident.shift()] = "evicted";
+        const own = running.filter(one => one.engine === engine);
+        const full = table.most_loaded !== null && own.length >= table.most_loaded;
+        if (!own.length || !(full || (evicts.length && at(evicts, rest)))) break;
+        running = running.filter(one => one !== own[0]);
+        fates[own[0].index] = "evicted";
       }
       fates.push({fits: "resident", offload: "offload", unknown: null}[found[index].verdict]);
-      if (found[index].verdict !== "unknown") resident.push(index);
+      if (found[index].verdict !== "unknown") running.push({index, engine, size: taken(found[index])});
     });
     return found.map((answer, index) => ({...answer, fate: fates[index]}));
   }

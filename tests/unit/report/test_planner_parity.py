@@ -139,7 +139,10 @@ def test_models_are_planned_together_as_check_plans_them(
     rng = random.Random(7)
     names = [name for name, one in animals.items() if name != "pair" and one.metadata.machine.target == "gpu"]
     asked: list[Any] = [
-        [[[name, 1, rng.choice(tables[name].contexts)] for name in rng.choices(names, k=5)], round(rng.uniform(4, 40) * GIB)]
+        [
+            [[name, 1, rng.choice(tables[name].contexts), animals[name].engine] for name in rng.choices(names, k=5)],
+            round(rng.uniform(4, 40) * GIB),
+        ]
         for _ in range(CASES // 10)
     ]
 
@@ -151,7 +154,7 @@ def test_models_are_planned_together_as_check_plans_them(
     )
 
     for (requests, free), answer in zip(asked, answers, strict=True):
-        verdicts, fates = judge_together([(animals[name], context, slots) for name, slots, context in requests], (free,))
+        verdicts, fates = judge_together([(animals[name], context, slots) for name, slots, context, _ in requests], (free,))
         assert answer == [[verdict.verdict, fate] for verdict, fate in zip(verdicts, fates, strict=True)], requests
     assert {fate for answer in answers for _, fate in answer} >= {"resident", "offload", "evicted"}
 
