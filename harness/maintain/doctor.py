@@ -18,6 +18,7 @@ from harness.inventory.gpus import has_device
 from harness.inventory.machine import LocalMachine
 from harness.maintain.doctor_drm import drm_findings, sleeping_nvidia
 from harness.maintain.doctor_gpu import docker_findings, nvidia_findings
+from harness.maintain.doctor_topology import topology_findings
 from harness.model.finding import Finding
 from harness.units import format_size
 
@@ -33,7 +34,18 @@ def examine(store: Path) -> list[Finding]:
     gpus = () if isinstance(machine.nvidia, HarnessError) else machine.nvidia
     embedded = [*recipe_of(EMBEDDED).findings(gpus), _devices()]
     others = [finding for name in engine_names() if name != EMBEDDED for finding in recipe_of(name).findings(gpus)]
-    return [_platform(), *embedded, _memory(machine), _store(store), *asleep, *nvidia, *drm, *docker_findings(), *others]
+    return [
+        _platform(),
+        *embedded,
+        _memory(machine),
+        _store(store),
+        *asleep,
+        *nvidia,
+        *drm,
+        *topology_findings(),
+        *docker_findings(),
+        *others,
+    ]
 
 
 def _platform() -> Finding:

@@ -41,7 +41,7 @@ def measure_splits(runner: LoadRunner, source: Source, record: Record, add: Call
     add(first)
     kinds = first.facts.layer_kinds if first.facts else None
     if (devices := len(record.machine.gpus)) > 1:
-        contexts = [max(top // 64 // 256 * 256, 256), *contexts]
+        contexts = sorted({max(top // part // 256 * 256, 256) for part in (64, 16, 4, 2, 1)})
         _measure_sets(runner, source, kinds or "f" * layers, devices, contexts, record.settings.num_batch, add)
         return
     planned = [one for one in plan_dry_runs(kinds, layers, contexts, moe=moe) if one != first.request]

@@ -83,20 +83,22 @@ class DeviceCompute:
             for spot, size in zip(spots(kinds, layout, moe=moe), sizes, strict=True):
                 if spot is not None:
                     for level, known in enumerate(self._known):
-                        low, high = known.get(_like(spot, level), (size, size))
-                        known[_like(spot, level)] = min(low, size), max(high, size)
+                        low, high = known.get(_like(spot, level), size)
+                        known[_like(spot, level)] = min(low, size[0]), max(high, size[1])
 
     def of(self, layout: Layout) -> list[tuple[float, float]] | None:
-        """Bytes of each device, and by how much each may be less; ``None`` where no dry run was like it."""
+        """Bytes of each device, and how far each may be off; ``None`` where no dry run was like it."""
         found = []
         for spot in spots(self.kinds, layout, moe=self.moe):
             if spot is None:
                 found.append((0.0, 0.0))
                 continue
-            known = next((one for level in range(_LEVELS) if (one := self._known[level].get(_like(spot, level)))), None)
+            likes = (self._known[level].get(_like(spot, level)) for level in range(_LEVELS))
+            level, known = next(((level, one) for level, one in enumerate(likes) if one is not None), (0, None))
             if known is None:
                 return None
-            found.append((known[1], known[1] - known[0]))
+            low, high = known
+            found.append((low if level == 0 else high, high - low))
         return found
 
 
@@ -114,17 +116,25 @@ def _like(spot: Spot, level: int) -> Spot:
     return spot
 
 
-def _at(context: int, contexts: Sequence[int], sizes: Sequence[float]) -> float:
-    """Bytes at a context by straight lines between dry runs; what grows bends upwards alone, so this is never too little.
+def _at(context: int, contexts: Sequence[int], sizes: Sequence[float]) -> tuple[float, float]:
+    """Bytes at a context between dry runs, at least and at most.
 
-    Below the smallest of them it is that of the smallest.
+    A buffer is the largest of some graphs, each of which grows by a straight line: it bends upwards alone, so it is never above
+    the line between its neighbours, nor below the lines through those on either side. Below the smallest context it is that
+    one's.
     """
-    points = sorted(zip(contexts, map(from_gib, sizes), strict=True))
+    points = [(at, float(from_gib(size))) for at, size in sorted(zip(contexts, sizes, strict=True))]
     if context <= points[0][0] or len(points) == 1:
-        return float(points[0][1])
+        return points[0][1], points[0][1]
     right = next((index for index in range(1, len(points)) if context <= points[index][0]), len(points) - 1)
-    (low, less), (high, more) = points[right - 1], points[right]
-    return less + (more - less) * (context - low) / (high - low)
+    most = _line(points[right - 1], points[right], context)
+    beside = [points[right - 2 : right]] * (right > 1) + [points[right + 1 : right - 1 : -1]] * (right + 1 < len(points))
+    least = min(max((_line(pair[0], pair[1], context) for pair in beside), default=most), most)
+    return (least if right + 1 < len(points) else most), most
+
+
+def _line(one: tuple[int, float], other: tuple[int, float], at: int) -> float:
+    return one[1] + (other[1] - one[1]) * (at - one[0]) / (other[0] - one[0])
 
 
 def plan_sets(kinds: str, devices: int, *, moe: bool) -> tuple[Layout, ...]:
