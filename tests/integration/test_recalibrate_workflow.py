@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from tests.support.composite import Action, commands
 from tests.support.images import ollama_image
 from tests.support.ollama import registry
 
@@ -167,6 +168,32 @@ def test_an_upgrade_becomes_a_pull_request_to_decide_from(origin: Path, tmp_path
     shutil.copytree(composed / "proposal", runner.temp / "proposal")
     runner.job("propose")
     assert not (tmp_path / "gh").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.requires("docker", "embedded")
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_a_pull_request_that_raises_the_image_is_measured_and_answered(origin: Path, tmp_path: Path) -> None:
+    """The composite action on the merge of such a pull request: real containers, one comment."""
+    here = tmp_path / "pull"
+    git(tmp_path, "clone", "--quiet", str(origin), str(here))
+    (here / "images/pins.yaml").write_text(f"ollama: '{REPOSITORY}:{NEW}'\n")
+    git(here, "commit", "--quiet", "--all", "--message", "bump")
+    script(tmp_path / "harness", f'PYTHONPATH={ROOT} exec {sys.executable} -m harness "$@"')
+    calibration = yaml.safe_load((here / "models/calibrations/ollama/tiny.yaml").read_text())
+    needed = round(calibration["constants"]["base_vram_gb"] * 1024) + 24
+    given = {"program": str(tmp_path / "harness"), "run": "measure", "models": "tiny@2048", "available": f"{needed}MiB"}
+    pull = {"pull_request": {"number": 7, "head": {"repo": {"full_name": "team/models"}}}}
+    done = Action(ROOT, tmp_path).run(here, given, pull)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (here / "harness-comment.md").read_text()
+    assert f"ollama {REPOSITORY}:{OLD} → {REPOSITORY}:{NEW}" in text
+    assert "1 of 1 calibrations that were measured again moved beyond the measurement error" in text
+    assert "**fits → offload**" in text
+    assert commands(done.stdout) == [
+        ("warning", "models/calibrations/ollama/tiny.yaml", "tiny@2048: fits → offload"),
+    ]  # fmt: skip
 
 
 def test_a_tag_that_is_none_stops_the_run(tmp_path: Path) -> None:
