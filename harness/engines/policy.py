@@ -119,6 +119,10 @@ class Policy(Rules):
         """Why it ended, where its log says that in words of its own; ``tail`` is its last lines."""
         return None
 
+    def end_hint(self, tail: Sequence[str]) -> str | None:
+        """What to do about an end that the last lines of the log explain; ``None``: nothing is known."""
+        return None
+
     def refuse_start(self, log: bytes, gpus: Sequence[Gpu]) -> HarnessError | None:
         """Why a server that has just started cannot use the ``gpus`` that it was given, by its log; ``None``: it can."""
         return None

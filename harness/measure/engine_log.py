@@ -86,7 +86,8 @@ def check_alive(running: Running, policy: Policy) -> None:
             code="illegal-instruction",
         )
     code = KILLED if status == _SIGKILL else "engine-ended"
-    raise EngineError(f"the engine ended with status {status}{_signal(status)}", tail=tail, code=code)
+    said = f"the engine ended with status {status}{_signal(status)}"
+    raise EngineError(said, tail=tail, hint=policy.end_hint(tail), code=code)
 
 
 def refuse_without_gpu(running: Running, policy: Policy, gpus: Sequence[Gpu]) -> None:

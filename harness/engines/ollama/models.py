@@ -14,6 +14,7 @@ from harness.engines import gguf
 from harness.engines.base import Options, Progress, Source
 from harness.engines.ollama.api import connected, pull_refusal, show, translated
 from harness.engines.ollama.names import is_closed, local_name, models_folder, over_plain_http, split_name
+from harness.engines.ollama.policy import CLOSED_FOLDER
 from harness.errors import (
     BadInputError,
     CannotWriteError,
@@ -183,8 +184,8 @@ def _shown(client: httpx.Client, name: str, source: Source, options: Options) ->
         body, error = None, refused
     if body is None and folder is not None and options.sandbox != "process" and is_closed(folder, name):
         raise NotPermittedError(
-            f"the models in {folder} belong to another account, and root of a container has no right over its files",
-            hint=f"sudo chmod -R o+rX {folder}, lend a copy with --models DIR, or leave Docker out: --sandbox process",
+            f"the models in {folder} belong to another account, and its files may not be read in a container",
+            hint=CLOSED_FOLDER.format(folder),
             code="models-not-readable",
         )
     if error is not None:

@@ -48,6 +48,11 @@ LLAMA_SERVER: Final = (0, 30, 0)
 GO_MINIMUM: Final = 457 * MIB
 #: Rounding of one part by the Go runner (format.HumanBytes2: one decimal of GiB).
 GO_ROUNDING: Final = 0.05 * GIB
+#: Root of a container without any capability has no right over files of another account.
+CLOSED_FOLDER: Final = (
+    "root of a container has no right over files of another account: sudo chmod -R o+rX on {}, lend a copy with --models DIR, "
+    "or leave Docker out (--sandbox process)"
+)
 #: What of host memory is kept small while it is measured: gemma3-270m at 32,768 tokens, 0.12.11: 629 and 699 MiB.
 GO_HEAP: Final = "the Go heap of a server of your own, up to 12 % more: it was measured with GOGC=1"
 #: What a server names at its start (discover/types.go), and the drivers that it leaves alone (discover/cuda_compat.go).
@@ -70,6 +75,11 @@ class OllamaPolicy(Policy):
         """Its server and its runners: ``--model …/blobs/sha256-DIGEST`` (llm/llama_server.go), in containers too."""
         program = words[0].rpartition("/")[2]
         return program in ("ollama", "ollama_llama_server") or (program == "llama-server" and "/ollama/" in words[0])
+
+    def end_hint(self, tail: Sequence[str]) -> str | None:
+        """A folder of models that belongs to another account (``mkdir /ollama/blobs: permission denied``)."""
+        closed = any("permission denied" in line and ("/blobs" in line or "/manifests" in line) for line in tail)
+        return CLOSED_FOLDER.format("that folder of models") if closed else None
 
     def refuse_start(self, log: bytes, gpus: Sequence[Gpu]) -> HarnessError | None:
         """Its ``inference compute`` lines name the CPU alone (discover/types.go), since the driver is too old as a rule."""

@@ -116,7 +116,7 @@ def test_a_container_is_lent_only_what_its_root_may_read(home: Path) -> None:
         os.chown(blob, 1000, 1000)
     blob.chmod(0o600)
     assert native.lendable("tiny", os.environ) is None
-    with standin(home) as client, pytest.raises(NotPermittedError, match="root of a container") as caught:
+    with standin(home) as client, pytest.raises(NotPermittedError, match="another account") as caught:
         Ollama().prepare(client, Source(model=Model(name="tiny"), own_name="tiny"), Options(models=str(folder)), quiet)
     assert "o+rX" in str(caught.value.hint)
     blob.unlink()

@@ -78,3 +78,13 @@ def test_a_server_without_the_gpu_that_was_asked_for_ends_the_run_before_anythin
     assert "Test A" in caught.value.message
     assert "prepare" not in world.events
     assert only_record(tmp_path).status == "partial"
+
+
+def test_a_folder_of_models_that_a_container_may_not_read_is_explained(tmp_path: Path) -> None:
+    """Ollama 0.33.0 with its models lent by another account."""
+    (tmp_path / "log").write_text("Error: mkdir /ollama/blobs: permission denied: ensure path elements are traversable\n")
+    running = FakeRunning(World(TrueModel(weights=0, overhead=0, kv_per_cell=1)), tmp_path / "log")
+    running.status = 1
+    with pytest.raises(EngineError) as caught:
+        check_alive(running, policy_of("ollama"))
+    assert "chmod -R o+rX" in str(caught.value.hint)
