@@ -214,6 +214,8 @@ def arrange(
     below = certain is None and not (moe and by_law) and spread.rearranges and all(staying)
     below = below and (len({layout for _, layout in layouts}) == 1 or not by_law)
     certain = final(0.0) if below else certain
+    # Where it fits at both ends, the split is that of the predicted figures: the upper end may leave another one.
+    certain = likely if certain is not None and likely is not None else certain
     shown = certain or likely or first_split
     where = certain or (refit(first_split, targets, memory.held, experts=moe) if spread.rearranges else None)
     sizes = [round(size + overhead) for size in memory.held(shown)]
