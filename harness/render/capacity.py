@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _BAR: Final = 16
 _CARD_BAR: Final = 24
 #: The mark and the colour of each model on a card.
-_MARKS: Final = (("█", "blue"), ("▓", "cyan"), ("▒", "green"), ("▞", "yellow"), ("▚", "magenta"))
+_MARKS: Final = (("█", "blue"), ("▓", "cyan"), ("▒", "green"), ("▞", "yellow"), ("▚", "red"))
 _COLUMNS: Final = (
     Column("model", right=False), Column("engine", right=False, rank=3), Column("largest context"), Column("takes"),
     Column("to spare"), Column("tokens/s", rank=1), Column("when full", rank=2),
@@ -145,7 +145,7 @@ def notes(memory: Memory) -> list[str]:
         lines.append("together: no two of them")
     lines += [_kept(one) for one in memory.limits]
     if not memory.all_sets:
-        lines.append("there are more sets of models than were tried: name those that you want, or the first ones with --prefer")
+        lines.append("there are more such sets: name the models that matter, or put them first with --prefer")
     return [clean(line) for line in lines]
 
 

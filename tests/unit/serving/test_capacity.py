@@ -135,7 +135,7 @@ def test_where_not_every_set_can_be_tried_it_is_said(tmp_path: Path) -> None:
     (memory,) = plan((), store, LocalMachine(), available=(24 * GIB,)).memories
     assert {len(group.models) for group in memory.groups} == {5}
     assert not memory.all_sets
-    assert any("more sets" in line for line in notes(memory))
+    assert any("more such sets" in line for line in notes(memory))
 
 
 def test_sets_have_the_models_that_are_preferred(tmp_path: Path) -> None:
@@ -190,3 +190,11 @@ def test_a_calibration_of_which_the_parts_are_unknown_hides_no_other_at_more_slo
     assert any("strange" in text and "slots" in text for text in found.warnings)
     with pytest.raises(UnknownVerdictError):
         plan(("strange",), store, LocalMachine(), available=(24 * GIB,), num_parallel=2)
+
+
+def test_every_model_of_a_large_set_has_a_mark_on_its_card(run: Command, tmp_path: Path) -> None:
+    store_of(tmp_path / "store", *(small(f"m{number}") for number in range(12)))
+    done = run("plan", "--available", "24GiB")
+    assert done.returncode == 0
+    (bar,) = [line for line in done.stdout.splitlines() if line.startswith("GPU0")]
+    assert set("█▓▒▞▚░") <= set(bar)
