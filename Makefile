@@ -84,6 +84,7 @@ bench-verdicts: tools ## Compare verdicts with what llama-server then does (30 m
 	@set -f; exec $(PYTHON) -m bench.verdicts $$COMMAND_ARGS
 
 docs: tools ## Build the documentation into build/docs (needs requirements-ci.lock)
+	@$(PYTHON) -c 'import material, mkdocs' 2>/dev/null || { echo 'make docs needs the pages'"'"' builder: .venv/bin/python -m pip install --require-hashes -r requirements-ci.lock' >&2; exit 2; }
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
 
 reference: tools ## Write the reference pages that follow from the code

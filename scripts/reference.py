@@ -1,4 +1,4 @@
-"""Write the reference pages that follow from the code: docs/reference/{cli,artifact,errors}.md.
+"""Write the reference pages that follow from the code: docs/reference/{cli,artifact,errors,harness-toml}.md.
 
     python scripts/reference.py [--check]
 
@@ -24,6 +24,7 @@ import msgspec
 from harness import errors
 from harness.cli.main import COMMANDS
 from harness.model.calibration import Calibration
+from harness.options import settings
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGES: Final = ROOT / "docs" / "reference"
@@ -49,6 +50,39 @@ value and where it came from. Sizes: `24GiB`, `24Gi` and `24g` are binary, `24GB
 
 | verb | what it does |
 | --- | --- |
+"""
+
+
+def toml_page() -> str:
+    """Every setting of harness.toml and the environment."""
+    parts = ["# harness.toml and variables\n\n", NOTE, _TOML_INTRODUCTION]
+    for name, one in sorted(settings().items()):
+        values = " / ".join(f"`{choice}`" for choice in one.option.choices) or _cell(one.option.metavar or "text")
+        written = " or ".join(dict.fromkeys(_WRITTEN[kind] for kind in one.written))
+        meaning = _cell(one.option.help or ("Where models are put together." if name == "cache" else ""))
+        parts.append(f"| `{name}` | `{one.variable}` | {values} | {written} | {meaning} |\n")
+    return "".join(parts)
+
+
+_WRITTEN: Final = {int: "number", float: "number", str: "text", list: "list"}
+_TOML_INTRODUCTION: Final = """\
+A `harness.toml` in a folder holds for that folder and all below it; the nearest one counts, and where it stands
+`models/calibrations` beside it is the store. A flag beats a variable, a variable the file, the file the default. A key that is
+not in this table is an error (78), a variable `HARNESS_…` that is not is a warning. `harness doctor` and `-v` show each value
+and where it came from.
+
+```toml
+# harness.toml
+engine = "ollama"
+ctx = ["8k", "32k"]       # contexts of calibrate; also "8k,32k", or numbers
+kv_cache_type = "q8_0"
+num_parallel = 2
+available = "24GiB"       # the card that check and plan are about
+store = "calibrations"
+```
+
+| key | variable | values | type | meaning |
+| --- | --- | --- | --- | --- |
 """
 
 
@@ -208,7 +242,12 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    for name, make in (("cli.md", cli_page), ("artifact.md", artifact_page), ("errors.md", errors_page)):
+    for name, make in (
+        ("cli.md", cli_page),
+        ("artifact.md", artifact_page),
+        ("errors.md", errors_page),
+        ("harness-toml.md", toml_page),
+    ):
         path, text = PAGES / name, make()
         if check and (not path.exists() or path.read_text(encoding="utf-8") != text):
             stale.append(name)

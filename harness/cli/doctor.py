@@ -32,17 +32,18 @@ def cli(measure_overhead: bool, gpus: str, engine_binary: str | None, store: str
     """
     if measure_overhead:
         return _measure(gpus, engine_binary, store)
-    from harness.maintain.doctor import examine
+    from harness.maintain.doctor import examine, readiness
     from harness.store.config import settings
 
-    findings = examine(store_at(store).root)
+    findings, ready = examine(store_at(store).root), readiness(store_at(store), Path.cwd())
     found = settings(dict(os.environ), Path.cwd())
     return CommandResult(
         data={
+            "ready": msgspec.to_builtins(ready),
             "findings": msgspec.to_builtins(findings),
             "settings": {key: {"value": value, "from": origin} for key, (value, origin) in found.items()},
         },
-        text=partial(machine.findings, findings, found),
+        text=partial(machine.findings, ready, findings, found),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.errors import BadInputError, NotFoundError, NotPermittedError, UnavailableError
 from harness.headers.sources import SPLIT, Found, Part, split_names
+from harness.installation import install_hint
 from harness.text import one_line
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _listed(repository: str, revision: str | None) -> tuple[str, list[Any], dict
     except ImportError as error:
         raise UnavailableError(
             "models of the Hugging Face Hub are read through its own client, which is not installed",
-            hint="pip install 'llm-memory-harness[hub]', or give the https URL of the .gguf file",
+            hint=f"{install_hint('hub')}; or give the https URL of the .gguf file",
             code="no-hub",
         ) from error
     try:

@@ -17,9 +17,11 @@ from harness.headers import holes as headers
 from harness.sandboxes.docker_client import Daemon
 from harness.sandboxes.leftovers import Leftover, leftovers, remove
 from harness.sandboxes.reaper_main import HOME_PLACES, HOME_PREFIX, SECRET_PLACES, SECRETS_PREFIX, remove_folder
+from harness.store.catalog import cache_folder
 from harness.store.run_folder import life_of, others
 from harness.store.run_folder import remove as remove_run
 from harness.store.store import RUNS
+from harness.units import format_size
 
 #: How the store names what it is still writing.
 _PARTIAL: Final = re.compile(r"\..+\.harness-[0-9a-f]{8}\.part")
@@ -28,13 +30,14 @@ State = Literal["abandoned", "in-use", "kept"]
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
-    """Something of harness's. Only what is ``abandoned`` is ever removed; ``why`` is for the user."""
+    """Something of harness's. What is ``abandoned`` is removed, and what is kept if its ``option`` asks for that."""
 
-    kind: Literal["container", "volume", "network", "file", "folder", "run", "secrets", "header"]
+    kind: Literal["container", "volume", "network", "file", "folder", "run", "secrets", "header", "cache"]
     name: str
     state: State
     why: str
     removed: bool = False
+    option: Literal["cache", "failed-runs"] | None = None
 
 
 class Survey(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +47,7 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     docker: str | None = None
 
 
-def clean(store: Path, *, remove_abandoned: bool) -> Survey:
+def clean(store: Path, *, remove_abandoned: bool, asked: frozenset[str] = frozenset()) -> Survey:
     """List what bears harness's label or mark; remove what is abandoned if asked to.
 
     Abandoned is what provably has no owner. Age and place prove nothing.
@@ -68,8 +71,8 @@ def clean(store: Path, *, remove_abandoned: bool) -> Survey:
                     remove(daemon, one)
                     item = msgspec.structs.replace(item, removed=True)
                 items.append(item)
-    for path, item in _of_store(store):
-        if remove_abandoned and item.state == "abandoned":
+    for path, item in (*_of_store(store), *_of_cache(cache_folder())):
+        if remove_abandoned and (item.state == "abandoned" or item.option in asked):
             _remove(path)
             item = msgspec.structs.replace(item, removed=True)
         items.append(item)
@@ -106,6 +109,14 @@ def _of_store(store: Path) -> Iterator[tuple[Path, Item]]:
         yield from _of_home(folder)
 
 
+def _of_cache(folder: Path) -> Iterator[tuple[Path, Item]]:
+    """Weights that were put together from their package; they are made again when they are needed."""
+    for path in _entries(folder):
+        if path.suffix == ".gguf" and path.is_file() and not path.is_symlink():
+            why = f"{format_size(path.stat().st_size)} of weights, made again when they are needed (--cache)"
+            yield path, Item(kind="cache", name=str(path), state="kept", why=why, option="cache")
+
+
 def _partials(place: Path) -> Iterator[tuple[Path, Item]]:
     """Files whose writing was interrupted: a writer holds a lock on what it writes."""
     for path in _entries(place):
@@ -130,14 +141,15 @@ def _partials(place: Path) -> Iterator[tuple[Path, Item]]:
 def _of_run(folder: Path) -> Iterator[tuple[Path, Item]]:
     record, life = folder / "record.json", life_of(folder)
 
-    def item(state: State, why: str) -> tuple[Path, Item]:
-        return folder, Item(kind="run", name=str(folder), state=state, why=why)
+    def item(state: State, why: str, option: Literal["failed-runs"] | None = None) -> tuple[Path, Item]:
+        return folder, Item(kind="run", name=str(folder), state=state, why=why, option=option)
 
     if life == "alive":
         yield item("in-use", "its harness still runs")
     elif record.exists():
         if _status(record) != "complete":
-            yield item("kept", "a run that did not end well; its logs and readings are yours to keep or to delete")
+            mine: Literal["failed-runs"] | None = None if others(folder) else "failed-runs"
+            yield item("kept", "a run that did not end well, with its logs and readings (--failed-runs)", mine)
     elif life is None:
         yield item("kept", "a folder without harness's mark: it is not harness's to remove")
     elif life == "unknown":

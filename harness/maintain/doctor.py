@@ -19,7 +19,10 @@ from harness.inventory.machine import LocalMachine
 from harness.maintain.doctor_drm import drm_findings, sleeping_nvidia
 from harness.maintain.doctor_gpu import docker_findings, nvidia_findings
 from harness.maintain.doctor_topology import topology_findings
-from harness.model.finding import Finding
+from harness.measure.prepare import prepare
+from harness.model.finding import Finding, Readiness
+from harness.options import RunOptions
+from harness.store.store import Store
 from harness.units import format_size
 
 
@@ -46,6 +49,21 @@ def examine(store: Path) -> list[Finding]:
         *docker_findings(),
         *others,
     ]
+
+
+def readiness(store: Store, here: Path) -> Readiness:
+    """Whether `harness calibrate` would start here, on what, and what to do next."""
+    try:
+        session = prepare(RunOptions(), store, here)
+        session.held.close()
+    except HarnessError as error:
+        return Readiness(works=False, text=error.message, next=error.hint)
+    choice = session.choice
+    where = ", ".join(gpu.name for gpu in choice.gpus) or "host memory"
+    place = "Docker" if choice.sandbox == "docker" else "this machine"
+    calibrated = any(True for _ in store.paths())
+    text = f"{session.engine.name} on {place}, measuring {where}"
+    return Readiness(works=True, text=text, next="harness plan" if calibrated else "harness calibrate")
 
 
 def _platform() -> Finding:

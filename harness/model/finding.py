@@ -17,3 +17,11 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     text: str
     hint: str | None = None
+
+
+class Readiness(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a calibration works here: on what, or why not; ``next`` is what to do."""
+
+    works: bool
+    text: str
+    next: str | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -152,7 +153,12 @@ def merged_text(found: Sequence[Merged]) -> Iterator[str]:
         yield f"{one.action:>10}  {where}{f'  ({clean(one.reason)})' if one.reason else ''}"
         if one.action == "conflict" and one.drift is not None:
             yield from (f"{'':>12}{line}" for line in _moved(one.drift))
-    if any(one.action == "conflict" for one in found):
+    if not found:
+        yield "nothing to merge: there is no calibration and no run in what was named"
+        return
+    actions = Counter(one.action for one in found)
+    yield ", ".join(f"{number:,} {action}" for action, number in actions.items())
+    if actions["conflict"]:
         yield "nothing here was overwritten; harness diff shows more, --newer takes the newer one"
 
 

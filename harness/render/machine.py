@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.render.style import paint
 from harness.render.tables import Drawn, Hanging
-from harness.text import clean
+from harness.text import clean, counted
 
 if TYPE_CHECKING:
     from harness.maintain.clean import Survey
-    from harness.model.finding import Finding
+    from harness.model.finding import Finding, Readiness
     from harness.prediction.gpu_transfer import DriverOverhead
 
 _MARKS: Final = {"ok": ("ok", "green"), "note": ("note", "yellow"), "missing": ("missing", "red")}
 
 
-def findings(found: Sequence[Finding], settings: Mapping[str, tuple[Any, str]]) -> Iterator[str | Drawn]:
-    """What works and what does not, then each setting and where it comes from."""
+def findings(ready: Readiness, found: Sequence[Finding], settings: Mapping[str, tuple[Any, str]]) -> Iterator[str | Drawn]:
+    """Whether a calibration works here; what works and what does not; each setting and where it comes from; what to do next."""
+    missing = sum(one.state == "missing" for one in found)
+    word = paint("harness can calibrate here: ", "green") if ready.works else paint("harness cannot calibrate here: ", "red")
+    yield word + clean(f"{ready.text} ({missing} of {counted(len(found), 'thing')} missing)")
     for finding in found:
         word, colour = _MARKS[finding.state]
         yield Hanging(f"{paint(f'{word:>9}', colour)}  {finding.subject}: {clean(finding.text)}", 11)
@@ -26,6 +29,8 @@ def findings(found: Sequence[Finding], settings: Mapping[str, tuple[Any, str]]) 
             yield f"{'':>9}  {paint(clean(finding.hint), dim=True)}"
     for key, (value, origin) in sorted(settings.items()):
         yield Hanging(f"  setting  {key} = {clean(str(value))}  ({clean(origin)})", 11)
+    if ready.next:
+        yield Hanging(f"next: {clean(ready.next)}", 6)
 
 
 def overhead(found: DriverOverhead) -> Iterator[str]:

@@ -16,6 +16,7 @@ import msgspec
 from harness.render.style import paint
 
 _COLOUR: Final = re.compile(r"\x1b\[[0-9]*m")
+_WORD: Final = re.compile(r" *[^ ]+")
 _GAP: Final = 2
 #: Values that say nothing: a column of them is not drawn.
 _NOTHING: Final = frozenset({"", "–"})
@@ -53,12 +54,12 @@ def wrap(text: str, width: int | None, indent: str = "") -> Iterator[str]:
         yield text
         return
     line = ""
-    for word in text.split():
-        if line and columns_of(line) + 1 + columns_of(word) > width:
+    for word in _WORD.findall(text):  # with the spaces before it
+        if columns_of(line.strip(" ")) and columns_of(line) + columns_of(word) > width:
             yield line
-            line = start + indent + word
+            line = start + indent + word.lstrip(" ")
         else:
-            line = f"{line} {word}" if line else start + word
+            line += word
     yield line
 
 
@@ -70,7 +71,8 @@ class Hanging(msgspec.Struct, frozen=True):
 
     def lines(self, width: int | None) -> Iterator[str]:
         """One line, or as many as the width asks for."""
-        start = len(self.text) - len(self.text.lstrip(" "))
+        bare = _COLOUR.sub("", self.text)
+        start = len(bare) - len(bare.lstrip(" "))
         yield from wrap(self.text, width, " " * (self.indent - start))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError, UnavailableError
+from harness.installation import install_hint
 from harness.report.page import Assets, DriftLine, ReportEntry, page
 from harness.store.store import Store, read_record, write_atomically
 
@@ -42,7 +43,7 @@ def assets() -> Assets:
     except (ModuleNotFoundError, FileNotFoundError) as error:
         raise UnavailableError(
             "the report's charts need plotly",
-            hint="install the extra 'report': pip install 'llm-memory-harness[report]'",
+            hint=install_hint("report"),
             code="no-plotly",
         ) from error
     return Assets(

@@ -15,6 +15,7 @@ from harness.engines.registry import BUILT_IN, policy_of, running_servers
 from harness.engines.running import RunningServer
 from harness.errors import HarnessError
 from harness.exports.prometheus import MetricSample
+from harness.installation import install_hint
 from harness.inventory.machine import ModelProcess, model_processes
 from harness.meters.host import HostMeter, available_memory
 from harness.model.calibration import Calibration
@@ -229,7 +230,7 @@ def listen(exporter: Exporter, address: str, port: int) -> Callable[[], None]:
         from prometheus_client.core import GaugeMetricFamily
     except ImportError as error:
         raise UnavailableError(
-            "prometheus-client is not installed", hint="pip install 'llm-memory-harness[exporter]', or --textfile FILE",
+            "prometheus-client is not installed", hint=f"{install_hint('exporter')}; or --textfile FILE",
             code="no-prometheus-client",
         ) from error  # fmt: skip
 

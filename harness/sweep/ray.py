@@ -17,6 +17,7 @@ import msgspec
 
 from harness import __version__
 from harness.errors import UnavailableError
+from harness.installation import install_hint
 from harness.measure.events import Observer
 from harness.store.store import RUNS, Store, write_atomically
 from harness.sweep.matrix import Cell
@@ -42,7 +43,7 @@ def on_cluster(address: str, store: Store, *, patience: float = PATIENCE) -> Cel
     except ImportError as error:
         raise UnavailableError(
             "sweeps over a cluster need Ray",
-            hint="install the extra 'fleet': pip install 'llm-memory-harness[fleet]'",
+            hint=install_hint("fleet"),
             code="no-ray",
         ) from error
     if not ray.is_initialized():

@@ -184,6 +184,50 @@ def hints() -> list[tuple[str, str]]:
     return [one for one in found if one[1]]
 
 
+def commands() -> list[tuple[str, tuple[str, ...]]]:
+    """Every command of ours that any text of the program names, as words; what is put in is a word, too."""
+    from harness.cli.main import COMMANDS
+
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        parts = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+        for node in nodes:
+            if id(node) in parts:
+                continue
+            if isinstance(node, ast.JoinedStr):
+                text = "".join(one.value if isinstance(one, ast.Constant) else "PUT_IN" for one in node.values)  # type: ignore[misc]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = node.value
+            else:
+                continue
+            for verb, rest in re.findall(r"(?<![\w./-])harness ([a-z]+)((?: [^\s,;:)`]+)*)", text):
+                words: list[str] = []
+                for word in rest.split():
+                    value = bool(words) and words[-1].startswith("--")  # of the option before it
+                    if not value and not re.fullmatch(r"--?[a-z][a-z-]*|[A-Z_@\d.]+(?:\.yaml)?", word):
+                        break
+                    words.append(word.rstrip("."))
+                if verb in COMMANDS:
+                    found.append((path.name, (verb, *words)))
+    return list(dict.fromkeys(found))
+
+
+def test_every_command_that_the_program_names_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With --help behind it, everything before is parsed and nothing is done."""
+    command, named = Command(tmp_path, monkeypatch, capfd), commands()
+    assert len(named) > 30
+    refused = {}
+    for file, words in named:
+        done = command(*words, "--help")
+        open_option = f"error: Invalid value for '{words[-1]}'"  # the text ends before the option's value, which code puts in
+        if done.returncode and not done.stderr.startswith(open_option):
+            refused[file, words] = done.stderr
+    assert refused == {}
+
+
 def test_every_verb_and_option_that_a_hint_names_exists() -> None:
     from harness.cli.main import cli
 

@@ -12,7 +12,7 @@ import pytest
 from harness.engines.registry import BUILT_IN, GROUP
 
 ROOT = Path(__file__).parents[2] / "harness"
-_BASE = {"units", "errors", "text", "files", "ownership"}
+_BASE = {"units", "errors", "text", "files", "ownership", "installation"}
 _PURE = {"model", "fit", "prediction"}
 _MIDDLE = {"engines", "sandboxes", "meters", "logs"}
 _UPPER = {
@@ -27,6 +27,7 @@ ALLOWED = {
     "polling": set(),
     "files": set(),
     "ownership": set(),
+    "installation": set(),
     "model": _BASE,
     "fit": {"model", *_BASE},
     "prediction": {"fit", "model", *_BASE},

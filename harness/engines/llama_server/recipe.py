@@ -30,6 +30,7 @@ from harness.errors import (
     UsageError,
 )
 from harness.fit.load_plan import DEFAULT_BATCH
+from harness.installation import install_hint
 from harness.model.finding import Finding
 from harness.model.gpu import LocalGpu
 from harness.model.record import EngineVersion, LoadRequest, Speed
@@ -85,7 +86,7 @@ def find_command(binary: str | None) -> tuple[str, ...]:
         return (on_path,)
     raise UnavailableError(
         "there is no llama-server here",
-        hint="install the extra 'embedded' (make setup), or name a binary with --engine-binary",
+        hint=f"{install_hint('embedded')}; or name a binary with --engine-binary",
         code="no-engine",
     )
 
@@ -135,7 +136,7 @@ class LlamaServer(Engine):
             return (
                 Finding(
                     subject=subject, code="engine-missing", state="missing", text="the package xllamacpp is not installed",
-                    hint="make setup installs it; or use --engine-binary",
+                    hint=f"{install_hint('embedded')}; or use --engine-binary",
                 ),
             )  # fmt: skip
         try:

@@ -115,3 +115,11 @@ def test_an_encoding_without_a_character_gets_a_stand_in() -> None:
 
     codecs.register_error("harness", plain_characters)
     assert "1 – 2 × 3 · █▓░ …→ ✓".encode("ascii", "harness") == b"1 - 2 x 3 | #=. ...-> ?"
+
+
+def test_a_hanging_line_in_colour_keeps_its_indent() -> None:
+    from harness.render.style import paint
+    from harness.render.tables import Hanging
+
+    lines = [re.sub(r"\x1b\[\d*m", "", one) for one in Hanging(f"{paint('     ok', 'green')}  disk: 1 GiB free", 9).lines(18)]
+    assert lines == ["     ok  disk: 1", "         GiB free"]

@@ -1,0 +1,34 @@
+"""How what is missing is installed: `make setup` where there is a Makefile, the wheel where harness came from one."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from harness import installation
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_checkout_says_make_setup_and_a_wheel_does_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert installation.install_hint("embedded") == f"install the extra 'embedded': make setup in {ROOT}"
+    assert f"pip install -e '{ROOT}[hub]'" in installation.install_hint("hub")
+    monkeypatch.setattr(installation, "_ABOVE", tmp_path)
+    for extra in ("embedded", "hub"):
+        hint = installation.install_hint(extra)
+        assert "make" not in hint
+        assert hint.endswith(f".whl[{extra}]'")
+
+
+def test_the_name_of_the_package_stands_in_one_place() -> None:
+    assert f'name = "{installation.DISTRIBUTION}"' in (ROOT / "pyproject.toml").read_text()
+    for path in (ROOT / "harness").rglob("*.py"):
+        words = [one.value for one in ast.walk(ast.parse(path.read_text())) if isinstance(one, ast.Constant)]
+        named = [
+            word
+            for word in words
+            if isinstance(word, str) and ("make setup" in word or f"{installation.DISTRIBUTION}[" in word)
+        ]
+        assert not named or path.name in ("installation.py", "__init__.py"), path
