@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from harness.errors import HarnessError, UnavailableError, UsageError
+from harness.installation import install_hint
 from harness.inventory.machine import LocalMachine
 from harness.options import TuneOptions, read_available
 from harness.store.store import Store
@@ -149,9 +150,7 @@ def make_server(tools: AgentTools) -> MCPServer:
     try:
         from mcp.server import MCPServer
     except ImportError as error:
-        raise UnavailableError(
-            "the package mcp is not installed", hint="pip install 'llm-memory-harness[mcp]'", code="no-mcp"
-        ) from error
+        raise UnavailableError("the package mcp is not installed", hint=install_hint("mcp"), code="no-mcp") from error
     from harness import __version__
 
     server = MCPServer("harness", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING")
