@@ -57,13 +57,15 @@ def _batches(
         return
     measured = sorted({band.num_batch for band in calibration.metadata.bands if band.num_batch is not None}, reverse=True)
     several = len(measured) > 1
-    for batch in (*((None,) if asked.num_batch is None else ()), *(measured if several else ())):
+    only = None if several else next(iter(measured), None)
+    as_it_is = asked.num_batch is None or (not several and asked.num_batch == only)
+    for batch in (*((None,) if as_it_is else ()), *(measured if several else ())):
         identity = (settings.kv_cache_type, settings.flash_attention, batch or (None if several else tuple(measured)))
         if identity in seen or (batch is not None and asked.num_batch not in (None, batch)):
             continue
         seen.add(identity)
         if batch is None:
-            yield Candidate(key, calibration, derived, settings.kv_cache_type, None if several else next(iter(measured), None))
+            yield Candidate(key, calibration, derived, settings.kv_cache_type, only)
         else:
             fixed, beyond = at_batch(calibration, batch)
             said = (f"physical batch {batch} beyond {beyond} tokens, by its straight line",) if beyond else ()

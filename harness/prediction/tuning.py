@@ -20,7 +20,7 @@ from harness.prediction.candidates import Candidate, candidates
 from harness.prediction.host import may_grow, with_host
 from harness.prediction.memory import decode_at_depth, predict
 from harness.prediction.rules import Rules
-from harness.prediction.settings import AskedSettings
+from harness.prediction.settings import AskedSettings, derive
 from harness.prediction.verdict import Source, Verdict, judge, largest_context, named
 from harness.units import format_size
 
@@ -209,6 +209,8 @@ class _Search:
     def _whole(
         self, one: Candidate, cards: tuple[int, ...], free: tuple[int, ...], names: tuple[str, ...], slots: int
     ) -> Iterator[tuple[_Cost, Choice]]:
+        if not self._answers(one, slots):
+            return
         try:
             most = largest_context(one.calibration, slots, free, self.rules)
             if slots == self.demand.num_parallel:
@@ -224,6 +226,13 @@ class _Search:
             return
         speed = _timed(one, decode_at_depth(one.calibration, most) or verdict.decode_tokens_per_s)
         yield self._choice(one, cards, verdict, speed)
+
+    def _answers(self, one: Candidate, slots: int) -> bool:
+        """Whether the calibration says anything of so many slots: not of other ones that share one cache."""
+        asked = AskedSettings(num_parallel=slots)
+        obstacles = derive(one.calibration, asked, ggml_caches=self.rules.ggml_caches).obstacles
+        self.unknown = self.unknown or (f"calibrated with {' and '.join(obstacles)}" if obstacles else None)
+        return not obstacles
 
     def _beside(self, one: Candidate, verdict: Verdict) -> Verdict:
         """The same with host memory judged, as ``check`` does; a choice that lacks it does not meet the demand."""
@@ -254,7 +263,8 @@ class _Search:
         self, one: Candidate, cards: tuple[int, ...], free: tuple[int, ...], names: tuple[str, ...]
     ) -> Iterator[tuple[_Cost, Choice]]:
         """What the engine leaves on the host at the wanted context, where it does not fit."""
-        if one.calibration.metadata.machine.target == "host" or not self.rules.spills:
+        on_host = one.calibration.metadata.machine.target == "host"
+        if on_host or not self.rules.spills or not self._answers(one, self.demand.num_parallel):
             return
         try:
             verdict = judge(one.calibration, self.context, self.demand.num_parallel, free, self.rules, names=names)

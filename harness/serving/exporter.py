@@ -146,7 +146,8 @@ class Exporter:
     ) -> Iterator[MetricSample]:
         """What the calibration says of the settings that run; nothing where it does not say anything of them."""
         rules = policy_of(calibration.engine)
-        at = derive(calibration, AskedSettings(kv_cache_type=loaded.kv_cache_type), ggml_caches=rules.ggml_caches)
+        asked = AskedSettings(kv_cache_type=loaded.kv_cache_type, num_parallel=loaded.num_parallel)
+        at = derive(calibration, asked, ggml_caches=rules.ggml_caches)
         if at.obstacles or context > calibration.metadata.quality.valid_to:
             return
         device = next(iter(measured)) if len(measured) == 1 else "all"

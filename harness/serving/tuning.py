@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 
 from harness.engines.registry import policy_of
-from harness.errors import ADVICE, UnknownVerdictError
+from harness.errors import ADVICE, UnknownVerdictError, UsageError
 from harness.inventory.machine import LocalMachine
 from harness.model.calibration import Calibration
+from harness.prediction.forced import NOTHING
 from harness.prediction.settings import AskedSettings, at_batch, derive
 from harness.prediction.tuning import Choice, Demand, Tuning
 from harness.prediction.tuning import tune as search
@@ -78,6 +79,10 @@ def tune(
         UnknownVerdictError: no calibration answers, or what is free is not known. UsageError: several engines have the model.
     """
     wanted, store = wanted or CalibrationFilter(), _ReadOnce(store.root)
+    if wanted.forced != NOTHING:
+        raise UsageError(
+            "tune leaves layers to the engine's own rule", hint="harness check judges layers that are placed by hand"
+        )
     query = CheckRequest(model=model, context=demand.context or 1, num_parallel=demand.num_parallel)
     # Which file answers without a change; settings that are asked for narrow the search below.
     chosen = choose(query, store, machine, CalibrationFilter(engine=wanted.engine, variant=wanted.variant), available)

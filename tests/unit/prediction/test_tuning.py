@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from harness.engines.registry import policy_of
 from harness.errors import UnknownVerdictError
 from harness.fit.constants import fit_record
-from harness.model.calibration import Calibration
+from harness.model.calibration import SHARED_CACHE, Calibration
 from harness.prediction.memory import predict
 from harness.prediction.settings import AskedSettings, at_batch, derive
 from harness.prediction.tuning import Choice, Demand, Tuning, tune
@@ -158,6 +158,22 @@ def test_host_memory_has_no_card_and_no_layers() -> None:
     found = tune(((KEY, on_host(MADE_UP)),), (6 * GIB,), Demand(context=131_072), RULES)
 
     assert all({"card", "layers"}.isdisjoint(changed(one)) for one in found.choices)
+
+
+def test_a_batch_that_is_asked_for_is_the_measured_one_or_none() -> None:
+    best = tune(((KEY, MADE_UP),), (24 * GIB,), Demand(), RULES, asked=AskedSettings(num_batch=512)).best
+    assert best is not None
+    assert (best.num_batch, changed(best)) == (512, [])
+    with pytest.raises(UnknownVerdictError):
+        tune(((KEY, MADE_UP),), (24 * GIB,), Demand(), RULES, asked=AskedSettings(num_batch=1024))
+
+
+def test_slots_that_share_one_cache_are_not_another_number_of_slots() -> None:
+    made = with_settings(MADE_UP, num_parallel=4)
+    quality = msgspec.structs.replace(made.metadata.quality, notes=(SHARED_CACHE,))
+    shared = msgspec.structs.replace(made, metadata=msgspec.structs.replace(made.metadata, quality=quality))
+    with pytest.raises(UnknownVerdictError, match="one cache for 4 slots, not 2 slots"):
+        tune(((KEY, shared),), (24 * GIB,), Demand(num_parallel=2), RULES)
 
 
 def test_settings_that_no_calibration_has_are_unknown() -> None:
