@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import click
 
@@ -17,7 +18,7 @@ from harness.units import parse_size, read_numbers
 
 
 @click.command()
-@click.argument("log")
+@click.argument("logs", metavar="LOG...", nargs=-1, required=True)
 @click.option(
     "--total", "totals", multiple=True, required=True, metavar="SIZE", help="Memory of a load on its device; one each."
 )
@@ -37,7 +38,7 @@ from harness.units import parse_size, read_numbers
 @store_option
 @command
 def cli(
-    log: str,
+    logs: tuple[str, ...],
     totals: tuple[str, ...],
     chosen: tuple[int, ...],
     contexts: tuple[int, ...] | None,
@@ -47,7 +48,10 @@ def cli(
     force: bool,
     store: str | None,
 ) -> CommandResult:
-    """A calibration from an engine's LOG and the memory that others measured beside it ("-" reads standard input)."""
+    """A calibration from an engine's LOG and the memory that others measured beside it ("-" reads standard input).
+
+    Several logs of one model are read as one: their loads, in that order, become its points.
+    """
     from harness.maintain.import_log import ImportOptions, import_log
     from harness.render import calibrations
 
@@ -56,7 +60,7 @@ def cli(
     except ValueError as error:
         raise UsageError(str(error)) from error
     options = ImportOptions(
-        log=log,
+        log=", ".join(Path(log).name for log in logs),
         totals=sizes,
         chosen=chosen,
         contexts=contexts or (),
@@ -65,7 +69,7 @@ def cli(
         variant=variant,
         force=force,
     )
-    done = import_log(read_log(log).loads, options, store_at(store))
+    done = import_log([one for log in logs for one in read_log(log).loads], options, store_at(store))
     return CommandResult(
         data={"artifact": str(done.artifact), "record": str(done.record), "calibration": to_document(done.calibration)},
         text=partial(calibrations.imported, done.calibration, key_of(done.calibration, done.artifact), str(done.artifact)),

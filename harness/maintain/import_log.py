@@ -7,7 +7,7 @@ its totals are not taken for harness's own readings.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -22,13 +22,22 @@ from harness.fit.observations import spill_reason
 from harness.maintain.refit import fitted
 from harness.measure.calibrate import Result
 from harness.measure.overwrite import refuse_overwrite
-from harness.model.calibration import artifact_name
+from harness.model.calibration import Calibration, artifact_name
 from harness.model.facts import DeviceKind, LoadFacts
-from harness.model.record import EngineVersion, Gpu, Load, LoadRequest, Machine, Model, Record, Settings, Target
+from harness.model.record import UNKNOWN_CACHE, EngineVersion, Gpu, Load, LoadRequest, Machine, Model, Record, Settings, Target
 from harness.model.trace import Plateau
 from harness.store.store import Store, model_stem
-from harness.units import format_size
+from harness.units import MIB, format_size, from_gib
 
+#: What drivers and libraries take of one device beyond the log, bytes: an H100 took 518 to 727 MiB (docs/explanation/gpu.md),
+#: cards of before about 300. Others have less in their driver's figure; on the host it is the heap of the process.
+_PLAUSIBLE: Final = {"CUDA": (150 * MIB, 1100 * MIB), "ROCm": (50 * MIB, 1500 * MIB)}
+_PLAUSIBLE_GPU: Final = (0, 1024 * MIB)
+_PLAUSIBLE_HOST: Final = (0, 512 * MIB)
+#: Totals are often rounded to whole MiB.
+_ROUNDED: Final = MIB
+#: Without flash attention CUDA keeps the scores of a batch: two bytes a head, row and token, of so many heads at most.
+_HEADS: Final = 128
 _BLOB: Final = re.compile(r"(?:^|[/\\])sha256-([0-9a-f]{64})$")
 
 
@@ -57,6 +66,7 @@ def import_log(found: Sequence[LoadFacts], options: ImportOptions, store: Store)
     name = _name(loads, options)
     record = _record(loads, options, target, name)
     calibration = fitted(record, options.log)
+    _refuse_negative(calibration)
     path = store.path_of(record.engine_name, model_stem(name), options.variant)
     store.check_writable(path)
     with store.lock(path):
@@ -157,15 +167,73 @@ def _record(loads: Sequence[LoadFacts], options: ImportOptions, target: Target, 
             layers=None if first.layers_total is None else first.layers_total - 1,
         ),
         engine=EngineVersion(version=first.engine_version),
-        settings=Settings(num_parallel=first.parallel or 1, kv_cache_type=first.kv_cache_type or "f16"),
+        settings=Settings(num_parallel=first.parallel or 1, kv_cache_type=first.kv_cache_type or UNKNOWN_CACHE),
+        reserve_bytes=_reserve(loads),
         machine=Machine(target=target, sandbox="unknown", meter="import", gpus=tuple(Gpu(name=gpu) for gpu in options.gpus)),
         loads=tuple(_load(facts, index, options, target) for index, facts in enumerate(loads)),
         notes=(
             f"imported from {Path(options.log).name}: the totals "
             f"({', '.join(format_size(total) for total in options.totals)}) were measured by others",
             *(() if train else (_alone(first),)),
+            *_better(loads, options),
         ),
     )
+
+
+def _implausible(facts: LoadFacts, overhead: int) -> str | None:
+    """Why what the log does not account for cannot be the driver's part and the engine's libraries'; ``None``: it can."""
+    gpus = [name for name, device in facts.devices.items() if device.kind == "gpu" and device.weights_bytes]
+    backends = {name.rstrip("0123456789") for name in gpus} or {"host memory"}
+    ranges = [_PLAUSIBLE.get(name, _PLAUSIBLE_GPU if gpus else _PLAUSIBLE_HOST) for name in backends]
+    devices = max(len(gpus), 1)
+    low, high = devices * min(one[0] for one in ranges), devices * max(one[1] for one in ranges)
+    if facts.flash_attention == "disabled":
+        high += 2 * _HEADS * (facts.num_batch or 512) * (facts.context_cells or 0)
+    if low - max(_ROUNDED, facts.uncertainty_bytes) <= overhead <= high:
+        return None
+    where = f"{devices} x {', '.join(sorted(backends))}" if devices > 1 else ", ".join(backends)
+    return f"{format_size(low)} to {format_size(high)} are plausible on {where}"
+
+
+def _reserve(loads: Sequence[LoadFacts]) -> int | None:
+    """What the engine keeps free: as its log says, else by its rule for a projector."""
+    said = [facts.fit.target_bytes for facts in loads if facts.fit is not None and facts.fit.target_bytes is not None]
+    if said:
+        return max(said)
+    projector = max(facts.total("projector_bytes") or 0 for facts in loads)
+    return policy_of(loads[0].engine).reserve_bytes(loads[0].engine_version, {}, projector) if projector else None
+
+
+def _refuse_negative(calibration: Calibration) -> None:
+    """Raise where compute buffers would be below nothing at short contexts: then the line is not the model's."""
+    parts = calibration.metadata.breakdown_gb
+    for band in calibration.metadata.bands:
+        known = (parts.weights or 0.0) + (band.fixed_cache_gb or 0.0) + (parts.overhead or 0.0)
+        compute = from_gib(band.base_vram_gb - known)
+        if parts.weights is not None and compute < -_ROUNDED:
+            raise UntrustedError(
+                f"compute buffers come out as {format_size(compute)} without a context: they do not grow as its batch says",
+                hint="import loads at two contexts or more, so that the growth is measured",
+                code="negative-compute",
+            )
+
+
+def _better(loads: Sequence[LoadFacts], options: ImportOptions) -> Iterator[str]:
+    """What the constants would need to be better."""
+    contexts = len({facts.context_cells for facts in loads})
+    if contexts < 3:
+        more = "two loads at other contexts" if contexts < 2 else "one load at a third context"
+        yield f"to be better it needs {more}: an error of its own, and the growth of the compute buffers"
+    if loads[0].kv_cache_type is None:
+        yield "the log does not say the type of the KV cache: a question that names one is not answered"
+    if not options.gpus and any(map(_on_gpu, loads)):
+        yield "the GPU is not named: with --gpu NAME it answers for that GPU alone"
+    for number, facts in enumerate(loads):
+        parts = ("weights", "lora", "projector", "compute", "output", "kv_cache", "recurrent")
+        kind: DeviceKind | None = "gpu" if _on_gpu(facts) else None
+        rest = options.totals[number] - sum(facts.total(f"{part}_bytes", kind) or 0 for part in parts)
+        if (why := _implausible(facts, rest)) is not None:
+            yield f"kept by --force: {format_size(rest)} beyond the log; {why}"
 
 
 def _alone(facts: LoadFacts) -> str:
@@ -188,11 +256,17 @@ def _load(facts: LoadFacts, index: int, options: ImportOptions, target: Target) 
     kind: DeviceKind | None = "gpu" if target == "gpu" else None
     parts = ("weights", "lora", "projector", "compute", "output", "kv_cache", "recurrent")
     accounted = sum(facts.total(f"{part}_bytes", kind) or 0 for part in parts)
-    if total + facts.uncertainty_bytes < accounted:
+    if total + max(facts.uncertainty_bytes, _ROUNDED) < accounted:
         raise BadInputError(
             f"--total {format_size(total)} is less than the {format_size(accounted)} that the log itself accounts for",
-            hint="a total is what all processes of the engine hold on the device, in GiB unless it says GB",
+            hint="a total is what all processes of the engine hold on the device; a bare number is MiB, else 4.5GiB or 4.8GB",
             code="total-too-small",
+        )
+    if not options.force and (why := _implausible(facts, total - accounted)) is not None:
+        raise UntrustedError(
+            f"--total {format_size(total)} is {format_size(total - accounted)} more than the log accounts for; {why}",
+            hint="look for other processes on the device, and at the unit of the total; --force keeps it with a note",
+            code="implausible-overhead",
         )
     plateau = Plateau(total_bytes=total, readings=1)
     return Load(

@@ -15,6 +15,9 @@ from harness.model.trace import MemoryTrace, MeterName, Occupancy, Plateau
 #: Schema history: 1 — first version.
 RECORD_VERSION: Final = 1
 
+#: The type of a cache that no log line names.
+UNKNOWN_CACHE: Final = "unknown"
+
 Target = Literal["gpu", "host"]
 Purpose = Literal["point", "planned", "speed", "host-speed", "dry-run", "warm-up", "serve"]
 #: What was there of the model: all of it, or a header and a hole as long as the weights.
@@ -106,7 +109,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def asked_cache_type(self) -> str | None:
         """The KV cache type to ask for so that it is this one; ``None``: the engine's own, or two that differ."""
-        own = ("f16", "auto", self.vllm.dtype if self.vllm else None)
+        own = ("f16", "auto", UNKNOWN_CACHE, self.vllm.dtype if self.vllm else None)
         return None if self.kv_cache_type in own or "/" in self.kv_cache_type else self.kv_cache_type
 
 

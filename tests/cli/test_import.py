@@ -88,7 +88,7 @@ def test_one_load_gives_constants_that_end_where_it_stands(tmp_path: Path) -> No
         (MIDDLE.replace("CUDA0 KV", "  CPU KV"), ["--total", "5g"], 5, "not-a-point"),
         (log(8192, kv=448, compute=108, flash="disabled"), ["--total", "5g"], 5, "too-few-points"),
         (MIDDLE + MIDDLE.replace("ab" * 32, "cd" * 32), ["--total", "5g,5g"], 65, "other-model"),
-        (SMALL + MIDDLE + LARGE, ["--total", "4.6g,4.7g,9g"], 5, "overhead-moves"),
+        (SMALL + MIDDLE + LARGE, ["--total", "4.6g,4.7g,5.6g"], 5, "overhead-moves"),
     ],
 )
 def test_what_no_constants_can_follow_from_is_refused(
@@ -116,3 +116,84 @@ def test_more_slots_than_cells_is_no_load(tmp_path: Path) -> None:
     assert text != MIDDLE
     code, answer = run(tmp_path, text, "--total", "5g", "--model", "m")
     assert (code, answer["errors"][0]["code"]) == (65, "facts-missing")
+
+
+def imported(tmp_path: Path, text: str, *arguments: str) -> Any:
+    code, answer = run(tmp_path, text, *arguments, "--model", "made-up", "--gpu", "NVIDIA X")
+    assert code == 0, answer
+    return Store(tmp_path / "store").read(Path(answer["data"]["artifact"]))
+
+
+def refused(tmp_path: Path, text: str, *arguments: str) -> tuple[int, dict[str, Any]]:
+    code, answer = run(tmp_path, text, *arguments, "--model", "made-up")
+    return code, answer["errors"][0]
+
+
+@pytest.mark.parametrize(("beyond", "plausible"), [(17 * 1024, False), (100, False), (300, True), (727, True)])
+def test_what_no_driver_takes_is_refused_and_kept_by_force_with_a_note(tmp_path: Path, beyond: int, plausible: bool) -> None:
+    total = ("--total", f"{4000 + 224 + 104 + beyond}MiB")
+    if plausible:
+        assert imported(tmp_path, SMALL, *total).metadata.breakdown_gb.overhead == pytest.approx(beyond / 1024, abs=1e-3)
+        return
+    code, error = refused(tmp_path, SMALL, *total)
+    assert (code, error["code"]) == (5, "implausible-overhead")
+    kept = imported(tmp_path, SMALL, *total, "--force")
+    assert any("kept by --force" in note for note in kept.metadata.quality.notes)
+
+
+def test_the_reserve_is_the_one_that_the_log_says(tmp_path: Path) -> None:
+    """A projector: llama.cpp's fit is asked to leave 2 174 MiB, not 1 024."""
+    said = "common_params_fit_impl: projected to use 4328 MiB of device memory vs. 9482 MiB of free device memory\n"
+    said += "common_params_fit_impl: will leave 5154 >= 2174 MiB of free device memory, no changes needed\n"
+    made = imported(tmp_path, SMALL.replace("load_tensors: offloaded", said + "load_tensors: offloaded"), "--total", "4628MiB")
+    assert made.metadata.placement.reserve_gb == pytest.approx(2174 / 1024, abs=1e-5)
+
+
+def test_a_cache_whose_type_no_line_names_is_unknown(tmp_path: Path) -> None:
+    silent = "".join(line for line in SMALL.splitlines(keepends=True) if not line.startswith("llama_kv_cache: size"))
+    code, answer = run(
+        tmp_path, silent, "--total", "4628MiB", "--model", "made-up", "--gpu", "NVIDIA X", "--ctx", "4096"
+    )  # fmt: skip
+    assert code == 0, answer
+    assert answer["data"]["calibration"]["metadata"]["settings"]["kv_cache_type"] == "unknown"
+    asked = CliRunner().invoke(
+        cli, ["check", "made-up@4096", "--available", "24GiB", "--kv-cache-type", "f16", "--store", str(tmp_path / "store")]
+    )  # fmt: skip
+    assert asked.exit_code == 4
+
+
+def test_compute_below_nothing_is_refused_with_its_reason(tmp_path: Path) -> None:
+    """One load, whose compute is less than its batch alone would make it grow by."""
+    code, error = refused(tmp_path, log(16384, kv=896, compute=10), "--total", f"{4000 + 896 + 10 + 300}MiB")
+    assert (code, error["code"]) == (5, "negative-compute")
+
+
+def test_a_total_in_whole_mebibytes_is_a_total(tmp_path: Path) -> None:
+    """Rounded down it is a little less than the log: on the host, where nothing comes on top."""
+    host = log(4096, kv=224, compute=104.4).replace("CUDA0", "CPU").replace("offloaded 29/29", "offloaded 0/29")
+    code, answer = run(tmp_path, host, "--total", "4328", "--model", "made-up")
+    assert code == 0, answer
+    code, error = refused(tmp_path, host, "--total", "4320")
+    assert (code, error["code"]) == (65, "total-too-small")
+    assert "a bare number is MiB" in error["hint"]
+
+
+def test_several_logs_of_one_model_are_its_points(tmp_path: Path) -> None:
+    files = []
+    for index, text in enumerate((SMALL, MIDDLE, LARGE)):
+        files.append(tmp_path / f"{index}.log")
+        files[-1].write_text(text)
+    totals = [f"{4000 + 300 + rest}MiB" for rest in (224 + 104, 448 + 108, 896 + 116)]
+    result = CliRunner().invoke(
+        cli,
+        [
+            *("import", *map(str, files), "--total", ",".join(totals), "--model", "made-up", "--json"),
+            *("--store", str(tmp_path / "store")),
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    quality = json.loads(result.stdout)["data"]["calibration"]["metadata"]["quality"]
+    assert [one["context"] for one in quality["loads"]] == [4096, 8192, 16384]
+    assert quality["max_error"] is not None
+    assert any("with --gpu NAME" in note for note in quality["notes"])
+    assert not any("to be better it needs" in note for note in quality["notes"])

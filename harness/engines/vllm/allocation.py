@@ -104,14 +104,16 @@ def allocate(calibration: Calibration, context: int, concurrency: int, available
         available: free bytes of each GPU of the instance, before it starts.
 
     Raises:
-        UnknownVerdictError: the calibration does not answer for this. OffloadLikelyError: it cannot be had (code
-            ``does-not-fit``), with the largest context that can.
+        UnknownVerdictError: the calibration does not answer for this (code ``out-of-range``: the context is beyond it).
+            OffloadLikelyError: it cannot be had (code ``does-not-fit``), with the largest context that can.
         ValueError: context or concurrency below one.
     """
     if context < 1 or concurrency < 1:
         raise ValueError("context and concurrency must be at least 1")
     sizing = size(calibration, context, concurrency, available)
-    if sizing.short_bytes or context > calibration.metadata.quality.valid_to:
+    if context > calibration.metadata.quality.valid_to:
+        raise UnknownVerdictError(_reason(calibration, context, concurrency, sizing), code="out-of-range")
+    if sizing.short_bytes:
         largest = sizing.max_context
         raise OffloadLikelyError(
             _reason(calibration, context, concurrency, sizing),
