@@ -86,7 +86,7 @@ def test_what_would_spill_is_refused_before_anything_starts(start: Start, model:
     assert process.returncode == 3
     assert "CPU OFFLOAD LIKELY" in json.loads(out)["errors"][0]["message"]
     assert not leftovers(tmp_path / "store")
-    unknown = start("--ctx", "1024", "--engine", "ollama", "--on-offload", "refuse", "--", "false")
+    unknown = start("--ctx", "1024", "--engine", "ollama", "--on-offload", "refuse", "--measured-only", "--", "false")
     assert "harness calibrate" in unknown.communicate(timeout=120)[1]
     assert unknown.returncode == 4
 
@@ -146,7 +146,7 @@ def test_as_a_library_it_lasts_as_long_as_its_block(model: Path, tmp_path: Path,
         assert httpx.get(f"{server.endpoint}/health", trust_env=False).json() == {"status": "ok"}
         assert server.observed_placement == "everything is in host memory"
         assert len(engines_of(model)) == 1
-    assert "ESTIMATED (dry run, ± " in caplog.text
+    assert "not measured: llama.cpp's own plan of the load" in caplog.text
     assert not engines_of(model)
     with (
         pytest.raises(harness.UnknownVerdictError),
