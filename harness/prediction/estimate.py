@@ -21,7 +21,7 @@ from harness.prediction.formula import CACHE_DOUBT, COMPUTE_DOUBT, UNKNOWN_DOUBT
 from harness.prediction.memory import predict
 from harness.units import MIB, gib
 
-#: How far a dry run may be off, relative to all but the driver's part (docs/explanation/estimates.md: 0.6 % at most).
+#: How far a dry run may be off, relative to all but the driver's part (docs/explanation/estimates.md).
 DRY_RUN_DOUBT: Final = 0.02
 #: Engines draw models with a device as if it were one; names of ours for the two kinds of memory.
 DEVICE: Final = {"gpu": "GPU0", "host": "CPU"}
