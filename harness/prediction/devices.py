@@ -200,9 +200,10 @@ def arrange(
         return layout if complete(layout) and meets(layout, times) else None
 
     certain, likely = whole(1.0), whole(0.0)
-    # By the law, experts that come back may stop short of all of them: with them the first split alone is sure.
+    # Experts that come back may stop short of all of them, or be split between two devices: with them the first split alone is
+    # sure, also on a set that was calibrated (bench/devices.py: else 1 false fit in 35).
     by_law = memory.derived(first_split)
-    certain = None if moe and by_law and certain != first_split else certain
+    certain = None if moe and certain != first_split else certain
     # The copies of a pipeline begin with the last layer, and are not looked at again on the devices filled before it: all
     # layers are on devices, some of which keep less than their margin (36 % of the sets of bench/devices.py).
     layouts = [(times, final(times)) for times in (1.0, 0.0, -1.0)]
@@ -211,7 +212,7 @@ def arrange(
         and all(size <= free - overhead for size, free in zip(memory.at(layout, times), available, strict=True))
         for times, layout in layouts
     ]
-    below = certain is None and not (moe and by_law) and spread.rearranges and all(staying)
+    below = certain is None and not moe and spread.rearranges and all(staying)
     below = below and (len({layout for _, layout in layouts}) == 1 or not by_law)
     certain = final(0.0) if below else certain
     # Where it fits at both ends, the split is that of the predicted figures: the upper end may leave another one.

@@ -134,14 +134,17 @@ def test_layers_on_devices_that_keep_less_than_their_margin_are_no_offload() -> 
     assert below
 
 
+@pytest.mark.parametrize("measured", [False, True])
 @pytest.mark.parametrize("room", [260, 320, 360])
-def test_experts_that_fit_in_another_split_than_the_first_are_not_said_to_fit(room: int) -> None:
-    """Experts come back front to back, and may stop short of all of them: two false fits of qwen3moe over two devices."""
+def test_experts_that_fit_in_another_split_than_the_first_are_not_said_to_fit(room: int, measured: bool) -> None:
+    """Experts come back front to back, and may stop short of all of them: false fits of qwen3moe over two devices."""
     moe = model(MOE, 12, 0.6, 0.034, 0.02)
+    moe = split_in_two(moe, "f" * 12, 76.0, 76.0) if measured else moe
     acted = with_settings(moe, env={"LLAMA_ARG_FIT_TARGET": f"1024,{4096 - room}"})
     rearranged = judge(acted, 8192, 1, (4 * GIB, 4 * GIB))
     assert judge(moe, 8192, 1, (4 * GIB, 4 * GIB)).verdict == "fits"
-    assert (rearranged.verdict, rearranged.tight) == ("offload", True)
+    assert rearranged.verdict == "offload"
+    assert rearranged.tight or measured
 
 
 class TestOllama:
