@@ -138,7 +138,8 @@ def _interval(calibration: Calibration, band: Band, cells: int, total: int, num_
     Between the loads of a batch it is the error of the worst load when it is left out. Beyond them it grows with the distance
     from the nearest load in units of the stretch that the loads span, as the error of a line's slope does. Of one load, or
     where no error was measured, :data:`UNMEASURED_ERROR` stands for it. The overhead has a bound of its own: how far it
-    differs between loads; how much of what it grows by goes with the slots is not known. Compute buffers that the loads show
+    differs between loads; all that it grows by, or may grow by unseen, may go with the slots (llama.cpp's bookkeeping of its
+    cells does: 52 bytes a cell on the host). Compute buffers that the loads show
     on a curve may leave the line with the square of the distance. With an f32 cache flash attention reads f16 copies of a
     layer's keys and values, which are hidden below other buffers up to some context (embedded llama.cpp b11434, two models).
     """
@@ -153,7 +154,8 @@ def _interval(calibration: Calibration, band: Band, cells: int, total: int, num_
     times = 1 + away / max(high - low, CELL_PADDING)
     spread = from_gib(quality.overhead_spread_gb or 0.0)
     slots = abs(num_parallel - calibration.metadata.settings.num_parallel)
-    grown = from_gib(slots * (band.overhead_gb_per_10k or 0.0) * cells / TOKENS_PER_UNIT)
+    hidden = (spread + 2 * reading) / max(high - low, CELL_PADDING)  # growth that the loads could not show
+    grown = round(slots * cells * max(from_gib(band.overhead_gb_per_10k or 0.0) / TOKENS_PER_UNIT, hidden))
     away_from = (cells - low) * (cells - high) if away else 0
     curve = from_gib((band.curve_gb_per_10k2 or 0.0) * away_from / TOKENS_PER_UNIT**2)
     copies = from_gib(_copies_gb(calibration, band) * max(cells - pad_cells(high), 0) / TOKENS_PER_UNIT)
