@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from bench import mutants
+from bench.mutant_list import MUTANTS
 from harness import errors
 
 _ROOT = Path(__file__).parents[2]
@@ -103,3 +105,12 @@ def test_an_artifact_in_the_readme_is_that_of_the_recorded_run(run: str) -> None
     (shown,) = [block for block in blocks if block.startswith(recorded[0] + "\n")]
 
     assert [line for line in shown.splitlines() if line not in recorded] == []
+
+
+def test_the_list_of_mutants_follows_the_code() -> None:
+    """A piece that is gone, or stands twice, is tried by nobody."""
+    text = "\0".join(path.read_text() for path in sorted((_ROOT / "harness").rglob("*")) if path.suffix in (".py", ".js"))
+    assert [mutant.old for mutant in MUTANTS if text.count(mutant.old) != 1] == []
+    assert [
+        names for names in {mutant.tests for mutant in MUTANTS} if len(mutants.tests_of(_ROOT, names)) < len(names.split())
+    ] == []
