@@ -199,7 +199,7 @@ def test_a_file_that_ollama_keeps_with_other_bytes_is_known_by_its_own(image: st
         model = result.calibration.metadata.model
         assert model.digest == sha256(file)
         assert model.stored_digest not in (None, model.digest)
-    assert (result.calibration.metadata.performance.decode_tokens_per_s or 0) > 0
+        assert not any("Ollama cannot" in note for note in result.calibration.metadata.quality.notes)
 
 
 class DeviceMeter:

@@ -56,7 +56,7 @@ def test_a_model_of_the_user_s_is_measured_and_nothing_of_theirs_is_touched(
     with standin(tmp_path, OLLAMA_MODELS=str(models), STANDIN_VERSION="0.32.0") as client:
         monkeypatch.setenv("OLLAMA_HOST", f"{client.base_url.host}:{client.base_url.port}")
         session = ready(tmp_path, program(tmp_path / "bin", engine_bin), models=str(models))
-        assert any("is 0.32.0, the program measured now 0.33.0" in reason for reason in session.choice.reasons)
+        assert any("is 0.32.0, the one measured now 0.33.0" in reason for reason in session.choice.reasons)
         result = session.calibrate(Observer())
         assert client.get("/api/version").is_success, "it still runs"
     asked = {line.split('"')[1] for line in (tmp_path / "log").read_text().splitlines() if line.startswith("[GIN]")}
