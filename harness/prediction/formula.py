@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from harness.errors import UntrustedError
 from harness.model.facts import CacheFacts
 from harness.model.kv_types import QUANTIZED, VALUE_BYTES
 from harness.model.planned import PlannedLoad, Shape
@@ -30,10 +31,10 @@ def plan_by_formula(
     """One load at ``context`` tokens per slot.
 
     Raises:
-        ValueError: a cache type whose blocks are not known.
+        UntrustedError: a cache type whose blocks are not known.
     """
     if cache_type not in VALUE_BYTES:
-        raise ValueError(f"the size of a KV cache of type {cache_type} is not known")
+        raise UntrustedError(f"the size of a KV cache of type {cache_type} is not known", code="no-estimate")
     flash = flash_attention or "enabled"
     if cache_type in QUANTIZED and flash_attention is None:
         flash = "enabled"

@@ -120,7 +120,7 @@ def opened(name: str, found: Found | None = None) -> Iterator[Readable]:
 def estimate(
     question: CheckRequest, store: Store, machine: LocalMachine, wanted: CalibrationFilter, available: tuple[int, ...] | None
 ) -> CalibrationMatch | None:
-    """What stands in for a calibration of a model that has none; ``None`` where no header can be read.
+    """What stands in for a calibration of a model that has none; ``None`` without a header, or for several devices.
 
     Raises:
         HarnessError: the header was to be read, and cannot be.
@@ -129,9 +129,12 @@ def estimate(
         return None
     if not policy_of(wanted.engine or EMBEDDED).ggml_caches:
         return None
+    place = place_of(machine, available)
+    if len(place.available or ()) > 1 or len(place.gpus) > 1:
+        return None  # what each of several devices takes is not in a header
     with opened(question.model) as here:
         try:
-            return estimate_of(here, question, store, place_of(machine, available), wanted)
+            return estimate_of(here, question, store, place, wanted)
         except UntrustedError:
             return None
 

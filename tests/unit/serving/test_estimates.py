@@ -11,6 +11,7 @@ from harness.cli.check import STATUS
 from harness.engines.base import Options
 from harness.engines.gguf import read_header
 from harness.engines.shape import shape_of
+from harness.errors import UntrustedError
 from harness.headers import planning
 from harness.inventory.machine import LocalMachine
 from harness.logs.planned import read_plan
@@ -117,6 +118,13 @@ def test_the_upper_end_of_the_bound_decides(model: Path, tmp_path: Path, no_engi
     assert below.details.tight
 
 
+def test_what_an_estimate_cannot_say_stays_unknown(model: Path, tmp_path: Path, no_engine: None) -> None:
+    assert ask(model, tmp_path, 24 * GIB, wanted=CalibrationFilter(kv_cache_type="fp8")).verdict == "unknown"
+    question = CheckRequest(model=str(model), context=8192)
+    (two,) = check([question], Store(tmp_path / "store"), LocalMachine(), available=(24 * GIB, 24 * GIB)).models
+    assert two.verdict == "unknown", "what each of two cards takes is not in a header"
+
+
 def test_a_calibration_comes_before_an_estimate(tmp_path: Path, no_engine: None) -> None:
     store = store_of(tmp_path / "store", made_up())
     (one,) = check([CheckRequest(model="made-up", context=8192)], store, LocalMachine(), available=(24 * GIB,)).models
@@ -192,7 +200,7 @@ def test_caches_by_arithmetic(changes: dict[str, object], kv: int) -> None:
     assert found.recurrent_bytes == sum(shape.recurrent) * shape.recurrent_bytes
     halves = plan_by_formula(shape, 8192, 512, 1, "q8_0", "enabled")
     assert sum(cache.total_bytes for cache in halves.caches) == pytest.approx(kv * 34 / 64)
-    with pytest.raises(ValueError, match="is not known"):
+    with pytest.raises(UntrustedError, match="is not known"):
         plan_by_formula(shape, 8192, 512, 1, "fp8", None)
 
 
