@@ -201,6 +201,7 @@ def test_the_dashboard_has_no_panel_over_another() -> None:
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
 
 
+@pytest.mark.process
 def test_prometheus_takes_the_rules_and_the_metrics(tmp_path: Path) -> None:
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not here")
