@@ -120,7 +120,7 @@ def start(
 ) -> subprocess.Popen[str]:
     arguments = ["calibrate", "tiny", "--engine", "ollama", "--image", image, "--store", str(store), "--no-speed", "--json"]
     return subprocess.Popen(
-        daemon.inside(sys.executable, "-m", "harness", *arguments, "--num-batch", "512", "--ctx", contexts),
+        daemon.inside(sys.executable, "-m", "harness", *arguments, "--num-batch", "512", "--ctx", contexts, *more),
         cwd=ROOT,
         env={**os.environ, **driver.environment, "DOCKER_HOST": daemon.address},
         stdout=subprocess.PIPE,
@@ -215,7 +215,7 @@ def test_a_daemon_that_dies_under_a_calibration_ends_it_and_comes_back_clean(
     daemon: GpuDaemon, driver: Driver, image: str, client: DockerClient, tmp_path: Path
 ) -> None:
     """The last test here: it kills the daemon that all share, and starts it again."""
-    process = start(daemon, driver, image, tmp_path / "store", "8192,12288,16384,20480,24576,28672")
+    process = start(daemon, driver, image, tmp_path / "store", "8192,12288,16384,20480", "--env", "STANDIN_SLOW=500")
     while driver.loads < 2 and process.poll() is None:
         driver.join(0.02)
     driver.stop()  # it asks the daemon, too

@@ -126,5 +126,5 @@ def test_an_overridden_context_length_reaches_the_engine(tmp_path: Path) -> None
     options = (*engine, "--gpus", "none", "--no-speed", "--ctx", "8192,16384", "--env", override)
     calibration = calibrate(tmp_path, model, *options)
     assert [load["context"] for load in calibration["metadata"]["quality"]["loads"]] == [8192, 16384]
-    log = next((tmp_path / "store" / "runs").glob("*/engine-2.log")).read_text()
+    log = next((tmp_path / "store" / "runs").glob("*/engine-1.log")).read_text()
     assert "n_ctx_train           = 16384" in log
