@@ -12,7 +12,7 @@ MAKEOVERRIDES :=
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools calibrate recalibrate test test-gpu lint format type bench bench-accuracy bench-devices bench-drift bench-faults bench-fuzz bench-header bench-red-team bench-mutants bench-verdicts test-engines schema lock clean distclean docs reference
+.PHONY: help setup tools calibrate recalibrate test test-gpu lint format type bench bench-accuracy bench-devices bench-drift bench-faults bench-fuzz bench-header bench-red-team bench-mutants bench-verdicts test-engines schema lock clean distclean docs reference release screenshots
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -86,6 +86,12 @@ bench-verdicts: tools ## Compare verdicts with what llama-server then does (30 m
 docs: tools ## Build the documentation into build/docs (needs requirements-ci.lock)
 	@$(PYTHON) -c 'import material, mkdocs' 2>/dev/null || { echo 'make docs needs the pages'"'"' builder: .venv/bin/python -m pip install --require-hashes -r requirements-ci.lock' >&2; exit 2; }
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
+
+release: tools ## Build sdist and wheel, try them in fresh environments, write SBOM and checksums (ARGS=--images)
+	@set -f; exec $(PYTHON) scripts/release.py $$COMMAND_ARGS
+
+screenshots: tools ## Take the pictures of the documentation anew (needs Chromium and requirements-ci.lock)
+	@$(PYTHON) scripts/screenshots.py
 
 reference: tools ## Write the reference pages that follow from the code
 	$(PYTHON) scripts/reference.py

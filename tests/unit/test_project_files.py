@@ -99,9 +99,11 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("run", ["ollama/0.32.14-cpu/gemma3-270m.yaml", "vllm/0.32.0-cpu/tiny-llama.yaml"])
-def test_an_artifact_in_the_readme_is_that_of_the_recorded_run(run: str) -> None:
+def test_an_artifact_in_the_documentation_is_that_of_the_recorded_run(run: str) -> None:
     recorded = (_ROOT / "tests/golden" / run).read_text().splitlines()
-    blocks = re.findall(r"^```yaml\n(.*?)^```$", (_ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(
+        r"^```yaml\n(.*?)^```$", (_ROOT / "docs/explanation/two-engines.md").read_text(), re.MULTILINE | re.DOTALL
+    )
     (shown,) = [block for block in blocks if block.startswith(recorded[0] + "\n")]
 
     assert [line for line in shown.splitlines() if line not in recorded] == []
