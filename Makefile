@@ -12,7 +12,7 @@ MAKEOVERRIDES :=
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools calibrate recalibrate test test-gpu lint format type bench bench-accuracy bench-devices bench-drift bench-faults bench-fuzz bench-header bench-red-team bench-mutants bench-verdicts test-engines schema lock clean distclean docs reference release screenshots
+.PHONY: help setup tools calibrate recalibrate test test-gpu lint format type bench bench-accuracy bench-devices bench-drift bench-faults bench-fuzz bench-header bench-red-team bench-mutants bench-verdicts test-engines schema lock clean distclean docs reference release screenshots stories
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -89,6 +89,9 @@ docs: tools ## Build the documentation into build/docs (needs requirements-ci.lo
 
 release: tools ## Build sdist and wheel, try them in fresh environments, write SBOM and checksums (ARGS=--images)
 	@set -f; exec $(PYTHON) scripts/release.py $$COMMAND_ARGS
+
+stories: tools ## Act out what users come with: commands, seconds, answers (a minute; nothing is measured)
+	@sh scripts/stories.sh
 
 screenshots: tools ## Take the pictures of the documentation anew (needs Chromium and requirements-ci.lock)
 	@$(PYTHON) scripts/screenshots.py
