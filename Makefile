@@ -80,8 +80,8 @@ bench-header: tools ## Measure models from their headers and from their weights;
 bench-devices: tools ## Compare verdicts over two and three devices with llama.cpp's fit (ARGS="--engine DIR"; 6 minutes)
 	@set -f; exec $(PYTHON) -m bench.devices $$COMMAND_ARGS
 
-bench-verdicts: tools ## Compare verdicts with what llama-server then does (30 minutes); writes docs/explanation/verdicts.md
-	@set -f; exec $(PYTHON) -m bench.verdicts $$COMMAND_ARGS
+bench-verdicts: tools ## Compare verdicts with what llama-server then does (an hour); writes docs/explanation/verdicts.md
+	@set -f; if [ -z "$$COMMAND_ARGS" ]; then $(PYTHON) -m bench.beyond || exit; fi; exec $(PYTHON) -m bench.verdicts $$COMMAND_ARGS
 
 docs: tools ## Build the documentation into build/docs (needs requirements-ci.lock)
 	@$(PYTHON) -c 'import material, mkdocs' 2>/dev/null || { echo 'make docs needs the pages'"'"' builder: .venv/bin/python -m pip install --require-hashes -r requirements-ci.lock' >&2; exit 2; }
