@@ -20,7 +20,11 @@ from harness.units import parse_size, read_numbers
 @click.command()
 @click.argument("logs", metavar="LOG...", nargs=-1, required=True)
 @click.option(
-    "--total", "totals", multiple=True, required=True, metavar="SIZE", help="Memory of a load on its device; one each."
+    "--total",
+    "totals",
+    multiple=True,
+    metavar="SIZE",
+    help="Memory of a load on its device; one each (vLLM's log on a GPU: not needed).",
 )
 @click.option(
     "--load",

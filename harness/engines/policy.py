@@ -194,6 +194,14 @@ class Policy(Rules):
         """Named volumes of a container that serves, and where they are mounted."""
         return {}
 
+    def imported(self, facts: LoadFacts, total: int | None) -> tuple[LoadRequest, VllmSettings | None, tuple[str, ...]] | None:
+        """What was asked of a load that its log alone describes, and notes; ``None``: it follows from its parts and a total.
+
+        Raises:
+            UntrustedError: the log lacks figures. BadInputError: the total contradicts it.
+        """
+        return None
+
     def fit(self, record: Record) -> Calibration:
         """The calibration of a record.
 

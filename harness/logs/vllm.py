@@ -135,8 +135,10 @@ class VllmReader:
         elif total := say.V0_TOTAL.search(line):
             start.total, start.utilization, start.requested = _bytes(total[1]), number(total[2]), _bytes(total[3])
         elif v06 := say.V06.search(line):
-            start.total, start.utilization = _bytes(v06[1]), number(v06[3])
-            worker.non_torch = _bytes(v06[2])
+            start.total, start.utilization = _bytes(v06[1]), number(v06[4])
+            worker.non_torch = _bytes(v06[3])
+            if worker.weights is not None:
+                worker.activation = max(_bytes(v06[2]) - worker.weights, 0)
         elif cpu := say.CPU_USE.search(line):
             start.requested, worker.consumed = _bytes(cpu[1]), _bytes(cpu[2])
 

@@ -180,10 +180,18 @@ class LoggedStart:
         """A setting that is a number."""
         return _whole(self.settings.get(key, ""))
 
+    def _dense_size(self) -> int | None:
+        """Tokens of a block of V1, which names blocks at DEBUG alone; ``None`` for hybrids, whose tokens are of many groups."""
+        if not self.tokens or not self.blocks or self.tokens % self.blocks or self.concurrency is None:
+            return None
+        size = self.tokens // self.blocks
+        length, times = self.concurrency
+        return size if length and abs(self.blocks / -(-length // size) - times) < 0.0051 else None
+
     def _v0_size(self) -> tuple[int | None, int | None]:
         """Tokens and block size of V0: the concurrency tells the block's size, which the log does not name."""
         if self.v0_blocks is None:
-            return self.tokens, self.whole("block_size")
+            return self.tokens, self.whole("block_size") or self._dense_size()
         device, blocks = self.v0_blocks
         size = self.whole("block_size")
         if size is None and self.concurrency is not None and blocks:
@@ -243,6 +251,7 @@ class LoggedStart:
                 max_num_seqs=self.whole("max_num_seqs"),
                 compiled=self.compiled,
                 failure_class=cause.kind if cause else ("other" if failed else None),
+                kv_cache_memory_bytes=asked,
                 needed_bytes=cause.needed_bytes if cause else None,
                 available_bytes=cause.available_bytes if cause else None,
                 estimated_max_model_len=cause.estimated_max_model_len if cause else None,

@@ -37,7 +37,9 @@ V0: Final = re.compile(
     rf"model weights take {_N}GiB; non_torch_memory takes {_N}GiB; PyTorch activation peak memory takes {_N}GiB"
 )
 V0_TOTAL: Final = re.compile(rf"total_gpu_memory \({_N}GiB\) x gpu_memory_utilization \({_N}\) = {_N}GiB")
-V06: Final = re.compile(rf"total_gpu_memory={_N}GiB.{{0,300}}non_torch_memory={_N}GiB.{{0,100}}gpu_memory_utilization={_N}")
+V06: Final = re.compile(
+    rf"total_gpu_memory={_N}GiB.{{0,100}}peak_torch_memory={_N}GiB.{{0,200}}non_torch_memory={_N}GiB.{{0,100}}gpu_memory_utilization={_N}"
+)
 CPU_USE: Final = re.compile(rf"with {_N} GiB requested memory for the worker\. {_N} GiB memory was consumed by non-kv")
 ENGINE: Final = re.compile(r"LLM engine \(v(?P<version>[^)\s]{1,60})\)")
 API: Final = re.compile(r"API server version (?P<version>\S{1,60})|█ +version (?P<banner>\d\S{0,60})")

@@ -1,7 +1,7 @@
 """``harness import``: a calibration from an engine's log and the memory that was measured beside it.
 
-The log gives every part but one; the totals give that one, the overhead. The record is marked (meter ``import``), so that
-its totals are not taken for harness's own readings.
+The log gives every part but one; the totals give that one, the overhead. A log of vLLM gives all of them on a GPU. The record
+is marked (meter ``import``), so that its figures are not taken for harness's own readings.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _PLAUSIBLE_HOST: Final = (0, 512 * MIB)
 _ROUNDED: Final = MIB
 #: Without flash attention CUDA keeps the scores of a batch: two bytes a head, row and token, of so many heads at most.
 _HEADS: Final = 128
+_LOGGED: Final = "its figures are the log's, and nothing was measured beside it"
 _BLOB: Final = re.compile(r"(?:^|[/\\])sha256-([0-9a-f]{64})$")
 
 
@@ -84,11 +85,6 @@ def import_log(found: Sequence[LoadFacts], options: ImportOptions, store: Store)
 
 def _loads(found: Sequence[LoadFacts], options: ImportOptions) -> list[LoadFacts]:
     """The loads that the totals belong to."""
-    sized = [policy for facts in found if not (policy := policy_of(facts.engine)).spills]
-    if sized:
-        raise BadInputError(
-            f"import reads loads of llama.cpp and Ollama; {sized[0].title}'s base is what it was given", code="not-importable"
-        )
     numbers = options.chosen or tuple(number for number, facts in enumerate(found, 1) if facts.complete)
     if not numbers:
         why = "no load of a model" if not found else "no load that became ready"
@@ -104,6 +100,12 @@ def _loads(found: Sequence[LoadFacts], options: ImportOptions) -> list[LoadFacts
                 code="count-differs",
             )
     loads = [found[number - 1] for number in numbers]
+    if len({facts.engine for facts in loads}) > 1:
+        raise BadInputError("the loads are of different engines", hint="choose with --load", code="other-model")
+    if not options.totals and policy_of(loads[0].engine).spills:
+        raise UsageError(
+            f"{options.log}: a load's parts do not say its overhead", hint="give a --total for each", code="no-total"
+        )
     for number, facts in zip(numbers, loads, strict=True):
         _refuse(f"load {number}", facts)
     return loads
@@ -113,6 +115,8 @@ def _refuse(which: str, facts: LoadFacts) -> None:
     """Refuse what no constant can follow from."""
     if not facts.complete or facts.failed:
         raise BadInputError(f"{which} of the log did not become ready: {facts.failure or 'the log stops'}", code="no-load")
+    if not policy_of(facts.engine).spills:
+        return
     reason = spill_reason(facts, "gpu" if _on_gpu(facts) else "host")
     if reason is not None:
         raise UntrustedError(f"{which} of the log cannot be used for fitting: {reason}", code="not-a-point")
@@ -127,7 +131,8 @@ def _refuse(which: str, facts: LoadFacts) -> None:
 
 
 def _on_gpu(facts: LoadFacts) -> bool:
-    return any(device.kind == "gpu" and device.weights_bytes for device in facts.devices.values())
+    whole = not policy_of(facts.engine).spills
+    return any(device.kind == "gpu" and (whole or device.weights_bytes) for device in facts.devices.values())
 
 
 def _name(loads: Sequence[LoadFacts], options: ImportOptions) -> str:
@@ -142,11 +147,15 @@ def _name(loads: Sequence[LoadFacts], options: ImportOptions) -> str:
         return options.model
     if path is None or _BLOB.search(path):
         raise UsageError("the log does not name the model", hint="say it with --model", code="no-name")
+    if not policy_of(loads[0].engine).spills and not path.startswith("/"):
+        return path  # of a hub, with its owner
     return re.split(r"[/\\]", path)[-1]
 
 
 def _record(loads: Sequence[LoadFacts], options: ImportOptions, target: Target, name: str) -> Record:
     now, stem, first = datetime.now(UTC), artifact_name(model_stem(name)), loads[0]
+    policy, totals = policy_of(first.engine), options.totals or (None,) * len(loads)
+    alone = [policy.imported(facts, total) for facts, total in zip(loads, totals, strict=True)]
     blob = _BLOB.search(first.model or "")
     # One load says nothing of the contexts beyond it: constants then end where it stands.
     train = first.train_context if len({facts.context_cells for facts in loads}) > 1 else None
@@ -167,15 +176,26 @@ def _record(loads: Sequence[LoadFacts], options: ImportOptions, target: Target, 
             layers=None if first.layers_total is None else first.layers_total - 1,
         ),
         engine=EngineVersion(version=first.engine_version),
-        settings=Settings(num_parallel=first.parallel or 1, kv_cache_type=first.kv_cache_type or UNKNOWN_CACHE),
+        settings=Settings(
+            num_parallel=first.parallel or 1,
+            kv_cache_type=first.kv_cache_type or UNKNOWN_CACHE,
+            vllm=alone[0][1] if alone[0] else None,
+        ),
         reserve_bytes=_reserve(loads),
         machine=Machine(target=target, sandbox="unknown", meter="import", gpus=tuple(Gpu(name=gpu) for gpu in options.gpus)),
-        loads=tuple(_load(facts, index, options, target) for index, facts in enumerate(loads)),
+        loads=tuple(
+            _load(facts, index, options, target) if by_log is None else _by_log(facts, by_log[0], totals[index])
+            for index, (facts, by_log) in enumerate(zip(loads, alone, strict=True))
+        ),
         notes=(
-            f"imported from {Path(options.log).name}: the totals "
-            f"({', '.join(format_size(total) for total in options.totals)}) were measured by others",
-            *(() if train else (_alone(first),)),
-            *_better(loads, options),
+            f"imported from {Path(options.log).name}: "
+            + (
+                f"the totals ({', '.join(map(format_size, options.totals))}) were measured by others"
+                if options.totals
+                else _LOGGED
+            ),
+            *(() if train or alone[0] else (_alone(first),)),
+            *((*alone[0][2], *_unnamed(loads, options)) if alone[0] else _better(loads, options)),
         ),
     )
 
@@ -226,14 +246,24 @@ def _better(loads: Sequence[LoadFacts], options: ImportOptions) -> Iterator[str]
         yield f"to be better it needs {more}: an error of its own, and the growth of the compute buffers"
     if loads[0].kv_cache_type is None:
         yield "the log does not say the type of the KV cache: a question that names one is not answered"
-    if not options.gpus and any(map(_on_gpu, loads)):
-        yield "the GPU is not named: with --gpu NAME it answers for that GPU alone"
+    yield from _unnamed(loads, options)
     for number, facts in enumerate(loads):
         parts = ("weights", "lora", "projector", "compute", "output", "kv_cache", "recurrent")
         kind: DeviceKind | None = "gpu" if _on_gpu(facts) else None
         rest = options.totals[number] - sum(facts.total(f"{part}_bytes", kind) or 0 for part in parts)
         if (why := _implausible(facts, rest)) is not None:
             yield f"kept by --force: {format_size(rest)} beyond the log; {why}"
+
+
+def _unnamed(loads: Sequence[LoadFacts], options: ImportOptions) -> Iterator[str]:
+    if not options.gpus and any(map(_on_gpu, loads)):
+        yield "the GPU is not named: with --gpu NAME it answers for that GPU alone"
+
+
+def _by_log(facts: LoadFacts, request: LoadRequest, total: int | None) -> Load:
+    """One load as its log has it, with the figure of others where there is one."""
+    plateau = None if total is None else Plateau(total_bytes=total, readings=1)
+    return Load(request=request, outcome="ok", facts=facts, idle=plateau, busy=plateau, ready=facts.load_seconds)
 
 
 def _alone(facts: LoadFacts) -> str:

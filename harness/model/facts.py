@@ -127,7 +127,7 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VllmFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The vLLM part of a load's facts."""
+    """The vLLM part of a load's facts. ``kv_cache_memory_bytes``: the size asked for, where it was asked for."""
 
     version: str | None = None
     workers: tuple[WorkerFacts, ...] = ()
@@ -150,6 +150,7 @@ class VllmFacts(msgspec.Struct, frozen=True, kw_only=True):
     failure_class: str | None = None
     needed_bytes: int | None = None
     available_bytes: int | None = None
+    kv_cache_memory_bytes: int | None = None
     estimated_max_model_len: int | None = None
 
 

@@ -82,7 +82,7 @@ def _quality(calibration: Calibration) -> str:
     quality, meter = calibration.metadata.quality, calibration.metadata.machine.meter
     error = "not measured" if quality.max_error is None else f"{quality.max_error:.3%} (worst load left out)"
     spread = "" if quality.overhead_spread_gb is None else f" · overhead moves by {size_of(quality.overhead_spread_gb)}"
-    known = {"log": "logged, not measured", "import": "imported: the totals were measured by others"}
+    known = {"log": "logged, not measured", "import": "imported, not measured by harness"}
     return f"error {error}{spread} · {known.get(meter, f'measured by {meter}')}"
 
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from harness.cli.main import cli
 from harness.store.store import Store
+from harness.store.yaml import read_calibration
 from harness.units import GIB, MIB
 
 MODEL = "/root/.ollama/models/blobs/sha256-" + "ab" * 32
@@ -197,3 +198,81 @@ def test_several_logs_of_one_model_are_its_points(tmp_path: Path) -> None:
     assert quality["max_error"] is not None
     assert any("with --gpu NAME" in note for note in quality["notes"])
     assert not any("to be better it needs" in note for note in quality["notes"])
+
+
+VLLM = Path(__file__).parents[1] / "golden" / "vllm"
+
+
+def of_vllm(tmp_path: Path, logs: list[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    files = [str(VLLM / f"{log}.log") for log in logs]
+    result = CliRunner().invoke(cli, ["import", *files, "--json", "--store", str(tmp_path / "store"), *arguments])
+    return result.exit_code, json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("logs", [["0.32.0-cpu/engine-0"], ["0.32.0-cpu/engine-0", "0.32.0-cpu/engine-1"]])
+def test_logs_of_vllm_give_the_blocks_and_the_base_that_were_measured(tmp_path: Path, logs: list[str]) -> None:
+    """With what the meter said of each start, which on host memory the log does not know."""
+    measured = read_calibration(VLLM / "0.32.0-cpu" / "tiny-llama.yaml")
+    totals = [one for total in (7140913152, 1795768320)[: len(logs)] for one in ("--total", f"{total / MIB}MiB")]
+    code, answer = of_vllm(tmp_path, logs, *totals)
+    assert code == 0, answer
+    made = Store(tmp_path / "store").read(Path(answer["data"]["artifact"]))
+    assert made.metadata.kv_blocks == measured.metadata.kv_blocks
+    assert made.constants.kv_cache_gb_per_10k == measured.constants.kv_cache_gb_per_10k
+    assert made.constants.base_vram_gb == pytest.approx(measured.constants.base_vram_gb, abs=0.0015)
+    assert (made.metadata.machine.meter, made.metadata.machine.target) == ("import", "host")
+    assert made.metadata.settings.vllm is not None
+    assert made.metadata.settings.vllm.max_num_seqs == 8
+    assert made.metadata.quality.valid_to == 16384
+
+
+@pytest.mark.parametrize(
+    ("log", "tokens", "beside", "gpus"), [("0.6.4/v0", 28752, 16.21 + 0.38 + 0.27, 1), ("0.6.6/v0-tp2", 197088, 9.25 + 0.24, 2)]
+)
+def test_a_log_of_vllm_alone_gives_what_a_gpu_takes(tmp_path: Path, log: str, tokens: int, beside: float, gpus: int) -> None:
+    """Blocks as the log counts them; weights, activation, the rest and graphs as it prints them."""
+    code, answer = of_vllm(tmp_path, [log])
+    assert code == 0, answer
+    made = Store(tmp_path / "store").read(Path(answer["data"]["artifact"]))
+    blocks, facts = made.metadata.kv_blocks, json.loads((VLLM / f"{log}.json").read_text())["loads"][0]
+    assert blocks is not None
+    assert (blocks.size, facts["kv_tokens"], made.id) == (16, tokens, "vllm/acme--Tern-8B")
+    assert blocks.bytes * tokens / 16 == pytest.approx(min(one["kv_available_bytes"] for one in facts["workers"]), rel=1e-3)
+    assert made.constants.base_vram_gb == pytest.approx(beside, abs=0.011)
+    assert made.metadata.settings.vllm is not None
+    assert (made.metadata.settings.vllm.max_num_seqs, made.metadata.settings.vllm.tensor_parallel) == (1, gpus)
+    notes = made.metadata.quality.notes
+    assert any("nothing was measured beside it" in note for note in notes)
+    assert any("it answers for one" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("log", "code", "error", "says"),
+    [
+        ("0.32.0-cpu/engine-0", 5, "log-lacks-figures", "--total"),
+        ("0.28.0/v1-auto-fit", 5, "log-lacks-figures", "the tokens of a block"),
+        ("0.11.2/v1-tp2-rank-0-speaks", 5, "log-lacks-figures", "what was requested"),
+        ("0.7.3/v1-early", 5, "log-lacks-figures", "what was requested"),
+        ("0.29.0/v1-explicit-bytes-then-free-too-low", 5, "log-lacks-figures", "the tokens of a block"),
+        ("0.7.3/v0-seq-too-long", 65, "no-load", "no load that became ready"),
+    ],
+)
+def test_a_log_of_vllm_that_lacks_figures_is_refused_with_what_it_would_need(
+    tmp_path: Path, log: str, code: int, error: str, says: str
+) -> None:
+    got, answer = of_vllm(tmp_path, [log])
+    assert (got, answer["errors"][0]["code"]) == (code, error)
+    assert says in answer["errors"][0]["message"]
+    assert not list((tmp_path / "store").rglob("*.yaml"))
+
+
+def test_a_start_of_vllm_by_bytes_alone_and_a_total_below_its_cache_are_refused(tmp_path: Path) -> None:
+    code, answer = of_vllm(tmp_path, ["0.32.0-cpu/engine-1"], "--total", "1712MiB")
+    assert (code, answer["errors"][0]["code"]) == (5, "no-points")
+    code, answer = of_vllm(tmp_path, ["0.32.0-cpu/engine-0"], "--total", "1712MiB")
+    assert (code, answer["errors"][0]["code"]) == (65, "total-too-small")
+
+
+def test_the_parts_of_a_load_need_a_total(tmp_path: Path) -> None:
+    code, answer = run(tmp_path, MIDDLE, "--model", "qwen2:7b")
+    assert (code, answer["errors"][0]["code"]) == (2, "no-total")

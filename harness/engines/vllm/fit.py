@@ -179,21 +179,22 @@ class _Part(msgspec.Struct, frozen=True):
     footprint: int
 
 
-def _part(worker: WorkerFacts, facts: VllmFacts, version: str | None) -> _Part | None:
+def part_of(worker: WorkerFacts, facts: VllmFacts, version: str | None) -> _Part | None:
+    """One GPU beside its KV cache; ``None`` where the log does not say."""
     consumed = worker.consumed_bytes
     if consumed is None and worker.weights_bytes is not None and worker.non_torch_bytes is not None:
         consumed = worker.weights_bytes + worker.non_torch_bytes
-    activation = worker.peak_activation_bytes or 0
+    activation = worker.peak_activation_bytes
     if facts.requested_bytes is not None and worker.kv_available_bytes is not None:
         budget = facts.requested_bytes - worker.kv_available_bytes
-    elif consumed is not None:
+    elif consumed is not None and activation is not None:
         budget = consumed + activation
     else:
         return None
     graphs = worker.cuda_graph_bytes or 0
     estimated = worker.cuda_graph_estimated_bytes or 0
     footprint = budget + graphs - (estimated if at_least(version, GRAPHS_IN_BUDGET) else 0)
-    return _Part(worker.weights_bytes, activation, graphs, budget, footprint)
+    return _Part(worker.weights_bytes, activation or 0, graphs, budget, footprint)
 
 
 def fit_vllm(record: Record) -> Calibration:
@@ -211,13 +212,13 @@ def fit_vllm(record: Record) -> Calibration:
     main = max(sized, key=lambda start: start.context)
     version = (main.load.reported and main.load.reported.version) or main.facts.version or record.engine.version
     blocks = fit_blocks(starts)
-    parts = [part for worker in main.facts.workers if (part := _part(worker, main.facts, version)) is not None]
+    parts = [part for worker in main.facts.workers if (part := part_of(worker, main.facts, version)) is not None]
     if not parts:
         raise UntrustedError("the log does not say what the engine takes beside its KV cache", code="no-points")
     part = max(parts, key=lambda one: one.footprint)
     beside = [found for start in starts if (found := _beside(start, blocks, record)) is not None]
     spread = max(beside) - min(beside) if len(beside) > 1 else None
-    if record.machine.meter == "host" and beside:
+    if beside and (record.machine.meter == "host" or _imported_on_host(record)):
         part = _on_host(part, beside, spread, starts)
     breakdown, part_notes = _breakdown(part, parts, blocks, record)
     pieces = (breakdown.weights, breakdown.fixed_cache, breakdown.compute, breakdown.overhead)
@@ -307,6 +308,10 @@ def _plateau(start: VllmStart, record: Record) -> int | None:
     return plateau.total_bytes if plateau else None
 
 
+def _imported_on_host(record: Record) -> bool:
+    return (record.machine.meter, record.machine.target) == ("import", "host")
+
+
 def _gpus(start: VllmStart) -> int:
     return max((start.facts.tensor_parallel or 1) * (start.facts.pipeline_parallel or 1), 1)
 
@@ -337,7 +342,7 @@ def _measured(start: VllmStart, part: _Part, blocks: KvBlocks, record: Record) -
 
 
 def _meter_notes(starts: Sequence[VllmStart], part: _Part, blocks: KvBlocks, record: Record) -> list[str]:
-    if record.machine.meter != "nvml":
+    if record.machine.meter not in ("nvml", "import"):
         return []
     return [
         f"context {start.context}: the driver counts {format_size(beside)} beside the KV cache, the log "

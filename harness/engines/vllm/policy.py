@@ -178,6 +178,12 @@ class VllmPolicy(Policy):
         """Weights, and compiled graphs."""
         return {"huggingface": "/root/.cache/huggingface", "vllm": "/root/.cache/vllm"}
 
+    def imported(self, facts: LoadFacts, total: int | None) -> tuple[LoadRequest, VllmSettings | None, tuple[str, ...]] | None:
+        """By its log alone; on host memory with the total."""
+        from harness.engines.vllm.imported import imported
+
+        return imported(facts, total)
+
     def fit(self, record: Record) -> Calibration:
         """From starts by share and by bytes."""
         from harness.engines.vllm.fit import fit_vllm
