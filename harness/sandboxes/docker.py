@@ -253,7 +253,8 @@ class DockerEngine:
         with self._lock:
             if self._status is None:
                 self._check_guard()
-            if self._status is None and not self._first_lives():
+            # An engine outlives its daemon, but no log of it arrives then.
+            if self._status is None and (self._pump.ended() or not self._first_lives()):
                 self._learn_end(self._inspect()["State"])
             if self._out_of_memory:
                 raise EngineError(

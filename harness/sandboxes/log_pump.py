@@ -147,6 +147,10 @@ class LogPump:
         self._thread = threading.Thread(target=self._run, name="harness-log", daemon=True)
         self._thread.start()
 
+    def ended(self) -> bool:
+        """Whether the stream has ended: with its container, or with the daemon."""
+        return not self._thread.is_alive()
+
     def finish(self, timeout: float) -> bool:
         """Wait for the end of the stream; whether it came in time and the stream looks whole."""
         self._thread.join(timeout)

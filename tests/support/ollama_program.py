@@ -8,11 +8,11 @@ The environment makes it misbehave, or another release:
 - ``STANDIN_ENGINE``: the command of its llama-server
 - ``STANDIN_VERSION``: what it says it is
 - ``STANDIN_ARGS``: more flags of llama-server (``--swa-full``: a larger window cache, ``-fa off``: compute that grows)
-- ``STANDIN_HOLD``: MiB that every runner holds besides; ``STANDIN_SLOW``: how many times slower it writes
+- ``STANDIN_HOLD``: MiB that every runner holds besides
 - ``STANDIN_RPC``: every runner finds a device (llama.cpp's own RPC server); contexts beyond so many tokens spill to the host
 - ``STANDIN_PULL``: what goes wrong in one pull after another: ``cut``, ``error``, ``silent-end``, ``digest``
-- ``STANDIN_FAULT``: ``WHAT@LOAD`` from 1 (0: its start): ``crash``, ``kill-runner``, ``garbage``, ``hang``, ``bloat``;
-  ``LOAD+``: from there on
+- ``STANDIN_FAULT``: ``WHAT@LOAD`` from 1 (0: its start): ``crash``, ``kill-runner``, ``garbage``, ``bloat``, ``hang`` (until
+  SIGUSR1); ``LOAD+``: from there on
 - ``STANDIN_REWRITES``: a file that it is sent is kept with other bytes, as Ollama adds what a header lacks
 """
 
@@ -60,6 +60,7 @@ TYPES = {0: ("F32", 1, 4), 1: ("F16", 1, 2), 8: ("Q8_0", 32, 34), 12: ("Q4_K", 2
 #: As Go's os.ProcessState prints them.
 SIGNALS = {signal.SIGKILL: "killed", signal.SIGILL: "illegal instruction", signal.SIGSEGV: "segmentation fault"}
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+GO_ON = threading.Event()
 loads = 0
 
 
@@ -247,7 +248,7 @@ def misbehave(at: int) -> None:
     if FAULT == "garbage":
         raise ApiError(200, "")
     if FAULT == "hang":
-        time.sleep(3600)
+        GO_ON.wait()
     if FAULT == "bloat":
         bytearray(1 << 30)
 
@@ -423,12 +424,10 @@ class Api(BaseHTTPRequestHandler):
         settings = {"n_predict": options.get("num_predict", 16), "temperature": options.get("temperature", 0.8)}
         done = runner.ask("/completion", {"prompt": prompt, "cache_prompt": True, **settings})
         timings = done["timings"]
-        slower = float(os.environ.get("STANDIN_SLOW", "1"))
-        time.sleep(timings["predicted_ms"] * (slower - 1) / 1000)
         return {
             "model": name, "response": done["content"], "done": True, "done_reason": "stop",
             "prompt_eval_count": timings["prompt_n"], "prompt_eval_duration": int(timings["prompt_ms"] * 1e6),
-            "eval_count": timings["predicted_n"], "eval_duration": int(timings["predicted_ms"] * slower * 1e6),
+            "eval_count": timings["predicted_n"], "eval_duration": int(timings["predicted_ms"] * 1e6),
         }  # fmt: skip
 
     def embed(self) -> Any:
@@ -524,6 +523,7 @@ def sha256(path: Path) -> str:
 
 
 def serve() -> None:
+    signal.signal(signal.SIGUSR1, lambda *_: GO_ON.set())
     host, _, port = os.environ.get("OLLAMA_HOST", "0.0.0.0:11434").rpartition(":")
     settings = " ".join(f"{key}:{os.environ[key]}" for key in sorted(os.environ) if key.startswith("OLLAMA_"))
     slog("server config", env=f"map[{settings}]")
