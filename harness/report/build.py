@@ -73,6 +73,6 @@ def write_report(
     entries = entries_of(store, warn)
     days = sorted(entry.calibration.metadata.calibrated_at[:10] for entry in entries)
     span = f", measured {' to '.join(dict.fromkeys((days[0], days[-1])))}" if days else ""
-    subtitle = f"{len(entries)} calibration{'' if len(entries) == 1 else 's'}{span}. Sizes are GiB of 2³⁰ bytes."
+    subtitle = f"{len(entries)} calibration{'' if len(entries) == 1 else 's'}{span}. 1 GiB is 2³⁰ bytes."
     write_atomically(target, page(entries, assets(), subtitle=subtitle, drift=drift, against=against).encode())
     return len(entries)

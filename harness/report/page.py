@@ -95,6 +95,7 @@ def _entry(entry: ReportEntry) -> dict[str, Any]:
         "key": entry.key,
         "anchor": re.sub(r"[^A-Za-z0-9]+", "-", entry.key),
         "document": to_document(calibration),
+        "speed_uncertainty": calibration.metadata.performance.uncertainty,
         "settings": _settings(calibration.metadata.settings),
         "fit": _fit(calibration),
         "planner": msgspec.to_builtins(planner_table(calibration, policy_of(calibration.engine))),

@@ -12,7 +12,7 @@ import pytest
 
 from harness.report.build import assets
 from harness.report.page import DriftLine, ReportEntry, page
-from harness.units import GIB, gib
+from harness.units import GIB, format_size
 from tests.support.planner_cases import base, with_metadata
 from tests.support.rules import judge
 from tests.support.vllm_artifacts import vllm_calibration
@@ -87,7 +87,7 @@ def test_every_control_does_what_it_says(browser: Any, tmp_path: Path) -> None:
     assert tab.input_value(context) == "1024"
     needs = judge(base(), 1024, 4, (24 * GIB,)).required_bytes or 0
     tab.select_option(slots, "4")
-    assert f"{gib(needs):.2f} GiB" in shown.text(row)
+    assert format_size(needs) in shown.text(row)
     assert "first resident, ollama/second resident" in shown.text("#together")
     tab.select_option(slots, "1")
     tab.select_option("#cards", "2")
@@ -113,6 +113,46 @@ def test_every_control_does_what_it_says(browser: Any, tmp_path: Path) -> None:
     assert tab.locator("#ollama-second .plot").count() == tab.locator("#ollama-second .plot:has(svg.main-svg)").count() == 3
     assert tab.locator("#ollama-first .plot:has(svg.main-svg)").count() == 0, "what is closed is not drawn"
     assert shown.complaints == []
+
+
+def test_free_memory_that_is_no_number_has_no_verdict(browser: Any, tmp_path: Path) -> None:
+    shown = show(browser, tmp_path, [ReportEntry(key="one", calibration=base())])
+    cells = shown.tab.locator("#planner tbody td")
+
+    for typed in ("-5", ""):
+        shown.tab.fill("#free", typed)
+        assert cells.nth(3).inner_text() == "unknown"
+        assert "a number from 0 on" in shown.text("#together")
+    shown.tab.fill("#free", "0")
+    assert cells.nth(3).inner_text() == "CPU OFFLOAD LIKELY"
+    assert cells.nth(8).inner_text() == "none", "no context fits: not a context of 0"
+
+
+def test_many_calibrations_are_filtered_and_sorted(browser: Any, tmp_path: Path) -> None:
+    speeds = {"b-10": 62.0, "b-9": None, "a-1": 5.0}
+    entries = []
+    for name, speed in speeds.items():
+        one = base(target="host" if name == "a-1" else "gpu")
+        timed = msgspec.structs.replace(one.metadata.performance, decode_tokens_per_s=speed)
+        entries.append(ReportEntry(key=name, calibration=with_metadata(one, performance=timed)))
+    shown = show(browser, tmp_path, entries)
+    tab, names = shown.tab, "#overview tbody td:first-child:visible"
+
+    def sorted_by(index: int) -> list[str]:
+        tab.click(f"#overview th >> nth={index} >> button")
+        return list(tab.locator(names).all_inner_texts())
+
+    assert sorted_by(0) == ["a-1", "b-9", "b-10"]
+    assert sorted_by(0) == ["b-10", "b-9", "a-1"]
+    assert sorted_by(6) == ["a-1", "b-10", "b-9"]
+    assert sorted_by(6) == ["b-10", "a-1", "b-9"], "what was not measured is last in both directions"
+    tab.fill("#filter", "made-up 24 B-")
+    assert tab.locator(names).all_inner_texts() == ["b-10", "b-9"]
+    assert tab.locator("#models details:visible").count() == 2
+    assert "2 of 3" in shown.text("#overview .controls")
+    tab.fill("#filter", "")
+    assert tab.locator(names).count() == 3
+    assert "62.0 ± 15 %" in shown.text("#overview"), "a speed bears its uncertainty"
 
 
 def test_memory_of_the_host_is_not_pooled_with_a_cards(browser: Any, tmp_path: Path) -> None:
@@ -159,14 +199,39 @@ def test_the_page_asks_nobody_for_anything(browser: Any, tmp_path: Path) -> None
     assert [url for url in shown.requests if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
-@pytest.mark.parametrize("width", [360, 768])
-def test_the_page_fits_on_a_phone(browser: Any, tmp_path: Path, width: int) -> None:
+OVER = (
+    "[...document.querySelectorAll('.scroll, html')].filter(one => one.scrollWidth > one.clientWidth).map(one => one.outerHTML)"
+)
+
+
+@pytest.mark.parametrize("width", [360, 768, 1024])
+def test_the_page_and_its_tables_fit_on_the_screen(browser: Any, tmp_path: Path, width: int) -> None:
     long = f"ollama/{'a-long-name-' * 8}"
     shown = show(browser, tmp_path, [ReportEntry(key=long, calibration=base())], viewport={"width": width, "height": 800})
 
     shown.tab.wait_for_selector(".plot svg.main-svg")
 
-    assert shown.tab.evaluate("document.documentElement.scrollWidth") <= width
+    shown.tab.fill("#free", "2")
+    assert shown.tab.evaluate(OVER) == []
+    assert shown.tab.locator("#planner .verdict.offload").bounding_box()["x"] < width - 100
+    bar, area = (shown.tab.locator(f".plot >> nth=0 >> {name} >> nth=0").bounding_box() for name in (".modebar", ".nsewdrag"))
+    assert bar["y"] + bar["height"] <= area["y"], "the toolbar is above the chart"
+
+
+def test_paper_has_every_column_and_the_card(browser: Any, tmp_path: Path) -> None:
+    entries = [ReportEntry(key=f"llama-server/{name}", calibration=base(), record=None) for name in ("first", "second")]
+    shown = show(browser, tmp_path, entries, viewport={"width": 718, "height": 1000}, color_scheme="dark")
+    tab = shown.tab
+
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    tab.emulate_media(media="print")
+
+    assert tab.evaluate(OVER) == []
+    assert tab.locator("#overview th:visible").count() == 9
+    assert tab.locator("#planner th:visible").count() == 9, "all but the one with buttons"
+    assert tab.locator("#card").is_visible()
+    assert not tab.locator("#filter").is_visible()
+    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
 def test_an_empty_store_says_what_to_do(browser: Any, tmp_path: Path) -> None:

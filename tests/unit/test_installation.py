@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,22 @@ def test_the_name_of_the_package_stands_in_one_place() -> None:
             if isinstance(word, str) and ("make setup" in word or f"{installation.DISTRIBUTION}[" in word)
         ]
         assert not named or path.name in ("installation.py", "__init__.py"), path
+
+
+def test_no_page_installs_from_an_index_that_has_no_harness() -> None:
+    """Each line of a page that installs an extra names a checkout or the wheel, and an extra that there is."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    wheel = re.escape(installation.DISTRIBUTION.replace("-", "_"))
+    lines = [
+        line
+        for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
+        for line in page.read_text().splitlines()
+        if re.search(r"pip install [^`]*\[", line)
+    ]
+    assert len(lines) >= 6
+    for line in lines:
+        found = re.search(
+            rf"pip install (?:-e ['\"](?:\.|path/to/harness)|'\S*{wheel}-VERSION-py3-none-any\.whl)\[(\w+)\]", line
+        )
+        assert found, line
+        assert found[1] in extras, line

@@ -13,11 +13,14 @@
   ];
   const CARDS = [4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 141, 192];
 
-  const size = bytes => bytes === null || bytes === undefined ? "–"
-    : Math.abs(bytes) >= GIB ? `${(bytes / GIB).toFixed(2)} GiB` : `${(bytes / MIB).toFixed(1)} MiB`;
-  const count = value => value === null || value === undefined ? "–" : Math.round(value).toLocaleString("en");
-  const rate = value => value === null || value === undefined ? "–" : value.toFixed(1);
   const known = value => value !== null && value !== undefined;
+  // As the commands print them: MiB below 10 GiB, slopes in KiB for each token.
+  const decimals = (value, digits) => value.toLocaleString("en", {minimumFractionDigits: digits, maximumFractionDigits: digits});
+  const size = bytes => !known(bytes) ? "–"
+    : Math.abs(bytes) >= 10 * GIB ? `${decimals(bytes / GIB, 2)} GiB` : `${decimals(bytes / MIB, 1)} MiB`;
+  const slope = gibPer10k => known(gibPer10k) ? decimals(gibPer10k * GIB / 10000 / 1024, 3) : "–";
+  const count = value => value === null || value === undefined ? "–" : Math.round(value).toLocaleString("en");
+  const rate = (value, uncertainty) => !known(value) ? "–" : `${decimals(value, 1)} ± ${Math.round(100 * uncertainty)} %`;
 
   function element(name, attributes = {}, ...children) {
     const made = document.createElement(name);
@@ -29,7 +32,14 @@
     made.append(...children.filter(child => child !== null && child !== undefined));
     return made;
   }
-  const cells = (row, name = "td") => row.map((cell, index) => element(name, {class: index ? "number" : null}, cell));
+  // A table that is records on a narrow screen: a cell bears the name of its column. Columns are [name, kind], cells in their order.
+  const row = (columns, cells) => element("tr", {role: "row"},
+    ...cells.map((cell, index) => element("td", {role: "cell", class: columns[index][1], "data-label": columns[index][0]}, cell)));
+  function table(label, columns, body, heads = columns.map(([name]) => name)) {
+    const head = heads.map((one, index) => element("th", {role: "columnheader", scope: "col", class: columns[index][1]}, one));
+    return element("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": label},
+      element("table", {role: "table"}, element("thead", {}, element("tr", {role: "row"}, ...head)), body));
+  }
   const hardware = doc => doc.metadata.machine.gpus.map(gpu => gpu.name).join(", ") || "host memory";
   const meter = doc => doc.metadata.machine.meter === "log" ? "logged, not measured" : `measured by ${doc.metadata.machine.meter}`;
 
@@ -49,7 +59,7 @@
     const whole = {
       font: {family: "system-ui, sans-serif", size: 13, color: colour("--text")},
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      margin: {l: 60, r: 16, t: 12, b: 96}, hovermode: "x unified",
+      margin: {l: 60, r: 16, t: 40, b: 96}, hovermode: "x unified",
       hoverlabel: {bgcolor: colour("--card"), bordercolor: colour("--line"), font: {color: colour("--text")}},
       legend: {orientation: "h", yref: "container", y: 0, yanchor: "bottom"}, ...layout,
     };
@@ -134,11 +144,14 @@
     const {decode_tokens_per_s: fast = null, host_decode_tokens_per_s: slow = null} = performance;
     if (!depths.length && fast === null) return null;
     const spill = doc.metadata.machine.target === "gpu" && fast && slow && doc.metadata.machine.gpus.length < 2;
-    const said = spill ? "Measured over depth; over the memory that is free, as the engine would split the layers." : "Measured over depth.";
+    const spread = known(performance.spread) ? ` Repeats differ by ${(100 * performance.spread).toFixed(1)} %.` : "";
+    const over = spill ? "Measured over depth; over the memory that is free, as the engine would split the layers." : "Measured over depth.";
+    const said = over + spread;
     return chart("Decode speed", said, target => {
       const traces = [{
         x: depths.map(one => one.depth), y: rates, mode: "lines+markers", name: "measured at depth",
         line: {color: COLOURS.line}, marker: {size: 8}, hovertemplate: "%{y:.1f} tokens/s",
+        error_y: {type: "percent", value: 100 * entry.speed_uncertainty, thickness: 1},
       }];
       const layout = {
         xaxis: {title: {text: "tokens in the cache"}, rangemode: "tozero", domain: spill ? [0, 0.44] : [0, 1]},
@@ -163,22 +176,52 @@
   // -- sections --------------------------------------------------------------------------------------------------------
 
   function overview() {
-    const head = ["calibration", "base", "KV / 10k tokens", "compute / 10k tokens", "valid to", "error", "decode", "measured on", "date"];
-    const rows = data.calibrations.map(entry => {
-      const {constants, metadata} = entry.document;
-      const error = metadata.quality.max_error;
-      const row = cells([
-        element("a", {href: `#${entry.anchor}`, onclick: () => open(entry)}, entry.key), size(constants.base_vram_gb * GIB),
-        size(constants.kv_cache_gb_per_10k * GIB), size((constants.compute_gb_per_10k ?? 0) * GIB), count(metadata.quality.valid_to),
-        known(error) ? `${(100 * error).toFixed(2)} %` : "–", rate(metadata.performance.decode_tokens_per_s),
-        `${hardware(entry.document)} · ${entry.document.engine} ${metadata.engine.version ?? ""}`, metadata.calibrated_at.slice(0, 10),
-      ]);
-      return element("tr", {}, ...row);
+    // [name, kind, what it is sorted by, how it is shown]
+    const columns = [
+      ["calibration", "name", entry => entry.key, (key, entry) => element("a", {href: `#${entry.anchor}`, onclick: () => open(entry)}, key)],
+      ["base", "number", entry => entry.document.constants.base_vram_gb * GIB, size],
+      ["KV, KiB/token", "number", entry => entry.document.constants.kv_cache_gb_per_10k, slope],
+      ["compute, KiB/token", "number", entry => entry.document.constants.compute_gb_per_10k, slope],
+      ["valid to", "number", entry => entry.document.metadata.quality.valid_to, count],
+      ["error", "number", entry => entry.document.metadata.quality.max_error, value => known(value) ? `${(100 * value).toFixed(3)} %` : "–"],
+      ["decode, tokens/s", "number", entry => entry.document.metadata.performance.decode_tokens_per_s, (value, entry) => rate(value, entry.speed_uncertainty)],
+      ["measured on", "text", entry => `${hardware(entry.document)} · ${entry.document.engine} ${entry.document.metadata.engine.version ?? ""}`, String],
+      ["date", "number", entry => entry.document.metadata.calibrated_at.slice(0, 10), String],
+    ];
+    const body = element("tbody");
+    const lines = data.calibrations.map(entry => {
+      const values = columns.map(column => column[2](entry));
+      const line = row(columns, columns.map((column, index) => column[3](values[index], entry)));
+      return {entry, values, line, text: line.textContent.toLowerCase()};
     });
+    body.append(...lines.map(one => one.line));
+
+    const compare = (a, b) => typeof a === "string" ? a.localeCompare(b, "en", {numeric: true}) : a - b;
+    function sort(index, head) {
+      const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+      for (const one of head.parentElement.children) one.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", sign === 1 ? "ascending" : "descending");
+      const last = one => known(one.values[index]) ? 0 : 1; // what is not known, in both directions
+      lines.sort((a, b) => last(a) - last(b) || (last(a) ? 0 : sign * compare(a.values[index], b.values[index])));
+      body.append(...lines.map(one => one.line));
+    }
+    const heads = columns.map(([name], index) => element("button", {type: "button", onclick: event => sort(index, event.target.closest("th"))}, name));
+
+    const shown = element("span", {role: "status", class: "muted"});
+    const filter = element("input", {id: "filter", type: "search", placeholder: "name, card, engine, date", oninput: () => {
+      const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let left = 0;
+      for (const {entry, line, text} of lines) {
+        const hidden = !words.every(word => text.includes(word));
+        line.hidden = panels.get(entry.key).hidden = hidden;
+        left += !hidden;
+      }
+      shown.textContent = words.length ? `${left} of ${lines.length}` : "";
+    }});
     return element("section", {id: "overview"},
       element("h2", {}, "Calibrations"),
-      element("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": "Calibrations"},
-        element("table", {}, element("thead", {}, element("tr", {}, ...cells(head, "th"))), element("tbody", {}, ...rows))));
+      lines.length > 1 ? element("div", {class: "controls edit"}, element("label", {}, "filter calibrations and models ", filter), shown) : null,
+      table("Calibrations", columns, body, heads));
   }
 
   const panels = new Map();
@@ -225,6 +268,8 @@
     const numbers = [...new Set(choices.flatMap(entry => isHost(entry) ? [] : entry.planner.cards))].sort((a, b) => a - b);
     const cards = element("select", {id: "cards", onchange: () => update()}, ...options(numbers, numbers[0]));
     const host = element("input", {id: "host", type: "number", min: 0, step: "any", value: 32, oninput: () => update()});
+    const columns = [["model", "name"], ["context per slot", "context"], ["slots", "choice"], ["verdict", "verdict"], ["needs", "number"], ["short by", "number"],
+      ["layers on the GPU", "number"], ["tokens/s", "number"], ["largest context", "number"], ["", "edit"]];
     const body = element("tbody"), together = element("p", {id: "together", role: "status", "aria-live": "polite"});
     const pick = element("select", {id: "pick"}, ...choices.map(entry => element("option", {value: entry.key}, entry.key)));
     const add = element("button", {type: "button", id: "add", onclick: () => { addRow(entryOf(pick.value)); update(); }}, "Add");
@@ -234,75 +279,75 @@
       const {contexts, slots: offered} = entry.planner, name = `context of ${entry.key}`;
       const first = contexts.filter(one => one <= 8192).at(-1) ?? contexts[0];
       const context = element("select", {"aria-label": name}, ...options(contexts, first));
-      const slide = element("input", {type: "range", min: 0, max: contexts.length - 1, value: contexts.indexOf(first), "aria-label": `${name}, slider`});
+      const slide = element("input", {type: "range", min: 0, max: contexts.length - 1, value: contexts.indexOf(first), class: "edit", "aria-label": `${name}, slider`});
       const slots = element("select", {"aria-label": `slots of ${entry.key}`}, ...options(offered, entry.document.metadata.settings.num_parallel));
-      const out = Array.from({length: 6}, () => element("td", {class: "number"}));
-      const row = {entry, context, slots, out};
-      const line = element("tr", {},
-        element("td", {}, entry.key, isHost(entry) ? element("span", {class: "muted"}, " host memory") : null),
-        element("td", {}, context, slide), element("td", {}, slots), ...out,
-        element("td", {}, element("button", {
-          type: "button", "aria-label": `Remove ${entry.key}`,
-          onclick: () => { rows.splice(rows.indexOf(row), 1); line.remove(); update(); },
-        }, "×")));
+      const remove = element("button", {type: "button", "aria-label": `Remove ${entry.key}`,
+        onclick: () => { rows.splice(rows.indexOf(one), 1); line.remove(); update(); }}, "×");
+      const both = element("span", {class: "both"}, context, slide);
+      const line = row(columns, [entry.key + (isHost(entry) ? " (host memory)" : ""), both, slots, "", "", "", "", "", "", remove]);
+      const one = {entry, context, slots, out: [...line.cells].slice(3, 9)};
       context.addEventListener("input", () => { slide.value = contexts.indexOf(Number(context.value)); update(); });
       slide.addEventListener("input", () => { context.value = contexts[slide.value]; update(); });
       slots.addEventListener("input", () => update());
-      rows.push(row);
+      rows.push(one);
       body.append(line);
     }
 
-    const bytes = input => Math.max(Math.round(Number(input.value) * GIB) || 0, 0);
-    const asked = row => [row.entry.planner, Number(row.slots.value), Number(row.context.value), row.entry.document.engine];
+    // Bytes of a field; null where it holds no number from 0 on.
+    const bytes = input => input.value !== "" && Number(input.value) >= 0 ? Math.round(Number(input.value) * GIB) : null;
+    const asked = one => [one.entry.planner, Number(one.slots.value), Number(one.context.value), one.entry.document.engine];
 
     // Models share the memory that they are in: those of the GPU one, those of the host the other.
     function update() {
       const said = [];
-      for (const [name, here, many, available] of [["GPU", rows.filter(row => !isHost(row.entry)), Number(cards.value), bytes(free)],
-        ["host memory", rows.filter(row => isHost(row.entry)), 1, bytes(host)]]) {
-        const alone = many > 1 ? here.map(row => planner.look(row.entry.planner, many, ...asked(row).slice(1, 3), available)) : null;
+      for (const [name, here, many, available] of [["GPU", rows.filter(one => !isHost(one.entry)), Number(cards.value), bytes(free)],
+        ["host memory", rows.filter(one => isHost(one.entry)), 1, bytes(host)]]) {
+        if (available === null) {
+          here.forEach(one => show(one, {verdict: "unknown"}, null));
+          if (here.length) said.push(`Type how many GiB of ${name === "GPU" ? "GPU memory" : name} are free: a number from 0 on.`);
+          continue;
+        }
+        const alone = many > 1 ? here.map(one => planner.look(one.entry.planner, many, ...asked(one).slice(1, 3), available)) : null;
         const found = alone ?? planner.together(here.map(asked), available);
-        here.forEach((row, index) => show(row, found[index], planner.largest(row.entry.planner, many, Number(row.slots.value), found[index].available / many)));
+        here.forEach((one, index) => show(one, found[index], planner.largest(one.entry.planner, many, Number(one.slots.value), found[index].available / many)));
         if (here.length > 1 && alone) said.push(`On ${many} cards each model is judged alone: harness check judges them together.`);
         else if (here.length > 1)
-          said.push(`Started in this order (${name}): ${here.map((row, index) => `${row.entry.key} ${found[index].fate ?? "unknown"}`).join(", ")}.`);
+          said.push(`Started in this order (${name}): ${here.map((one, index) => `${one.entry.key} ${found[index].fate ?? "unknown"}`).join(", ")}.`);
       }
       together.textContent = rows.length ? said.join(" ") : "Add a model.";
     }
 
-    function show(row, found, largest) {
-      const layers = !known(found.layersOffloaded) || isHost(row.entry) ? "–"
+    function show({entry, out}, found, largest) {
+      const layers = !known(found.layersOffloaded) || isHost(entry) ? "–"
         : `${found.layersOffloaded} of ${found.layersTotal}${found.layersOverflowing ? `, ${found.layersOverflowing} overflowing` : ""}`;
       const word = {fits: "fits", offload: "CPU OFFLOAD LIKELY", unknown: "unknown"}[found.verdict];
-      const texts = [word, size(found.required), found.short ? size(found.short) : "–", layers, rate(found.decode), count(largest)];
-      row.out.forEach((cell, index) => { cell.textContent = texts[index]; });
-      row.out[0].className = `verdict ${found.verdict}`;
-      row.out[0].title = found.reason ?? (found.tight ? "within the uncertainty of the prediction" : "");
+      const speed = found.verdict !== "offload" || !known(found.decode) ? rate(found.decode, entry.speed_uncertainty) : `about ${decimals(found.decode, 1)}`;
+      const texts = [word, size(found.required), found.short ? size(found.short) : "–", layers, speed, largest === 0 ? "none" : count(largest)];
+      out.forEach((cell, index) => { cell.textContent = texts[index]; });
+      out[0].className = `verdict ${found.verdict}`;
+      out[0].title = found.reason ?? (found.tight ? "within the uncertainty of the prediction" : "");
     }
 
     choices.slice().sort((a, b) => isHost(a) - isHost(b)).slice(0, 2).forEach(addRow);
-    const head = ["model", "context per slot", "slots", "verdict", "needs", "short by", "layers on the GPU", "tokens/s", "largest context", ""];
     queueMicrotask(update);
     const gpu = choices.some(entry => !isHost(entry)) ? [labelled("card", card), labelled("free on each, GiB", free), labelled("cards", cards)] : [];
     return element("section", {id: "planner"},
       element("h2", {}, "Planner"),
       element("p", {}, "What fits, by the engine's own rule: the answers of ", element("code", {}, "harness check"), ", for the contexts listed."),
       element("div", {class: "controls"}, ...gpu, choices.some(isHost) ? labelled("free host memory, GiB", host) : null,
-        labelled("model", pick), add),
-      element("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": "Plan"},
-        element("table", {class: "plan"}, element("thead", {}, element("tr", {}, ...cells(head, "th"))), body)),
+        element("span", {class: "edit"}, labelled("model", pick), " ", add)),
+      table("Plan", columns, body),
       together);
   }
 
   function drift() {
     if (!data.drift.length) return null;
-    const rows = data.drift.map(one => element("tr", {},
-      element("td", {}, one.key), element("td", {}, one.status),
-      element("td", {}, ...(one.lines.length ? [element("ul", {class: "plain"}, ...one.lines.map(line => element("li", {}, line)))] : ["nothing beyond the measurement error"]))));
+    const columns = [["calibration", "name"], ["status", "text"], ["what moved", "text"]];
+    const rows = data.drift.map(one => row(columns, [one.key, one.status,
+      one.lines.length ? element("ul", {class: "plain"}, ...one.lines.map(line => element("li", {}, line))) : "nothing beyond the measurement error"]));
     return element("section", {id: "drift"},
       element("h2", {}, "Drift"), element("p", {class: "muted"}, `From ${data.against} to this store.`),
-      element("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": "Drift"},
-        element("table", {}, element("thead", {}, element("tr", {}, ...cells(["calibration", "status", "what moved"], "th"))), element("tbody", {}, ...rows))));
+      table("Drift", columns, element("tbody", {}, ...rows)));
   }
 
   // -- page ------------------------------------------------------------------------------------------------------------
@@ -316,10 +361,15 @@
   }}, "theme: auto");
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
+  // Paper is light.
+  let onScreen = "auto";
+  addEventListener("beforeprint", () => { onScreen = document.documentElement.dataset.theme; document.documentElement.dataset.theme = "light"; redraw(); });
+  addEventListener("afterprint", () => { document.documentElement.dataset.theme = onScreen; redraw(); });
+
   document.getElementById("tools").append(theme);
   const main = document.getElementById("main");
   const sections = data.calibrations.length
-    ? [overview(), planning(), drift(), element("section", {id: "models"}, element("h2", {}, "Models"), ...data.calibrations.map(detail))]
+    ? [planning(), overview(), drift(), element("section", {id: "models"}, element("h2", {}, "Models"), ...data.calibrations.map(detail))]
     : [element("p", {}, "There is no calibration in this store yet. Make one with ", element("code", {}, "harness calibrate"), ".")];
   main.append(...sections.filter(Boolean));
   if (data.calibrations.length === 1) open(data.calibrations[0]);
