@@ -5,7 +5,8 @@
 DIR holds llama-server, ggml-rpc-server and llama-fit-params of a build whose remote devices work at the same time (b11434
 does). Models are calibrated on one, two and three ``ggml-rpc-server -d CPU`` at contexts up to 4,096, then judged over two and
 three of them: by the calibration on as many, and by that on one. Cards of any size are acted out by ``--fit-target``, one value
-a device; llama-fit-params decides, prints and ends.
+a device; llama-fit-params decides, prints and ends. It reserves logits for a whole batch, which a server does not: devices with
+the output take more here than calibrations, which ask the server, say.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float, float | None], None]
 #: Code of the EngineError of a request that got no answer; the engine's end, if it ended, says more.
 NO_ANSWER: Final = "no-answer"
-#: When a dry run is over: the program ends by itself; it has printed what was asked; its server answers.
-DryRunEnd = Literal["itself", "printed", "ready"]
+#: When a dry run is over: the server has printed what was asked; it answers, or has ended.
+DryRunEnd = Literal["printed", "ready"]
 _NO_MEMORY: Final = (
     "out of memory",
     "out-of-memory",
@@ -238,7 +238,7 @@ class Engine(Protocol):
     def launch(self, source: Source, request: LoadRequest | None, options: Options, site: Site) -> Launch:
         """What to start for a load (``None``: for a persistent engine, before the loads that measure memory)."""
 
-    def ends_dry_runs(self, options: Options, sandbox: SandboxName) -> DryRunEnd:
+    def ends_dry_runs(self, options: Options) -> DryRunEnd:
         """When a dry run may be ended."""
         return "printed"
 

@@ -1,12 +1,13 @@
 """Dry runs: what the engine estimates for a number of layers on the GPU, without loading weights.
 
-llama-server prints the memory of a layout (``--fit on``, one MiB a row) before it loads; its tool llama-fit-params ends by
-itself then. A dry run that says nothing is an observation like any other and never fails a calibration.
+llama-server prints the memory of a layout (``--fit on``, one MiB a row) before it loads, and is ended then; with remote
+devices once it answers. A dry run that says nothing is an observation like any other and never fails a calibration.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from harness.engines.base import Source
@@ -107,7 +108,7 @@ def dry_run(runner: LoadRunner, source: Source, request: LoadRequest) -> Load:
 
 def _await_breakdown(runner: LoadRunner, running: Running) -> str | None:
     """Why there is none; ``None`` when the engine is through with fitting, and may be ended."""
-    ending = runner.engine.ends_dry_runs(runner.options, runner.sandbox.name)
+    ending = runner.engine.ends_dry_runs(runner.options)
     ended = printed = False
 
     def over() -> bool:
@@ -117,7 +118,8 @@ def _await_breakdown(runner: LoadRunner, running: Running) -> str | None:
         return ended or (printed and ending == "printed")
 
     if ending == "ready":
-        runner.await_ready(running)
+        with suppress(EngineError, WontFitError):  # it printed before it ran out of memory, or did not: seen below
+            runner.await_ready(running)
         ending = "printed"
     poll(over, limit=TIMEOUT, every=0.01)
     if printed:

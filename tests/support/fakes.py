@@ -107,8 +107,6 @@ class World:
             return
         if request.purpose == "dry-run":
             self.write(breakdown(self.model, request, self.layer_kinds or ""))
-            if self.dry_runs_end == "itself":
-                self.end(0)
             return
         if self.capacity is not None and self.takes(request) > self.capacity:
             self.write("ggml_backend_alloc: failed to allocate buffer: out of memory\n")
@@ -300,7 +298,7 @@ class FakeEngine(Engine):
             return Launch(argv=("serve",))
         return Launch(argv=("load", msgspec.json.encode(request).decode()))
 
-    def ends_dry_runs(self, options: Options, sandbox: SandboxName) -> DryRunEnd:
+    def ends_dry_runs(self, options: Options) -> DryRunEnd:
         return self.world.dry_runs_end
 
     def ready(self, client: httpx.Client) -> bool:

@@ -115,11 +115,11 @@ def test_dry_runs_follow_the_loads_of_llama_server_and_fill_the_grid(
     assert [event.endswith("dry-run") for event in loads] == [False] * 3 + [True] * len(runs)
 
 
-@pytest.mark.parametrize(("ending", "events"), [("itself", []), ("printed", ["stop"]), ("ready", ["poll", "stop"])])
+@pytest.mark.parametrize(("ending", "events"), [("printed", ["stop"]), ("ready", ["poll", "stop"])])
 def test_a_dry_run_is_ended_when_its_engine_says_that_it_may_be(
     on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: DryRunEnd, events: list[str]
 ) -> None:
-    """One that ends by itself is never cut off, and with a remote device a server is ended between two calls."""
+    """With a remote device a server is ended between two calls."""
     on_gpu.dry_runs_end = ending
     calibrate(on_gpu, monkeypatch, tmp_path)
     assert {load.outcome for load in only_record(tmp_path).loads} == {"ok"}
