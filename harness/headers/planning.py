@@ -20,7 +20,7 @@ from harness.errors import CannotWriteError
 from harness.logs.planned import read_plan
 from harness.model.planned import PlannedLoad
 from harness.model.record import LoadRequest
-from harness.sandboxes.process import clean_environment
+from harness.sandboxes.environment import clean_environment
 from harness.store.catalog import cache_folder
 from harness.store.store import write_atomically
 

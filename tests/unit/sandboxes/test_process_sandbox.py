@@ -10,7 +10,8 @@ import pytest
 
 from harness.errors import BusyError, NotFoundError, NotPermittedError, UsageError
 from harness.sandboxes.base import Launch
-from harness.sandboxes.process import ProcessSandbox, clean_environment, free_port
+from harness.sandboxes.environment import clean_environment
+from harness.sandboxes.process import ProcessSandbox, free_port
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.process
