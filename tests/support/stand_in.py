@@ -13,7 +13,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, Final
 
-#: Figures of an engine and model: MiB, bytes a token, tokens a second. ``hidden_mib`` is memory that no log line names.
+#: Figures of an engine and model: MiB, bytes a token, tokens a second. ``hidden_mib`` is memory that no log line names;
+#: ``compute_per_token`` is that of a batch of 512, as a mask's is.
 FIGURES: Final[dict[str, Any]] = {
     "version": "b1",
     "weights_mib": 12.0,
@@ -39,7 +40,7 @@ def write_stand_in(path: Path, **changes: Any) -> Path:
 def log(figures: dict[str, Any], context: int, slots: int, batch: int) -> tuple[list[str], int]:
     """The lines of a load as llama-server b10434 prints them, and the bytes that it takes."""
     kv, window = figures["kv_per_token"] * context, figures["window_mib"] * _MIB * slots
-    compute = figures["compute_mib"] * _MIB + figures["compute_per_token"] * context // slots
+    compute = figures["compute_mib"] * _MIB + figures["compute_per_token"] * batch // 512 * context // slots
     lines = [
         "load_tensors: loading model tensors, this can take a while... (load_mode = none)",
         "load_tensors: offloaded 0/3 layers to GPU",

@@ -57,7 +57,7 @@ ALLOWED = {
         "engines.registry",
         "model",
         "logs",
-        "sandboxes.process",
+        "sandboxes.environment",
         *_BASE,
     },
     "measure": _UPPER,
