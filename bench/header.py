@@ -40,7 +40,7 @@ from harness.model.record import LoadRequest
 from harness.options import RunOptions
 from harness.prediction.estimate import DRY_RUN_DOUBT
 from harness.prediction.formula import CACHE_DOUBT, COMPUTE_DOUBT, UNKNOWN_DOUBT, WEIGHTS_DOUBT, plan_by_formula
-from harness.sandboxes.process import clean_environment
+from harness.sandboxes.environment import clean_environment
 from harness.store.catalog import find_catalog, gguf_path, read_catalog
 from harness.store.store import Store
 from harness.units import GIB, MIB, from_gib
