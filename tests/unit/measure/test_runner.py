@@ -24,11 +24,11 @@ from harness.errors import (
 )
 from harness.measure.speed import no_host_speed
 from harness.measure.timing import prompts_to_time, repeats_to_time
-from harness.model.record import Speed
+from harness.model.record import LoadRequest, Speed
 from harness.prediction.memory import predict
 from harness.store.store import Store
 from harness.units import GIB, MIB
-from tests.support.fakes import HOLDER, FakeEngine, Heard, World, calibrate, only_record
+from tests.support.fakes import HOLDER, FakeEngine, Heard, World, breakdown, calibrate, only_record
 from tests.support.true_model import TrueModel
 
 MODEL = TrueModel(weights=400 * MIB, overhead=40 * MIB, kv_per_cell=12_288)
@@ -139,6 +139,21 @@ def test_the_kinds_of_layers_that_a_dry_run_names_cost_no_seventh_run(
     result = calibrate(on_gpu, monkeypatch, tmp_path)
     assert result.calibration.metadata.placement.layer_kinds == kinds
     assert len(result.calibration.metadata.placement.split_compute) == 6
+
+
+def test_a_dry_run_that_printed_before_memory_ran_out_is_one(
+    on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a remote device the server loads, at the largest context of the model too."""
+
+    def end() -> None:
+        on_gpu.write(breakdown(on_gpu.model, LoadRequest(context=131_072, purpose="dry-run", gpu_layers=2), ""))
+        on_gpu.end(1)
+
+    on_gpu.dry_runs_end = "ready"
+    on_gpu.plots["load 131072 dry-run"] = end
+    calibrate(on_gpu, monkeypatch, tmp_path)
+    assert {load.outcome for load in only_record(tmp_path).loads} == {"ok"}
 
 
 @pytest.mark.parametrize(
