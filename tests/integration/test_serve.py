@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import msgspec
+import psutil
 import pytest
 
 import harness
@@ -74,7 +76,7 @@ def test_a_command_finds_the_model_and_its_status_is_ours(start: Start, model: P
     assert found["OPENAI_BASE_URL"] == f"{found['HARNESS_ENDPOINT']}/v1"
     assert found["HARNESS_CONTEXT"] == "1024"
     assert found["models"] == [found["HARNESS_MODEL"]]
-    assert "FITS: needs 4." in err
+    assert "FITS: needs 4,504 MiB" in err
     assert not engines_of(model)
     assert not leftovers(tmp_path / "store")
 
@@ -130,14 +132,22 @@ def test_without_a_command_it_stays_until_it_is_ended(
         assert not leftovers(tmp_path / "store")
 
 
-def test_an_engine_that_ends_by_itself_is_said_and_its_log_kept(start: Start, model: Path, tmp_path: Path) -> None:
+def test_an_engine_that_is_killed_is_said_and_its_log_kept(start: Start, model: Path, tmp_path: Path) -> None:
     process = start("--ctx", "1024", "--gpus", "none", "--json")
-    (engine,) = until(lambda: engines_of(model), "the engine")
+
+    def served() -> list[psutil.Process]:
+        """Not the dry runs before it."""
+        found = engines_of(model)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [one for one in found if "--no-alloc" not in one.cmdline()]
+        return []
+
+    (engine,) = until(served, "the engine")
     until(lambda: any(one.status == "LISTEN" for one in engine.net_connections()), "its port")
     engine.kill()
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 70
-    assert json.loads(out)["errors"][0]["code"] == "engine-ended"
+    assert json.loads(out)["errors"][0]["code"] == "engine-killed"
     assert len(leftovers(tmp_path / "store")) == 1
 
 
