@@ -29,8 +29,10 @@ from filelock import FileLock
 
 from tests.support import rpc
 
-# A shell starts background jobs with SIGINT ignored, and children inherit that: the tests' own children hear Ctrl-C.
+# A shell starts background jobs with SIGINT ignored, nohup ignores SIGHUP, and children inherit both: the tests' hear them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _CACHE = Path(sys.prefix) / "share" / "harness-tests"
 _PROBE_TIMEOUT_S = 30.0

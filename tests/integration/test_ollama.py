@@ -109,7 +109,8 @@ def test_a_file_is_measured_end_to_end(image: str, tmp_path: Path) -> None:
     assert [band["num_batch"] for band in metadata["bands"]] == [512]
     assert metadata["quality"]["valid_to"] == TRAIN_CONTEXT
     assert metadata["quality"]["max_error"] < 0.01
-    assert metadata["performance"]["decode_tokens_per_s"] > 0
+    speed, notes = metadata["performance"]["decode_tokens_per_s"], metadata["quality"]["notes"]
+    assert (speed or 0) > 0 or any("speed is not given" in note for note in notes), "a busy machine leaves no bound"
     assert image in done.stderr
 
 

@@ -24,6 +24,12 @@ def no_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.maintain.clean.HOME_PLACES", (str(tmp_path / "var-tmp"),))  # not what runs beside the tests
 
 
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models that other tests put together are not looked at here."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 def write(path: Path, text: str = "") -> Path:
     """A file that is two days old: age is to prove nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
