@@ -26,6 +26,8 @@ from harness.store.store import write_atomically
 
 #: How long one may take, seconds.
 TIMEOUT: Final = 60.0
+#: A planned load ends by a failure, and llama.cpp writes its log from another thread: the last lines may be missing.
+_TRIES: Final = 3
 #: Plans that are kept: a few bytes each.
 _KEPT: Final = 2000
 
@@ -72,14 +74,17 @@ class Planner:
         if launch is None:
             return None
         env = clean_environment(os.environ) | launch.env
-        try:
-            done = subprocess.run(
-                launch.argv, env=env, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                timeout=TIMEOUT, check=False,
-            )  # fmt: skip
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return read_plan(done.stdout.decode("utf-8", "replace"))
+        for _ in range(_TRIES):
+            try:
+                done = subprocess.run(
+                    launch.argv, env=env, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                    timeout=TIMEOUT, check=False,
+                )  # fmt: skip
+            except (OSError, subprocess.TimeoutExpired):
+                return None
+            if (plan := read_plan(done.stdout.decode("utf-8", "replace"))) is not None:
+                return plan
+        return None
 
 
 def _file() -> Path:

@@ -133,6 +133,7 @@ def test_a_cell_whose_node_dies_runs_again_where_its_kind_comes_back(fleet: Flee
 
 @pytest.mark.timeout(900)  # twelve cells on a machine that does other things, too
 def test_a_killed_driver_leaves_nothing_running_and_is_resumed(fleet: Fleet, model: Path, tmp_path: Path) -> None:
+    fleet.cluster.wait_for_nodes()  # a driver may else be given the node that has just died
     plan, store = write_plan(tmp_path / "plan.yaml", model), tmp_path / "store"
     with subprocess.Popen(
         fleet.command(plan, store), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
