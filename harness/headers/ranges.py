@@ -79,6 +79,9 @@ class Ranges:
     after the first request. ``arrived`` is called after each stretch.
     """
 
+    #: What to do where its server cannot be reached.
+    unreachable = "check the network and its proxy (HTTPS_PROXY), or give the path of a .gguf file"
+
     def __init__(
         self,
         client: httpx.Client,
@@ -152,8 +155,6 @@ class Ranges:
 
     def _once(self) -> None:
         """One request; what came of a broken answer is kept, and the next one goes on behind it."""
-        import httpx
-
         start = len(self.data)
         wanted = max(FIRST, min(start, LARGEST))
         if self.size is not None:
@@ -161,26 +162,34 @@ class Ranges:
         headers = {"range": f"bytes={start}-{start + wanted - 1}", "accept-encoding": "identity"}
         if start and self.version is not None:
             headers["if-range"] = self.version
-        where = shown(self.url)
         try:
             with self._answer(headers) as answer:
                 self._check(answer, start)
                 self._take(answer, wanted)
-        except httpx.TimeoutException as error:
-            raise _AgainError(f"{where} does not answer in time", code="source-slow") from error
-        except httpx.HTTPError as error:
-            raise _AgainError(
-                f"{where} cannot be reached: {one_line(str(error)) or type(error).__name__}",
-                hint="check the network and its proxy (HTTPS_PROXY), or give the path of a .gguf file",
-                code="source-unreachable",
-            ) from error
         finally:
             if len(self.data) > start:
                 self.arrived(self)
 
     @contextmanager
     def _answer(self, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
-        """The answer behind all redirects."""
+        """The answer behind all redirects; what breaks it until it has been read is said here."""
+        import httpx
+
+        where = shown(self.url)
+        try:
+            with self._redirected(headers) as answer:
+                yield answer
+        except httpx.TimeoutException as error:
+            raise _AgainError(f"{where} does not answer in time", code="source-slow") from error
+        except httpx.HTTPError as error:
+            raise _AgainError(
+                f"{where} cannot be reached: {one_line(str(error)) or type(error).__name__}",
+                hint=self.unreachable,
+                code="source-unreachable",
+            ) from error
+
+    @contextmanager
+    def _redirected(self, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
         url, more = self.url, self.headers
         for _ in range(REDIRECTS + 1):
             with self.client.stream("GET", url, headers={**more, **headers}, follow_redirects=False) as answer:
@@ -273,6 +282,8 @@ def fetch_small(client: httpx.Client, url: str, headers: Mapping[str, str] | Non
 class Document(Ranges):
     """A small document: a server may send it as a whole."""
 
+    unreachable = "check the network and its proxy (HTTPS_PROXY)"
+
     def get(self, most: int) -> bytes:
         """All of it."""
         self._most = most
@@ -284,22 +295,13 @@ class Document(Ranges):
 
         where = shown(self.url)
         del self.data[:]
-        try:
-            with self._answer({}) as answer:
-                if answer.status_code != httpx.codes.OK:
-                    self._check(answer, 0)
-                begin = time.monotonic()
-                for block in answer.iter_bytes(1 << 16):
-                    self.data += block
-                    if len(self.data) > self._most:
-                        raise BadInputError(f"{where} is larger than it can be", code="bad-source")
-                    if time.monotonic() - begin > DEADLINE:
-                        raise BusyError(f"{where} is too slow", code="source-slow")
-        except httpx.TimeoutException as error:
-            raise _AgainError(f"{where} does not answer in time", code="source-slow") from error
-        except httpx.HTTPError as error:
-            raise _AgainError(
-                f"{where} cannot be reached: {one_line(str(error)) or type(error).__name__}",
-                hint="check the network and its proxy (HTTPS_PROXY)",
-                code="source-unreachable",
-            ) from error
+        with self._answer({}) as answer:
+            if answer.status_code != httpx.codes.OK:
+                self._check(answer, 0)
+            begin = time.monotonic()
+            for block in answer.iter_bytes(1 << 16):
+                self.data += block
+                if len(self.data) > self._most:
+                    raise BadInputError(f"{where} is larger than it can be", code="bad-source")
+                if time.monotonic() - begin > DEADLINE:
+                    raise BusyError(f"{where} is too slow", code="source-slow")
