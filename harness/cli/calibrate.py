@@ -54,7 +54,12 @@ def cli(**given: Any) -> CommandResult:
         done = session.calibrate(watch)
     key, path = key_of(done.calibration, done.artifact), os.path.relpath(done.artifact)
     return CommandResult(
-        data={"artifact": str(done.artifact), "record": str(done.record), "calibration": to_document(done.calibration)},
+        data={
+            "artifact": str(done.artifact),
+            "record": str(done.record),
+            "calibration": to_document(done.calibration),
+            "seconds": {name: round(seconds, 3) for name, seconds in done.spent.items()},
+        },
         ids=(written(key),),
-        text=partial(calibrations.measured, done.calibration, key, path, done.seconds),
+        text=partial(calibrations.measured, done.calibration, key, path, done.spent),
     )

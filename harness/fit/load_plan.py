@@ -24,13 +24,9 @@ BatchLimits = tuple[tuple[int, int], ...]
 
 
 class NextLoad(NamedTuple):
-    """The load that comes next, and its number among those planned; ``added`` comes on top of the plan.
-
-    ``skipped`` says why it is noted and not made.
-    """
+    """The load that comes next; ``added`` comes on top of the plan. ``skipped`` says why it is noted and not made."""
 
     request: LoadRequest
-    number: int
     added: bool = False
     skipped: str | None = None
 
@@ -145,18 +141,16 @@ def is_point(load: Load, target: Target) -> bool:
 
 def smaller_first(planned: Sequence[LoadRequest], record: Callable[[], Record]) -> LoadOrder:
     """Loads by batch and context; what is above a context that did not fit is skipped, and what the loads ask for is added."""
-    number, limit = 0, None
+    limit = None
     for request in sorted(planned, key=lambda load: (load.num_batch or 0, load.context)):
-        number += 1
         if limit is not None and request.context >= limit:
-            yield NextLoad(request, number, skipped=f"context {limit} did not fit already")
+            yield NextLoad(request, skipped=f"{limit:,} tokens did not fit already")
             continue
-        load = yield NextLoad(request, number)
+        load = yield NextLoad(request)
         if not is_point(load, record().machine.target):
             limit = min(limit or request.context, request.context)
     for request in smaller_contexts(record(), limit) or further_loads(record()):
-        number += 1
-        yield NextLoad(request, number, added=True)
+        yield NextLoad(request, added=True)
 
 
 def smaller_contexts(record: Record, limit: int | None) -> tuple[LoadRequest, ...]:

@@ -10,6 +10,7 @@ import msgspec
 
 from harness.model.calibration import (
     MOST_UNCERTAINTY,
+    SPEED_UNCERTAINTY,
     Calibration,
     DepthSpeed,
     Performance,
@@ -22,6 +23,10 @@ from harness.units import MIB, TOKENS_PER_UNIT, from_gib, gib
 
 #: Prompts of which the longer is at most this much longer are of one depth.
 SAME_DEPTH: Final = 1.25
+#: Twice the distance of three timings bounds their mean at 95 % (Student's t of two degrees of freedom, 4.30, by their
+#: standard deviation, range / 1.69, and the root of 3: 1.47); of two it takes 6.35 times (t of one: 12.71, halved).
+_TWO: Final = 2
+_OF_TWO: Final = 3.18
 #: How the note begins that says which run timed the speeds of a calibration, where it was not its own.
 _KEPT: Final = "speeds are those of run"
 
@@ -39,9 +44,12 @@ def fit_performance(record: Record) -> tuple[Performance, list[str]]:
     elif not timed:
         notes.append(f"speed was not measured: {speed.reason or 'no timings'}")
     depths, spread = _depths(timed)
+    cause = "repeated timings differ"
     if speed is not None and record.machine.target == "host" and speed.cpu_by_others is not None:
         # What others took of the CPU, the engine might have had.
-        spread = round(max(spread or 0.0, speed.cpu_by_others / max(1.0 - speed.cpu_by_others, 0.01)), 4)
+        others = round(speed.cpu_by_others / max(1.0 - speed.cpu_by_others, 0.01), 4)
+        if others > (spread or 0.0):
+            spread, cause = others, f"other processes took {speed.cpu_by_others:.0%} of the CPU while it was timed"
     prompts = [one.prompt_tokens_per_s for one in timed if one.prompt_tokens_per_s]
     on_host = [one.decode_tokens_per_s for one in host.speeds if one.decode_tokens_per_s] if host else []
     host_decode = median(on_host) if on_host else None
@@ -62,8 +70,7 @@ def fit_performance(record: Record) -> tuple[Performance, list[str]]:
     )
     if found.bounded != found:
         notes.append(
-            f"speed is not given: its repeats, or what other processes took of the CPU, leave it uncertain by "
-            f"{found.uncertainty:.0%}, and above {MOST_UNCERTAINTY:.0%} it would say nothing"
+            f"speed is not given: {cause}, so it may be off by {found.uncertainty:.0%}; the limit is {MOST_UNCERTAINTY:.0%}"
         )
     return found.bounded, notes
 
@@ -101,11 +108,10 @@ def _depths(timed: Sequence[Speed]) -> tuple[tuple[DepthSpeed, ...], float | Non
             groups.append([one])
     depths, spreads = [], []
     for group in groups:
-        rates = closest([one.decode_tokens_per_s or 0.0 for one in group])
-        middle = median(rates)
+        middle = median(closest(_rates(group)))
         depths.append(DepthSpeed(depth=int(median(one.prompt_tokens for one in group)), decode_tokens_per_s=round(middle, 2)))
         if len(group) > 1:
-            spreads.append((max(rates) - min(rates)) / middle)
+            spreads.append(spread_of(_rates(group)))
     return tuple(depths), round(max(spreads), 4) if spreads else None
 
 
@@ -122,8 +128,25 @@ def closest(rates: Sequence[float]) -> list[float]:
 
 def repeats_differ(speeds: Sequence[Speed]) -> bool:
     """Whether timings of one prompt differ so much that no speed would be given."""
-    rates = closest([one.decode_tokens_per_s for one in speeds if one.decode_tokens_per_s])
-    return len(rates) > 1 and 2 * (rates[-1] - rates[0]) / median(rates) > MOST_UNCERTAINTY
+    return 2 * spread_of(_rates(speeds)) > MOST_UNCERTAINTY
+
+
+def repeats_agree(speeds: Sequence[Speed]) -> bool:
+    """Whether another timing of one prompt is not needed: two give the least bound there is, or more give one at all."""
+    rates = _rates(speeds)
+    enough = SPEED_UNCERTAINTY if len(rates) == _TWO else MOST_UNCERTAINTY
+    return len(rates) >= _TWO and 2 * spread_of(rates) <= enough
+
+
+def spread_of(rates: Sequence[float]) -> float:
+    """Half the bound that timings of one prompt give its speed, relative: how far they lie apart; 0 for one timing."""
+    kept = closest(rates)
+    apart = (kept[-1] - kept[0]) / median(kept) if kept else 0.0
+    return apart * _OF_TWO if len(kept) == _TWO else apart
+
+
+def _rates(speeds: Sequence[Speed]) -> list[float]:
+    return [one.decode_tokens_per_s for one in speeds if one.decode_tokens_per_s]
 
 
 def fit_placement(record: Record) -> Placement:

@@ -29,6 +29,7 @@ from harness.measure.plan import CalibrationPlan, Request, plan_calibration
 from harness.measure.quick import first_load, planned_loads
 from harness.measure.setup import lock_names, opened
 from harness.measure.speed import SpeedLoad, speed_loads
+from harness.measure.timing import seconds_spent
 from harness.meters.base import Meter
 from harness.model.calibration import Calibration, artifact_name
 from harness.model.facts import LoadFacts
@@ -44,12 +45,13 @@ REPEATS: Final = 2
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What a calibration left behind."""
+    """What a calibration left behind. ``spent``: where its seconds went, by what they were spent on."""
 
     artifact: Path
     record: Path
     calibration: Calibration
     seconds: float
+    spent: dict[str, float]
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,7 +112,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
                 refuse_overwrite(self.artifact, source, planned.settings, self.choice.machine(), self.store)
             run = Run(self, source, sandbox, meter, observer, hook)
             record = run.go()
-            observer.phase("fit", run.steps, run.steps)
+            run.steps = run.step + 1
+            run.phase("fit")
             calibration = self.engine.policy.fit(record)
             if not self.request.speed and self.artifact.exists():
                 calibration = with_speeds_of(calibration, self.store.read(self.artifact))
@@ -121,6 +124,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
             record=self.store.run_folder(record.run) / "record.json",
             calibration=calibration,
             seconds=record.seconds or 0.0,
+            spent=seconds_spent(record),
         )
 
 
@@ -162,7 +166,12 @@ class Run:
             engine=session.engine, sandbox=sandbox, meter=meter, options=session.options, folder=self.folder.path,
             observer=observer, hook=hook, gpus=session.choice.gpus,
         )  # fmt: skip
-        self.steps = 1
+        self.step = self.steps = 0
+
+    def phase(self, title: str) -> None:
+        """Say that the next step of the run begins."""
+        self.step += 1
+        self.observer.phase(title, self.step, max(self.step, self.steps))
 
     def record(self) -> Record:
         """The record of the run as far as it is."""
@@ -197,13 +206,15 @@ class Run:
         """Make all loads; the record says how far it came."""
         self.before = self.runner.take_baseline()
         try:
+            on_gpu, speed = self.machine.target == "gpu", self.session.request.speed
+            dry_runs = on_gpu and self.policy.has_dry_runs
+            self.steps = len(self.plan.loads) + dry_runs + speed * (1 + on_gpu) + 1
             if self.session.engine.persistent:
+                self.steps += 1
                 self._open()
-            loads, speed = self.plan.loads, self.session.request.speed
-            self.steps = len(loads) + (2 if speed else 0) + 1
-            self._measure(loads)
-            if self.machine.target == "gpu" and self.policy.has_dry_runs:
-                self.observer.phase("dry runs", len(loads), self.steps)
+            self._measure(self.plan.loads)
+            if dry_runs:
+                self.phase("dry runs")
             self._optional("dry runs", lambda: measure_splits(self.runner, self.source, self.record(), self._add))
             if speed:
                 self._optional("speed", self._speed)
@@ -239,7 +250,7 @@ class Run:
         Raises:
             CannotWriteError: the model turns out to be another one than the artifact's.
         """
-        self.observer.phase(f"start {self.session.engine.name}", 0, self.steps)
+        self.phase(f"start {self.session.engine.name}")
         self.source = self.runner.prepare(self.source)
         self.engine = self.runner.identity or self.engine
         self.plan = self.session.plan(self.source, self.engine.version)
@@ -266,10 +277,11 @@ class Run:
         while following is not None:
             self.steps += following.added
             if following.skipped is not None:
+                self.steps -= 1
                 load = Load(request=following.request, outcome="skipped", reason=following.skipped)
                 self._add(load)
             else:
-                load = self._point(following.request, following.number)
+                load = self._point(following.request)
             try:
                 following = order.send(load)
             except StopIteration:
@@ -278,18 +290,19 @@ class Run:
     def _measure_one(self, loads: Sequence[LoadRequest]) -> None:
         """Make one load; the others are planned."""
         request, options = first_load(loads), self.session.options
-        real = self._point(request, 1)
+        self.steps += 2 - len(loads)
+        real = self._point(request)
         if not is_point(real, self.machine.target):
             raise UntrustedError(f"the one load of a quick run is no point of a fit: {real.reason}", code="no-points")
-        self.observer.phase("plan the other loads", 2, self.steps)
+        self.phase("plan the other loads")
         others = [one for one in loads if one != request]
         planned, self.plan_error = planned_loads(real, others, self.source, options, self.machine.target)
         for load in planned:
             self._add(load)
 
-    def _point(self, request: LoadRequest, step: int) -> Load:
-        batch = f" at batch {request.num_batch}" if self.plan.batch_limits else ""
-        self.observer.phase(f"load {request.context} tokens{batch}", step, self.steps)
+    def _point(self, request: LoadRequest) -> Load:
+        batch = f" at batch {request.num_batch:,}" if self.plan.batch_limits else ""
+        self.phase(f"load {request.context:,} tokens{batch}")
         load = self._undisturbed(request)
         self._add(load)
         if len(self.loads) == 1:
@@ -328,7 +341,7 @@ class Run:
 
     def _speed(self) -> None:
         for planned in speed_loads(self.policy, self.source, self.record()):
-            self.observer.phase(planned.title, self.steps - planned.left, self.steps)
+            self.phase(planned.title)
             self._add(self._timed(planned))
 
     def _timed(self, planned: SpeedLoad) -> Load:

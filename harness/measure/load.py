@@ -18,7 +18,7 @@ from harness.measure.events import Observer
 from harness.measure.kills import KillWatch
 from harness.measure.load_state import LoadState
 from harness.measure.program import ProgramWatch
-from harness.measure.timing import CpuWatch, prompt_length, prompts_to_time, repeats_to_time
+from harness.measure.timing import CpuWatch, prompt_length, prompts_to_time
 from harness.meters.base import DeviceMeter, Meter
 from harness.meters.sampler import Sampler
 from harness.model.record import EngineVersion, Gpu, Load, LoadOutcome, LoadRequest, Speed
@@ -346,11 +346,8 @@ class LoadRunner:
                 state.ready = self.now()
                 begin = time.monotonic()
                 cpu = CpuWatch(running.pids)
-                for prompt in prompts_to_time(prompts, speeds):
-                    self.observer.progress("timing", len(speeds), len(prompts))
-                    speeds.append(self.engine.generate(client, source, request, self.options, prompt, DECODE_TOKENS))
-                for prompt in repeats_to_time(prompts, speeds, cpu):
-                    self.observer.progress("timing again", len(speeds), len(speeds) + 1)
+                for prompt in prompts_to_time(prompts, speeds, cpu, on_host=self.options.target == "host"):
+                    self.observer.progress(f"timing a prompt of {prompt:,} tokens", len(speeds), None)
                     speeds.append(self.engine.generate(client, source, request, self.options, prompt, DECODE_TOKENS))
                 state.requested = time.monotonic() - begin
                 state.others = cpu.by_others()

@@ -11,19 +11,18 @@ from harness.engines.base import Source
 from harness.engines.policy import Policy
 from harness.model.record import LoadRequest, Record
 
-#: Prompts of the speed load, tokens: two depths, the first one repeated to know how far speeds repeat.
-SPEED_PROMPTS: Final = (64, 64, 64, 1536)
+#: Prompts of the speed load, tokens: two depths, the first one repeated until it is known how far speeds repeat.
+SPEED_PROMPTS: Final = (64, 1536)
 #: Prompts of the load with nothing on the GPU: too short for llama.cpp to send their products there (32 tokens).
-HOST_SPEED_PROMPTS: Final = (16, 16, 16)
+HOST_SPEED_PROMPTS: Final = (16,)
 #: That load is made only if the weights take at most this share of the memory that is available.
 HOST_SHARE: Final = 0.6
 
 
 class SpeedLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """A load under which speeds are timed; ``left`` steps of the run are left when it begins, ``skipped`` is why it is not."""
+    """A load under which speeds are timed; ``skipped`` is why it is not made."""
 
     title: str
-    left: int
     request: LoadRequest
     prompts: tuple[int, ...]
     skipped: str | None = None
@@ -35,11 +34,11 @@ def speed_loads(policy: Policy, source: Source, record: Record) -> Iterator[Spee
     if request is None:
         return
     prompts = tuple(prompt for prompt in SPEED_PROMPTS if prompt < request.context - 128) or (32,)
-    yield SpeedLoad(title="speed", left=2, request=request, prompts=prompts)
+    yield SpeedLoad(title="speed", request=request, prompts=prompts)
     if record.machine.target == "gpu":
         host = LoadRequest(context=min(request.context, 2048), purpose="host-speed")
         yield SpeedLoad(
-            title="speed on the host alone", left=1, request=host, prompts=HOST_SPEED_PROMPTS,
+            title="speed on the host alone", request=host, prompts=HOST_SPEED_PROMPTS,
             skipped=no_host_speed(policy, source),
         )  # fmt: skip
 

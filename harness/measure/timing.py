@@ -1,4 +1,4 @@
-"""Prompts: how long those of a load are, which speeds are worth their time, and who else used the CPU meanwhile."""
+"""Prompts: their lengths, which speeds are worth their time, who else used the CPU; and where the seconds of a run went."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import suppress
 from typing import Final
 
 from harness.fit.load_plan import DEFAULT_BATCH
-from harness.fit.speed import SAME_DEPTH, repeats_differ
+from harness.fit.speed import repeats_agree
 from harness.model.facts import LoadFacts
-from harness.model.record import LoadRequest, Speed
+from harness.model.record import LoadRequest, Record, Speed
 
 #: A prompt after which the driver's pools have grown: two physical batches.
 BATCHES_OF_PROMPT: Final = 2
@@ -18,7 +18,7 @@ BATCHES_OF_PROMPT: Final = 2
 LONGEST_PROMPT: Final = 32_768
 #: A prompt that would take longer than this to read is not timed, seconds (a software GPU reads a few tokens a second).
 PROMPT_BUDGET: Final = 60.0
-#: A timing that took longer than this is not repeated, seconds.
+#: A first timing that took longer than this is not repeated, seconds.
 REPEAT_BUDGET: Final = 5.0
 #: How long a prompt is timed again while its timings differ too much, seconds; and where others take more of the CPU than this.
 SPEED_BUDGET: Final = 120.0
@@ -34,39 +34,53 @@ def prompt_length(request: LoadRequest, facts: LoadFacts | None) -> int:
     return min(length, request.context - 8)
 
 
-def prompts_to_time(prompts: Sequence[int], speeds: Sequence[Speed]) -> Iterator[int]:
+def prompts_to_time(
+    prompts: Sequence[int],
+    speeds: Sequence[Speed],
+    cpu: CpuWatch,
+    *,
+    on_host: bool,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[int]:
     """The prompts to time, one after the other; ``speeds`` are the answers so far.
 
-    A prompt too long for the last one's rate ends it; one that was slow is not repeated.
-    """
-    seconds = 0.0
-    for index, prompt in enumerate(prompts):
-        if prompt in prompts[:index] and seconds > REPEAT_BUDGET:
-            continue
-        if speeds and not _in_budget(speeds[-1], prompt):
-            return
-        begin = time.monotonic()
-        yield prompt
-        seconds = time.monotonic() - begin
-
-
-def repeats_to_time(
-    prompts: Sequence[int], speeds: Sequence[Speed], cpu: CpuWatch, clock: Callable[[], float] = time.monotonic
-) -> Iterator[int]:
-    """The first prompt again and again while its timings differ too much, for two minutes at most.
-
-    Where other processes take the CPU, repeats differ for as long as these run: ten seconds are spent on it then.
+    The first one is timed until its speed has a bound, for two minutes at most; one that is slow is timed once. Each longer
+    one follows once, unless the last one's rate makes it too long, or nothing of it would be given: repeats differ too much, or
+    on the host (``on_host``) others take the CPU. Repeats differ for as long as these run: ten seconds are spent then.
     """
     begin = clock()
-    while prompts.count(prompts[0]) > 1 and repeats_differ([one for one in speeds if _alike(one, speeds[0])]):
-        spent, others = clock() - begin, cpu.by_others() or 0.0
-        if spent > (BUSY_BUDGET if others > OTHERS else SPEED_BUDGET):
+    yield prompts[0]
+    slow = clock() - begin > REPEAT_BUDGET
+    while not slow and not repeats_agree(speeds):
+        if clock() - begin > (BUSY_BUDGET if _busy(cpu) else SPEED_BUDGET):
             return
         yield prompts[0]
+    for prompt in prompts[1:]:
+        if (on_host and _busy(cpu)) or not _in_budget(speeds[-1], prompt):
+            return
+        yield prompt
 
 
-def _alike(one: Speed, other: Speed) -> bool:
-    return one.prompt_tokens <= SAME_DEPTH * other.prompt_tokens
+def _busy(cpu: CpuWatch) -> bool:
+    return (cpu.by_others() or 0.0) > OTHERS
+
+
+def seconds_spent(record: Record) -> dict[str, float]:
+    """Where the seconds of a run went, by what they were spent on; they add up to all of them."""
+    spent = dict.fromkeys(("engine start", "loads", "memory readings", "prompts", "dry runs", "speed"), 0.0)
+    for load in record.loads:
+        whole = (load.ended or load.started) - load.started
+        if load.request.purpose == "dry-run":
+            spent["dry runs"] += whole
+        elif load.request.purpose in ("speed", "host-speed"):
+            spent["speed"] += whole
+        elif load.ready is not None and load.ended is not None:
+            spent["loads"] += load.ready - load.started
+            spent["memory readings"] += load.settle_seconds
+            spent["prompts"] += load.request_seconds
+    if record.loads:
+        spent["engine start"] = record.loads[0].started
+    return {**spent, "other": max((record.seconds or 0.0) - sum(spent.values()), 0.0)}
 
 
 def _in_budget(last: Speed, prompt: int) -> bool:

@@ -10,7 +10,7 @@ from harness.model.calibration import PARTS_UNKNOWN, Calibration
 from harness.model.record import LoadRequest
 from harness.prediction.allocation import Allocation
 from harness.render.style import paint
-from harness.render.tables import Column, Drawn, Fields, Table, Verbatim
+from harness.render.tables import Column, Drawn, Fields, Hanging, Table, Verbatim
 from harness.text import clean, counted, written
 from harness.units import format_size, format_slope, format_sum, from_gib
 
@@ -108,10 +108,14 @@ def size_of(gib: float | None) -> str:
     return "–" if gib is None else format_size(from_gib(gib))
 
 
-def measured(calibration: Calibration, key: str, artifact: str, seconds: float) -> Iterator[str | Drawn]:
-    """A calibration that was just measured."""
+def measured(calibration: Calibration, key: str, artifact: str, spent: Mapping[str, float]) -> Iterator[str | Drawn]:
+    """A calibration that was just measured; ``spent``: where its seconds went."""
     yield from shown(calibration, key)
-    yield f"written  {clean(artifact)}  ({seconds:.0f} s)"
+    whole = sum(spent.values())
+    most = sorted((seconds, name) for name, seconds in spent.items() if seconds >= _WORTH_A_WORD * whole)
+    parts = ", ".join(f"{name} {seconds:.1f}" for seconds, name in reversed(most))
+    yield Hanging(f"time     {whole:.1f} s: {parts}", _LABEL)
+    yield f"written  {clean(artifact)}"
     top = calibration.metadata.quality.valid_to
     yield Verbatim(f"next     harness predict {shlex.quote(f'{written(key)}@{top}')}")
 
@@ -122,6 +126,9 @@ def imported(calibration: Calibration, key: str, artifact: str) -> Iterator[str 
     yield f"written  {clean(artifact)}"
 
 
+#: Share of a run's seconds above which what they went into is named, and where the values of its last lines begin.
+_WORTH_A_WORD: Final = 0.02
+_LABEL: Final = 9
 #: Columns of a store's calibrations: what a variant differs in stays longest.
 _LISTED: Final = (
     Column("id", right=False), Column("base"), Column("per token"), Column("valid to"), Column("error", rank=6),

@@ -39,8 +39,8 @@ def plan(contexts: Sequence[int], train_context: int | None, num_batch: int | No
 def order(loads: Sequence[LoadRequest], machine: Machine, free_bytes: Callable[[str], int | None]) -> LoadOrder:
     """The starts of a run; ``free_bytes`` is what is free on a GPU, by its UUID."""
     if any(load.utilization is not None or load.kv_cache_bytes is not None for load in loads):
-        for number, request in enumerate(loads, 1):  # a plan that was made before, with everything in it
-            yield NextLoad(request, number)
+        for request in loads:  # a plan that was made before, with everything in it
+            yield NextLoad(request)
         return
     share = first_share(machine, free_bytes)
     first = msgspec.structs.replace(loads[0], utilization=share)
@@ -48,17 +48,18 @@ def order(loads: Sequence[LoadRequest], machine: Machine, free_bytes: Callable[[
     if load is None:
         return
     if load.facts is not None and load.facts.vllm is not None and load.facts.vllm.compiled:
-        load = yield NextLoad(load.request, 1)  # compiling took memory that a start from the cache does not: that one counts
+        # Compiling took memory that a start from the cache does not: that one counts.
+        load = yield NextLoad(load.request, added=True)
     short = min(loads[-1].context, load.request.context)
     version = (load.reported and load.reported.version) or (load.facts.engine_version if load.facts else None)
     size = exact_bytes(load, short) if at_least(version, KV_BYTES) else None
-    yield NextLoad(msgspec.structs.replace(load.request, context=short, kv_cache_bytes=size), len(loads))
+    yield NextLoad(msgspec.structs.replace(load.request, context=short, kv_cache_bytes=size))
 
 
 def _until_it_starts(request: LoadRequest) -> Generator[NextLoad, Load, Load | None]:
     """The load that became ready; ``None`` if none did."""
-    for _ in range(TRIES):
-        load = yield NextLoad(request, 1)
+    for tries in range(TRIES):
+        load = yield NextLoad(request, added=tries > 0)
         if load.outcome == "ok":
             return load
         again = corrected(load)

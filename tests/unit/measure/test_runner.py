@@ -23,7 +23,7 @@ from harness.errors import (
     UsageError,
 )
 from harness.measure.speed import no_host_speed
-from harness.measure.timing import prompts_to_time, repeats_to_time
+from harness.measure.timing import prompts_to_time
 from harness.model.record import LoadRequest, Speed
 from harness.prediction.memory import predict
 from harness.store.store import Store
@@ -216,9 +216,11 @@ def test_speed_is_timed_under_the_engines_defaults_and_then_with_nothing_on_the_
     assert (performance.decode_tokens_per_s, performance.host_decode_tokens_per_s) == (60.0, 6.0)
     assert [load.request.purpose for load in only_record(tmp_path).loads][-2:] == ["speed", "host-speed"]
     assert heard.phases[-3:] == ["speed", "speed on the host alone", "fit"]
+    steps = len(heard.phases)
+    assert heard.steps == [(number, steps) for number in range(1, steps + 1)], "each step is counted, and none is left out"
     begin = on_gpu.events.index("load 4096 speed")
     timed = [event for event in on_gpu.events[begin:] if event.startswith("read")]
-    assert timed == ["read 64"] * 3 + ["read 1536"] + ["read 16"] * 3
+    assert timed == ["read 64"] * 2 + ["read 1536"] + ["read 16"] * 2
 
 
 def test_on_the_host_an_engine_that_stays_is_started_again_for_its_speed(
@@ -556,48 +558,74 @@ def test_weights_are_put_on_the_host_if_they_take_60_percent_of_what_is_availabl
     assert (no_host_speed(policy_of("llama-server"), source) is None) == measured
 
 
+class Cpu:
+    """A CPU of which others take a share."""
+
+    def __init__(self, share: float | None = None) -> None:
+        self.share = share
+
+    def by_others(self) -> float | None:
+        return self.share
+
+
+def timed(
+    prompts: tuple[int, ...],
+    rates: list[float],
+    *,
+    others: float | None = None,
+    on_host: bool = False,
+    read: float = 1000.0,
+    seconds: int = 1,
+) -> list[int]:
+    """The prompts that are timed: each timing takes so many ``seconds``, and decodes at one of the ``rates`` in turn."""
+    speeds: list[Speed] = []
+    clock = iter(range(0, 100_000, seconds))
+    asked = prompts_to_time(prompts, speeds, Cpu(others), on_host=on_host, clock=lambda: next(clock))  # type: ignore[arg-type]
+    made = []
+    for prompt in asked:
+        made.append(prompt)
+        rate = rates[(len(made) - 1) % len(rates)]
+        speeds.append(Speed(prompt_tokens=prompt, prompt_tokens_per_s=read, decode_tokens=48, decode_tokens_per_s=rate))
+    return made
+
+
 def test_a_prompt_that_would_take_more_than_a_minute_is_not_timed() -> None:
     """2 tokens a second read 120 in a minute."""
-
-    def answered(rate: float, prompts: tuple[int, ...]) -> list[int]:
-        speeds: list[Speed] = []
-        made = []
-        for prompt in prompts_to_time(prompts, speeds):
-            made.append(prompt)
-            speeds.append(Speed(prompt_tokens=prompt, prompt_tokens_per_s=rate, decode_tokens=1, decode_tokens_per_s=1.0))
-        return made
-
-    assert answered(2.0, (16, 120)) == [16, 120]
-    assert answered(2.0, (16, 121, 16)) == [16]
+    assert timed((16, 120), [10.0], read=2.0) == [16, 16, 120]
+    assert timed((16, 121, 16), [10.0], read=2.0) == [16, 16]
 
 
-def test_a_prompt_is_timed_again_until_its_speed_has_a_bound_or_two_minutes_are_spent() -> None:
-    """Ten seconds a prompt; with others on the CPU ten seconds in all."""
+@pytest.mark.parametrize(
+    ("rates", "repeats"),
+    [
+        pytest.param([10.0, 10.2], 2, id="two within 2.4 % have a bound of 15 %"),
+        pytest.param([10.0, 10.3], 3, id="two that differ by more are asked once more"),
+        pytest.param([10.0, 11.0, 10.5], 3, id="three within 15 % have a bound of 30 %"),
+        pytest.param([10.0, 20.0, 40.0, 20.0, 20.0, 20.0, 20.0, 20.0], 8, id="six of eight are alike"),
+    ],
+)
+def test_a_prompt_is_timed_until_its_speed_has_a_bound(rates: list[float], repeats: int) -> None:
+    assert timed((64, 1536), rates) == [64] * repeats + [1536]
 
-    class Cpu:
-        def __init__(self, share: float) -> None:
-            self.share = share
 
-        def by_others(self) -> float:
-            return self.share
+def test_timings_that_never_agree_end_after_two_minutes_or_ten_seconds_of_a_busy_cpu() -> None:
+    """What gives no speed is not asked for a longer prompt."""
+    wild = [10.0, 40.0, 80.0, 160.0, 320.0]
+    assert len(timed((64, 1536), wild, seconds=4)) == pytest.approx(120 / 4, abs=2)
+    assert len(timed((64, 1536), wild, seconds=4, others=0.5)) == pytest.approx(10 / 4, abs=2)
+    assert set(timed((64, 1536), wild, seconds=4)) == {64}
 
-    def repeats(rates: list[float], others: float = 0.0) -> int:
-        first = [
-            Speed(prompt_tokens=64, prompt_tokens_per_s=1.0, decode_tokens=48, decode_tokens_per_s=r)
-            for r in (10.0, 20.0, 40.0)
-        ]
-        seconds = iter(range(0, 10_000, 10))
-        made = 0
-        for prompt in repeats_to_time((64, 64, 64, 1536), first, Cpu(others), lambda: next(seconds)):  # type: ignore[arg-type]
-            assert prompt == 64
-            rate = rates[made % len(rates)]
-            first.append(Speed(prompt_tokens=64, prompt_tokens_per_s=1.0, decode_tokens=48, decode_tokens_per_s=rate))
-            made += 1
-        return made
 
-    assert repeats([20.0]) == 5, "six of eight are alike"
-    assert repeats([10.0, 40.0, 80.0, 160.0, 320.0]) == 12
-    assert repeats([10.0, 40.0, 80.0, 160.0, 320.0], others=0.5) == 1
+def test_a_slow_prompt_is_timed_once_and_a_longer_one_follows_only_where_its_speed_would_be_given() -> None:
+    assert timed((64, 1536), [5.0], seconds=6) == [64, 1536]
+    assert timed((64, 1536), [5.0], seconds=6, others=0.5, on_host=True) == [64]
+    assert timed((64, 1536), [5.0], seconds=6, others=0.5) == [64, 1536], "on a GPU others of the CPU do not decide"
+
+
+def test_the_seconds_of_a_run_add_up(on_host: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = calibrate(on_host, monkeypatch, tmp_path)
+    assert sum(result.spent.values()) == pytest.approx(result.seconds, abs=0.01)
+    assert result.spent["loads"] > 0
 
 
 # -- before anything starts ---------------------------------------------------------------------------------------------
