@@ -51,7 +51,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     record: Path
     calibration: Calibration
     seconds: float
-    spent: dict[str, float]
+    spent: dict[str, float] = {}
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
