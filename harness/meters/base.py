@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Collection
+from typing import Final, Protocol, runtime_checkable
 
 from harness.model.trace import MeterName, Occupancy, Reading
+from harness.units import MIB
+
+#: A device that rose by less than this holds no engine: a CUDA context alone takes more.
+CONTEXT: Final = 16 * MIB
 
 
 class Meter(Protocol):
@@ -26,7 +31,8 @@ class Meter(Protocol):
         """
 
     def close(self) -> None:
-        """Give back what the meter holds."""
+        """Give back what the meter holds: most hold nothing."""
+        return
 
 
 @runtime_checkable
@@ -51,3 +57,42 @@ class DeviceMeter(Meter, Protocol):
 
     def accounted(self, pids: frozenset[int]) -> int | None:
         """The driver's own record of the largest use of each process, added up; ``None`` unless its accounting is on."""
+        return None
+
+
+class BaselineMeter(DeviceMeter):
+    """Meters of the devices called ``names``: their rise stands in where no figure by process can be had."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = frozenset(names)
+        self._baseline: dict[str, int] = {}
+
+    def used(self) -> dict[str, int]:
+        """Bytes in use on each device; those that cannot be read are left out."""
+        raise NotImplementedError
+
+    def take_baseline(self) -> Occupancy:
+        """What the devices hold before the engine."""
+        found = self.occupancy()
+        self._baseline = found.devices
+        return found
+
+    def risen(self) -> dict[str, int]:
+        """Bytes of each device above its baseline, never below 0; none without a baseline."""
+        return {one: max(size - self._baseline[one], 0) for one, size in self.used().items() if one in self._baseline}
+
+    def peek(self) -> int | None:
+        """All devices' rise; ``None`` where one of them cannot be read."""
+        risen = self.risen()
+        return sum(risen.values()) if risen.keys() == self._names else None
+
+    def rise_instead(self, why: str, other_processes: dict[int, int | None], *, listed: bool = True) -> Reading:
+        """A reading without figures by process: what the devices rose by, where no other process is on them."""
+        if other_processes:
+            why = f"{why}; as others are on the GPU, neither does its rise tell"
+            return Reading(total_bytes=None, reason=why, other_processes=other_processes)
+        devices = self.risen()
+        total = sum(devices.values())
+        if devices.keys() != self._names or total < CONTEXT:
+            return Reading(total_bytes=None, reason=why, listed=listed)
+        return Reading(total_bytes=total, devices=devices, reason=why, basis="device-delta", listed=listed)

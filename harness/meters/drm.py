@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from harness.errors import NotFoundError, UntrustedError
+from harness.meters.base import CONTEXT, BaselineMeter
 from harness.meters.drm_devices import drm_gpus, is_asleep, kfd_addresses, number_of, sleeping
 from harness.model.gpu import LocalGpu
 from harness.model.trace import MeterName, Occupancy, Reading
@@ -26,8 +27,6 @@ _UNITS: Final = {None: 1, "KiB": KIB, "MiB": MIB}
 #: Regions on the device itself, and those of the machine's memory that an integrated GPU uses as its own.
 _LOCAL: Final = ("vram", "local")
 _SHARED: Final = {"amdgpu": ("gtt",), "xe": ("gtt", "stolen"), "i915": ("system", "stolen")}
-#: A device that rose by less than this holds no engine; one that moved more than this to the host is full.
-_CONTEXT: Final = 16 * MIB
 
 
 class Client(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +68,7 @@ def _bytes(value: str) -> int | None:
     return int(match[1]) * _UNITS[match[2]] if match else None
 
 
-class DrmMeter:
+class DrmMeter(BaselineMeter):
     """Memory of the engine's processes on the GPUs at these PCI addresses.
 
     Raises:
@@ -82,6 +81,7 @@ class DrmMeter:
     peek_interval: float = 0.05
 
     def __init__(self, addresses: Sequence[str], sys: Path = Path("/sys"), proc: Path = Path("/proc")) -> None:
+        super().__init__(addresses)
         self._sys, self._proc = sys, proc
         there = {gpu.key: gpu for gpu in drm_gpus(sys, proc, lambda _node, _driver: [])}
         if missing := [one for one in addresses if one not in there]:
@@ -89,7 +89,6 @@ class DrmMeter:
         self._gpus = {one: there[one] for one in addresses}
         self._cards = {one: self._identity(gpu) for one, gpu in self._gpus.items()}
         self._kfd = kfd_addresses(sys)
-        self._baseline: dict[str, int] = {}
 
     def read(self, pids: frozenset[int]) -> Reading:
         """Sum of ``pids`` over the devices, or the devices' rise; other processes there are named in ``other_processes``.
@@ -114,14 +113,14 @@ class DrmMeter:
                 reported[pid] = size
         if not pids:
             return Reading(total_bytes=None, reason="the engine has no processes", other_processes=reported)
-        if evicted > _CONTEXT:
+        if evicted > CONTEXT:  # more than a few buffers
             reason = f"the driver moved {format_size(evicted)} of the engine from the GPU to host memory: the GPU is full"
             return Reading(total_bytes=None, reason=reason, other_processes=reported)
         why = self._why_nothing(pids)
         if why is None and not any(devices.values()):
             why = "none of the engine's processes holds memory of the GPU"
         if why is not None:
-            return self._rise_instead(why, reported)
+            return self.rise_instead(why, reported)
         return Reading(total_bytes=sum(devices.values()), devices=devices, other_processes=reported)
 
     def _held(self, pid: int, seen: set[tuple[str, str]]) -> tuple[dict[str, int], int]:
@@ -184,42 +183,13 @@ class DrmMeter:
             return "the engine runs as another user, whose open files only root may read: start harness as root"
         return None
 
-    def _rise_instead(self, why: str, other_processes: dict[int, int | None]) -> Reading:
-        """A reading without figures by process: what the devices rose by, where no other process is on them."""
-        if other_processes:
-            why = f"{why}; as others are on the GPU, neither does its rise tell"
-            return Reading(total_bytes=None, reason=why, other_processes=other_processes)
-        devices = self.risen()
-        if devices.keys() != self._gpus.keys() or sum(devices.values()) < _CONTEXT:
-            return Reading(total_bytes=None, reason=why)
-        return Reading(total_bytes=sum(devices.values()), devices=devices, reason=why, basis="device-delta")
-
-    def take_baseline(self) -> Occupancy:
-        """What the GPUs hold before the engine; later differences are taken from it."""
-        found = self.occupancy()
-        self._baseline = found.devices
-        return found
-
     def occupancy(self) -> Occupancy:
         """What the GPUs hold now, and the processes on them that may be seen."""
         seen: set[tuple[str, str]] = set()
         held = {pid: sum(self._held(pid, seen)[0].values()) for pid in sorted(self._pids())} if not self._any_asleep() else {}
-        return Occupancy(devices=self._used(), processes={pid: size for pid, size in held.items() if size})
+        return Occupancy(devices=self.used(), processes={pid: size for pid, size in held.items() if size})
 
-    def risen(self) -> dict[str, int]:
-        """Bytes of each GPU above its baseline, never below 0; none without a baseline."""
-        return {one: max(size - self._baseline[one], 0) for one, size in self._used().items() if one in self._baseline}
-
-    def peek(self) -> int | None:
-        """All GPUs' rise; ``None`` where one of them cannot be read."""
-        risen = self.risen()
-        return sum(risen.values()) if risen.keys() == self._gpus.keys() else None
-
-    def accounted(self, pids: frozenset[int]) -> int | None:
-        """These drivers keep no record of a process's largest use."""
-        return None
-
-    def _used(self) -> dict[str, int]:
+    def used(self) -> dict[str, int]:
         """Of amdgpu alone: Intel's drivers have no file for it."""
         self._raise_if_lost()
         used: dict[str, int] = {}
@@ -247,9 +217,6 @@ class DrmMeter:
         for address, gpu in self._gpus.items():
             if self._identity(gpu) != self._cards[address]:
                 raise UntrustedError(f"GPU {address} went away during the run, or its driver was loaded anew", code="gpu-lost")
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def _entries(folder: Path) -> list[Path]:

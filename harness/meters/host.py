@@ -10,27 +10,22 @@ import re
 from pathlib import Path
 from typing import Final
 
+from harness.meters.base import Meter
 from harness.model.trace import MeterName, Reading
 from harness.units import KIB
 
 _RSS_ANON: Final = re.compile(rb"^RssAnon:\s+(\d+) kB", re.MULTILINE)
 
 
-class HostMeter:
+class HostMeter(Meter):
     """Anonymous memory of processes, summed."""
+
+    name: MeterName = "host"
+    #: One read of a small file per process.
+    interval: float = 0.05
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
-
-    @property
-    def name(self) -> MeterName:
-        """``host``."""
-        return "host"
-
-    @property
-    def interval(self) -> float:
-        """One read of a small file per process: 50 ms cost nothing."""
-        return 0.05
 
     def read(self, pids: frozenset[int]) -> Reading:
         """Sum over the processes that still exist."""
@@ -47,9 +42,6 @@ class HostMeter:
         except OSError:
             return None  # it ended between the listing and the reading
         return int(match[1]) * KIB if match else None
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
+from harness.meters.base import Meter
 from harness.model.trace import MeterName, Reading
 
 
-class LogMeter:
+class LogMeter(Meter):
     """For GPUs without a driver meter (Vulkan, ROCm, RPC)."""
 
-    @property
-    def name(self) -> MeterName:
-        """``log``."""
-        return "log"
-
-    @property
-    def interval(self) -> float:
-        """There is nothing to read, so seldom."""
-        return 1.0
+    name: MeterName = "log"
+    interval: float = 1.0
 
     def read(self, pids: frozenset[int]) -> Reading:
         """Never a figure."""
         return Reading(total_bytes=None, reason="memory is logged, not measured", basis="logged")
-
-    def close(self) -> None:
-        """Nothing is held."""

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness.errors import NotFoundError, NotPermittedError, UnavailableError, UntrustedError
+from harness.meters.base import BaselineMeter
 from harness.meters.host import machine_available
 from harness.model.gpu import LocalGpu
 from harness.model.trace import MeterName, Occupancy, Reading
-from harness.units import MIB
 
 #: NVML's return codes (nvml.h, ``nvmlReturn_t``).
 _NOT_SUPPORTED: Final = 3
@@ -34,8 +34,6 @@ _LISTS: Final = (
 )
 #: No Linux gives out a PID from here on (linux/threads.h, ``PID_MAX_LIMIT``): a list with one was read with a wrong layout.
 _PID_LIMIT: Final = 1 << 22
-#: A device that rose by less than this holds no engine: a CUDA context alone takes more.
-_CONTEXT: Final = 16 * MIB
 
 
 @contextmanager
@@ -142,16 +140,21 @@ def _raise_if_lost(error: Any) -> None:
         raise UntrustedError(f"a GPU was lost during the run: {error}", code="gpu-lost") from error
 
 
-class NvmlMeter:
+class NvmlMeter(BaselineMeter):
     """Memory of the engine's processes on the GPUs, or the instances of GPUs, named by UUID.
 
     Raises:
         UnavailableError, NotPermittedError: the driver cannot be asked. NotFoundError: no such GPU.
     """
 
+    name: MeterName = "nvml"
+    #: The process list takes the driver's global lock for milliseconds; the memory of a device costs it microseconds.
+    interval: float = 0.25
+    peek_interval: float = 0.05
+
     def __init__(self, uuids: Sequence[str], proc: Path = Path("/proc")) -> None:
+        super().__init__(uuids)
         self._proc = proc
-        self._baseline: dict[str, int] = {}
         self._context = _nvml()
         self._nvml = self._context.__enter__()
         try:
@@ -159,21 +162,6 @@ class NvmlMeter:
         except self._nvml.NVMLError as error:
             self.close()
             raise NotFoundError(f"the driver knows no such GPU: {error}", code="no-such-gpu") from error
-
-    @property
-    def name(self) -> MeterName:
-        """``nvml``."""
-        return "nvml"
-
-    @property
-    def interval(self) -> float:
-        """4 Hz: the process list takes the driver's global lock for milliseconds."""
-        return 0.25
-
-    @property
-    def peek_interval(self) -> float:
-        """20 Hz: the memory of a device costs the driver microseconds."""
-        return 0.05
 
     def read(self, pids: frozenset[int]) -> Reading:
         """Sum of ``pids`` over the devices, or the devices' rise; other processes there are other_processes.
@@ -187,7 +175,7 @@ class NvmlMeter:
         for uuid, handle in self._handles.items():
             used = self._processes(handle)
             if isinstance(used, str):
-                return self._rise_instead(used, {}, listed=False)
+                return self.rise_instead(used, {}, listed=False)
             mine = {pid: size for pid, size in used.items() if pid in pids}
             for pid in used.keys() - pids:
                 other_processes[pid] = _added(other_processes.get(pid, 0), used[pid])
@@ -201,7 +189,7 @@ class NvmlMeter:
             return Reading(total_bytes=None, reason="the engine has no processes", other_processes=other_processes)
         why = why or (None if devices else self._unattributed(other_processes))
         if why is not None:
-            return self._rise_instead(why, other_processes)
+            return self.rise_instead(why, other_processes)
         return Reading(total_bytes=sum(devices.values()), devices=devices, other_processes=other_processes)
 
     def _unattributed(self, other_processes: dict[int, int | None]) -> str:
@@ -212,23 +200,6 @@ class NvmlMeter:
             return "the processes that the driver names are not visible here (a container needs pid: host)"
         return "none of the engine's processes is on the GPU"
 
-    def _rise_instead(self, why: str, other_processes: dict[int, int | None], *, listed: bool = True) -> Reading:
-        """A reading without figures by process: what the devices rose by, where no other process uses them."""
-        if other_processes:
-            why = f"{why}; as others are on the GPU, neither does its rise tell"
-            return Reading(total_bytes=None, reason=why, other_processes=other_processes)
-        devices = self.risen()
-        total = sum(devices.values())
-        if devices.keys() != self._handles.keys() or total < _CONTEXT:
-            return Reading(total_bytes=None, reason=why, listed=listed)
-        return Reading(total_bytes=total, devices=devices, reason=why, basis="device-delta", listed=listed)
-
-    def take_baseline(self) -> Occupancy:
-        """What the GPUs hold before the engine; later differences are taken from it."""
-        found = self.occupancy()
-        self._baseline = found.devices
-        return found
-
     def occupancy(self) -> Occupancy:
         """What the GPUs hold now, and the processes on them."""
         processes: dict[int, int | None] = {}
@@ -236,17 +207,7 @@ class NvmlMeter:
             used = self._processes(handle)
             for pid, size in ({} if isinstance(used, str) else used).items():
                 processes[pid] = _added(processes.get(pid, 0), size)
-        return Occupancy(devices=self._used(), processes=processes)
-
-    def risen(self) -> dict[str, int]:
-        """Bytes of each GPU above its baseline, never below 0; none without a baseline."""
-        used = self._used()
-        return {uuid: max(size - self._baseline[uuid], 0) for uuid, size in used.items() if uuid in self._baseline}
-
-    def peek(self) -> int | None:
-        """All GPUs' rise; ``None`` where one of them cannot be read."""
-        risen = self.risen()
-        return sum(risen.values()) if risen.keys() == self._handles.keys() else None
+        return Occupancy(devices=self.used(), processes=processes)
 
     def accounted(self, pids: frozenset[int]) -> int | None:
         """``maxMemoryUsage`` of the driver's accounting, which is read where an administrator has enabled it."""
@@ -262,12 +223,13 @@ class NvmlMeter:
                     total += nvml.nvmlDeviceGetAccountingStats(handle, pid).maxMemoryUsage or 0
         return total or None
 
-    def _used(self) -> dict[str, int]:
+    def used(self) -> dict[str, int]:
+        """A machine whose GPU shares the host's memory gives none."""
         used: dict[str, int] = {}
         for uuid, handle in self._handles.items():
             try:
                 total, free = _sizes(self._nvml, handle)
-            except self._nvml.NVMLError as error:  # a machine whose GPU shares the host's memory gives no size
+            except self._nvml.NVMLError as error:
                 _raise_if_lost(error)
                 continue
             used[uuid] = total - free
