@@ -151,7 +151,7 @@ def _with_overrides(source: Source, options: Options) -> Source:
     override = options.env.get("LLAMA_ARG_OVERRIDE_KV", "")
     for item in override.split(","):
         key, _, value = item.partition("=")
-        if key == f"{source.model.architecture}.context_length" and value.startswith("int:") and value[4:].isdigit():
+        if key == f"{source.model.architecture}.context_length" and value.startswith("int:") and value[4:].isdecimal():
             model = msgspec.structs.replace(source.model, train_context=int(value[4:]))
             return msgspec.structs.replace(source, model=model)
     return source

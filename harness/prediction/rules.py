@@ -6,7 +6,7 @@ The class below is llama.cpp's own rule (``common/fit.cpp``, b10434); engines th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
 
 import msgspec
@@ -18,6 +18,8 @@ from harness.units import MIB, from_gib
 
 #: What llama.cpp's fit keeps free on a device (common/common.h, ``fit_params_target``).
 FIT_TARGET: Final = 1024 * MIB
+#: Values that llama.cpp's switches take for off (common/arg.cpp, ``is_falsey``).
+_OFF: Final = ("off", "disabled", "false", "0")
 #: What llama.cpp's server comes to take of host memory beside a model (tools/server/README.md).
 SERVER_CACHES: Final = (
     "the prompt cache of a server of your own (up to 8 GiB, LLAMA_ARG_CACHE_RAM) and its checkpoints: both were off while it "
@@ -25,6 +27,17 @@ SERVER_CACHES: Final = (
 )
 #: Rounding of one part, bytes: llama.cpp prints MiB with two decimals; a part is the sum of a few such figures.
 LOG_ROUNDING: Final = 0.02 * MIB
+
+
+def fit_is_off(env: Mapping[str, str]) -> bool:
+    """Whether a server with these variables leaves layers where its options put them (``LLAMA_ARG_FIT``)."""
+    return env.get("LLAMA_ARG_FIT") in _OFF
+
+
+def fit_reserve(env: Mapping[str, str], usual: int = FIT_TARGET) -> int:
+    """What llama.cpp's fit keeps free on the first device, bytes (``LLAMA_ARG_FIT_TARGET``, MiB; a list has one a device)."""
+    target = env.get("LLAMA_ARG_FIT_TARGET", "").partition(",")[0]
+    return 0 if fit_is_off(env) else int(target) * MIB if target.isdecimal() else usual
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,8 +195,7 @@ class Rules:
             if len(wanted) > len(every):
                 raise UnknownVerdictError(f"LLAMA_ARG_FIT_TARGET={target} names more than {len(every)} devices")
             reserves = (*(int(one) * MIB for one in wanted), *(FIT_TARGET,) * (len(every) - len(wanted)))
-        off = env.get("LLAMA_ARG_FIT") in ("off", "0", "false", "disabled")
-        return Spread(cards=every, reserves=reserves, shares=shares, rearranges=shares is None and not off)
+        return Spread(cards=every, reserves=reserves, shares=shares, rearranges=shares is None and not fit_is_off(env))
 
     def uncounted(self, calibration: Calibration) -> str | None:
         """What a server of the user's takes of host memory beside what was measured, for people; ``None``: nothing known."""

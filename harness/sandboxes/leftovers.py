@@ -70,5 +70,5 @@ def _leftover(kind: Literal["container", "volume", "network"], identity: str, na
         name=name,
         state="kept" if labels.get(KIND) == "models" else states[life],
         run=labels.get(RUN),
-        owner_pid=int(pid) if pid.isdigit() else None,
+        owner_pid=int(pid) if pid.isdecimal() else None,
     )

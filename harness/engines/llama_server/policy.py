@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from harness.engines.policy import Policy
 from harness.options import asked_flash
-from harness.prediction.rules import FIT_TARGET, SERVER_CACHES
+from harness.prediction.rules import SERVER_CACHES, fit_reserve
 from harness.prediction.settings import AskedSettings
 from harness.prediction.start import Start
-from harness.units import MIB
 
 if TYPE_CHECKING:
     from harness.model.calibration import Calibration
@@ -102,7 +101,4 @@ class LlamaServerPolicy(Policy):
 
     def reserve_bytes(self, version: str | None, env: dict[str, str], projector_bytes: int = 0) -> int | None:
         """``--fit-target`` (``LLAMA_ARG_FIT_TARGET``, MiB); nothing is kept free with ``LLAMA_ARG_FIT=off``."""
-        if env.get("LLAMA_ARG_FIT") == "off":
-            return 0
-        target = env.get("LLAMA_ARG_FIT_TARGET", "").partition(",")[0]  # a list has one value a device
-        return int(target) * MIB if target.isdigit() else FIT_TARGET
+        return fit_reserve(env)

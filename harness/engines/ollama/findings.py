@@ -43,7 +43,7 @@ def ollama_findings(engine: Engine, gpus: Sequence[LocalGpu]) -> Iterator[Findin
 
 def _driver(version: str) -> Iterator[Finding]:
     major = version.partition(".")[0]
-    if not major.isdigit() or int(major) >= DRIVER_NEW_GPUS:
+    if not major.isdecimal() or int(major) >= DRIVER_NEW_GPUS:
         return
     subject = "Ollama and the NVIDIA driver"
     if int(major) < DRIVER:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -31,7 +31,7 @@ from harness.errors import HarnessError, UnavailableError, UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.model.record import LoadRequest
 from harness.prediction.memory import predict
-from harness.prediction.rules import FIT_TARGET, SERVER_CACHES, LoadedModel, Reason, Rule, Spread
+from harness.prediction.rules import FIT_TARGET, SERVER_CACHES, LoadedModel, Reason, Rule, Spread, fit_reserve
 from harness.prediction.settings import AskedSettings
 from harness.prediction.start import Start
 from harness.text import release
@@ -199,10 +199,10 @@ class OllamaPolicy(Policy):
 
     def settings_by(self, env: Mapping[str, str]) -> AskedSettings:
         """``OLLAMA_KV_CACHE_TYPE`` and ``OLLAMA_FLASH_ATTENTION``."""
-        flash = {"1": "enabled", "true": "enabled", "0": "disabled", "false": "disabled"}
+        flash: Literal["enabled", "disabled"] = "enabled" if is_on(env, "OLLAMA_FLASH_ATTENTION") else "disabled"
         return AskedSettings(
             kv_cache_type=env.get("OLLAMA_KV_CACHE_TYPE") or None,
-            flash_attention=flash.get(env.get("OLLAMA_FLASH_ATTENTION", "").lower()),
+            flash_attention=flash if env.get("OLLAMA_FLASH_ATTENTION") else None,
         )
 
     def unload_command(self, model: str) -> str:
@@ -257,12 +257,12 @@ class OllamaPolicy(Policy):
         if not since_llama_server(version):
             overhead = env.get("OLLAMA_GPU_OVERHEAD", "")
             return GO_MINIMUM + (int(overhead) if overhead.isdecimal() else 0)
-        if env.get("LLAMA_ARG_FIT") in ("off", "0", "false"):
-            return 0
-        target = env.get("LLAMA_ARG_FIT_TARGET", "")
-        if target.isdecimal():
-            return int(target) * MIB
-        return -(-(projector_bytes + FIT_TARGET) // MIB) * MIB
+        return fit_reserve(env, -(-(projector_bytes + FIT_TARGET) // MIB) * MIB)
+
+
+def is_on(env: Mapping[str, str], name: str) -> bool:
+    """Whether a switch of Ollama's is on: any text but those that Go reads as false is (envconfig/config.go, ``Bool``)."""
+    return env.get(name, "").strip().strip("\"'") not in ("", "0", "f", "F", "false", "False", "FALSE")
 
 
 def since_llama_server(version: str | None) -> bool:
@@ -283,9 +283,7 @@ def estimated(calibration: Calibration, context: int, num_parallel: int = 1) -> 
 def _settings(calibration: Calibration) -> SchedulerSettings:
     env = calibration.metadata.settings.env
     most = env.get("OLLAMA_MAX_LOADED_MODELS", "")
-    return SchedulerSettings(
-        spread=env.get("OLLAMA_SCHED_SPREAD") in ("1", "true"), max_loaded=int(most) if most.isdecimal() else 0
-    )
+    return SchedulerSettings(spread=is_on(env, "OLLAMA_SCHED_SPREAD"), max_loaded=int(most) if most.isdecimal() else 0)
 
 
 def _decide(

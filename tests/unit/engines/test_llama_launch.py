@@ -11,6 +11,7 @@ from harness.engines.base import Options, Source
 from harness.engines.llama_server.recipe import LlamaServer, build_of
 from harness.model.record import LoadRequest, Model
 from harness.sandboxes.base import GpuRequest, Site
+from harness.units import MIB
 
 
 def arguments(request: LoadRequest, tmp_path: Path, **options: object) -> list[str]:
@@ -103,3 +104,19 @@ def test_libraries_beside_the_engine_come_before_those_that_the_user_names(
             monkeypatch.setenv("LD_LIBRARY_PATH", named)
         launch = LlamaServer().launch(source, LoadRequest(context=1024), options, site)
         assert launch.env["LD_LIBRARY_PATH"] == expected
+
+
+@pytest.mark.parametrize(
+    ("env", "reserve"),
+    [
+        ({}, 1024),
+        ({"LLAMA_ARG_FIT_TARGET": "512"}, 512),
+        ({"LLAMA_ARG_FIT_TARGET": "512,2048"}, 512),
+        ({"LLAMA_ARG_FIT_TARGET": "²"}, 1024),
+        ({"LLAMA_ARG_FIT": "off"}, 0),
+        ({"LLAMA_ARG_FIT": "0", "LLAMA_ARG_FIT_TARGET": "512"}, 0),
+        ({"LLAMA_ARG_FIT": "on"}, 1024),
+    ],
+)
+def test_what_its_fit_keeps_free(env: dict[str, str], reserve: int) -> None:
+    assert LlamaServer.policy.reserve_bytes("b11434", env) == reserve * MIB

@@ -10,6 +10,7 @@ import pytest
 
 from harness.engines.base import Options, Source
 from harness.engines.ollama import native
+from harness.engines.ollama.policy import is_on
 from harness.engines.ollama.recipe import Ollama
 from harness.engines.ollama.servers import processes
 from harness.engines.registry import policy_of
@@ -183,6 +184,8 @@ def test_without_a_program_it_says_what_is_missing(home: Path, monkeypatch: pyte
         (True, 110501, {}, True),
         (True, 110003, {}, False),
         (True, None, {"OLLAMA_IGPU_ENABLE": "1"}, True),
+        (True, None, {"OLLAMA_IGPU_ENABLE": "True"}, True),
+        (True, None, {"OLLAMA_IGPU_ENABLE": "F"}, False),
     ],
 )
 def test_integrated_gpus_are_used_as_ollama_uses_them(
@@ -222,6 +225,16 @@ def test_the_settings_of_a_server_are_read_from_its_variables() -> None:
     said = policy_of("ollama").settings_by({"OLLAMA_KV_CACHE_TYPE": "q8_0", "OLLAMA_FLASH_ATTENTION": "false"})
     assert (said.kv_cache_type, said.flash_attention) == ("q8_0", "disabled")
     assert policy_of("ollama").settings_by({"OLLAMA_FLASH_ATTENTION": ""}) == AskedSettings()
+
+
+@pytest.mark.parametrize("value", ["1", "true", "T", "yes", '"1"'])
+def test_a_switch_is_on_unless_go_reads_it_as_false(value: str) -> None:
+    assert is_on({"OLLAMA_SCHED_SPREAD": value}, "OLLAMA_SCHED_SPREAD")
+
+
+@pytest.mark.parametrize("value", ["0", "f", "FALSE", ""])
+def test_a_switch_that_go_reads_as_false_is_off(value: str) -> None:
+    assert not is_on({"OLLAMA_SCHED_SPREAD": value}, "OLLAMA_SCHED_SPREAD")
 
 
 @pytest.mark.process
