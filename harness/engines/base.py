@@ -6,6 +6,8 @@ batches. It never starts anything itself.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 import msgspec
 
 from harness.engines.gguf import Header
-from harness.errors import UnavailableError
+from harness.errors import NotFoundError, NotPermittedError, UnavailableError
 from harness.model.facts import EngineName
 from harness.model.finding import Finding
 from harness.model.gpu import LocalGpu
@@ -70,6 +72,20 @@ def answers_ok(client: httpx.Client, path: str) -> bool:
         return client.get(path, timeout=2.0).status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False
+
+
+def asked_program(binary: str) -> Path:
+    """The program that the user named, by its whole path: an engine runs in a folder of its own.
+
+    Raises:
+        NotFoundError: it does not exist. NotPermittedError: it is not executable.
+    """
+    path = Path(shutil.which(binary) or binary).expanduser().absolute()
+    if not path.exists():
+        raise NotFoundError(f"no such engine binary: {binary}", code="no-engine-binary")
+    if path.is_dir() or not os.access(path, os.X_OK):
+        raise NotPermittedError(f"{path} is not executable", code="not-executable")
+    return path
 
 
 def could_not_allocate(text: str) -> bool:
@@ -247,13 +263,15 @@ class Engine(Protocol):
 
     def prepare(self, client: httpx.Client, source: Source, options: Options, progress: Progress) -> Source:
         """Make the model present in a running persistent engine (pull, create), and learn the rest about it."""
+        return source
 
     def load(self, client: httpx.Client, source: Source, request: LoadRequest, options: Options) -> Reported | None:
-        """Load the model at a setting; returns when it is resident, with what the engine itself says of its memory.
+        """Load the model at a setting, unless it was loaded at start; what the engine itself says of its memory then.
 
         Raises:
             WontFitError: it did not fit. BusyError: it took too long. EngineError: anything else.
         """
+        return None
 
     def generate(
         self, client: httpx.Client, source: Source, request: LoadRequest, options: Options, prompt: int, tokens: int
@@ -261,7 +279,8 @@ class Engine(Protocol):
         """Read a prompt of about ``prompt`` tokens and write ``tokens``; the engine's own timings."""
 
     def unload(self, client: httpx.Client, source: Source, options: Options) -> None:
-        """Ask a persistent engine to drop the model; returns when it has."""
+        """Ask a persistent engine to drop the model; returns when it has. Of others it ends with the process."""
+        return
 
     def devices(self, options: Options) -> tuple[LocalGpu, ...] | None:
         """GPUs as its program lists them, by its own names; ``None``: it lists none, the driver is asked.

@@ -21,7 +21,7 @@ def shape_of(header: Header) -> Shape | None:
 
     Source: llama.cpp src/llama-hparams.cpp (``n_embd_k_gqa``, ``n_embd_r``, ``n_embd_s``), src/llama-model.cpp; b11434.
     """
-    architecture, layers, width = header.metadata.get("general.architecture"), header.field("block_count"), None
+    architecture, layers = header.metadata.get("general.architecture"), header.field("block_count")
     width, train = header.field("embedding_length"), header.field("context_length")
     heads = numbers(header.field("attention.head_count"))
     if not (isinstance(architecture, str) and layers and width and train) or not any(heads):

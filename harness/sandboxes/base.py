@@ -32,6 +32,8 @@ class GpuRequest(msgspec.Struct, frozen=True):
         return cls(mode="ids", ids=ids)
 
 
+#: Where secrets lie in a container; of a process, whose folder has another name, it stands for that in its environment.
+SECRETS: Final = "/run/secrets"
 #: Stands for the private folder of an engine in a process, in the values of its environment.
 PRIVATE: Final = "/run/harness-private"
 

@@ -12,11 +12,9 @@ from typing import Any, Final
 
 from harness.errors import UsageError
 from harness.ownership import KIND, LABEL
-from harness.sandboxes.base import GpuRequest, Launch, Mount
+from harness.sandboxes.base import SECRETS, GpuRequest, Launch, Mount
 from harness.sandboxes.daemon import DaemonFacts
 
-#: Where secrets lie in a container.
-SECRETS: Final = "/run/secrets"
 #: Threads count as processes here; a server with many slots and a GPU driver stays far below.
 PIDS_LIMIT: Final = 8192
 #: Ollama before 0.5.8 unpacks its runners there, and starts them; Docker's own default is noexec.

@@ -16,9 +16,9 @@ from typing import Any, Final, Literal
 
 from harness.errors import BusyError, EngineError, HarnessError, NotFoundError, UnavailableError, UsageError
 from harness.ownership import RUN, owner_labels, start_time
-from harness.sandboxes.base import ImageFacts, Launch, Site
+from harness.sandboxes.base import SECRETS, ImageFacts, Launch, Site
 from harness.sandboxes.cgroup import container_pids, holds
-from harness.sandboxes.container_config import SECRETS, check_reference, container_config, repository
+from harness.sandboxes.container_config import check_reference, container_config, repository
 from harness.sandboxes.daemon import DaemonFacts, refusal
 from harness.sandboxes.docker_client import Daemon, Progress
 from harness.sandboxes.forward import Forwarder
@@ -369,8 +369,8 @@ def _archive(contents: Mapping[str, str], user: str) -> bytes:
             data = content.encode()
             member = tarfile.TarInfo(name)
             member.mode, member.size = 0o400, len(data)
-            member.uid = int(owner) if owner.isdigit() else 0
-            member.gid = int(group) if group.isdigit() else 0
+            member.uid = int(owner) if owner.isdecimal() else 0
+            member.gid = int(group) if group.isdecimal() else 0
             tar.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
 

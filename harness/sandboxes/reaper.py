@@ -34,8 +34,7 @@ from harness.errors import (
     NotPermittedError,
 )
 from harness.ownership import MARK, this_process
-from harness.sandboxes.base import PRIVATE, Home
-from harness.sandboxes.container_config import SECRETS
+from harness.sandboxes.base import PRIVATE, SECRETS, Home
 from harness.sandboxes.reaper_main import remove_folder
 
 if TYPE_CHECKING:

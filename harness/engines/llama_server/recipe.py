@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from harness.engines import gguf
-from harness.engines.base import NO_ANSWER, DryRunEnd, Engine, HeaderOnly, Options, Progress, Source, answers_ok
+from harness.engines.base import NO_ANSWER, DryRunEnd, Engine, HeaderOnly, Options, Source, answers_ok, asked_program
 from harness.engines.cpu import cpu_flags
 from harness.engines.llama_server.embedded import embedded_build, embedded_command, missing_instructions
 from harness.engines.llama_server.policy import OVERRIDE_KV, LlamaServerPolicy
@@ -25,7 +25,6 @@ from harness.errors import (
     EngineError,
     HarnessError,
     NotFoundError,
-    NotPermittedError,
     UnavailableError,
     UsageError,
 )
@@ -64,15 +63,10 @@ def find_command(binary: str | None) -> tuple[str, ...]:
             this CPU cannot run it.
     """
     if binary is not None:
-        found = shutil.which(binary)
-        path = Path(found or binary).absolute()  # an engine runs in a folder of its own
-        if not path.exists():
-            raise NotFoundError(f"no such engine binary: {binary}", code="no-engine-binary")
+        path = asked_program(binary)
         if path.name == "ollama":
             hint = "--engine ollama runs it"
             raise BadInputError(f"{path} is Ollama, and no llama-server", hint=hint, code="other-engine-binary")
-        if not os.access(path, os.X_OK) or path.is_dir():
-            raise NotPermittedError(f"{path} is not executable", code="not-executable")
         return (str(path),)
     if (embedded := embedded_command()) is not None:
         if missing := missing_instructions(cpu_flags()):
@@ -293,13 +287,6 @@ class LlamaServer(Engine):
         """``/health`` answers 503 while loading and 200 when the model is resident."""
         return answers_ok(client, "/health")
 
-    def prepare(self, client: httpx.Client, source: Source, options: Options, progress: Progress) -> Source:
-        """Nothing: the file is loaded at start."""
-        return source
-
-    def load(self, client: httpx.Client, source: Source, request: LoadRequest, options: Options) -> None:
-        """Nothing: it was loaded at start."""
-
     def generate(
         self, client: httpx.Client, source: Source, request: LoadRequest, options: Options, prompt: int, tokens: int
     ) -> Speed:
@@ -325,9 +312,6 @@ class LlamaServer(Engine):
             decode_tokens=int(timings["predicted_n"]),
             decode_tokens_per_s=_rate(timings["predicted_n"], timings["predicted_ms"]),
         )
-
-    def unload(self, client: httpx.Client, source: Source, options: Options) -> None:
-        """Nothing: it ends with the process."""
 
 
 def build_of(text: str) -> str | None:

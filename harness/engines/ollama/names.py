@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from harness.errors import NotFoundError
+from harness.errors import BadInputError, NotFoundError
 
 #: The name under which a GGUF of the user's is loaded.
 LOCAL: Final = "harness-local"
@@ -50,13 +50,42 @@ def over_plain_http(text: str) -> bool:
     return match is not None and match["plain"] is not None
 
 
-def manifest(folder: Path, name: str) -> Path:
-    """Where a models folder keeps the manifest of a model (server/modelpath.go, types/model/name.go)."""
+def place_of(name: str) -> tuple[str, str, str, str]:
+    """Registry, namespace, model and tag of a name (types/model/name.go)."""
     rest, _, tag = name.rpartition(":") if ":" in name.rpartition("/")[2] else (name, "", "latest")
     parts = rest.split("/")
     host = parts[0] if len(parts) == 3 else "registry.ollama.ai"
-    namespace = parts[-2] if len(parts) > 1 else "library"
-    return folder / "manifests" / host / namespace / parts[-1] / tag
+    return host, parts[-2] if len(parts) > 1 else "library", parts[-1], tag
+
+
+def manifest(folder: Path, name: str) -> Path:
+    """Where a models folder keeps the manifest of a model (server/modelpath.go)."""
+    return folder.joinpath("manifests", *place_of(name))
+
+
+def digests(text: bytes) -> list[str]:
+    """The blobs that a manifest names.
+
+    Raises:
+        BadInputError: it is none.
+    """
+    try:
+        body = json.loads(text)
+        found = [body.get("config") or {}, *body["layers"]]
+        return [one["digest"] for one in found if one.get("digest")]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInputError("a manifest of Ollama's was not understood", code="bad-manifest") from error
+
+
+def blob_name(digest: str) -> str:
+    """What a models folder calls a blob.
+
+    Raises:
+        BadInputError: it is no digest.
+    """
+    if not re.fullmatch(r"sha256[:-][0-9a-f]{64}", digest):
+        raise BadInputError(f"a manifest of Ollama's names an odd blob: {digest[:80]!r}", code="bad-manifest")
+    return digest.replace(":", "-")
 
 
 def stored_digest(folder: Path, name: str) -> str | None:
@@ -110,12 +139,10 @@ def root_may_read(folder: Path, name: str) -> bool:
     """Whether root without any privilege (``CapDrop: ALL``) may read a model of a folder: as the owner, or as anyone."""
     path = manifest(folder, name)
     try:
-        body = json.loads(path.read_text())
-        digests = [one["digest"] for one in (body.get("config") or {}, *body["layers"]) if one.get("digest")]
-        blobs = [folder / "blobs" / digest.replace(":", "-") for digest in digests]
+        blobs = [folder / "blobs" / blob_name(digest) for digest in digests(path.read_bytes())]
         within = [*path.parents, *folder.glob("blobs")]
         return all(_root_may(one) for one in (path, *blobs, *(one for one in within if one.is_relative_to(folder))))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, BadInputError):
         return False
 
 

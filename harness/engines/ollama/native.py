@@ -16,8 +16,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from harness.engines.base import HeaderOnly, Options
-from harness.engines.ollama.names import local_name, manifest, models_folder, root_may_read, split_name
+from harness.engines.base import HeaderOnly, Options, asked_program
+from harness.engines.ollama.names import (
+    blob_name,
+    digests,
+    local_name,
+    manifest,
+    models_folder,
+    root_may_read,
+    split_name,
+)
 from harness.engines.ollama.servers import processes
 from harness.errors import BadInputError, CannotWriteError, HarnessError, NotFoundError, NotPermittedError, UnavailableError
 from harness.sandboxes.base import PRIVATE, Home
@@ -50,11 +58,7 @@ def find_program(binary: str | None) -> Path | None:
     if binary is None:
         found = shutil.which("ollama")
         return Path(found) if found else None
-    path = Path(shutil.which(binary) or binary).expanduser().absolute()
-    if not path.is_file():
-        raise NotFoundError(f"no such engine binary: {binary}", code="no-engine-binary")
-    if not os.access(path, os.X_OK):
-        raise NotPermittedError(f"{path} is not executable", code="not-executable")
+    path = asked_program(binary)
     if "llama-server" in path.name or path.name == "vllm":
         raise BadInputError(
             f"{path} is no Ollama: --engine-binary is the program of the engine that runs",
@@ -134,7 +138,7 @@ def find_store(name: str, options: Options, environ: Mapping[str, str], proc: Pa
         except OSError:
             there += _names(folder)
             continue
-        if all(os.access(folder / "blobs" / _blob(digest), os.R_OK) for digest in digests(text)):
+        if all(os.access(folder / "blobs" / blob_name(digest), os.R_OK) for digest in digests(text)):
             return folder
         closed.append(folder)
     if closed:
@@ -156,7 +160,7 @@ def lendable(name: str, environ: Mapping[str, str], proc: Path = Path("/proc")) 
     for folder in stores(Options(), environ, proc):
         with suppress(OSError, HarnessError):
             text = manifest(folder, own_name).read_bytes()
-            blobs = [folder / "blobs" / _blob(digest) for digest in digests(text)]
+            blobs = [folder / "blobs" / blob_name(digest) for digest in digests(text)]
             if all(os.access(blob, os.R_OK) for blob in blobs) and root_may_read(folder, own_name):
                 return folder.resolve()
     return None
@@ -181,26 +185,6 @@ def _owner(folder: Path) -> str:
     return "of the service"
 
 
-def digests(text: bytes) -> list[str]:
-    """The blobs that a manifest names.
-
-    Raises:
-        BadInputError: it is none.
-    """
-    try:
-        body = json.loads(text)
-        found = [body.get("config") or {}, *body["layers"]]
-        return [one["digest"] for one in found if one.get("digest")]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInputError("a manifest of Ollama's was not understood", code="bad-manifest") from error
-
-
-def _blob(digest: str) -> str:
-    if not re.fullmatch(r"sha256[:-][0-9a-f]{64}", digest):
-        raise BadInputError(f"a manifest of Ollama's names an odd blob: {digest[:80]!r}", code="bad-manifest")
-    return digest.replace(":", "-")
-
-
 def linked(folder: Path, name: str) -> Home:
     """A store of a server's own that holds one model: a copy of its manifest, and links to the weights.
 
@@ -208,7 +192,7 @@ def linked(folder: Path, name: str) -> Home:
     """
     path = manifest(folder, split_name(name)[0])
     text = path.read_bytes()
-    blobs = {f"models/blobs/{_blob(digest)}": str(folder / "blobs" / _blob(digest)) for digest in digests(text)}
+    blobs = {f"models/blobs/{blob_name(digest)}": str(folder / "blobs" / blob_name(digest)) for digest in digests(text)}
     return Home(files={f"models/{path.relative_to(folder)}": text}, links=blobs)
 
 
@@ -229,8 +213,8 @@ def linked_file(path: Path, digest: str, architecture: str | None) -> Home:
         "config": {"mediaType": _CONFIG, "digest": own, "size": len(config)}, "layers": layers,
     }  # fmt: skip
     name = manifest(Path("models"), local_name(digest))
-    files = {str(name): json.dumps(document).encode(), f"models/blobs/{_blob(own)}": config}
-    return Home(files=files, links={f"models/blobs/{_blob(digest)}": str(path)})
+    files = {str(name): json.dumps(document).encode(), f"models/blobs/{blob_name(own)}": config}
+    return Home(files=files, links={f"models/blobs/{blob_name(digest)}": str(path)})
 
 
 def scratch(header: HeaderOnly) -> tuple[Path, str]:
@@ -251,10 +235,10 @@ def scratch(header: HeaderOnly) -> tuple[Path, str]:
     if header.manifest is not None and header.digest is not None:
         name = split_name(header.own_name)[0]
         files = {str(manifest(Path(), name)): header.manifest}
-        links = {f"blobs/{_blob(digest)}": path for digest, path in header.documents.items()}
-        links[f"blobs/{_blob(header.digest)}"] = header.parts[0]
+        links = {f"blobs/{blob_name(digest)}": path for digest, path in header.documents.items()}
+        links[f"blobs/{blob_name(header.digest)}"] = header.parts[0]
         if header.projector is not None and header.projector_digest is not None:
-            links[f"blobs/{_blob(header.projector_digest)}"] = header.projector
+            links[f"blobs/{blob_name(header.projector_digest)}"] = header.projector
     else:
         # Of a file whose digest is not known, the blob bears that of its header: it is no model's.
         digest = header.digest or _sha256(header.source.encode())

@@ -19,7 +19,7 @@ from harness.engines.ollama import native
 from harness.engines.ollama.api import connected
 from harness.engines.ollama.models import check_digest, described, present
 from harness.engines.ollama.names import manifest, models_folder, split_name, stored_digest
-from harness.engines.ollama.policy import OllamaPolicy
+from harness.engines.ollama.policy import OllamaPolicy, is_on
 from harness.errors import EngineError, NotFoundError, UnavailableError
 from harness.fit.load_plan import DEFAULT_BATCH
 from harness.model.finding import Finding
@@ -82,7 +82,7 @@ class Ollama(Engine):
 
     def leaves_alone(self, integrated: bool, gfx: int | None, env: dict[str, str]) -> bool:
         """Integrated ones but gfx1151 (Strix Halo), unless ``OLLAMA_IGPU_ENABLE`` is set (discover/gpu.go, 0.30)."""
-        return integrated and gfx != _STRIX_HALO and env.get("OLLAMA_IGPU_ENABLE") not in ("1", "true")
+        return integrated and gfx != _STRIX_HALO and not is_on(env, "OLLAMA_IGPU_ENABLE")
 
     def weights_digest(self, own_name: str, options: Options, volume: Callable[[str], str | None]) -> str | None:
         """From the manifest in the store that would be used: the user's, or the one behind the volume."""

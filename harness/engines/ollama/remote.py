@@ -10,10 +10,9 @@ import re
 from typing import Final
 
 from harness.engines.base import Address, Layer
-from harness.engines.ollama.names import split_name
+from harness.engines.ollama.names import place_of, split_name
 from harness.errors import BadInputError
 
-_HOST: Final = "registry.ollama.ai"
 _ACCEPT: Final = "application/vnd.docker.distribution.manifest.v2+json"
 _KINDS: Final = {"application/vnd.ollama.image.model": "model", "application/vnd.ollama.image.projector": "projector"}
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
@@ -33,7 +32,8 @@ class OllamaRegistry:
         Raises:
             NotFoundError: Ollama could not know such a name.
         """
-        return Address(url=f"{self._place(name)}/manifests/{_tag(name)}", headers={"accept": _ACCEPT})
+        tag = place_of(split_name(name)[0])[3]
+        return Address(url=f"{self._place(name)}/manifests/{tag}", headers={"accept": _ACCEPT})
 
     def layers(self, name: str, text: bytes) -> tuple[Layer, ...]:
         """What a manifest names; the configuration is one of them.
@@ -57,14 +57,5 @@ class OllamaRegistry:
         return tuple(layers)
 
     def _place(self, name: str) -> str:
-        rest = split_name(name)[0].removesuffix(f":{_tag(name)}")
-        parts = rest.split("/")
-        host = parts[0] if len(parts) == 3 else _HOST
-        namespace = parts[-2] if len(parts) > 1 else "library"
-        return f"{self._base or f'https://{host}'}/v2/{namespace}/{parts[-1]}"
-
-
-def _tag(name: str) -> str:
-    own = split_name(name)[0]
-    last = own.rpartition("/")[2]
-    return last.partition(":")[2] or "latest"
+        host, namespace, model, _ = place_of(split_name(name)[0])
+        return f"{self._base or f'https://{host}'}/v2/{namespace}/{model}"

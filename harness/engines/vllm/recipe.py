@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from harness.engines.base import NO_ANSWER, Engine, Options, Progress, Source, answers_ok
+from harness.engines.base import NO_ANSWER, Engine, Options, Source, answers_ok, asked_program
 from harness.engines.settings import ARGUMENTS
 from harness.engines.vllm.policy import VllmPolicy, arguments, max_num_seqs
 from harness.engines.vllm.safetensors import tensor_bytes
 from harness.errors import EngineError, NotFoundError
 from harness.model.record import EngineVersion, LoadRequest, Model, Reported, Speed
-from harness.sandboxes.base import Launch, Mount, Site
+from harness.sandboxes.base import SECRETS, Launch, Mount, Site
 
 if TYPE_CHECKING:
     import httpx
@@ -31,8 +31,6 @@ CACHE_VOLUME: Final = "harness-vllm"
 _HUGGINGFACE: Final = "/root/.cache/huggingface"
 _CACHE: Final = "/root/.cache/vllm"
 _TOKEN: Final = "hf_token"  # noqa: S105 - the name of a file
-#: Where sandboxes offer secrets (a process sees another folder in its place).
-_SECRETS: Final = "/run/secrets"
 _TOKEN_NAMES: Final = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _CACHE_CONFIG: Final = re.compile(r"^vllm:cache_config_info\{(?P<labels>.{0,16384}?)\} 1", re.MULTILINE)
@@ -49,7 +47,9 @@ class Vllm(Engine):
 
     def installed(self, options: Options) -> tuple[Path, ...]:
         """The program ``vllm``, which starts the rest of its package."""
-        found = shutil.which(options.engine_binary or "vllm")
+        if options.engine_binary is not None:
+            return (asked_program(options.engine_binary),)
+        found = shutil.which("vllm")
         return () if found is None else (Path(found),)
 
     def leaves_alone(self, integrated: bool, gfx: int | None, env: dict[str, str]) -> bool:
@@ -113,7 +113,7 @@ class Vllm(Engine):
             env["HF_HUB_OFFLINE"] = "1"
         secrets = {} if local else _secrets(options)
         if secrets:
-            env["HF_TOKEN_PATH"] = f"{_SECRETS}/{_TOKEN}"
+            env["HF_TOKEN_PATH"] = f"{SECRETS}/{_TOKEN}"
         if options.gpus.mode == "ids" and site.sandbox == "process":
             env["CUDA_VISIBLE_DEVICES"] = ",".join(options.gpus.ids)
         if site.sandbox == "docker":
@@ -134,10 +134,6 @@ class Vllm(Engine):
     def ready(self, client: httpx.Client) -> bool:
         """``GET /health``: nothing listens before the engine is initialised; 503 means that it has died."""
         return answers_ok(client, "/health")
-
-    def prepare(self, client: httpx.Client, source: Source, options: Options, progress: Progress) -> Source:
-        """Nothing: the model is loaded at start."""
-        return source
 
     def load(self, client: httpx.Client, source: Source, request: LoadRequest, options: Options) -> Reported:
         """It was loaded at start: what the engine says of its cache (labels exist in part before 0.25)."""
@@ -195,9 +191,6 @@ class Vllm(Engine):
             return str(models["data"][0]["id"])
         except (KeyError, IndexError, TypeError) as error:
             raise EngineError("vLLM does not say which model it serves") from error
-
-    def unload(self, client: httpx.Client, source: Source, options: Options) -> None:
-        """Nothing: it ends with the process."""
 
 
 #: Everything that is written is in the two volumes or below /tmp: the image's own files stay as they are.
