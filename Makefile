@@ -77,7 +77,7 @@ bench-accuracy: tools ## Compare predictions with real loads of six models (30 m
 bench-header: tools ## Measure models from their headers and from their weights; writes docs/explanation/estimates.md (10 minutes)
 	@set -f; exec $(PYTHON) -m bench.header $$COMMAND_ARGS
 
-bench-devices: tools ## Compare verdicts over two and three devices with llama.cpp's fit (ARGS="--engine DIR"; 6 minutes)
+bench-devices: tools ## Compare verdicts over two and three devices with what llama-server does (ARGS="--engine DIR"; 30 minutes)
 	@set -f; exec $(PYTHON) -m bench.devices $$COMMAND_ARGS
 
 bench-verdicts: tools ## Compare verdicts with what llama-server then does (an hour); writes docs/explanation/verdicts.md

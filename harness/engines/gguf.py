@@ -307,6 +307,7 @@ def tensor_bytes(header: Header) -> Tensors:
         embedding_bytes=embedding,
         expert_bytes=tuple(experts.get(index, 0) for index in order) if experts else (),
         expert_use=_expert_use(header) if experts else None,
+        width=header.field("embedding_length"),
     )
 
 

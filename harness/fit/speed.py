@@ -180,6 +180,7 @@ def fit_placement(record: Record) -> Placement:
         layers_gb=_layers_gb(tensors),
         experts_gb=tuple(gib(size) for size in experts),
         expert_use=tensors.expert_use if tensors and experts else None,
+        width=tensors.width if tensors else None,
         estimate_base_gb=None if estimate is None else gib(estimate.file_bytes),
         estimate_gb_per_10k=None if estimate is None else gib(estimate.cache_bytes_per_token * TOKENS_PER_UNIT),
         start_gb=_start_gb(record),

@@ -38,14 +38,15 @@ def measure_splits(runner: LoadRunner, source: Source, record: Record, add: Call
     top = min(top or max(load.request.context for load in record.loads), LARGEST)
     contexts = [max(top // part // 256 * 256, 256) for part in (16, 4, 1)]
     moe = source.tensors is not None and any(source.tensors.expert_bytes)
-    first = dry_run(runner, source, plan_dry_runs(None, layers, contexts, moe=moe)[0])
+    batch = record.settings.num_batch
+    first = dry_run(runner, source, plan_dry_runs(None, layers, contexts, moe=moe, num_batch=batch)[0])
     add(first)
     kinds = first.facts.layer_kinds if first.facts else None
     if (devices := len(record.machine.gpus)) > 1:
         contexts = sorted({max(top // part // 256 * 256, 256) for part in (64, 16, 4, 2, 1)})
-        _measure_sets(runner, source, kinds or "f" * layers, devices, contexts, record.settings.num_batch, add)
+        _measure_sets(runner, source, kinds or "f" * layers, devices, contexts, batch, add)
         return
-    planned = [one for one in plan_dry_runs(kinds, layers, contexts, moe=moe) if one != first.request]
+    planned = [one for one in plan_dry_runs(kinds, layers, contexts, moe=moe, num_batch=batch) if one != first.request]
     for request in planned[: DRY_RUNS - 1]:
         add(dry_run(runner, source, request))
 

@@ -130,7 +130,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     ``layer_kinds`` has one letter a layer: ``f`` attends to everything, ``w`` to a window, ``r`` is recurrent, ``b`` is both
     recurrent and attending. ``layers_gb`` are the weights of each layer without its experts, ``experts_gb`` those of its
-    experts, of which a token goes through the share ``expert_use``. ``estimate_*`` is what Ollama estimates (file and cache).
+    experts, of which a token goes through the share ``expert_use``. ``width`` is how many numbers each token is between two
+    layers. ``estimate_*`` is what Ollama estimates (file and cache).
     """
 
     reserve_gb: float | None
@@ -142,6 +143,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     layers_gb: tuple[float, ...] = ()
     experts_gb: tuple[float, ...] = ()
     expert_use: float | None = None
+    width: Positive | None = None
     estimate_base_gb: float | None = None
     estimate_gb_per_10k: float | None = None
     start_gb: float | None = None

@@ -138,7 +138,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 class Tensors(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of a model's tensors, from the GGUF's table: repeating layers in order, then output and embeddings.
 
-    ``layer_bytes`` include ``expert_bytes``. ``expert_use`` is the share of the experts that one token goes through.
+    ``layer_bytes`` include ``expert_bytes``. ``expert_use`` is the share of the experts that one token goes through, ``width``
+    how many numbers each token is between two layers.
     """
 
     layer_bytes: tuple[int, ...]
@@ -146,6 +147,7 @@ class Tensors(msgspec.Struct, frozen=True, kw_only=True):
     embedding_bytes: int
     expert_bytes: tuple[int, ...] = ()
     expert_use: float | None = None
+    width: int | None = None
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):

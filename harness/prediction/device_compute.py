@@ -1,4 +1,4 @@
-"""Compute buffers of each device of a model on several: what decides them, and which dry runs tell them.
+"""Compute buffers of each device of a model on several: what decides them, which dry runs tell them, and what follows without.
 
 What llama.cpp's graph allocator holds at once on a device does not follow from the number of its layers, but from where the
 device stands in the order, which kinds of layers it has at its ends, what is before and behind them, and whether the
@@ -16,18 +16,98 @@ from harness.model.calibration import SetCompute
 from harness.prediction.layout import DevicePart, Layout, pipelined
 from harness.units import from_gib
 
+#: Copies that the scheduler keeps of its inputs (ggml-backend.cpp, ``GGML_SCHED_MAX_COPIES``).
+COPIES: Final = 4
 #: Layouts over several devices that a calibration asks the engine about, at most; each at every one of a few contexts.
 LAYOUTS: Final = 48
 _SAMPLES: Final = 3000
+
+
+class OneDevice(NamedTuple):
+    """Compute of a model on one device at a context, bytes, from which that on several follows.
+
+    ``full``: with every layer there; ``growing`` of it is what grows with the context. ``mask`` and ``window_mask`` are those
+    of layers that attend to everything and to a window. ``hidden`` is a batch as it passes from layer to layer: 4 bytes times
+    width times batch; ``None`` where the width is not known.
+    """
+
+    full: float
+    growing: float
+    mask: float
+    window_mask: float
+    hidden: float | None
+
+    @property
+    def constant(self) -> float:
+        """What does not grow."""
+        return max(self.full - self.growing, 0.0)
+
+
+#: What a device holds more than the only one does, in batches as they pass between layers: the first device of a pipeline
+#: (copies of the embedded tokens and of the input that embeddings would be), the others of it (of what comes from the device
+#: before), and those behind the first without copies (whose input is no embedding).
+_FIRST, _LATER, _BEHIND = 12.0, 5.75, -2.0
+#: What the last device takes in all, but for masks, if it has one layer and the output: behind the attention of the last layer
+#: only the tokens are left whose output is asked for. As one of a pipeline, and without copies.
+_LAST, _LAST_BEHIND = 11.0, 4.0
+#: By how much that may be off, in the same unit, and as a share of what does not grow, if that is more.
+_OFF, _OFF_SHARE = 4.0, 0.25
+#: Where the width is not known, in parts of what does not grow: more than one device holds (b11434: 0.6 to 1.7), and the bound.
+_MORE, _MORE_OFF = 0.75, 1.0
+
+
+def by_law(kinds: str, layout: Layout, one: OneDevice, begin: float) -> list[tuple[float, float]]:
+    """Bytes of each device as they follow from one device, and how far each may be off.
+
+    Args:
+        kinds: a letter a layer (``layer_kinds``), without the output.
+        layout: over the devices.
+        one: what one device takes with everything there.
+        begin: what the first device with layers takes where something is on the host, as one device does with as much there.
+
+    Source: the scheduler keeps :data:`COPIES` of each input of a pipeline, and gives none of them back (ggml-backend.cpp,
+    pass 5 of ``ggml_backend_sched_split_graph``): masks, and what passes from one device to the next.
+    """
+    letters = f"{kinds}o"
+    start, piped = len(letters) - sum(part.layers for part in layout), pipelined(layout, len(letters))
+    share = _OFF_SHARE if one.hidden is not None else _MORE_OFF
+    off = max(_OFF * (one.hidden or 0.0), share * one.constant)
+    found, first = [], True
+    for index, part in enumerate(layout):
+        own = letters[start : start + part.layers]
+        start += part.layers
+        attends, hidden = any(kind in "fb" for kind in own), one.hidden or 0.0
+        # A mask that only the first layer needs is given back before the layers that need most.
+        early = one.growing * (not any(kind in "fb" for kind in own[1:]))
+        windowed = (COPIES - 1) * one.window_mask * ("w" in own)
+        ends, size, doubt = len(own) == 2 and own[-1] == "o" and not first, 0.0, off
+        if not own or own == "o":
+            doubt = off if own else 0.0
+        elif piped:
+            more = _MORE * one.constant if one.hidden is None else (_FIRST if first else _LATER) * hidden
+            size = _LAST * hidden if ends and hidden else one.constant + more
+            size += (one.growing + (COPIES - 1) * one.mask) * attends + windowed
+            doubt += windowed
+        elif index == 0:
+            size, doubt = begin, off + early
+        else:
+            size = _LAST_BEHIND * hidden if ends and hidden else max(one.constant + _BEHIND * hidden, 0.0)
+            size += one.growing * attends
+            # Where one device begins in the middle of the list, what is on the host is worked out on the first of the list
+            # (``offload_op``), or on the host.
+            doubt += max(early * attends, begin - size if first else 0.0)
+        found.append((size, doubt))
+        first = first and not own
+    return found
 
 
 class Spot(NamedTuple):
     """What decides the compute of one device in a layout.
 
     Letters are kinds of layers (``layer_kinds``), ``o`` is the output. ``first`` is its first layer, ``before`` the last one on
-    the host (of the first device alone), ``behind`` the first one of the next device. ``attends``: a layer beyond its first
-    attends to everything. ``size``: one, two or more layers. ``experts``: whether it has layers with experts and layers
-    without. ``odd``: of models with experts, the number of layers.
+    the host (of the first device alone; of the others ``-`` where the one before leaves its experts to the host), ``behind``
+    the first one of the next device. ``attends``: a layer beyond its first attends to everything. ``size``: one, two or more
+    layers, beside the output. ``experts``: whether it has layers with experts and layers without.
     """
 
     pipelined: bool
@@ -38,7 +118,6 @@ class Spot(NamedTuple):
     behind: str
     attends: bool
     experts: str
-    odd: bool
 
 
 def spots(kinds: str, layout: Layout, *, moe: bool) -> list[Spot | None]:
@@ -48,6 +127,7 @@ def spots(kinds: str, layout: Layout, *, moe: bool) -> list[Spot | None]:
     start = len(letters) - sum(part.layers for part in layout)
     host, piped = letters[:start], pipelined(layout, len(letters))
     found: list[Spot | None] = []
+    previous = DevicePart()
     for index, part in enumerate(layout):
         own = letters[start : start + part.layers]
         start += part.layers
@@ -59,15 +139,15 @@ def spots(kinds: str, layout: Layout, *, moe: bool) -> list[Spot | None]:
             Spot(
                 pipelined=piped,
                 place=f"{'first' * first}{'last' * last}",
-                size=min(len(own), 3),
-                before=host[-1:] if first else "",
+                size=min(len(own), 4 if last else 3),
+                before=host[-1:] if first else "-" * bool(previous.partial),
                 first=own[0],
                 behind="" if last else letters[start],
                 attends=any(one in "fb" for one in own[1:]),
                 experts=f"{'with' * (part.full > last)}{'out' * bool(part.partial)}" if moe else "",
-                odd=moe and len(own) % 2 == 1,
             )
         )
+        previous = part
     return found
 
 
@@ -108,7 +188,7 @@ _LEVELS: Final = 4
 
 def _like(spot: Spot, level: int) -> Spot:
     if level >= 1:
-        spot = spot._replace(size=0, odd=False, behind="")
+        spot = spot._replace(size=0, behind="")
     if level >= 2:
         spot = spot._replace(first="", before="")
     if level >= 3:

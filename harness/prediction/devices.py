@@ -1,11 +1,8 @@
 """What each of several devices holds of a model, and whether every one of them has the room.
 
 llama.cpp tests each device against its own margin (``common/fit.cpp``): the sum proves nothing. From a calibration on one
-device follow weights and caches of every layer, and compute buffers by this law (``src/llama-context.cpp``; measured with
-b11434 over two and three ``ggml-rpc-server`` and over virtual CUDA devices): with every layer and the output on devices the
-scheduler keeps four copies of its inputs, so that the attention mask, which grows with the context, counts four times on each
-device that attends to everything. The part that does not grow is 0.4 to 1.9 times that of one device (copies of activations,
-logits on the last device alone): that is the bound of the law.
+device follow weights and caches of every layer, and compute buffers by a law with its bound
+(:func:`harness.prediction.device_compute.by_law`); a calibration on as many devices has them from dry runs.
 """
 
 from __future__ import annotations
@@ -17,15 +14,13 @@ import msgspec
 
 from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration
-from harness.prediction.device_compute import DeviceCompute
-from harness.prediction.layout import Layout, default_split, fit, pipelined, refit
+from harness.prediction.device_compute import COPIES, DeviceCompute, OneDevice, by_law
+from harness.prediction.layout import Layout, default_split, fit, refit
 from harness.prediction.memory import Prediction
 from harness.prediction.placement import Compute, Layers, Placed, layers_of, of_devices, placed_on
 from harness.prediction.rules import Rules, Spread
 from harness.units import MIB, TOKENS_PER_UNIT, format_size, from_gib, pad_cells
 
-#: Copies that the scheduler keeps of its inputs (ggml-backend.cpp, ``GGML_SCHED_MAX_COPIES``).
-COPIES: Final = 4
 #: A share of the weights that is none.
 _NOTHING: Final = 1e-9
 
@@ -80,21 +75,23 @@ class _Held:
     def __init__(self, calibration: Calibration, needed: Prediction, layers: Layers) -> None:
         placement, settings = calibration.metadata.placement, calibration.metadata.settings
         self.layers, self.needed = layers, needed
-        kinds = (placement.layer_kinds or "f" * len(layers.dense)).ljust(len(layers.dense), "-")
-        batch = needed.num_batch or settings.num_batch or 512
-        self.attends = [kind in "fb" for kind in f"{kinds}-"]
+        self.kinds = (placement.layer_kinds or "f" * len(layers.dense)).ljust(len(layers.dense), "-")
+        batch, cells = needed.num_batch or settings.num_batch or 512, pad_cells(needed.context)
         # Dry runs were made with the calibration's own batch and slots; with others only the law is left.
         same = needed.num_parallel == settings.num_parallel and batch == (settings.num_batch or 512)
         rows = placement.set_compute if same else ()
-        self.known = DeviceCompute(rows, kinds, pad_cells(needed.context), moe=any(layers.experts))
-        measured_on, total = max(len(calibration.metadata.machine.gpus), 1), needed.compute_bytes or 0
+        self.known = DeviceCompute(rows, self.kinds, cells, moe=any(layers.experts))
+        measured_on, total = max(len(calibration.metadata.machine.gpus), 1), float(needed.compute_bytes or 0)
         band = calibration.band_for(needed.context, needed.num_batch, needed.num_parallel)
-        growing = from_gib(band.compute_gb_per_10k) * pad_cells(needed.context) / TOKENS_PER_UNIT
-        mask = pad_cells(needed.context) * batch * (4 if settings.flash_attention == "disabled" else 2)
-        self.constant = max(total - growing, 0.0) / measured_on
-        self.copied = growing + (COPIES - 1) * mask if measured_on == 1 else growing / measured_on
-        single = total if measured_on == 1 else self.constant + max(self.copied - (COPIES - 1) * mask, 0.0)
-        self.compute = Compute(placement, layers, needed.context, round(single))
+        growing = min(from_gib(band.compute_gb_per_10k) * cells / TOKENS_PER_UNIT, total)
+        row = batch * (4 if settings.flash_attention == "disabled" else 2)
+        hidden = None if placement.width is None else 4.0 * placement.width * batch
+        if measured_on > 1:  # copies and all, shared by its devices
+            constant, mask = (total - growing) / measured_on, growing / measured_on / COPIES
+            self.one = OneDevice(constant + mask, mask, mask, 0.0, None)
+        else:
+            self.one = OneDevice(total, growing, row * cells, row * _window_cells(self.kinds, needed), hidden)
+        self.compute = Compute(placement, layers, needed.context, round(self.one.full))
         self.one_layer = 0.0 if placement.layers_gb else max(layers.dense)
         self._cache: dict[Layout, tuple[list[float], list[float], bool]] = {}
 
@@ -123,27 +120,23 @@ class _Held:
             sizes = [part + compute for part, (compute, _) in zip(parts, known, strict=True)]
             compute_doubts = [MIB / 2 + less for _, less in known]
         else:
-            sizes = [part + compute for part, compute in zip(parts, self._law(layout), strict=True)]
-            compute_doubts = [self.constant] * len(layout)
+            offloaded = sum(part.layers for part in layout)
+            begin = self.compute.split(offloaded) if offloaded < self.layers.total else self.compute.without_experts()
+            law = by_law(self.kinds, layout, self.one, begin)
+            sizes = [part + compute for part, (compute, _) in zip(parts, law, strict=True)]
+            compute_doubts = [less for _, less in law]
         share = self.needed.uncertainty_bytes / max(self.needed.total_bytes, 1)
         doubts = [share * size + doubt + self.one_layer for size, doubt in zip(sizes, compute_doubts, strict=True)]
         self._cache[layout] = found = sizes, doubts, known is None
         return found
 
-    def _law(self, layout: Layout) -> list[float]:
-        """Compute of each device as it follows from what one device took."""
-        found = [0.0] * len(layout)
-        offloaded = sum(part.layers for part in layout)
-        first, start = next((index for index, part in enumerate(layout) if part.layers), 0), self.layers.total - offloaded
-        for index, part in enumerate(layout):
-            if pipelined(layout, self.layers.total):
-                found[index] = self.constant + (self.copied if any(self.attends[start : start + part.layers]) else 0.0)
-            elif part.layers:
-                whole = offloaded == self.layers.total
-                alone = self.compute.without_experts() if whole else self.compute.split(offloaded)
-                found[index] = alone if index == first else self.compute.full
-            start += part.layers
-        return found
+
+def _window_cells(kinds: str, needed: Prediction) -> float:
+    """Cells of the cache of a sliding window: its layers' caches in parts of those that grow, at most the context's."""
+    cells, windows, full = pad_cells(needed.context), kinds.count("w"), sum(kind in "fb" for kind in kinds)
+    per_cell = (needed.context_cache_bytes or 0) / full / cells if full else 0.0
+    fixed = (needed.fixed_cache_bytes or 0) / windows if windows else 0.0
+    return min(fixed / per_cell, cells) if per_cell else float(cells) * bool(windows)
 
 
 def arrange(

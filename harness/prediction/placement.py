@@ -254,7 +254,9 @@ def _share(part: float, whole: float) -> float:
     return min(max(part / whole, 0.0), 1.0) if whole else 0.0
 
 
-def plan_dry_runs(kinds: str | None, layers: int, contexts: Sequence[int], *, moe: bool) -> tuple[LoadRequest, ...]:
+def plan_dry_runs(
+    kinds: str | None, layers: int, contexts: Sequence[int], *, moe: bool, num_batch: int | None = None
+) -> tuple[LoadRequest, ...]:
     """The dry runs that tell what compute costs when layers are split off: at most :data:`DRY_RUNS`.
 
     ``layers`` without the output layer; ``contexts`` in ascending order. The two most frequent classes of splits
@@ -271,18 +273,17 @@ def plan_dry_runs(kinds: str | None, layers: int, contexts: Sequence[int], *, mo
         wanted.append(total - 1)
     low, top = contexts[0], contexts[-1]
     middle = contexts[len(contexts) // 2]
-    first = [LoadRequest(context=c, purpose="dry-run", gpu_layers=wanted[0]) for c in dict.fromkeys((low, middle, top))]
+
+    def asked(context: int, count: int, *, experts_on_host: bool = False) -> LoadRequest:
+        return LoadRequest(
+            context=context, num_batch=num_batch, purpose="dry-run", gpu_layers=count, experts_on_host=experts_on_host
+        )
+
+    first = [asked(context, wanted[0]) for context in dict.fromkeys((low, middle, top))]
     if moe:
-        rest = [
-            LoadRequest(context=context, purpose="dry-run", gpu_layers=total, experts_on_host=True)
-            for context in dict.fromkeys((low, top))
-        ]
-        last = [LoadRequest(context=top, purpose="dry-run", gpu_layers=one) for one in wanted[1:2]]
+        rest = [asked(context, total, experts_on_host=True) for context in dict.fromkeys((low, top))]
+        last = [asked(top, one) for one in wanted[1:2]]
     else:
-        rest = [
-            LoadRequest(context=context, purpose="dry-run", gpu_layers=one)
-            for one in wanted[1:2]
-            for context in dict.fromkeys((low, middle, top))
-        ]
+        rest = [asked(context, one) for one in wanted[1:2] for context in dict.fromkeys((low, middle, top))]
         last = []
     return tuple([*first, *rest, *last][:DRY_RUNS])

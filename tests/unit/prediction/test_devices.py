@@ -20,6 +20,8 @@ from tests.unit.prediction.test_placement import MOE, model
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "llama-server" / "b11434-cuda-h100"
 DECISIONS = json.loads((GOLDEN / "decisions.json").read_text())
+#: Of the models there (``n_embd`` in their logs); calibrations have it since.
+WIDTHS = {"mid-8b": 4096, "moe": 2048}
 
 
 def as_the_engine_read_it(name: str) -> Calibration:
@@ -31,7 +33,7 @@ def as_the_engine_read_it(name: str) -> Calibration:
         msgspec.structs.replace(band, base_vram_gb=band.base_vram_gb - overhead, overhead_gb=None) for band in metadata.bands
     )
     breakdown = msgspec.structs.replace(metadata.breakdown_gb, overhead=0.0)
-    placement = msgspec.structs.replace(metadata.placement, start_gb=None)
+    placement = msgspec.structs.replace(metadata.placement, start_gb=None, width=WIDTHS[name])
     changed = msgspec.structs.replace(metadata, bands=bands, breakdown_gb=breakdown, placement=placement)
     return msgspec.structs.replace(found, metadata=changed)
 
