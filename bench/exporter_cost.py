@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness.serving.exporter import Exporter
+from harness.serving.live_metrics import Exporter
 from tests.support.calibrations import made_up, store_of
 
 INTERVAL = 10.0

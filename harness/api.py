@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from harness.prediction.allocation import Allocation
     from harness.serving.calibration_lookup import CalibrationFilter
     from harness.serving.check import Assessment, Check
-    from harness.serving.exporting import Exported
+    from harness.serving.config_export import Exported
     from harness.serving.server import OnOffload, Server
     from harness.serving.tuning import Tuned
 
@@ -242,12 +242,12 @@ def exported(
     folder: str = "/models",
     allowed: Allowed | None = None,
 ) -> Exported:
-    """Settings that fit, as another program reads them: :func:`harness.serving.exporting.export`."""
+    """Settings that fit, as another program reads them: :func:`harness.serving.config_export.export`."""
     from harness.inventory.machine import LocalMachine
-    from harness.serving import exporting
+    from harness.serving import config_export
     from harness.serving.calibration_lookup import CalibrationFilter
 
-    return exporting.export(
+    return config_export.export(
         name, models, _store(query.store), LocalMachine(query.gpu), style=style, wanted=CalibrationFilter.of(query),
         available=query.available, num_parallel=slots, folder=folder, allowed=allowed,
     )  # fmt: skip

@@ -30,8 +30,8 @@ def cli(listen: str, textfile: Path | None, interval: float, once: bool, store: 
     They are answered on this machine alone, as OpenMetrics; --textfile needs no extra package.
     """
     from harness.exports.prometheus import exposition
-    from harness.serving.exporter import METRICS, Exporter
-    from harness.serving.exporter import listen as answer
+    from harness.serving.live_metrics import METRICS, Exporter
+    from harness.serving.live_metrics import listen as answer
     from harness.store.store import write_atomically
 
     exporter = Exporter(store_at(store))

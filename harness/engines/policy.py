@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from harness.model.calibration import Calibration
     from harness.model.facts import LoadFacts
     from harness.model.record import Gpu, Load, LoadRequest, Record, Target, VllmSettings
+    from harness.model.start_command import StartCommand
     from harness.prediction.allocation import Allocation, Deployment
     from harness.prediction.settings import AskedSettings
-    from harness.prediction.start import Start
     from harness.prediction.verdict import Verdict
 
 
@@ -178,7 +178,7 @@ class Policy(Rules):
         """
         raise UnknownVerdictError(f"{self.title} takes the memory that a model needs; there is nothing to allocate")
 
-    def start(self, calibration: Calibration, verdict: Verdict, available: tuple[int, ...]) -> Start:
+    def start(self, calibration: Calibration, verdict: Verdict, available: tuple[int, ...]) -> StartCommand:
         """How it is started outside of harness so that it runs as was judged.
 
         Raises:

@@ -11,7 +11,7 @@ import yaml
 
 from harness.errors import UsageError
 from harness.model.calibration import Calibration
-from harness.prediction.start import Start
+from harness.model.start_command import StartCommand
 from harness.prediction.verdict import Verdict
 from harness.text import one_line
 from harness.units import MIB, format_size
@@ -35,7 +35,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     calibration: Calibration
     verdict: Verdict
     derived: tuple[str, ...]
-    start: Start
+    start: StartCommand
     image: str | None
     folder: str = "/models"
 

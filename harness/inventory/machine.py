@@ -151,11 +151,16 @@ class LocalMachine:
 
 def residents(calibration: Calibration, proc: Path = Path("/proc")) -> tuple[ModelProcess, ...]:
     """Processes that have this model loaded, found by the weights or the name on their command line."""
-    model = calibration.metadata.model
-    wanted = {model.name, Path(model.name).stem if model.name.endswith(".gguf") else model.name}
-    wanted |= {digest.replace(":", "-") for digest in (model.digest, model.stored_digest) if digest is not None}
+    wanted = process_names(calibration)
     found = [one for one in model_processes(proc, calibration.engine) if one.names & wanted]
     return tuple(sorted(found, key=lambda one: one.pid))
+
+
+def process_names(calibration: Calibration) -> frozenset[str]:
+    """Names under which a process may have a calibrated model: its own, of its file, of its weights in an engine's store."""
+    model = calibration.metadata.model
+    digests = (digest.replace(":", "-") for digest in (model.digest, model.stored_digest) if digest is not None)
+    return frozenset({model.name, Path(model.name).stem if model.name.endswith(".gguf") else model.name, *digests})
 
 
 def model_processes(proc: Path = Path("/proc"), *more: EngineName) -> Iterator[ModelProcess]:

@@ -125,6 +125,10 @@ class Store:
         for engine in sorted(self._engines()):
             yield from sorted((self.root / engine).glob("*.yaml"))
 
+    def ids(self) -> list[str]:
+        """Ids of all calibrations, in name order; of variants once."""
+        return list(dict.fromkeys(f"{path.parent.name}/{stem_of(path)}" for path in self.paths()))
+
     def entries(self, warn: Callable[[str], None]) -> Iterator[StoreEntry]:
         """All artifacts that can be read, in name order; ``warn`` hears why another cannot."""
         for path in self.paths():

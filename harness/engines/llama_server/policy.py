@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from harness.engines.policy import Policy
+from harness.model.start_command import StartCommand
 from harness.options import asked_flash
 from harness.prediction.rules import SERVER_CACHES, fit_reserve
 from harness.prediction.settings import AskedSettings
-from harness.prediction.start import Start
 
 if TYPE_CHECKING:
     from harness.model.calibration import Calibration
@@ -69,7 +69,7 @@ class LlamaServerPolicy(Policy):
         """The name under which it answers."""
         return {ALIAS: model}
 
-    def start(self, calibration: Calibration, verdict: Verdict, available: tuple[int, ...]) -> Start:
+    def start(self, calibration: Calibration, verdict: Verdict, available: tuple[int, ...]) -> StartCommand:
         """Every option that decides about memory is named; placement is left to its fit, as it was judged."""
         metadata = calibration.metadata
         settings, slots = metadata.settings, verdict.num_parallel
@@ -84,7 +84,7 @@ class LlamaServerPolicy(Policy):
             options["override-kv"] = settings.env[OVERRIDE_KV]
         if metadata.machine.target == "host":
             options |= {"device": "none", "n-gpu-layers": "0", "fit": "off"}
-        return Start(
+        return StartCommand(
             program=("llama-server",),
             arguments=tuple(word for name, value in options.items() for word in (f"--{name}", value)),
             model_option="--model",

@@ -30,10 +30,10 @@ from harness.engines.policy import Policy
 from harness.errors import HarnessError, UnavailableError, UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.model.record import LoadRequest
+from harness.model.start_command import StartCommand
 from harness.prediction.memory import predict
 from harness.prediction.rules import FIT_TARGET, SERVER_CACHES, LoadedModel, Reason, Rule, Spread, fit_reserve
 from harness.prediction.settings import AskedSettings
-from harness.prediction.start import Start
 from harness.text import release
 from harness.units import GIB, MIB, TOKENS_PER_UNIT, from_gib
 
@@ -209,7 +209,7 @@ class OllamaPolicy(Policy):
         """``ollama stop``."""
         return f"ollama stop {shlex.quote(model)}"
 
-    def start(self, calibration: Calibration, verdict: Verdict, available: tuple[int, ...]) -> Start:
+    def start(self, calibration: Calibration, verdict: Verdict, available: tuple[int, ...]) -> StartCommand:
         """One server for all models: what it sets for each of them is its environment, what a model sets is its Modelfile.
 
         ``num_gpu`` is named where all layers fit, or none are wanted: then its fit may not place them otherwise.
@@ -228,7 +228,7 @@ class OllamaPolicy(Policy):
         batch = self.batch(calibration, verdict.context, slots, free) or settings.num_batch
         layers = 0 if metadata.machine.target == "host" else verdict.layers_total
         parameters = {"num_ctx": verdict.context, "num_batch": batch, "num_gpu": layers if verdict.verdict == "fits" else None}
-        return Start(
+        return StartCommand(
             program=("ollama",),
             arguments=("serve",),
             port=11434,

@@ -12,8 +12,8 @@ from harness.errors import EngineError, HarnessError, NotFoundError, NotPermitte
 from harness.model.calibration import Calibration
 from harness.model.facts import LoadFacts
 from harness.model.record import Load, LoadRequest, Record, Target, VllmSettings
+from harness.model.start_command import StartCommand
 from harness.prediction.rules import Sized
-from harness.prediction.start import Start
 
 if TYPE_CHECKING:
     from harness.engines.base import Options, Source
@@ -155,11 +155,11 @@ class VllmPolicy(Policy):
 
         return allocate(calibration, context, concurrency, available)
 
-    def start(self, calibration: Calibration, verdict: Verdict, available: tuple[int, ...]) -> Start:
+    def start(self, calibration: Calibration, verdict: Verdict, available: tuple[int, ...]) -> StartCommand:
         """As ``harness allocate`` prints it."""
         found = self.allocate(calibration, verdict.context, verdict.num_parallel, available)
         settings = calibration.metadata.settings
-        return Start(
+        return StartCommand(
             program=("vllm", "serve"),
             arguments=("--model", found.model, *found.flags),
             port=8000,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 
-class Start(msgspec.Struct, frozen=True, kw_only=True):
+class StartCommand(msgspec.Struct, frozen=True, kw_only=True):
     """One start of an engine.
 
     ``program`` begins its command line outside a container and ``arguments`` follow; in one, ``arguments`` alone stand after

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -16,14 +17,14 @@ from harness.engines.running import RunningServer
 from harness.errors import HarnessError
 from harness.exports.prometheus import MetricSample
 from harness.installation import install_hint
-from harness.inventory.machine import ModelProcess, model_processes
+from harness.inventory.machine import ModelProcess, model_processes, process_names
 from harness.meters.host import HostMeter, available_memory
 from harness.model.calibration import Calibration
 from harness.model.gpu import LocalGpu
 from harness.prediction.memory import predict
 from harness.prediction.settings import AskedSettings, derive
 from harness.prediction.verdict import judge
-from harness.store.store import Store, key_of
+from harness.store.store import Store
 
 #: What is measured, beside :data:`harness.exports.prometheus.METRICS`.
 METRICS: Final[dict[str, str]] = {
@@ -66,19 +67,23 @@ class Exporter:
         self._gpus, self._open = gpus or _nvidia, meter or _nvml_meter
         self._meters: dict[str, ProcessMeter] = {}
         self._stamp: tuple[tuple[str, int], ...] = ()
+        self._whole = True  # whether all calibrations could be read
         self._known: dict[tuple[str, str], list[tuple[str, Calibration]]] = {}
 
     def samples(self) -> list[MetricSample]:
         """Everything that can be said now."""
         start = self._clock()
         found: list[MetricSample] = []
-        complete = self._read_store()
+        self._read_store()
+        complete = self._whole
         try:
             devices = list(self._gpus())
         except HarnessError:
             devices = []  # no NVIDIA driver: models in host memory are still measured
         found += [
-            _sample("harness_memory_free_bytes", {"device": one.name}, one.free_bytes) for one in devices if one.free_bytes
+            _sample("harness_memory_free_bytes", {"device": one.name}, one.free_bytes)
+            for one in devices
+            if one.free_bytes is not None
         ]
         servers = {engine: tuple(self._servers(engine)) for engine in BUILT_IN}
         for engine, some in servers.items():
@@ -92,28 +97,24 @@ class Exporter:
         found.append(_sample("harness_up", {}, float(complete)))
         return found
 
-    def _read_store(self) -> bool:
-        """Read calibrations where a file has changed; whether all could be read."""
-        stamp = tuple((str(path), path.stat().st_mtime_ns) for path in self._store.paths())
-        if stamp == self._stamp:
-            return True
-        complete = True
-        self._known = {}
+    def _read_store(self) -> None:
+        """Read calibrations where a file has changed."""
+        stamp = []
+        for path in self._store.paths():
+            with suppress(OSError):  # it went away meanwhile
+                stamp.append((str(path), path.stat().st_mtime_ns))
+        if tuple(stamp) == self._stamp:
+            return
+        self._known, self._whole = {}, True
 
         def failed(_: str) -> None:
-            nonlocal complete
-            complete = False
+            self._whole = False
 
         for entry in self._store.entries(failed):
             calibration = entry.calibration
-            model = calibration.metadata.model
-            names = {model.name, Path(model.name).stem if model.name.endswith(".gguf") else model.name}
-            names |= {digest.replace(":", "-") for digest in (model.digest, model.stored_digest) if digest is not None}
-            for name in names:
-                pair = (key_of(calibration, entry.path), calibration)
-                self._known.setdefault((calibration.engine, name), []).append(pair)
-        self._stamp = stamp
-        return complete
+            for name in process_names(calibration):
+                self._known.setdefault((calibration.engine, name), []).append((entry.key, calibration))
+        self._stamp = tuple(stamp)
 
     def _of(self, loaded: ModelProcess, devices: list[LocalGpu], servers: Sequence[RunningServer]) -> Iterator[MetricSample]:
         candidates = [pair for name in sorted(loaded.names) for pair in self._known.get((loaded.engine, name), ())]

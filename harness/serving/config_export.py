@@ -21,7 +21,7 @@ from harness.prediction.verdict import judge
 from harness.serving.calibration_lookup import CalibrationFilter, read_question
 from harness.serving.tuning import settled, tune
 from harness.store.catalog import pinned_image
-from harness.store.store import Store, stem_of
+from harness.store.store import Store
 from harness.store.trust import by_digest, handed_env, is_own_folder, refuse
 from harness.units import MAX_CONTEXT
 
@@ -75,7 +75,7 @@ def export(
     memories: list[tuple[int, ...]] = []
     warnings: list[str] = []
     failure: HarnessError | None = None
-    for spec in specs or sorted({f"{path.parent.name}/{stem_of(path)}" for path in store.paths()}):
+    for spec in specs or sorted(store.ids()):
         try:
             one, free, said = _entry(
                 spec, store, machine, wanted or CalibrationFilter(), available, num_parallel, folder, allowed or Allowed()

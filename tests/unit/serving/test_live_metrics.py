@@ -19,7 +19,7 @@ from harness.exports.prometheus import METRICS as PREDICTED
 from harness.exports.prometheus import MetricSample, exposition
 from harness.model.gpu import LocalGpu
 from harness.prediction.memory import predict
-from harness.serving.exporter import METRICS, Exporter, listen
+from harness.serving.live_metrics import METRICS, Exporter, listen
 from harness.units import GIB, KIB
 from tests.support.calibrations import made_up, on_host, store_of
 
@@ -91,6 +91,11 @@ def test_a_model_that_runs_is_measured_beside_what_was_predicted(tmp_path: Path)
     assert value(found, "up") == 1
 
 
+def test_a_card_that_is_full_has_nothing_free(tmp_path: Path) -> None:
+    full = msgspec.structs.replace(CARD, free_bytes=0)
+    assert value(collected(tmp_path, tmp_path, card=full), "memory_free_bytes") == 0
+
+
 def test_layers_that_spill_are_counted(tmp_path: Path) -> None:
     found = collected(tmp_path, process(tmp_path / "proc", *SERVER), measured=3 * GIB)
 
@@ -144,7 +149,8 @@ def test_a_store_is_read_again_when_a_file_changes(tmp_path: Path) -> None:
     store_of(tmp_path / "store", made_up())
     assert [one.value for one in exporter.samples() if one.name == "harness_memory_measured_bytes"] == [GIB]
     (shelf.root / "llama-server/broken.yaml").write_text("nonsense")
-    assert [one.value for one in exporter.samples() if one.name == "harness_up"] == [0]
+    for _ in range(2):
+        assert [one.value for one in exporter.samples() if one.name == "harness_up"] == [0], "also where nothing changed since"
 
 
 def test_it_answers_as_openmetrics_on_this_machine(tmp_path: Path) -> None:
