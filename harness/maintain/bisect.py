@@ -15,12 +15,12 @@ from typing import Final
 
 import msgspec
 
-from harness.engines.registry import policy_of
 from harness.errors import HarnessError, NotFoundError, UntrustedError, UsageError
+from harness.maintain.diff import drift_of
 from harness.measure.events import Observer
 from harness.model.calibration import Calibration
 from harness.options import RunOptions
-from harness.prediction.drift import Drift, compare
+from harness.prediction.drift import Drift
 from harness.store.store import Store
 
 #: Contexts of a step, tokens per slot: enough for a line and its error.
@@ -129,18 +129,14 @@ def bisect(versions: Sequence[str], measure: Measure, observer: Observer) -> Bis
         first=versions[high],
         skipped=tuple(versions[low + 1 : high]),
         steps=tuple(steps),
-        drift=_drift(old, new),
+        drift=drift_of(old, new),
         target=new.metadata.machine.target,
     )
 
 
-def _drift(old: Calibration, new: Calibration) -> Drift:
-    return compare(old, new, (policy_of(old.engine), policy_of(new.engine)))
-
-
 def _moved(good: Calibration, other: Calibration) -> bool:
     """Whether memory moved: figures of speed do not count, and neither do settings that follow from the version."""
-    return any(figure.moved for figure in _drift(good, other).figures if figure.kind in ("constant", "part", "band"))
+    return any(figure.moved for figure in drift_of(good, other).figures if figure.kind in ("constant", "part", "band"))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from harness.files import NO_LINK, PLAIN, is_locked
 from harness.headers import holes as headers
 from harness.sandboxes.docker_client import Daemon
 from harness.sandboxes.leftovers import Leftover, leftovers, remove
-from harness.sandboxes.reaper_main import HOME_PLACES, HOME_PREFIX, SECRET_PLACES, SECRETS_PREFIX, remove_folder
+from harness.sandboxes.reaper_main import FOLDERS, HOME_PREFIX, SECRETS_PREFIX, remove_folder
 from harness.store.catalog import cache_folder
 from harness.store.run_folder import life_of, others
 from harness.store.run_folder import remove as remove_run
@@ -103,10 +103,10 @@ def _of_store(store: Path) -> Iterator[tuple[Path, Item]]:
         yield from _partials(place)
     for folder in _folders(store / RUNS):
         yield from _of_run(folder)
-    for folder in (folder for place in SECRET_PLACES for folder in _folders(Path(place))):
-        yield from _of_secrets(folder)
-    for folder in (folder for place in HOME_PLACES for folder in _folders(Path(place))):
-        yield from _of_home(folder)
+    for kind, (private, prefix) in FOLDERS.items():
+        for folder in (folder for place in private for folder in _folders(Path(place))):
+            if folder.name.startswith(prefix):
+                yield from _of_private(folder, kind)
 
 
 def _of_cache(folder: Path) -> Iterator[tuple[Path, Item]]:
@@ -160,24 +160,16 @@ def _of_run(folder: Path) -> Iterator[tuple[Path, Item]]:
         yield item("abandoned", "a run that ended before it had measured anything")
 
 
-def _of_secrets(folder: Path) -> Iterator[tuple[Path, Item]]:
-    """A folder of tokens, which the reaper removes with its engine unless it was killed itself."""
-    life = life_of(folder) if folder.name.startswith(SECRETS_PREFIX) else None
+def _of_private(folder: Path, kind: str) -> Iterator[tuple[Path, Item]]:
+    """Tokens, or the home of an engine in a process: the reaper removes them with the engine unless it was killed itself."""
+    named: Literal["secrets", "folder"] = "secrets" if kind == "secrets" else "folder"
+    life = life_of(folder)
     if life == "gone" and folder.stat().st_uid == os.geteuid():
-        yield folder, Item(kind="secrets", name=str(folder), state="abandoned", why="tokens of an engine that has ended")
+        why = f"{'tokens' if kind == 'secrets' else 'the home'} of an engine that has ended"
+        yield folder, Item(kind=named, name=str(folder), state="abandoned", why=why)
     elif life is not None:
         why = "its harness still runs" if life == "alive" else "its harness cannot be seen from here"
-        yield folder, Item(kind="secrets", name=str(folder), state="in-use", why=why)
-
-
-def _of_home(folder: Path) -> Iterator[tuple[Path, Item]]:
-    """The home of an engine in a process, which goes with it unless harness and its reaper were both killed."""
-    life = life_of(folder) if folder.name.startswith(HOME_PREFIX) else None
-    if life == "gone" and folder.stat().st_uid == os.geteuid():
-        yield folder, Item(kind="folder", name=str(folder), state="abandoned", why="the home of an engine that has ended")
-    elif life is not None:
-        why = "its harness still runs" if life == "alive" else "its harness cannot be seen from here"
-        yield folder, Item(kind="folder", name=str(folder), state="in-use", why=why)
+        yield folder, Item(kind=named, name=str(folder), state="in-use", why=why)
 
 
 def _folders(place: Path) -> list[Path]:

@@ -15,7 +15,7 @@ import msgspec
 from harness.errors import HarnessError, NotFoundError, NotPermittedError
 from harness.maintain.share import Shared, check
 from harness.options import Allowed
-from harness.store.store import Store, stem_of
+from harness.store.store import Store
 from harness.store.trust import refuse
 
 #: How far a file may be from this machine: of the same card, or of the same kind of card.
@@ -92,7 +92,7 @@ def take(
             continue
         when = shared.calibration.metadata.calibrated_at
         near.setdefault(shared.calibration.id, []).append((_RANKS.index(level), when, path, shared))
-    own = {f"{path.parent.name}/{stem_of(path)}" for path in store.paths()}
+    own = store.ids()
     for identity, some in near.items():
         some.sort(key=lambda one: one[1], reverse=True)
         some.sort(key=lambda one: one[0])

@@ -40,7 +40,7 @@ def pairs(old: Side, new: Side) -> list[Pair]:
     """
     if old.single and new.single:
         ((key, first),), ((_, second),) = old.calibrations.items(), new.calibrations.items()
-        return [Pair(key=key, old=first, new=second, drift=_drift(first, second))]
+        return [Pair(key=key, old=first, new=second, drift=drift_of(first, second))]
     keys = sorted({*old.calibrations, *new.calibrations})
     for one, other in ((old, new), (new, old)):
         if one.single:
@@ -51,10 +51,11 @@ def pairs(old: Side, new: Side) -> list[Pair]:
 
 
 def _pair(key: str, old: Calibration | None, new: Calibration | None) -> Pair:
-    return Pair(key=key, old=old, new=new, drift=_drift(old, new) if old is not None and new is not None else None)
+    return Pair(key=key, old=old, new=new, drift=drift_of(old, new) if old is not None and new is not None else None)
 
 
-def _drift(old: Calibration, new: Calibration) -> Drift:
+def drift_of(old: Calibration, new: Calibration) -> Drift:
+    """What moved from one calibration to another, by the rules of their engines."""
     return compare(old, new, (policy_of(old.engine), policy_of(new.engine)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.meters.drm_devices import drm_gpus, hidden_processes, is_asleep, text_of
+from harness.meters.drm_devices import drm_gpus, hidden_processes, is_asleep, pci_displays
 from harness.model.finding import Finding
 from harness.model.gpu import LocalGpu
 from harness.units import format_size
@@ -47,12 +47,8 @@ def _gpu(gpu: LocalGpu) -> Finding:
 
 def sleeping_nvidia(sys: Path = Path("/sys")) -> Iterator[Finding]:
     """NVIDIA's GPUs that were asleep before anything was asked: NVML wakes what it is asked about."""
-    for device in sorted((sys / "bus" / "pci" / "devices").glob("*")):
-        if (
-            text_of(device / "vendor").strip() == "0x10de"
-            and text_of(device / "class").startswith("0x03")
-            and is_asleep(device)
-        ):
+    for device, vendor in pci_displays(sys):
+        if vendor == "0x10de" and is_asleep(device):
             yield Finding(
                 subject=f"GPU {device.name}", code="gpu-woken", state="note", text="it slept, and asking its driver wakes it",
                 hint="so do check, plan and calibrate: NVML has no other way; --available asks nothing",

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from harness.meters.drm_devices import pci_displays, text_of
 from harness.model.finding import Finding
 
-#: PCI vendors of GPUs (pci.ids), and PCI's base class of display controllers (``PCI_BASE_CLASS_DISPLAY``).
+#: PCI vendors of GPUs (pci.ids).
 _VENDORS: Final = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
-_DISPLAY: Final = "0x03"
 #: How long a remote device may take to answer, seconds.
 _ANSWER: Final = 1.0
 
@@ -68,15 +68,7 @@ def topology_findings(sys: Path = Path("/sys"), environ: Mapping[str, str] = os.
 
 
 def _links(sys: Path) -> Iterator[_Link]:
-    for folder in sorted((sys / "bus" / "pci" / "devices").glob("*")):
-        vendor = _VENDORS.get(_read(folder / "vendor"))
-        if vendor is not None and _read(folder / "class").startswith(_DISPLAY):
+    for folder, number in pci_displays(sys):
+        if (vendor := _VENDORS.get(number)) is not None:
             parts = ("current_link_speed", "current_link_width", "max_link_width", "numa_node")
-            yield _Link(folder.name, vendor, *(_read(folder / part) for part in parts))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
+            yield _Link(folder.name, vendor, *(text_of(folder / part).strip() for part in parts))

@@ -23,7 +23,7 @@ from harness.maintain.refit import fitted
 from harness.measure.calibrate import Result
 from harness.measure.overwrite import refuse_overwrite
 from harness.model.calibration import Calibration, artifact_name
-from harness.model.facts import DeviceKind, LoadFacts
+from harness.model.facts import LoadFacts
 from harness.model.record import UNKNOWN_CACHE, EngineVersion, Gpu, Load, LoadRequest, Machine, Model, Record, Settings, Target
 from harness.model.trace import Plateau
 from harness.store.store import Store, model_stem
@@ -248,9 +248,7 @@ def _better(loads: Sequence[LoadFacts], options: ImportOptions) -> Iterator[str]
         yield "the log does not say the type of the KV cache: a question that names one is not answered"
     yield from _unnamed(loads, options)
     for number, facts in enumerate(loads):
-        parts = ("weights", "lora", "projector", "compute", "output", "kv_cache", "recurrent")
-        kind: DeviceKind | None = "gpu" if _on_gpu(facts) else None
-        rest = options.totals[number] - sum(facts.total(f"{part}_bytes", kind) or 0 for part in parts)
+        rest = options.totals[number] - _accounted(facts, "gpu" if _on_gpu(facts) else "host")
         if (why := _implausible(facts, rest)) is not None:
             yield f"kept by --force: {format_size(rest)} beyond the log; {why}"
 
@@ -271,6 +269,12 @@ def _alone(facts: LoadFacts) -> str:
     return f"one load: the constants end at its context{growth}"
 
 
+def _accounted(facts: LoadFacts, target: Target) -> int:
+    """What a log says of the target, all parts together; of host memory that is everything, bytes."""
+    parts = ("weights", "lora", "projector", "compute", "output", "kv_cache", "recurrent")
+    return sum(facts.total(f"{part}_bytes", "gpu" if target == "gpu" else None) or 0 for part in parts)
+
+
 def _load(facts: LoadFacts, index: int, options: ImportOptions, target: Target) -> Load:
     """One load as if it had been measured, with the figure of others for its plateau."""
     asked = options.contexts[index] if options.contexts else None
@@ -283,9 +287,7 @@ def _load(facts: LoadFacts, index: int, options: ImportOptions, target: Target) 
     if logged is None and asked is None:
         raise UsageError("the log does not say the context", hint="say it with --ctx", code="no-context")
     total = options.totals[index]
-    kind: DeviceKind | None = "gpu" if target == "gpu" else None
-    parts = ("weights", "lora", "projector", "compute", "output", "kv_cache", "recurrent")
-    accounted = sum(facts.total(f"{part}_bytes", kind) or 0 for part in parts)
+    accounted = _accounted(facts, target)
     if total + max(facts.uncertainty_bytes, _ROUNDED) < accounted:
         raise BadInputError(
             f"--total {format_size(total)} is less than the {format_size(accounted)} that the log itself accounts for",

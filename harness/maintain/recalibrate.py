@@ -15,14 +15,14 @@ from harness.engines.registry import policy_of
 from harness.errors import CannotWriteError, HarnessError, NotFoundError, UnavailableError, UntrustedError, UsageError
 from harness.fit.load_plan import DEFAULT_BATCH, BatchLimits, slot_limits, still_covers
 from harness.inventory.installed import Installed
-from harness.maintain.diff import Pair
+from harness.maintain.diff import Pair, drift_of
 from harness.measure.calibrate import Session
 from harness.measure.events import Observer
 from harness.measure.prepare import prepare
 from harness.model.calibration import Calibration, artifact_name
 from harness.model.record import LoadRequest, Machine
 from harness.options import Overrides, RunOptions, asked_flash
-from harness.prediction.drift import Change, Drift, compare
+from harness.prediction.drift import Change, Drift
 from harness.prediction.staleness import Environment, Staleness, age, matching_gpu
 from harness.store.catalog import pinned_image
 from harness.store.store import RUNS, Store, key_of, model_stem, stem_of, variant_of, write_atomically
@@ -367,7 +367,7 @@ def _again(target: SurveyedCalibration, store: Store, finder: Installed, observe
         status="done" if error is None else "narrower",
         record=None if new.metadata.run is None else store.run_folder(new.metadata.run) / "record.json",
         new=new,
-        drift=compare(target.calibration, new, (session.engine.policy,) * 2),
+        drift=drift_of(target.calibration, new),
         error=error,
     )
 

@@ -128,7 +128,7 @@ def scrubbed(record: Record) -> Record:
         digest=_kept(record.model.digest, _DIGEST),
         architecture=_kept(record.model.architecture, _WORD),
         quantization=_kept(record.model.quantization, _WORD),
-        **({"stored_digest": _kept(record.model.stored_digest, _DIGEST)} if hasattr(record.model, "stored_digest") else {}),
+        stored_digest=_kept(record.model.stored_digest, _DIGEST),
     )
     return Record(
         schema_version=record.schema_version,

@@ -12,7 +12,7 @@ import os
 import re
 import struct
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal, get_args
 
@@ -204,6 +204,13 @@ def hidden_processes(proc: Path = Path("/proc")) -> str | None:
     if re.search(r"hidepid=(?!0|off)", options):
         return "/proc is mounted with hidepid"
     return None if os.geteuid() == 0 else "the open files of other users' processes may be read by root alone"
+
+
+def pci_displays(sys: Path) -> Iterator[tuple[Path, str]]:
+    """Display controllers (``PCI_BASE_CLASS_DISPLAY``): the folder of each in sysfs, and its vendor's number."""
+    for device in sorted((sys / "bus" / "pci" / "devices").glob("*")):
+        if text_of(device / "class").startswith("0x03"):
+            yield device, text_of(device / "vendor").strip()
 
 
 def kfd_addresses(sys: Path) -> dict[int, str]:

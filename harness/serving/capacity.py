@@ -20,7 +20,7 @@ from harness.prediction.together import Fate
 from harness.prediction.verdict import Verdict, named
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, read_question
 from harness.serving.check import SOURCES, choose_or_estimate
-from harness.store.store import Store, stem_of
+from harness.store.store import Store
 
 #: Context at which models are put together, tokens per slot, where none is given.
 TOGETHER: Final = 8192
@@ -212,8 +212,7 @@ def _questions(specs: Sequence[str], store: Store, num_parallel: int, context: i
     if specs:
         yield from (read_question(spec, context, num_parallel) for spec in specs)
         return
-    ids = dict.fromkeys(f"{path.parent.name}/{stem_of(path)}" for path in store.paths())
-    yield from (CheckRequest(model=one, context=context, num_parallel=num_parallel) for one in ids)
+    yield from (CheckRequest(model=one, context=context, num_parallel=num_parallel) for one in store.ids())
 
 
 def _row(question: CheckRequest, chosen: CalibrationMatch, forced: Forced) -> CapacityRow:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from harness.engines.registry import stored_digest
 from harness.errors import NotFoundError
 from harness.model.calibration import Calibration
 from harness.text import written
@@ -30,11 +31,13 @@ def identify(model: str, calibration: Calibration) -> Identity | str:
     path = Path(model).expanduser()
     if model.endswith(".gguf"):
         if path.is_file():
-            return _compared(model, _file_digest(path), known)
+            from harness.inventory.digests import cached_sha256
+
+            return _compared(model, cached_sha256(path.resolve()), known)
         if path.parent != Path():
             raise NotFoundError(f"there is no file {model}", hint="give the id of a calibration to ask without its weights")
         return "name"
-    seen = _stored(calibration.engine, calibration.metadata.model.name)
+    seen = stored_digest(calibration.engine, calibration.metadata.model.name)
     return "name" if seen is None or known is None else _compared(model, seen, known)
 
 
@@ -44,16 +47,3 @@ def _compared(model: str, seen: str, known: str | None) -> Identity | str:
     if seen == known:
         return "digest"
     return f"{model} is {seen[:_SHOWN]}…, and what is calibrated under its name is {known[:_SHOWN]}…: other weights"
-
-
-def _file_digest(path: Path) -> str:
-    from harness.inventory.digests import cached_sha256
-
-    return cached_sha256(path.resolve())
-
-
-def _stored(engine: str, name: str) -> str | None:
-    """The digest that a name has in an engine's own store of models, where that may be read."""
-    from harness.engines.registry import stored_digest
-
-    return stored_digest(engine, name)

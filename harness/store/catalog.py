@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -139,42 +140,27 @@ def cache_folder() -> Path:
     return Path(sys.prefix) / "share" / "harness"
 
 
-def _assembled(package: object, sha256: str | None) -> Path:
-    """Join the package's chunks once, in the cache folder; concurrent callers each write their own copy."""
-    chunks: list[Path] = package.chunk_paths()  # type: ignore[attr-defined]
-    folder = cache_folder()
-    size = sum(chunk.stat().st_size for chunk in chunks)
-    target = folder / str(package.MODEL_NAME)  # type: ignore[attr-defined]
+def _assembled(package: Any, sha256: str | None) -> Path:
+    """The package's weights in the cache folder, put together once; concurrent callers each write their own copy."""
+    size = sum(chunk.stat().st_size for chunk in package.chunk_paths())
+    target = cache_folder() / str(package.MODEL_NAME)
     if target.is_file() and target.stat().st_size == size:
         return target
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnavailableError(
-            f"{folder} cannot be written, and the model needs {size >> 20} MiB there",
-            code="no-cache",
-            hint="set HARNESS_CACHE to a writable folder",
-        ) from error
+    if sha256 not in (None, package.EXPECTED_SHA256):
+        raise ConfigError(f"the weights' SHA-256 is {package.EXPECTED_SHA256}, the catalog pins {sha256}", code="bad-digest")
     partial = target.with_name(f"{target.name}.{os.getpid()}.part")
-    import hashlib
-
-    digest = hashlib.sha256()
     try:
-        with partial.open("wb") as out:
-            for chunk in chunks:
-                with chunk.open("rb") as source:
-                    while block := source.read(1 << 20):
-                        digest.update(block)
-                        out.write(block)
-        if sha256 is not None and digest.hexdigest() != sha256:
-            raise ConfigError(f"the weights' SHA-256 is {digest.hexdigest()}, the catalog pins {sha256}", code="bad-digest")
+        package.assemble(partial, overwrite=True)
         partial.replace(target)
+    except ValueError as error:
+        raise ConfigError(f"the package of {target.name} is damaged: {error}", code="bad-digest") from error
     except OSError as error:
         raise UnavailableError(
-            f"{target} cannot be written: {error.strerror}",
+            f"{target} cannot be written, and the model needs {size >> 20} MiB there: {error.strerror}",
             code="no-cache",
             hint="set HARNESS_CACHE to a writable folder",
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
     return target

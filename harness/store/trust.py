@@ -36,14 +36,13 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     option: str
 
 
-def _refused_env(env: Mapping[str, str]) -> dict[str, str]:
-    """Variables that a file may not set. One that was redacted carries no value, and is none of them."""
-    return {name: value for name, value in env.items() if not is_redacted(name, value) and not is_setting(name, value)}
-
-
 def refused_variables(env: Mapping[str, str]) -> tuple[Refusal, ...]:
-    """The same, each with the option that allows it."""
-    return tuple(Refusal(what=name, value=value, option=f"--allow-env {name}") for name, value in _refused_env(env).items())
+    """Variables that a file may not set. One that was redacted carries no value, and is none of them."""
+    return tuple(
+        Refusal(what=name, value=value, option=f"--allow-env {name}")
+        for name, value in env.items()
+        if not is_redacted(name, value) and not is_setting(name, value)
+    )
 
 
 def is_redacted(name: str, value: str) -> bool:

@@ -13,6 +13,7 @@ import pytest
 
 from harness.maintain.clean import Item, clean
 from harness.ownership import MARK, start_time, this_process
+from harness.sandboxes.reaper_main import FOLDERS, HOME_PREFIX, SECRETS_PREFIX
 from harness.store.run_folder import RunFolder
 
 pytestmark = pytest.mark.process
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.process
 @pytest.fixture(autouse=True)
 def no_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
-    monkeypatch.setattr("harness.maintain.clean.HOME_PLACES", (str(tmp_path / "var-tmp"),))  # not what runs beside the tests
+    monkeypatch.setitem(FOLDERS, "home", ((str(tmp_path / "var-tmp"),), HOME_PREFIX))  # not what runs beside the tests
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +125,7 @@ def test_without_a_daemon_the_store_is_still_looked_at_and_that_is_said(tmp_path
 
 
 def test_tokens_of_an_engine_whose_guard_was_killed_too_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.maintain.clean.SECRET_PLACES", (str(tmp_path / "shm"),))
+    monkeypatch.setitem(FOLDERS, "secrets", ((str(tmp_path / "shm"),), SECRETS_PREFIX))
     gone = killed_run(tmp_path / "shm" / "harness-secrets-0").parent
     (gone / "hf_token").write_text("t0ken")
     theirs = killed_run(tmp_path / "shm" / "somebody-else").parent
@@ -141,7 +142,7 @@ def test_tokens_of_an_engine_whose_guard_was_killed_too_are_removed(tmp_path: Pa
 def test_the_home_of_an_engine_whose_guard_was_killed_too_is_removed_and_the_weights_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.maintain.clean.HOME_PLACES", (str(tmp_path / "tmp"),))
+    monkeypatch.setitem(FOLDERS, "home", ((str(tmp_path / "tmp"),), HOME_PREFIX))
     weights = write(tmp_path / "models" / "weights")
     gone = killed_run(tmp_path / "tmp" / "harness-private-0").parent
     (gone / "models").symlink_to(tmp_path / "models")
