@@ -12,18 +12,20 @@ from harness.engines.registry import policy_of
 from harness.engines.running import held_by
 from harness.errors import HarnessError, NotFoundError, UnknownVerdictError
 from harness.inventory.machine import LocalMachine
-from harness.prediction.forced import Forced, judge_as_asked
+from harness.prediction.forced import Forced
 from harness.prediction.memory import decode_at_depth, predict
 from harness.prediction.packing import PackedModel, Packings, pack
 from harness.prediction.rules import LoadedModel, Rules
-from harness.prediction.together import Fate
-from harness.prediction.verdict import Verdict, named
+from harness.prediction.together import Fate, judge_together
+from harness.prediction.verdict import Verdict, largest_where, named
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, read_question
-from harness.serving.check import SOURCES, choose_or_estimate
+from harness.serving.check import SOURCES, choose_or_estimate, ended_for
 from harness.store.store import Store
 
 #: Context at which models are put together, tokens per slot, where none is given.
 TOGETHER: Final = 8192
+#: So many models are counted, fewer named.
+_NAMED: Final = 4
 #: Sets that are shown.
 SHOWN: Final = 6
 
@@ -189,14 +191,14 @@ def plan(
             continue
         warnings += chosen.warnings
         try:
-            rows.append(_row(question, chosen, (wanted or CalibrationFilter()).forced))
+            loaded = chosen.loaded(machine if available is None else None)
+            rows.append(_row(question, chosen, (wanted or CalibrationFilter()).forced, loaded))
         except UnknownVerdictError as error:
             if len(specs) == 1:
                 raise
             warnings.append(f"{question.model}: {error.message}{f' ({error.hint})' if error.hint else ''}")
     if available is None:
-        for engine in dict.fromkeys(row.chosen.calibration.engine for row in rows):
-            warnings += held_by(engine, machine.running(engine))
+        warnings += _residents(rows, machine)
     preferred = [str(one.chosen.path) for spec in prefer for one in rows if spec in _names_of(one)]
     if missing := [spec for spec in prefer if not any(spec in _names_of(one) for one in rows)]:
         raise NotFoundError(f"--prefer names what is not planned: {', '.join(missing)}", code="not-planned")
@@ -208,6 +210,19 @@ def plan(
     return CapacityPlan(memories=memories, warnings=tuple(dict.fromkeys(warnings)))
 
 
+def _residents(rows: Sequence[CapacityRow], machine: LocalMachine) -> Iterator[str]:
+    """What runs now, and what of it an engine ends for a model of the plan."""
+    for engine in dict.fromkeys(row.chosen.calibration.engine for row in rows):
+        yield from held_by(engine, machine.running(engine))
+        ended: dict[str, list[str]] = {}
+        for row in rows:
+            for model in ended_for(row.verdict, engine, machine) if row.chosen.calibration.engine == engine else ():
+                ended.setdefault(model, []).append(row.name)
+        for model, some in ended.items():
+            those = ", ".join(some) if len(some) < _NAMED else f"{len(some)} of these models"
+            yield f"{policy_of(engine).title} ends {model}, which is loaded now, to make room for {those}"
+
+
 def _questions(specs: Sequence[str], store: Store, num_parallel: int, context: int) -> Iterator[CheckRequest]:
     if specs:
         yield from (read_question(spec, context, num_parallel) for spec in specs)
@@ -215,13 +230,25 @@ def _questions(specs: Sequence[str], store: Store, num_parallel: int, context: i
     yield from (CheckRequest(model=one, context=context, num_parallel=num_parallel) for one in store.ids())
 
 
-def _row(question: CheckRequest, chosen: CalibrationMatch, forced: Forced) -> CapacityRow:
+def _row(
+    question: CheckRequest, chosen: CalibrationMatch, forced: Forced, loaded: Sequence[tuple[Rules, LoadedModel]]
+) -> CapacityRow:
+    """A model by itself, beside what runs (``loaded``) unless its engine ends that for it."""
     calibration, slots = chosen.calibration, question.num_parallel
     top, rules = calibration.metadata.quality.valid_to, policy_of(calibration.engine)
-    free, names = chosen.available, chosen.names
-    first = judge_as_asked(calibration, min(question.context, top), slots, free, rules, forced, names=names)
+
+    def judged(context: int, *, search: bool) -> Verdict:
+        request = (calibration, context, slots, rules)
+        (verdict,), _ = judge_together(
+            [request], chosen.available, forced=forced, names=chosen.names, search=search, loaded=loaded
+        )
+        return verdict
+
+    first = judged(min(question.context, top), search=True)
     largest = first.max_context
-    verdict = judge_as_asked(calibration, largest, slots, free, rules, forced, names=names) if largest else first
+    if loaded and first.verdict != "unknown":  # a larger context may have the engine end more of what runs
+        largest = largest_where(calibration, lambda context: judged(context, search=False).verdict == "fits")
+    verdict = msgspec.structs.replace(judged(largest, search=False), max_context=largest) if largest else first
     reason = (chosen.obstacle or verdict.reason) if verdict.verdict == "unknown" else None
     return CapacityRow(
         request=question, chosen=chosen, largest_context=largest, verdict=verdict, reason=reason,

@@ -13,6 +13,7 @@ from harness.engines.registry import policy_of
 from harness.engines.running import held_by
 from harness.errors import ADVICE, BadInputError
 from harness.inventory.machine import LocalMachine, residents
+from harness.model.facts import EngineName
 from harness.model.planned import Method
 from harness.prediction.host import may_grow, with_host
 from harness.prediction.memory import predict
@@ -261,10 +262,8 @@ def _judged(
         who = ", ".join(f"{each.engine} (process {each.pid})" for each in running)
         warnings.append(f"{one.calibration.metadata.model.name} is loaded already by {who}: this is about one more copy")
     if machine is not None:
-        held = {model.name for server in machine.running(one.calibration.engine) for model in server.models}
-        title = policy_of(one.calibration.engine).title
-        ended = [reason for reason in verdict.reasons if reason.step.startswith("evict-") and reason.model in held]
-        warnings += [f"{title} ends {reason.model}, which is loaded now, to make room: --explain says why" for reason in ended]
+        title, ended = policy_of(one.calibration.engine).title, ended_for(verdict, one.calibration.engine, machine)
+        warnings += [f"{title} ends {model}, which is loaded now, to make room: --explain says why" for model in ended]
     if machine is not None and verdict.verdict == "offload":
         warnings += held_by(one.calibration.engine, machine.running(one.calibration.engine))
         if shared := [gpu.name for gpu in one.gpus if gpu.shared]:
@@ -282,3 +281,9 @@ def _judged(
         request=question, verdict=verdict.verdict, chosen=one, details=verdict, fate=fate, reason=reason, advice=advice,
         warnings=tuple(dict.fromkeys(warnings)),
     )  # fmt: skip
+
+
+def ended_for(verdict: Verdict, engine: EngineName, machine: LocalMachine) -> list[str]:
+    """The models that run now and that the engine ends for one."""
+    held = {model.name for server in machine.running(engine) for model in server.models}
+    return [one.model for one in verdict.reasons if one.step.startswith("evict-") and one.model in held]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +14,7 @@ from harness.exports.entry import Entry
 from harness.exports.formats import write
 from harness.inventory.machine import LocalMachine
 from harness.options import Allowed
-from harness.prediction.together import judge_together
+from harness.prediction.packing import PackedModel, pack
 from harness.prediction.tuning import Choice, Demand
 from harness.prediction.verdict import judge
 from harness.serving.calibration_lookup import CalibrationFilter, read_question
@@ -25,8 +24,8 @@ from harness.store.store import Store
 from harness.store.trust import by_digest, handed_env, is_own_folder, refuse
 from harness.units import MAX_CONTEXT
 
-#: Models of which every combination is tried.
-_MOST: Final = 10
+#: Sets of models that stay loaded together, at most.
+_SETS: Final = 32
 #: What a file of another program can hold of a choice.
 _WRITTEN: Final = frozenset({"kv-cache", "batch"})
 
@@ -147,21 +146,19 @@ def _can_be_written(choice: Choice) -> bool:
 
 
 def _together(entries: Sequence[Entry], memories: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Positions of the largest sets of models that stay resident beside each other, started in their order.
+    """Positions of the largest sets of models that stay resident beside each other.
 
     Only models of one memory are put together: those that were judged by the same devices and target.
     """
     found: list[tuple[int, ...]] = []
-    for count in range(min(len(entries), _MOST), 1, -1):
-        for some in combinations(range(min(len(entries), _MOST)), count):
-            if any(set(some) <= set(larger) for larger in found):
-                continue
-            chosen = [entries[index] for index in some]
-            requests = [
-                (one.calibration, one.verdict.context, one.verdict.num_parallel, policy_of(one.calibration.engine))
-                for one in chosen
-            ]
-            targets = {(memories[index], entries[index].on_gpu) for index in some}
-            if len(targets) == 1 and set(judge_together(requests, memories[some[0]])[1]) == {"resident"}:
-                found.append(some)
+    places: dict[tuple[tuple[int, ...], bool], list[int]] = {}
+    for index, (entry, memory) in enumerate(zip(entries, memories, strict=True)):
+        places.setdefault((memory, entry.on_gpu), []).append(index)
+    for (memory, _), some in places.items():
+        models = []
+        for entry in (entries[index] for index in some):
+            verdict, rules = entry.verdict, policy_of(entry.calibration.engine)
+            size, reserve = verdict.required_bytes or 0, min((one.reserve_bytes for one in verdict.devices), default=0)
+            models.append(PackedModel(entry.calibration, verdict.context, verdict.num_parallel, rules, size, reserve))
+        found += [tuple(sorted(some[member] for member in one.members)) for one in pack(models, memory, shown=_SETS).found]
     return found

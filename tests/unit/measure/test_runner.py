@@ -113,6 +113,8 @@ def test_dry_runs_follow_the_loads_of_llama_server_and_fill_the_grid(
     assert len(result.calibration.metadata.placement.split_compute) == len(runs)
     loads = [event for event in on_gpu.events if event.startswith("load")]
     assert [event.endswith("dry-run") for event in loads] == [False] * 3 + [True] * len(runs)
+    calibrate(on_gpu, monkeypatch, tmp_path / "batch", num_batch=1024, contexts=(2048, 4096, 8192))
+    assert {load.request.num_batch for load in only_record(tmp_path / "batch").loads} == {1024}, "dry runs too"
 
 
 @pytest.mark.parametrize(("ending", "events"), [("printed", ["stop"]), ("ready", ["poll", "stop"])])

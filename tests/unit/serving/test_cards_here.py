@@ -15,6 +15,7 @@ from harness.model.calibration import Calibration
 from harness.model.gpu import LocalGpu
 from harness.model.record import Gpu
 from harness.serving.calibration_lookup import read_question
+from harness.serving.capacity import plan
 from harness.serving.check import Assessment, check
 from harness.units import GIB
 from tests.support.calibrations import made_up, store_of, with_version
@@ -80,6 +81,18 @@ def test_a_model_that_ollama_holds_is_ended_as_its_scheduler_would_and_its_memor
     assert (first.step, first.model) == ("evict-memory", "old:70b")
     assert found.details.available_bytes == 23 * GIB
     assert any("Ollama ends old:70b" in text for text in found.warnings)
+
+
+def test_a_plan_counts_the_memory_of_models_that_the_engine_would_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Box(monkeypatch, card("0", 3), held={"old:70b": 20})
+    for calibration, fits in ((ollama(), True), (made_up(), False)):
+        found = plan([], store_of(tmp_path / str(fits), calibration), LocalMachine())
+        (row,) = found.memories[0].rows
+        assert any("ends old:70b, which is loaded now, to make room for made-up" in one for one in found.warnings) == fits
+        assert (row.verdict.verdict == "fits", bool(row.largest_context)) == (fits, fits)
+    Box(monkeypatch, card("0", 23))
+    (memory,) = plan([], store_of(tmp_path / "empty", ollama()), LocalMachine()).memories
+    assert memory.rows[0].largest_context == 131_072
 
 
 def test_a_model_that_ollama_has_room_beside_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
