@@ -168,6 +168,8 @@ class DeviceCompute:
 
     def of(self, layout: Layout) -> list[tuple[float, float]] | None:
         """Bytes of each device, and how far each may be off; ``None`` where no dry run was like it."""
+        if not self._known[0] and any(part.layers for part in layout):
+            return None
         found = []
         for spot in spots(self.kinds, layout, moe=self.moe):
             if spot is None:

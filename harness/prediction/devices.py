@@ -7,7 +7,9 @@ device follow weights and caches of every layer, and compute buffers by a law wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
+from math import ceil
 from typing import Final
 
 import msgspec
@@ -94,6 +96,7 @@ class _Held:
         self.compute = Compute(placement, layers, needed.context, round(self.one.full))
         self.one_layer = 0.0 if placement.layers_gb else max(layers.dense)
         self._cache: dict[Layout, tuple[list[float], list[float], bool]] = {}
+        self._new: list[tuple[list[float], list[float], bool]] = []
 
     def held(self, layout: Layout) -> list[float]:
         """Bytes of each device, as predicted."""
@@ -112,6 +115,13 @@ class _Held:
         sizes, doubts, _ = self._of(layout)
         return [max(size + times * doubt, 0.0) for size, doubt in zip(sizes, doubts, strict=True)]
 
+    def new_sizes(self) -> Iterator[float]:
+        """Bytes that a layout puts on a device and the ends of the interval; of layouts new since the last time."""
+        new, self._new = self._new, []
+        for sizes, doubts, _ in new:
+            for size, doubt in zip(sizes, doubts, strict=True):
+                yield from (size - doubt, size, size + doubt)
+
     def _of(self, layout: Layout) -> tuple[list[float], list[float], bool]:
         if (found := self._cache.get(layout)) is not None:
             return found
@@ -128,6 +138,7 @@ class _Held:
         share = self.needed.uncertainty_bytes / max(self.needed.total_bytes, 1)
         doubts = [share * size + doubt + self.one_layer for size, doubt in zip(sizes, compute_doubts, strict=True)]
         self._cache[layout] = found = sizes, doubts, known is None
+        self._new.append(found)
         return found
 
 
@@ -139,36 +150,58 @@ def _window_cells(kinds: str, needed: Prediction) -> float:
     return min(fixed / per_cell, cells) if per_cell else float(cells) * bool(windows)
 
 
-def arrange(
-    calibration: Calibration, needed: Prediction, spread: Spread, available: Sequence[int], names: Sequence[str], rules: Rules
-) -> Arranged:
-    """Lay a model over the devices that ``spread`` names, as the engine does.
+class Devices:
+    """A calibrated model at one context over several devices, asked for any amounts that are free: a layout is sized once.
 
     Args:
         calibration: made on one device or more.
         needed: its prediction, in the batch that the engine will take.
-        spread: which devices, and how.
-        available: free bytes of each device of ``spread``, in its order.
-        names: of the same devices.
         rules: the engine's.
 
     Raises:
-        UnknownVerdictError: the layers are not known, or no device has any memory.
+        UnknownVerdictError: the layers are not known.
     """
-    layers = layers_of(calibration, needed, rules)
-    if layers is None or needed.compute_bytes is None or layers.output_last:
-        raise UnknownVerdictError("what each layer takes is not known, so what each of several devices takes is not either")
-    overhead = _driver(needed) / max(len(calibration.metadata.machine.gpus), 1)
-    memory = _Held(calibration, needed, layers)
-    reserves = spread.reserves or (rules.placement(calibration).reserve_of(round(overhead)),) * len(available)
+
+    def __init__(self, calibration: Calibration, needed: Prediction, rules: Rules) -> None:
+        layers = layers_of(calibration, needed, rules)
+        if layers is None or needed.compute_bytes is None or layers.output_last:
+            raise UnknownVerdictError("what each layer takes is not known, so what each of several devices takes is not either")
+        self.layers, self.moe = layers, any(layers.experts)
+        self.overhead = (needed.overhead_bytes or 0) / max(len(calibration.metadata.machine.gpus), 1)
+        self.memory = _Held(calibration, needed, layers)
+        self.reserve = rules.placement(calibration).reserve_of(round(self.overhead))
+        self.begun = from_gib(calibration.metadata.placement.start_gb or 0.0)
+
+        self._edges: set[int] = set()
+
+    def edges(self) -> set[int]:
+        """Free bytes of a device with the usual margin at which one of the layouts that were looked at begins to fit."""
+        besides = (self.overhead, self.overhead + self.reserve)
+        self._edges.update(ceil(size + beside) for size in self.memory.new_sizes() for beside in besides)
+        return self._edges
+
+
+def arrange(held: Devices, spread: Spread, available: Sequence[int], names: Sequence[str]) -> Arranged:
+    """Lay a model over the devices that ``spread`` names, as the engine does.
+
+    Args:
+        held: the model.
+        spread: which devices, and how.
+        available: free bytes of each device of ``spread``, in its order.
+        names: of the same devices.
+
+    Raises:
+        UnknownVerdictError: no device has any memory.
+    """
+    layers, memory, moe, overhead = held.layers, held.memory, held.moe, held.overhead
+    reserves = spread.reserves or (held.reserve,) * len(available)
     targets = [free - reserve - overhead for free, reserve in zip(available, reserves, strict=True)]
-    begun = from_gib(calibration.metadata.placement.start_gb or 0.0)
-    shares = spread.shares or [max(free - begun, 0) for free in available]
+    shares = spread.shares or [max(free - held.begun, 0) for free in available]
     if sum(shares) <= 0:
         raise UnknownVerdictError("none of the devices has memory that is free")
     first_split = default_split(layers.total, shares)
-    moe = any(layers.experts)
 
+    @cache
     def final(times: float) -> Layout:
         """The layout where every device holds so many times its uncertainty more than predicted."""
 
@@ -182,8 +215,7 @@ def arrange(
 
     def complete(layout: Layout) -> bool:
         """Nothing on the host: experts that one device has no room for may be on the next."""
-        placed = placed_on(layers, layout)
-        return placed.offloaded == layers.total and placed.host_share < _NOTHING
+        return sum(part.layers for part in layout) == layers.total and placed_on(layers, layout).host_share < _NOTHING
 
     def meets(layout: Layout, times: float) -> bool:
         return all(size <= target for size, target in zip(memory.at(layout, times), targets, strict=True))
@@ -211,7 +243,10 @@ def arrange(
     # Where it fits at both ends, the split is that of the predicted figures: the upper end may leave another one.
     certain = likely if certain is not None and likely is not None else certain
     shown = certain or likely or first_split
-    where = certain or (refit(first_split, targets, memory.held, experts=moe) if spread.rearranges else None)
+    where = certain
+    if certain is None and spread.rearranges:
+        again = final(0.0)
+        where = again if again != first_split else refit(first_split, targets, memory.held, experts=moe)
     sizes = [round(size + overhead) for size in memory.held(shown)]
     devices = tuple(
         DeviceVerdict(
@@ -238,7 +273,3 @@ def arrange(
         if below
         else (),
     )
-
-
-def _driver(needed: Prediction) -> int:
-    return needed.overhead_bytes or 0

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
+from math import ceil, floor, inf
 from typing import Literal, NamedTuple
 
 #: How much of a partial layer stays on its device: no experts; attention; and its up; and its gate projection.
@@ -110,10 +111,15 @@ def _back_to_front(total: int, targets: Sequence[float], memory: Memory, *, expe
         before, after = layout[:device], layout[device + 1 :]
 
         def filled(count: int, full: int = full, before: Layout = before, after: Layout = after) -> Layout:
-            return (*before, DevicePart(count, max(count - full, 0) if experts else 0), *after)
+            return (*before, _part(count, full, experts=experts), *after)
 
         layout = _most(filled, total - sum(part.layers for part in layout), device, targets, memory)
     return layout
+
+
+def _part(count: int, full: int, *, experts: bool) -> DevicePart:
+    """What a device holds of ``count`` layers in step 3: of layers with experts, all but ``full`` are there without them."""
+    return DevicePart(count, max(count - full, 0) if experts else 0)
 
 
 def _front_to_back(layout: Layout, targets: Sequence[float], memory: Memory) -> Layout:
@@ -182,3 +188,52 @@ def _most(candidate: Callable[[int], Layout], high: int, device: int, targets: S
         else:
             high, most = guess, held
     return candidate(low)
+
+
+def steps(total: int, memory: Memory, *, experts: bool) -> Iterator[tuple[float, Layout | None]]:
+    """All that :func:`refit` ends with on one device: the target from which on it does, whole bytes ascending, and the layout.
+
+    ``None``: up to the next step it depends on which candidates are tried first, so it has to be asked.
+    """
+
+    def filled(count: int) -> Layout:
+        return (_part(count, 1, experts=experts),)
+
+    back = floor(memory((DevicePart(total, total),))[0]) + 1 if experts else inf  # from there on step 4 is taken
+    for low, high, count in _ends(filled, total, memory):
+        if count is None:
+            yield low, None
+            continue
+        layout = filled(count)
+        if low < back or not count:
+            yield low, layout
+        if high <= back or not count:
+            continue
+        for begin, end, whole in _ends(partial(_converted, layout, 0, 0), layout[0].partial, memory):
+            first, end = max(begin, low, back), min(end, high)
+            if first < end and whole is None:
+                yield first, None
+            elif first < end and whole is not None:
+                base = _converted(layout, 0, 0, whole)
+                extended = [(base[0]._replace(fraction=one),) for one in ("attention", "up", "gate") if base[0].partial]
+                edges = {first, *(floor(memory(one)[0]) + 1 for one in extended)}
+                for edge in sorted(one for one in edges if first <= one < end):
+                    yield edge, _part_of_one_more(base, 0, 0, (edge,), memory)
+
+
+def _ends(candidate: Callable[[int], Layout], high: int, memory: Memory) -> Iterator[tuple[float, float, int | None]]:
+    """What :func:`_most` finds on one device: from one target on, up to before another, the number that it ends with.
+
+    It ends with a candidate that fits before one that does not. Where those that fit are the first ones, there is one such
+    place, whatever is tried; elsewhere the number is ``None``.
+    """
+    *sizes, top = [ceil(memory(candidate(count))[0]) for count in range(high + 1)]
+    start, furthest = -inf, -1
+    found: int | None = 0
+    for fitting, index in enumerate(sorted((one for one in range(high) if sizes[one] < top), key=sizes.__getitem__), 1):
+        if sizes[index] > start:
+            yield start, sizes[index], found
+        start, furthest = sizes[index], max(furthest, index)
+        found = furthest if furthest + 1 == fitting else None
+    yield start, top, found
+    yield top, inf, high

@@ -35,10 +35,14 @@ class OneMemory:
 
     def needed(self, free: int) -> Prediction:
         """Memory in the batch that the engine takes."""
-        batch = self.rules.batch(self.calibration, self.context, self.num_parallel, free)
+        batch = self.batch(free)
         if batch not in self._needed:
             self._needed[batch] = predict(self.calibration, self.context, self.num_parallel, num_batch=batch)
         return self._needed[batch]
+
+    def batch(self, free: int) -> int | None:
+        """The batch that the engine takes, where it chooses one."""
+        return self.rules.batch(self.calibration, self.context, self.num_parallel, free)
 
     def reserve(self, needed: Prediction) -> int:
         """What the engine keeps free beside it."""
@@ -46,20 +50,23 @@ class OneMemory:
 
     def fits(self, free: int) -> bool:
         """Whether the upper end of the prediction fits."""
+        return not self.spills(free)[0]
+
+    def spills(self, free: int) -> tuple[bool, bool]:
+        """Whether it does not fit, and whether the interval holds both outcomes."""
         needed = self.needed(free)
-        return needed.total_bytes + needed.uncertainty_bytes + self.reserve(needed) <= free
+        margin, doubt = free - needed.total_bytes - self.reserve(needed), needed.uncertainty_bytes
+        return margin < doubt, -doubt <= margin < doubt
 
     def at(self, free: int) -> Outlook:
         """What becomes of it with so much free."""
         needed = self.needed(free)
-        reserve, doubt = self.reserve(needed), needed.uncertainty_bytes
-        margin = free - needed.total_bytes - reserve
-        spills = margin < doubt
+        reserve, (spills, tight) = self.reserve(needed), self.spills(free)
         placed = self.placer(needed).place(free - reserve) if spills and not self._on_host else None
         total = placed.total if placed else layers_total(self.calibration)
         layers = (placed.offloaded, placed.overflowing) if placed else (None, None) if spills or self._on_host else (total, 0)
         decode = decode_speed(self.calibration, placed) if placed or not spills else None
-        return Outlook(needed, reserve, spills, -doubt <= margin < doubt, total, layers, placed, decode)
+        return Outlook(needed, reserve, spills, tight, total, layers, placed, decode)
 
     def placer(self, needed: Prediction) -> Placer:
         """Where its layers go in the batch of a prediction."""

@@ -7,14 +7,16 @@ layer, then, if all of those fit, its experts, from the front.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 import msgspec
 
 from harness.model.calibration import Calibration, Placement, SplitCompute
 from harness.model.record import LoadRequest
-from harness.prediction.layout import DevicePart, Fraction, Layout, refit
+from harness.prediction.layout import DevicePart, Fraction, Layout, refit, steps
 from harness.prediction.memory import Prediction
 from harness.prediction.rules import Rules
 from harness.units import from_gib
@@ -39,7 +41,7 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True):
     host_bytes: int = 0
 
 
-class Layers(msgspec.Struct, frozen=True, kw_only=True):
+class Layers(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """A model at one context, bytes: per layer the weights without experts, the experts and the caches; the output part.
 
     ``output_last`` is how Ollama's Go runner places it: after all layers, and experts with their layers.
@@ -56,6 +58,12 @@ class Layers(msgspec.Struct, frozen=True, kw_only=True):
     def total(self) -> int:
         """Layers as the engine counts them, with the output layer."""
         return len(self.dense) + 1
+
+    @cached_property
+    def sums(self) -> tuple[tuple[float, ...], ...]:
+        """Of each layer all that comes before it: weights without experts, experts, caches; the output is the last layer."""
+        parts = ((*self.dense, self.output), self.experts, self.cache)
+        return tuple(tuple(accumulate((*part, 0.0), initial=0.0)) for part in parts)
 
 
 def layers_of(calibration: Calibration, needed: Prediction, rules: Rules) -> Layers | None:
@@ -102,42 +110,51 @@ def _caches(kinds: str | None, count: int, needed: Prediction) -> tuple[float, .
 
 
 class Placer:
-    """Where the layers of a model at one context go, for any budget: what a layout holds is worked out once.
-
-    ``sizes`` are the bytes of the layouts that were looked at: the budgets at which another one begins are among them.
-    """
+    """Where the layers of a model at one context go, for any budget: what a layout holds is worked out once."""
 
     def __init__(self, calibration: Calibration, needed: Prediction, rules: Rules) -> None:
-        self._layers = layers_of(calibration, needed, rules)
-        self._overhead = needed.overhead_bytes or 0
+        self.layers = layers_of(calibration, needed, rules)
+        self.overhead = needed.overhead_bytes or 0
         self.sizes: dict[Layout, float] = {}
         self._placed: dict[Layout, Placed] = {}
-        if self._layers is not None:
+        if self.layers is not None:
             placement, compute = calibration.metadata.placement, needed.compute_bytes or 0
-            self._compute = Compute(placement, self._layers, needed.context, compute)
+            self._compute = Compute(placement, self.layers, needed.context, compute)
 
     def place(self, budget: int) -> Placed | None:
         """Which layers stay when the model may take ``budget`` bytes of its GPU (overhead included) and not all fit.
 
         ``None`` where the number of layers is not known.
         """
-        layers = self._layers
+        layout = self.layout(budget)
+        if layout is None or self.layers is None:
+            return None
+        if layout not in self._placed:
+            self._placed[layout] = placed_on(self.layers, layout)
+        return self._placed[layout]
+
+    def layout(self, budget: int) -> Layout | None:
+        """The same as the engine has it."""
+        layers = self.layers
         if layers is None:
             return None
         # All experts on the host is a state that the engine tries too: only what it tried last is asked to be above the budget.
-        target = budget - self._overhead
-        layout = refit((DevicePart(layers.total),), (target,), self._held, experts=any(layers.experts))
-        if layout not in self._placed:
-            self._placed[layout] = placed_on(layers, layout)
-        return self._placed[layout]
+        target = budget - self.overhead
+        return refit((DevicePart(layers.total),), (target,), self._held, experts=any(layers.experts))
+
+    def layouts(self) -> Iterator[tuple[float, Layout | None]]:
+        """All layouts, and the budget from which on each is taken; where it is ``None``, :meth:`layout` has to be asked."""
+        if self.layers is not None:
+            for target, layout in steps(self.layers.total, self._held, experts=any(self.layers.experts)):
+                yield target + self.overhead, layout
 
     def _held(self, layout: Layout) -> list[float]:
         if layout not in self.sizes:
-            assert self._layers is not None  # noqa: S101 - place() has looked
+            assert self.layers is not None  # noqa: S101 - layout() has looked
             part, compute = layout[0], self._compute
-            whole = part.layers == self._layers.total and part.partial
+            whole = part.layers == self.layers.total and part.partial
             work = compute.without_experts() if whole else compute.split(part.layers)
-            self.sizes[layout] = sum(of_devices(self._layers, layout)[0]) + work
+            self.sizes[layout] = sum(of_devices(self.layers, layout)[0]) + work
         return [self.sizes[layout]]
 
 
@@ -149,27 +166,41 @@ class Compute:
     """
 
     def __init__(self, placement: Placement, layers: Layers, context: int, full: int) -> None:
-        self.grid, self.kinds = placement.split_compute, placement.layer_kinds
-        self.layers, self.context, self.full = layers, context, float(full)
+        self.grid, self.layers, self.context, self.full = placement.split_compute, layers, context, float(full)
+        self._alike = _alike(self.grid, placement.layer_kinds, layers.total)
+        self._sizes: dict[tuple[SplitCompute, ...], float] = {}
 
     def split(self, count: int) -> float:
         """With ``count`` layers on the GPU, the output layer among them."""
-        rows = [row for row in self.grid if not row.experts_on_host]
         if count >= self.layers.total:
             return self.full
-        wanted = host_class(self.kinds, self.layers.total, count)
-        one_off = [row for row in rows if row.layers == self.layers.total - 1]
-        rows = one_off if one_off and count == self.layers.total - 1 else [row for row in rows if row not in one_off] or rows
-        alike = [row for row in rows if host_class(self.kinds, self.layers.total, row.layers) == wanted] or rows
-        if not alike:
+        rows = self._alike[count]
+        if not rows:
             return self.full + max(self.layers.cache)
-        nearest = min((row.layers for row in alike), key=lambda layers: abs(layers - count))
-        return interpolate([row for row in alike if row.layers == nearest], self.context)
+        if rows not in self._sizes:
+            self._sizes[rows] = interpolate(rows, self.context)
+        return self._sizes[rows]
 
     def without_experts(self) -> float:
         """With every layer on the GPU, and experts of some on the host."""
         rows = [row for row in self.grid if row.experts_on_host]
         return interpolate(rows, self.context) if rows else self.full
+
+
+@lru_cache
+def _alike(grid: tuple[SplitCompute, ...], kinds: str | None, total: int) -> tuple[tuple[SplitCompute, ...], ...]:
+    """For each number of layers on the GPU below ``total``, the dry runs that are the most like it."""
+    every = [row for row in grid if not row.experts_on_host]
+    one_off = [row for row in every if row.layers == total - 1]
+    others = [row for row in every if row not in one_off] or every
+    found = []
+    for count in range(total):
+        wanted = host_class(kinds, total, count)
+        rows = one_off if one_off and count == total - 1 else others
+        alike = [row for row in rows if host_class(kinds, total, row.layers) == wanted] or rows
+        nearest = min((row.layers for row in alike), key=lambda layers: abs(layers - count), default=0)
+        found.append(tuple(row for row in alike if row.layers == nearest))
+    return tuple(found)
 
 
 def host_class(kinds: str | None, total: int, count: int) -> tuple[bool, bool]:
@@ -215,20 +246,20 @@ def of_devices(layers: Layers, layout: Layout) -> list[OnDevice]:
     """
     total = layers.total
     offloaded = sum(part.layers for part in layout)
-    dense, experts, cache = [*layers.dense, layers.output], [*layers.experts, 0.0], [*layers.cache, 0.0]
+    dense, experts, cache = layers.sums
     first = total - offloaded
     if layers.output_last and 0 < offloaded < total:
         first -= 1  # the output part, which would be the last of them, stays on the host
-        dense[-1] = 0.0
     found, passed_on = [], 0.0
     for part in layout:
         whole, end = first + part.full, first + part.layers
         kept = passed_on
         passed_on = 0.0
         if part.partial and part.fraction != "dense":
-            kept += _KEPT[part.fraction] * experts[whole]
-            passed_on = (1 - _KEPT[part.fraction]) * experts[whole]
-        found.append(OnDevice(sum(dense[first:end]), sum(experts[first:whole]) + kept, sum(cache[first:end])))
+            size = experts[whole + 1] - experts[whole]
+            kept += _KEPT[part.fraction] * size
+            passed_on = (1 - _KEPT[part.fraction]) * size
+        found.append(OnDevice(dense[end] - dense[first], experts[whole] - experts[first] + kept, cache[end] - cache[first]))
         first = end
     return found
 
@@ -237,7 +268,7 @@ def placed_on(layers: Layers, layout: Layout) -> Placed:
     """What a layout leaves to the host, all devices together."""
     parts = of_devices(layers, layout)
     dense, experts = sum(part.dense for part in parts), sum(part.experts for part in parts)
-    all_dense, all_experts = sum(layers.dense) + layers.output, sum(layers.experts)
+    all_dense, all_experts, all_caches = (part[-1] for part in layers.sums)
     work = all_dense + all_experts * layers.expert_use
     done = dense + experts * layers.expert_use
     return Placed(
@@ -246,7 +277,7 @@ def placed_on(layers: Layers, layout: Layout) -> Placed:
         overflowing=min(sum(part.partial for part in layout), len(layers.dense)),
         host_share=_share(all_dense + all_experts - dense - experts, all_dense + all_experts),
         host_work=_share(work - done, work),
-        host_bytes=max(round(all_dense + all_experts + sum(layers.cache) - sum(map(sum, parts))), 0),
+        host_bytes=max(round(all_dense + all_experts + all_caches - sum(map(sum, parts))), 0),
     )
 
 

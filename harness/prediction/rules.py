@@ -137,6 +137,10 @@ class Rules:
         """The physical batch that it will take, of those measured; ``None`` where it takes one at every context."""
         return None
 
+    def edges(self, calibration: Calibration, context: int, num_parallel: int) -> tuple[int, ...]:
+        """Free bytes of one device from which on its batch, or what it ends for this model, may be another."""
+        return ()
+
     def evicted(
         self,
         calibration: Calibration,

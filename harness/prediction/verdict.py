@@ -10,7 +10,7 @@ import msgspec
 
 from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration
-from harness.prediction.devices import Arranged, DeviceVerdict, arrange
+from harness.prediction.devices import Arranged, Devices, DeviceVerdict, arrange
 from harness.prediction.host import host_bytes
 from harness.prediction.memory import Prediction, predict
 from harness.prediction.one_memory import OneMemory, decode_speed, layers_total
@@ -20,6 +20,8 @@ from harness.units import CELL_PADDING
 Outcome = Literal["fits", "offload", "unknown"]
 #: Where the figures of an answer come from.
 Source = Literal["measured", "derived", "estimated", "formula"]
+#: By context and batch: what a model takes, and what several devices hold of it.
+Kept = dict[tuple[int, int | None], tuple[Prediction, Devices]]
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +81,7 @@ def judge(
     extrapolate: bool = False,
     names: tuple[str, ...] | None = None,
     search: bool = True,
+    kept: Kept | None = None,
 ) -> Verdict:
     """What the engine will do with a model at ``context`` tokens per slot.
 
@@ -92,6 +95,7 @@ def judge(
         extrapolate: also answer beyond the calibrated range, with a warning.
         names: of the devices; numbered by default.
         search: also look for ``max_context``, which takes most of the time.
+        kept: filled with what does not depend on ``available``: one dictionary for questions that differ in nothing else.
 
     Raises:
         ValueError: context or slots below one.
@@ -110,7 +114,9 @@ def judge(
         if metadata.machine.target == "host" and len(available) > 1:
             reason = f"calibrated in host memory, to be judged on {_devices(len(available))}"
             return unknown(calibration, needed, None, reason, rules)
-        return _Memory(calibration, num_parallel, available, named(available, names), rules, search).judge(context)
+        return _Memory(
+            calibration, num_parallel, available, named(available, names), rules, search, {} if kept is None else kept
+        ).judge(context)
     except UnknownVerdictError as error:
         return unknown(calibration, needed, available, error.message, rules)
 
@@ -131,7 +137,8 @@ class _Memory(NamedTuple):
     available: tuple[int, ...]
     names: tuple[str, ...]
     rules: Rules
-    search: bool = True
+    search: bool
+    kept: Kept
 
     @property
     def on_host(self) -> bool:
@@ -155,9 +162,11 @@ class _Memory(NamedTuple):
     def _arrange(self, context: int, spread: Spread) -> tuple[Prediction, Arranged]:
         free = tuple(self.available[card] for card in spread.cards)
         batch = self.rules.batch(self.calibration, context, self.num_parallel, sum(free))
-        needed = predict(self.calibration, context, self.num_parallel, num_batch=batch)
-        names = [self.names[card] for card in spread.cards]
-        return needed, arrange(self.calibration, needed, spread, free, names, self.rules)
+        if (context, batch) not in self.kept:
+            needed = predict(self.calibration, context, self.num_parallel, num_batch=batch)
+            self.kept[context, batch] = needed, Devices(self.calibration, needed, self.rules)
+        needed, devices = self.kept[context, batch]
+        return needed, arrange(devices, spread, free, [self.names[card] for card in spread.cards])
 
     def _judge_spread(self, context: int, spread: Spread) -> Verdict:
         needed, found = self._arrange(context, spread)
@@ -353,7 +362,7 @@ def largest_context(calibration: Calibration, num_parallel: int, available: tupl
             return sized.max_context
         if calibration.metadata.machine.target == "host" and len(available) > 1:
             return None
-        return _Memory(calibration, num_parallel, available, named(available, None), rules).largest()
+        return _Memory(calibration, num_parallel, available, named(available, None), rules, search=True, kept={}).largest()
     except UnknownVerdictError:
         return None
 

@@ -15,8 +15,10 @@ import msgspec
 
 from harness.engines.ollama.scheduler import (
     BATCHES,
+    FULL_PERCENT,
     HEADROOM_PERCENT,
     MODELS_PER_CARD,
+    SURCHARGE,
     Card,
     Decision,
     Resident,
@@ -132,6 +134,12 @@ class OllamaPolicy(Policy):
                     break
                 wanted //= 2
         return max((batch for batch in measured if batch <= wanted), default=measured[0])
+
+    def edges(self, calibration: Calibration, context: int, num_parallel: int) -> tuple[int, ...]:
+        """Where its estimate, with what a batch adds, is one of the shares of the free memory that it looks at."""
+        estimate = estimated(calibration, context, num_parallel)
+        sizes = [estimate + more for more in (0, *SURCHARGE.values())]
+        return tuple(-(-100 * size // percent) for size in sizes for percent in (FULL_PERCENT, *HEADROOM_PERCENT.values()))
 
     def evicted(
         self,

@@ -2,29 +2,30 @@
 /* Looks up what Python has worked out (prediction/planner.py): for a context, slots and cards of a table, what holds from how
    many free bytes on. No rule of an engine is here. */
 const planner = (() => {
-  // The last of the steps [free bytes, value] that begins at or below `free`.
+  // Steps are free bytes and a value, in turn: the value of the last one that begins at or below `free`.
   function at(steps, free) {
-    let low = 0, high = steps.length;
+    let low = 0, high = steps.length / 2;
     while (high - low > 1) {
       const middle = (low + high) >> 1;
-      if (steps[middle][0] <= free) low = middle;
+      if (steps[2 * middle] <= free) low = middle;
       else high = middle;
     }
-    return steps[low][1];
+    return steps[2 * low + 1];
   }
 
   const cellOf = (table, cards, slots, context) => {
     const places = [table.cards.indexOf(cards), table.slots.indexOf(slots), table.contexts.indexOf(context)];
-    return places.includes(-1) ? [[], [], "not among what this page was made for"] : places.reduce((cells, place) => cells[place], table.cells);
+    return places.includes(-1) ? [[], [], [], "not among what this page was made for"] : places.reduce((cells, place) => cells[place], table.cells);
   };
 
   function look(table, cards, slots, context, free) {
-    const [steps, , reason] = cellOf(table, cards, slots, context);
+    const [steps, layouts, , reason] = cellOf(table, cards, slots, context);
     if (!steps.length) return {verdict: "unknown", reason, available: free * cards};
-    const [verdict, tight, required, reserve, needs, total, offloaded, overflowing, decode] = table.answers[at(steps, free)];
+    const [verdict, tight, required, reserve, needs] = table.answers[at(steps, free)];
+    const [layersOffloaded, layersOverflowing, decode] = table.layouts[at(layouts, free)];
     const short = needs.reduce((sum, need) => sum + Math.max(need - free, 0), 0);
-    return {verdict, tight, required, reserve, short, available: free * cards, layersTotal: total, layersOffloaded: offloaded,
-      layersOverflowing: overflowing, decode, reason: null};
+    return {verdict, tight, required, reserve, short, available: free * cards, layersTotal: table.layers_total, layersOffloaded,
+      layersOverflowing, decode, reason: null};
   }
 
   // The largest of the table's contexts that fits; 0 where none does, null where that is not known.
@@ -34,8 +35,11 @@ const planner = (() => {
     return table.contexts[found.lastIndexOf("fits")] ?? 0;
   }
 
-  const decodeSteps = (table, cards, slots, context) =>
-    cellOf(table, cards, slots, context)[0].map(([free, index]) => [free, table.answers[index][8]]);
+  // Free bytes and the speed from there on.
+  function decodeSteps(table, cards, slots, context) {
+    const layouts = cellOf(table, cards, slots, context)[1];
+    return layouts.flatMap((free, index) => index % 2 ? [] : [[free, table.layouts[layouts[index + 1]][2]]]);
+  }
 
   // Models started one after the other in one memory: [table, slots, context, engine] each, and the free bytes before the first.
   // An engine ends models of its own alone, the oldest first.
@@ -44,7 +48,7 @@ const planner = (() => {
     let running = [];
     const taken = one => one.verdict === "fits" ? one.required : Math.max(one.available - one.reserve, 0);
     requests.forEach(([table, slots, context, engine], index) => {
-      const {1: evicts} = cellOf(table, 1, slots, context);
+      const {2: evicts} = cellOf(table, 1, slots, context);
       for (;;) {
         const rest = Math.max(running.reduce((left, one) => left - one.size, free), 0);
         found[index] = look(table, 1, slots, context, rest);

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.prediction.layout import DevicePart, Layout, Memory, default_split, fit, pipelined
+from harness.prediction.layout import DevicePart, Layout, Memory, default_split, fit, pipelined, refit, steps
 
 
 def dense(sizes: list[float], compute: float = 0.0) -> Memory:
@@ -138,3 +138,23 @@ def test_where_memory_grows_evenly_no_other_split_holds_more() -> None:
 
     assert layout[1].layers == most_on_last(lambda n: sum(sizes[8 - n :]) + 3.0 <= 22.0)
     assert all(held <= target for held, target in zip(memory(layout), [18.0, 22.0], strict=True))
+
+
+@pytest.mark.parametrize("moe", [False, True])
+@pytest.mark.parametrize("kink", [0.0, 9.5, 30.0])
+def test_the_steps_are_where_the_search_ends_with_another_layout(moe: bool, kink: float) -> None:
+    """``kink``: by so much more compute is needed while the first layer is on the host, so that sizes fall with more layers."""
+    plain = experts(layers=10, dense_size=2.3, expert_size=6.7, output=3.0) if moe else dense([4.2] * 10 + [3.0])
+
+    def memory(layout: Layout) -> list[float]:
+        return [plain(layout)[0] + (kink if layout[0].layers == 10 else 0.0)]
+
+    found = list(steps(11, memory, experts=moe))
+    assert [start for start, _ in found] == sorted(start for start, _ in found)
+    asked = 0
+    for target in range(140):
+        layout = [layout for start, layout in found if start <= target][-1]
+        if layout is not None:
+            assert refit((DevicePart(11),), (target,), memory, experts=moe) == layout, target
+            asked += 1
+    assert asked == 140 if not kink else 100 < asked <= 140

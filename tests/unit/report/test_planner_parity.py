@@ -12,7 +12,8 @@ import pytest
 
 from harness.engines.registry import policy_of
 from harness.model.calibration import Calibration
-from harness.prediction import planner
+from harness.prediction import planner, verdict
+from harness.prediction.placement import Placer
 from harness.prediction.planner import PlannerTable, offered_contexts, planner_table
 from harness.units import GIB
 from tests.support.planner_cases import expected, zoo
@@ -65,6 +66,8 @@ def wrong(animals: dict[str, Calibration], asked: list[Any], answers: list[Any])
             truth = {"verdict": "unknown"}
         elif cards > 1 and truth["verdict"] == "offload":  # how it is split is not listed
             truth = {key: truth[key] for key in ("verdict", "tight", "available", "layersTotal")}
+        elif cards > 1:  # one that keeps less than its margin does so by what is free; the engine may use one card alone
+            truth = {key: value for key, value in truth.items() if key not in ("reserve", "available")}
         if differs := {key: (answer.get(key), value) for key, value in truth.items() if answer.get(key) != value}:
             found.append((name, cards, slots, context, free, differs))
     return found
@@ -96,7 +99,8 @@ def test_each_step_is_where_check_has_it(script: Any, animals: dict[str, Calibra
             continue
         for place in rng.sample(range(len(tables[name].contexts)), 3):
             cell = tables[name].cells[0][0][place]
-            for free, _ in rng.sample(cell.steps[1:], min(len(cell.steps) - 1, 6)):
+            edges = sorted({*cell.steps[2::2], *cell.layouts[2::2]})
+            for free in rng.sample(edges, min(len(edges), 6)):
                 asked += [[name, 1, tables[name].slots[0], tables[name].contexts[place], free - below] for below in (0, 1)]
 
     assert wrong(animals, asked, ask(script, LOOK, asked)) == []
@@ -117,6 +121,31 @@ def test_several_cards_are_judged_one_by_one(
 
     assert wrong(animals, asked, answers) == []
     assert {answer["verdict"] for answer in answers} == {"fits", "offload"}
+
+
+def test_what_a_table_asks_the_rules_grows_with_its_steps_alone(
+    animals: dict[str, Calibration], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of 200 calibrations has half a million steps: none of them is searched for byte by byte."""
+    asked = {"searches": 0, "verdicts": 0}
+
+    def counted(name: str, function: Any) -> Any:
+        def count(*args: Any, **options: Any) -> Any:
+            asked[name] += 1
+            return function(*args, **options)
+
+        return count
+
+    monkeypatch.setattr(planner, "judge", counted("verdicts", verdict.judge))
+    monkeypatch.setattr(Placer, "layout", counted("searches", Placer.layout))
+
+    table = planner_table(animals["experts"], policy_of("llama-server"))
+
+    cells = [cell for cards in table.cells for slots in cards for cell in slots if cell.steps]
+    several = [cell for slots in table.cells[1] for cell in slots if cell.steps]
+    assert sum(len(cell.layouts) // 2 for cell in cells) > 4000
+    assert asked["verdicts"] <= 40 * len(several)
+    assert asked["searches"] < 1000, "only where the order of the search decides"
 
 
 def test_the_largest_context_is_the_largest_listed_that_fits(
