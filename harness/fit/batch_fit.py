@@ -56,11 +56,15 @@ class Caches(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Segment(msgspec.Struct, frozen=True, kw_only=True):
-    """A stretch of contexts, up to ``up_to`` (``None``: no end known), where everything is one line; bytes of one slot."""
+    """A stretch of contexts, up to ``up_to`` (``None``: no end known), where everything is one line; bytes of one slot.
+
+    ``beside`` is the engine's bookkeeping of the cells, on the host beside its log.
+    """
 
     up_to: int | None
     cache: Line
     compute: Line
+    beside: Line
 
 
 class BatchFit(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +72,8 @@ class BatchFit(msgspec.Struct, frozen=True, kw_only=True):
 
     ``window_cells`` is the full size of the window cache, ``None`` without one or where no load reached it.
     ``compute_below`` is what compute takes more where the window is not full. ``placed`` means that the slope came from
-    another batch, by the law of growth. ``growth`` is what the overhead grows by, bytes per token.
+    another batch, by the law of growth. ``growth`` is what the overhead grows by, bytes per token; ``cell_bytes`` what the
+    bookkeeping takes for a cell of one of the ``growing_caches``, or of the window's, of each of ``slots``.
     """
 
     num_batch: int | None
@@ -82,31 +87,38 @@ class BatchFit(msgspec.Struct, frozen=True, kw_only=True):
     extrapolated: bool
     points: tuple[Point, ...]
     growth: float = 0.0
+    cell_bytes: int = 0
+    growing_caches: float = 1.0
+    slots: int = 1
 
     def total(self, context: int, parallel: int = 1) -> float:
         """Memory at ``context`` tokens per slot and ``parallel`` slots."""
         segment = next(one for one in self.segments() if one.up_to is None or context <= one.up_to)
         beyond_log = (self.overhead or 0.0) + self.growth * context
-        return self.weights + beyond_log + parallel * segment.cache.at(context) + segment.compute.at(context)
+        of_slots = parallel * (segment.cache.at(context) + segment.beside.at(context))
+        return self.weights + beyond_log + of_slots + segment.compute.at(context)
 
     def segments(self) -> tuple[Segment, ...]:
         """The lines, ascending; the last one has no end."""
         caches, cells = self.caches, self.window_cells
         found: list[Segment] = []
         growing = caches.growing
+        kept = self.cell_bytes * self.growing_caches
         if caches.window_per_cell:
             cache = Line(start=growing.start + caches.recurrent, slope=growing.slope + caches.window_per_cell)
             lowest = self.compute[0]
             compute = Line(start=lowest.start + self.compute_below, slope=lowest.slope + self.mask)
-            found.append(Segment(up_to=cells, cache=cache, compute=compute))
+            beside = Line(start=0.0, slope=kept + self.cell_bytes)
+            found.append(Segment(up_to=cells, cache=cache, compute=compute, beside=beside))
         if cells is not None or not caches.window_per_cell:
             fixed = caches.recurrent + caches.window_per_cell * (cells or 0)
             cache = Line(start=growing.start + fixed, slope=growing.slope)
+            beside = Line(start=float(self.cell_bytes * (cells or 0)), slope=kept)
             for index, line in enumerate(self.compute):
                 following = self.compute[index + 1] if index + 1 < len(self.compute) else None
                 compute = Line(start=line.start + self.mask * (cells or 0), slope=line.slope)
                 end = None if following is None else _crossing(line, following)
-                found.append(Segment(up_to=end, cache=cache, compute=compute))
+                found.append(Segment(up_to=end, cache=cache, compute=compute, beside=beside))
         return tuple(found)
 
 
@@ -226,6 +238,9 @@ def _fit_batch(points: Sequence[Point], caches: Caches, reference: BatchFit | No
         extrapolated=extrapolated,
         points=tuple(points),
         growth=points[0].growth,
+        cell_bytes=points[0].cell_bytes,
+        growing_caches=fmean((point.cells - (point.window_cells or 0)) / point.context for point in points),
+        slots=points[0].parallel,
     )
 
 

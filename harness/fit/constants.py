@@ -100,16 +100,20 @@ def check_overhead(points: Sequence[Point]) -> None:
 def _band(fitted: BatchFit, segment: Segment, up_to: int) -> tuple[Band, Breakdown]:
     weights, compute = gib(fitted.weights), gib(segment.compute.start)
     fixed_cache = gib(max(segment.cache.start, 0.0))
-    overhead = None if fitted.overhead is None else gib(fitted.overhead)
+    beside, slots = segment.beside, fitted.slots
+    growth = fitted.growth + slots * beside.slope
+    overhead = None if fitted.overhead is None else gib(fitted.overhead + slots * beside.start)
     base = round(weights + compute + fixed_cache + (overhead or 0.0), 6)
     band = Band(
         up_to=up_to,
         num_batch=fitted.num_batch,
         base_vram_gb=base,
         kv_cache_gb_per_10k=gib(segment.cache.slope * TOKENS_PER_UNIT),
-        compute_gb_per_10k=gib((segment.compute.slope + fitted.growth) * TOKENS_PER_UNIT),
+        compute_gb_per_10k=gib((segment.compute.slope + growth) * TOKENS_PER_UNIT),
         fixed_cache_gb=fixed_cache,
-        overhead_gb_per_10k=gib(fitted.growth * TOKENS_PER_UNIT) or None,
+        overhead_gb_per_10k=gib(growth * TOKENS_PER_UNIT) or None,
+        slot_overhead_gb=gib(beside.start) or None,
+        slot_overhead_gb_per_10k=gib(beside.slope * TOKENS_PER_UNIT) or None,
         curve_gb_per_10k2=gib(curvature(fitted) * TOKENS_PER_UNIT**2) or None,
     )
     return band, Breakdown(weights=weights, fixed_cache=fixed_cache, compute=compute, overhead=overhead)
@@ -312,6 +316,8 @@ def _doubts(fits: Sequence[BatchFit]) -> list[str]:
         cells = fitted.window_cells
         if cells is not None and not below and fitted.points[0].flash_attention != "enabled":
             notes.append(f"batch {fitted.num_batch}: below {cells} tokens (window and batch) no load was made")
+    if size := fits[-1].cell_bytes:
+        notes.append(f"each cell of a cache takes {size} bytes beside the log, its bookkeeping: counted in compute_gb_per_10k")
     if growth := max(fitted.growth for fitted in fits):
         notes.append(
             f"the meter's totals grow by {growth:.1f} bytes a token more than the log says: a straight line, counted in "

@@ -13,6 +13,41 @@ if TYPE_CHECKING:
 
 #: What the meter sees beyond the log is a line if no load is further from it than this share of its rise.
 _STRAIGHT: Final = 0.1
+#: Bytes of one cell of a cache that no log names: position, shift and 256 bits of sequences, a position in a picture from
+#: llama.cpp b6700 or so on, and a token after b10488 (``src/llama-kv-cells.h`` of Ollama 0.12.11, Ollama 0.24 and b11434;
+#: measured: 48 with Ollama 0.32, 52 with Ollama 0.33 and the embedded b11549). They are on the host wherever the cache is.
+CELL_BYTES: Final = (40, 48, 52)
+
+
+def with_bookkeeping(points: Sequence[Point]) -> list[Point]:
+    """Points of a host meter whose overhead is without the engine's bookkeeping of its cells.
+
+    The size of a cell is the known one with which the overheads of a batch differ least; without one of them that is better
+    than none, it is none. Where no two loads tell, but the log names cells, it is the newest.
+    """
+    groups: dict[int | None, list[Point]] = {}
+    if not all(point.cells for point in points):
+        return list(points)
+    for point in points:
+        if point.overhead is not None and not point.planned:
+            groups.setdefault(point.num_batch, []).append(point)
+    differing = [group for group in groups.values() if len({point.cells for point in group}) > 1]
+
+    def spread(size: int) -> float:
+        rests = [[(point.overhead or 0.0) - size * point.cells * point.parallel for point in group] for group in differing]
+        return sum(max(rest) - min(rest) for rest in rests)
+
+    size = min((0, *CELL_BYTES), key=spread) if differing else CELL_BYTES[-1]
+    made = next(iter(groups.values()))[0].cells if groups else 0.0
+    return [_without_cells(point, size, made) for point in points]
+
+
+def _without_cells(point: Point, size: int, made: float) -> Point:
+    """``made`` is the cells of the load whose overhead a planned one has."""
+    taken = size * point.parallel * (made if point.planned else point.cells)
+    more = size * point.parallel * (point.cells - made) if point.planned else 0.0
+    beyond_log = None if point.overhead is None else point.overhead - taken
+    return msgspec.structs.replace(point, cell_bytes=size, overhead=beyond_log, total=point.total + more)
 
 
 def with_growth(points: Sequence[Point], reading: float, *, sure: bool = False) -> list[Point]:

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from harness.errors import UntrustedError
-from harness.fit.growth import with_full_pools, with_growth
+from harness.fit.growth import with_bookkeeping, with_full_pools, with_growth
 from harness.model.calibration import SHARED_CACHE
 from harness.model.facts import DeviceKind, LoadFacts, device_kind
 from harness.model.record import Load, Record, Target
@@ -38,7 +38,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     meter), ``idle_overhead`` that before the first prompt, ``filled`` the tokens in the cache when ``total`` was read, ``pool``
     the part of compute that only the meter saw, and ``uncertainty`` how far the log's figures may be off because they are
     rounded. ``growth`` is what the overhead grows by, bytes per token, where that is a straight line; ``overhead`` is then
-    without it.
+    without it. ``cells`` are those of all caches of one slot; each takes ``cell_bytes`` on the host beside the log, which
+    ``overhead`` is without, too.
     """
 
     context: int
@@ -56,6 +57,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     filled: int | None = None
     pool: float = 0.0
     growth: float = 0.0
+    cells: float = 0.0
+    cell_bytes: int = 0
     kv_cache_type: str | None = None
     flash_attention: str | None = None
     basis: str | None = None
@@ -142,7 +145,9 @@ def points_of(record: Record) -> tuple[list[Point], list[str]]:
             listed = ", ".join(sorted(str(value) for value in values))
             raise UntrustedError(f"the loads ran with different {part}: {listed}", code="settings-differ")
     reading = READING_ERROR.get(record.machine.meter, MIB)
-    return with_growth(with_full_pools(_of_equal_weights(points, notes)), reading), notes
+    kept = _of_equal_weights(points, notes)
+    kept = with_bookkeeping(kept) if record.machine.meter == "host" else with_full_pools(kept)
+    return with_growth(kept, reading), notes
 
 
 def _of_equal_weights(points: list[Point], notes: list[str]) -> list[Point]:
@@ -208,6 +213,7 @@ def _point(load: Load, record: Record, made: Point | None = None) -> tuple[Point
             kv_per_slot=(kv - window) / parallel,
             window=window / parallel,
             window_cells=window_cells,
+            cells=sum((cache.cells or 0) * cache.streams for cache in facts.caches) / parallel,
             recurrent=recurrent / parallel,
             compute=compute,
             total=total,

@@ -60,7 +60,8 @@ class Band(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The straight line that holds up to ``up_to`` tokens per slot, at physical batch ``num_batch``.
 
     ``overhead_gb`` is what the meter saw beyond the log at that batch, where it is another than the artifact's;
-    ``overhead_gb_per_10k`` the part of ``compute_gb_per_10k`` by which it grows, absent where it is constant.
+    ``overhead_gb_per_10k`` the part of ``compute_gb_per_10k`` by which it grows, absent where it is constant. Of both,
+    ``slot_overhead_gb`` and ``slot_overhead_gb_per_10k`` are what each slot has: on the host, the bookkeeping of its cells.
     ``curve_gb_per_10k2`` is how far compute may leave the line beyond the loads, per product of the distances from the first
     and the last of them, absent where the loads show a line.
     """
@@ -73,6 +74,8 @@ class Band(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     fixed_cache_gb: NonNegative | None
     overhead_gb: float | None = None
     overhead_gb_per_10k: NonNegative | None = None
+    slot_overhead_gb: NonNegative | None = None
+    slot_overhead_gb_per_10k: NonNegative | None = None
     curve_gb_per_10k2: NonNegative | None = None
 
 

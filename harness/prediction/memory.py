@@ -61,6 +61,7 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
 
     ``V(C, P) = weights + compute0 + overhead + P*fixed_cache + C/10000*(P*kv + compute)``, per band of physical batch;
     contexts are padded to the 256 cells that the engine allocates (vLLM: to its blocks; its memory is that of one GPU).
+    On the host each further slot adds the bookkeeping of its cells (``slot_overhead_gb``, ``slot_overhead_gb_per_10k``).
     Without flash attention compute is that of :data:`LEAST_SCORES` tokens at least. Below
     the physical batch, which the engine cuts to the context, the result is an upper bound and a warning says so.
 
@@ -96,7 +97,9 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
         weights = from_gib(breakdown.weights)
         beyond_log = breakdown.overhead if band.overhead_gb is None else band.overhead_gb
         growth = band.overhead_gb_per_10k or 0.0
-        overhead = None if beyond_log is None else from_gib(beyond_log + units * growth)
+        of_slot = (band.slot_overhead_gb or 0.0) + units * (band.slot_overhead_gb_per_10k or 0.0)
+        more = (num_parallel - metadata.settings.num_parallel) * of_slot
+        overhead = None if beyond_log is None else from_gib(beyond_log + units * growth + more)
         compute_start = band.base_vram_gb - breakdown.weights - (beyond_log or 0.0) - band.fixed_cache_gb
         fixed_cache = from_gib(num_parallel * band.fixed_cache_gb)
         context_cache = from_gib(units * num_parallel * band.kv_cache_gb_per_10k)
@@ -138,10 +141,12 @@ def _interval(calibration: Calibration, band: Band, cells: int, total: int, num_
     Between the loads of a batch it is the error of the worst load when it is left out. Beyond them it grows with the distance
     from the nearest load in units of the stretch that the loads span, as the error of a line's slope does. Of one load, or
     where no error was measured, :data:`UNMEASURED_ERROR` stands for it. The overhead has a bound of its own: how far it
-    differs between loads; all that it grows by, or may grow by unseen, may go with the slots (llama.cpp's bookkeeping of its
-    cells does: 52 bytes a cell on the host). Compute buffers that the loads show
-    on a curve may leave the line with the square of the distance. With an f32 cache flash attention reads f16 copies of a
-    layer's keys and values, which are hidden below other buffers up to some context (embedded llama.cpp b11434, two models).
+    differs between loads. Another number of slots has one more: where the bookkeeping of their cells is known (on the host,
+    40 to 52 bytes a cell: :data:`harness.fit.growth.CELL_BYTES`), what the overhead grows by beside it may go with the slots,
+    and each has some heap, within one reading (embedded b11549, two models: 50 to 120 KiB a slot). Elsewhere all that it
+    grows by, or may grow by unseen, may go with them. Compute buffers that the loads show on a curve may leave the line with
+    the square of the distance. With an f32 cache flash attention reads f16 copies of a layer's keys and values, which are
+    hidden below other buffers up to some context (embedded llama.cpp b11434, two models).
     """
     quality = calibration.metadata.quality
     loads = [load for load in quality.loads if load.num_batch == band.num_batch] or list(quality.loads)
@@ -154,8 +159,14 @@ def _interval(calibration: Calibration, band: Band, cells: int, total: int, num_
     times = 1 + away / max(high - low, CELL_PADDING)
     spread = from_gib(quality.overhead_spread_gb or 0.0)
     slots = abs(num_parallel - calibration.metadata.settings.num_parallel)
-    hidden = (spread + 2 * reading) / max(high - low, CELL_PADDING)  # growth that the loads could not show
-    grown = round(slots * cells * max(from_gib(band.overhead_gb_per_10k or 0.0) / TOKENS_PER_UNIT, hidden))
+    growth = band.overhead_gb_per_10k or 0.0
+    if band.slot_overhead_gb_per_10k is None:
+        unseen = from_gib(growth) / TOKENS_PER_UNIT
+        hidden = (spread + 2 * reading) / max(high - low, CELL_PADDING)  # growth that the loads could not show
+        grown = round(slots * cells * max(unseen, hidden))
+    else:
+        beside = max(growth - calibration.metadata.settings.num_parallel * band.slot_overhead_gb_per_10k, 0.0)
+        grown = round(slots * (reading + cells * from_gib(beside) / TOKENS_PER_UNIT))
     away_from = (cells - low) * (cells - high) if away else 0
     curve = from_gib((band.curve_gb_per_10k2 or 0.0) * away_from / TOKENS_PER_UNIT**2)
     copies = from_gib(_copies_gb(calibration, band) * max(cells - pad_cells(high), 0) / TOKENS_PER_UNIT)

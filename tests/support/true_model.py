@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from harness.fit.load_plan import BatchLimits, further_loads, plan_loads
 from harness.model.facts import CacheFacts, DeviceFacts, LoadFacts
-from harness.model.record import Load, LoadRequest, Record
+from harness.model.record import Load, LoadRequest, Machine, Record
 from harness.model.trace import Plateau
 from harness.units import MIB, pad_cells
 from tests.support.records import record
@@ -24,7 +24,7 @@ class TrueModel(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes, as llama.cpp spends them.
 
     ``start`` is compute for each row of a batch, ``step`` what it takes more for each row while a window is not full, which
-    happens without flash attention.
+    happens without flash attention. ``cell_bytes`` is the bookkeeping of a cell, beside the log: then it is on the host.
     """
 
     weights: int
@@ -38,6 +38,7 @@ class TrueModel(msgspec.Struct, frozen=True, kw_only=True):
     start: int = 20_000
     step: int = 0
     train_context: int = 131_072
+    cell_bytes: int = 0
 
     def row(self) -> int:
         return 2 if self.flash_attention else 4 * (self.heads + 1)
@@ -56,18 +57,20 @@ class TrueModel(msgspec.Struct, frozen=True, kw_only=True):
 
     def truth(self, context: int, batch: int, slots: int = 1) -> int:
         """All memory of the device."""
-        cache = sum(self.caches(context, batch)) + self.recurrent
+        cells = pad_cells(context) + self.window_cells(context, batch)
+        cache = sum(self.caches(context, batch)) + self.recurrent + self.cell_bytes * cells
         return self.weights + self.overhead + slots * cache + self.compute(context, batch)
 
     def load(self, request: LoadRequest, slots: int = 1) -> Load:
         context, batch = request.context, request.num_batch or 512
         full, window = (logged(slots * size) for size in self.caches(context, batch))
-        caches = [CacheFacts(cells=pad_cells(context), streams=slots, devices={GPU: full})]
+        name = "CPU" if self.cell_bytes else GPU
+        caches = [CacheFacts(cells=pad_cells(context), streams=slots, devices={name: full})]
         if self.window:
             cells = self.window_cells(context, batch)
-            caches.append(CacheFacts(cells=cells, streams=slots, role="window", devices={GPU: window}))
+            caches.append(CacheFacts(cells=cells, streams=slots, role="window", devices={name: window}))
         device = DeviceFacts(
-            kind="gpu",
+            kind="host" if self.cell_bytes else "gpu",
             weights_bytes=logged(self.weights),
             kv_cache_bytes=full + window,
             recurrent_bytes=logged(slots * self.recurrent) if self.recurrent else None,
@@ -85,7 +88,7 @@ class TrueModel(msgspec.Struct, frozen=True, kw_only=True):
             layers_total=17,
             complete=True,
             caches=tuple(caches),
-            devices={GPU: device},
+            devices={name: device},
         )
         plateau = Plateau(total_bytes=self.truth(context, batch, slots), spread_bytes=0, readings=5)
         return Load(request=request, outcome="ok", facts=facts, idle=plateau, busy=plateau)
@@ -94,6 +97,8 @@ class TrueModel(msgspec.Struct, frozen=True, kw_only=True):
         """The record of the default plan, with the loads that it asks for further."""
         planned = plan_loads(contexts, self.train_context, batch_limits=limits, num_parallel=slots)
         made = record(*(self.load(one, slots) for one in planned), limits=limits, train=self.train_context)
+        if self.cell_bytes:
+            made = msgspec.structs.replace(made, machine=Machine(target="host", sandbox="process", meter="host"))
         return msgspec.structs.replace(made, loads=(*made.loads, *(self.load(one, slots) for one in further_loads(made))))
 
 

@@ -7,11 +7,12 @@ import pytest
 
 from harness.errors import UntrustedError
 from harness.fit.constants import fit_record
+from harness.fit.growth import CELL_BYTES
 from harness.fit.load_plan import MAX_LOADS, further_loads, plan_loads
 from harness.model.facts import DeviceFacts
 from harness.model.record import Load, LoadRequest, Record
 from harness.prediction.memory import predict
-from harness.units import MIB
+from harness.units import MIB, gib
 from tests.support.records import record
 from tests.support.true_model import GPU, TrueModel
 
@@ -260,3 +261,42 @@ def test_a_smaller_batch_than_usual_is_still_within_range() -> None:
     prediction = predict(calibration, 100_000, num_batch=1024)
     assert prediction.within_range
     assert prediction.total_bytes == pytest.approx(PLAIN.truth(100_000, 1024), rel=1e-4)
+
+
+@pytest.mark.parametrize("window", [0, 1024])
+@pytest.mark.parametrize("size", CELL_BYTES)
+def test_on_the_host_each_slot_has_the_bookkeeping_of_its_cells(size: int, window: int) -> None:
+    """Three loads of one slot predict sixteen, far out, within what a log rounds."""
+    model = msgspec.structs.replace(PLAIN, cell_bytes=size, window=window, window_per_cell=1024, weights=64 * MIB)
+    calibration = fit_record(model.run(contexts=(2048, 4096, 8192)))
+
+    band = calibration.metadata.bands[-1]
+    assert band.slot_overhead_gb_per_10k == gib(10_000 * size)
+    assert band.slot_overhead_gb == (gib(size * model.window_cells(8192, 512)) or None)
+    assert any(f"takes {size} bytes beside the log" in note for note in calibration.metadata.quality.notes)
+    for context, slots in ((1024, 4), (8192, 1), (8192, 4), (131_072, 16)):
+        found, truth = predict(calibration, context, slots), model.truth(context, 512, slots)
+        assert found.total_bytes == pytest.approx(truth, rel=2e-4), (context, slots)
+    beside = 16 * size * (131_072 + model.window_cells(131_072, 512))
+    assert found.overhead_bytes == pytest.approx(model.overhead + beside, rel=1e-3)
+
+
+def test_a_gpu_has_no_bookkeeping_of_cells() -> None:
+    """It lies on the host, so memory of other slots is exact on the GPU without it."""
+    calibration = fit_record(PLAIN.run(contexts=(2048, 4096, 8192)))
+    assert calibration.metadata.bands[-1].slot_overhead_gb_per_10k is None
+    assert predict(calibration, 8192, 4).total_bytes == pytest.approx(PLAIN.truth(8192, 512, 4), rel=1e-5)
+
+
+def test_planned_loads_have_the_bookkeeping_of_their_own_cells() -> None:
+    """``--quick`` makes one load, whose overhead the planned ones have."""
+    model = msgspec.structs.replace(PLAIN, cell_bytes=CELL_BYTES[-1])
+    made = model.run(contexts=(2048, 4096, 8192))
+    planned = tuple(
+        msgspec.structs.replace(
+            load, idle=None, busy=None, ready=0.0, request=msgspec.structs.replace(load.request, purpose="planned")
+        )
+        for load in made.loads[1:]
+    )
+    calibration = fit_record(msgspec.structs.replace(made, loads=(made.loads[0], *planned)))
+    assert predict(calibration, 131_072, 4).total_bytes == pytest.approx(model.truth(131_072, 512, 4), rel=1e-5)
