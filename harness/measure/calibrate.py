@@ -215,7 +215,7 @@ class Run:
             self._measure(self.plan.loads)
             if dry_runs:
                 self.phase("dry runs")
-            self._optional("dry runs", lambda: measure_splits(self.runner, self.source, self.record(), self._add))
+            self._optional("dry runs", self._dry_runs)
             if speed:
                 self._optional("speed", self._speed)
             self._end("complete")
@@ -231,6 +231,10 @@ class Run:
         self.session.store.write_record(record)
         self.folder.close()
         return record
+
+    def _dry_runs(self) -> None:
+        if (missing := measure_splits(self.runner, self.source, self.record(), self._add)) is not None:
+            self._note(missing)
 
     def _optional(self, what: str, make: Callable[[], None]) -> None:
         """What adds to memory figures that were measured already: where it fails, these stay, with the reason."""

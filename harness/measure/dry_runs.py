@@ -30,11 +30,15 @@ LARGEST: Final = 262_144
 _DONE: Final = b"common_fit_params: "
 
 
-def measure_splits(runner: LoadRunner, source: Source, record: Record, add: Callable[[Load], None]) -> None:
-    """Make the dry runs of a calibration; the first tells what kinds of layers there are, the others follow from it."""
+def measure_splits(runner: LoadRunner, source: Source, record: Record, add: Callable[[Load], None]) -> str | None:
+    """Make the dry runs of a calibration; the first tells what kinds of layers there are, the others follow from it.
+
+    Returns:
+        What has to be said of those that were not made.
+    """
     layers, top = record.model.layers, record.model.train_context
     if record.machine.target != "gpu" or not runner.engine.policy.has_dry_runs or not layers:
-        return
+        return None
     top = min(top or max(load.request.context for load in record.loads), LARGEST)
     contexts = [max(top // part // 256 * 256, 256) for part in (16, 4, 1)]
     moe = source.tensors is not None and any(source.tensors.expert_bytes)
@@ -44,11 +48,11 @@ def measure_splits(runner: LoadRunner, source: Source, record: Record, add: Call
     kinds = first.facts.layer_kinds if first.facts else None
     if (devices := len(record.machine.gpus)) > 1:
         contexts = sorted({max(top // part // 256 * 256, 256) for part in (64, 16, 4, 2, 1)})
-        _measure_sets(runner, source, kinds or "f" * layers, devices, contexts, batch, add)
-        return
+        return _measure_sets(runner, source, kinds or "f" * layers, devices, contexts, batch, add)
     planned = [one for one in plan_dry_runs(kinds, layers, contexts, moe=moe, num_batch=batch) if one != first.request]
     for request in planned[: DRY_RUNS - 1]:
         add(dry_run(runner, source, request))
+    return None
 
 
 def _measure_sets(
@@ -59,11 +63,13 @@ def _measure_sets(
     contexts: Sequence[int],
     num_batch: int | None,
     add: Callable[[Load], None],
-) -> None:
+) -> str | None:
     """What splits over several devices cost on each: as many of them as :data:`SETS_LIMIT` leaves time for."""
     moe = source.tensors is not None and any(source.tensors.expert_bytes)
     began = runner.now()
-    for layout in plan_sets(kinds, devices, moe=moe):
+    layouts = plan_sets(kinds, devices, moe=moe)
+    for done, layout in enumerate(layouts, 1):
+        runner.observer.progress(f"dry runs of splits over {devices} devices", done - 1, len(layouts))
         split, without = tuple(part.layers for part in layout), tuple(part.partial for part in layout)
         for context in dict.fromkeys(contexts):
             load = dry_run(
@@ -75,8 +81,13 @@ def _measure_sets(
                 ),
             )  # fmt: skip
             add(load)
-        if load.outcome == "failed" or runner.now() - began > SETS_LIMIT:
-            return
+        if load.outcome == "failed" or (runner.now() - began > SETS_LIMIT and done < len(layouts)):
+            why = "the last one failed" if load.outcome == "failed" else f"{SETS_LIMIT:.0f} s were over"
+            return (
+                f"dry runs of {done} of {len(layouts)} splits over {devices} devices were made ({why}): compute buffers of the "
+                "others are taken from the most similar of them"
+            )
+    return None
 
 
 def dry_run(runner: LoadRunner, source: Source, request: LoadRequest) -> Load:

@@ -28,7 +28,7 @@ class OneDevice(NamedTuple):
 
     ``full``: with every layer there; ``growing`` of it is what grows with the context. ``mask`` and ``window_mask`` are those
     of layers that attend to everything and to a window. ``hidden`` is a batch as it passes from layer to layer: 4 bytes times
-    width times batch; ``None`` where the width is not known.
+    width times batch; ``None`` where the width is not known, 0 where copies are counted already.
     """
 
     full: float
@@ -70,7 +70,7 @@ def by_law(kinds: str, layout: Layout, one: OneDevice, begin: float) -> list[tup
     """
     letters = f"{kinds}o"
     start, piped = len(letters) - sum(part.layers for part in layout), pipelined(layout, len(letters))
-    share = _OFF_SHARE if one.hidden is not None else _MORE_OFF
+    share = _OFF_SHARE if one.hidden else _MORE_OFF
     off = max(_OFF * (one.hidden or 0.0), share * one.constant)
     found, first = [], True
     for index, part in enumerate(layout):

@@ -90,7 +90,7 @@ class _Held:
         hidden = None if placement.width is None else 4.0 * placement.width * batch
         if measured_on > 1:  # copies and all, shared by its devices
             constant, mask = (total - growing) / measured_on, growing / measured_on / COPIES
-            self.one = OneDevice(constant + mask, mask, mask, 0.0, None)
+            self.one = OneDevice(constant + mask, mask, mask, 0.0, 0.0)
         else:
             self.one = OneDevice(total, growing, row * cells, row * _window_cells(self.kinds, needed), hidden)
         self.compute = Compute(placement, layers, needed.context, round(self.one.full))
@@ -167,6 +167,8 @@ class Devices:
         if layers is None or needed.compute_bytes is None or layers.output_last:
             raise UnknownVerdictError("what each layer takes is not known, so what each of several devices takes is not either")
         self.layers, self.moe = layers, any(layers.experts)
+        # The driver's part is shared out evenly: NVML says what a process holds of each card, but not which of them the
+        # engine's log calls CUDA0 (the fastest first, unless CUDA_DEVICE_ORDER is PCI_BUS_ID).
         self.overhead = (needed.overhead_bytes or 0) / max(len(calibration.metadata.machine.gpus), 1)
         self.memory = _Held(calibration, needed, layers)
         self.reserve = rules.placement(calibration).reserve_of(round(self.overhead))

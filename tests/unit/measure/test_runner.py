@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from harness.engines.base import DryRunEnd
+from harness.engines.base import DryRunEnd, Source
 from harness.engines.registry import policy_of
 from harness.errors import (
     BusyError,
@@ -22,13 +22,16 @@ from harness.errors import (
     UntrustedError,
     UsageError,
 )
+from harness.measure.dry_runs import measure_splits
 from harness.measure.speed import no_host_speed
 from harness.measure.timing import prompts_to_time
-from harness.model.record import LoadRequest, Speed
+from harness.model.record import Gpu, Load, LoadOutcome, LoadRequest, Machine, Speed
 from harness.prediction.memory import predict
 from harness.store.store import Store
 from harness.units import GIB, MIB
 from tests.support.fakes import HOLDER, FakeEngine, Heard, World, breakdown, calibrate, only_record
+from tests.support.records import load as made
+from tests.support.records import record
 from tests.support.true_model import TrueModel
 
 MODEL = TrueModel(weights=400 * MIB, overhead=40 * MIB, kv_per_cell=12_288)
@@ -692,3 +695,36 @@ def test_without_flash_attention_the_prompt_fills_the_context(
     calibrate(on_gpu, monkeypatch, tmp_path, contexts=(2048, 4096, 65_536))
     assert [event for event in on_gpu.events if event.startswith("read")][:3] == ["read 2040", "read 4088", "read 32768"]
     assert [load.prompt_tokens for load in only_record(tmp_path).loads[:3]] == [2040, 4088, 32_768]
+
+
+class TwoDevices:
+    """A runner of an engine on two devices; a dry run takes ten seconds."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, outcome: LoadOutcome = "ok") -> None:
+        self.engine, self.observer, self.clock = FakeEngine(World(MODEL)), Heard(), 0.0
+        self.outcome: LoadOutcome = outcome
+        patch.setattr("harness.measure.dry_runs.dry_run", self.make)
+
+    def now(self) -> float:
+        return self.clock
+
+    def make(self, _runner: object, _source: object, request: LoadRequest) -> Load:
+        self.clock += 10
+        return Load(request=request, outcome=self.outcome, started=self.clock - 10, ended=self.clock)
+
+    def split(self) -> tuple[list[Load], str | None]:
+        loads: list[Load] = []
+        machine = Machine(target="gpu", sandbox="process", meter="nvml", gpus=(Gpu(name="A"), Gpu(name="B")))
+        known = msgspec.structs.replace(record(made(8192)), machine=machine)
+        return loads, measure_splits(self, Source(model=known.model), known, loads.append)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("outcome", "why"), [("ok", "90 s were over"), ("failed", "the last one failed")])
+def test_splits_over_devices_for_which_there_was_no_time_are_said(
+    monkeypatch: pytest.MonkeyPatch, outcome: LoadOutcome, why: str
+) -> None:
+    loads, note = TwoDevices(monkeypatch, outcome).split()
+    layouts = {load.request.split for load in loads if load.request.split}
+    assert note is not None
+    assert f"dry runs of {len(layouts)} of " in note
+    assert why in note

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from harness.engines.ollama.policy import OllamaPolicy
-from harness.model.calibration import Calibration, SetCompute, from_document
+from harness.model.calibration import Calibration, Placement, SetCompute, from_document
+from harness.model.record import Gpu
 from harness.prediction.verdict import Verdict
 from harness.render.reasons import explained
 from harness.units import GIB, MIB
@@ -118,6 +119,28 @@ def test_what_dry_runs_on_a_set_say_takes_the_place_of_the_law() -> None:
     assert by_law[0] - by_law[1] != by_set[0] - by_set[1]
     assert judge(measured, 8192, 2, (80 * GIB,) * 2).source == "derived", "dry runs had one slot"
     assert judge(measured, 8192, 1, (80 * GIB,) * 3).source == "derived", "no dry run had a device in the middle"
+
+
+@pytest.mark.parametrize(("context", "truth"), [(8192, (88.55, 79.79)), (32768, (184.55, 175.79))])
+def test_a_set_that_was_calibrated_without_dry_runs_is_judged_within_its_bound(
+    context: int, truth: tuple[float, float]
+) -> None:
+    """Artifacts from before dry runs of sets were kept: one sum of two devices, copies and all (qwen2, splits.json)."""
+    placement = Placement(reserve_gb=1.0, layer_weights_gb=0.6, output_weights_gb=0.1)
+    old = model(placement, 24, 0.7, (88.55 + 79.79 - 64) / 1024, 0.1)
+    band = msgspec.structs.replace(old.metadata.bands[0], compute_gb_per_10k=8192 * 10_000 / GIB)
+    machine = msgspec.structs.replace(old.metadata.machine, gpus=(Gpu(name="A"), Gpu(name="B")))
+    old = msgspec.structs.replace(old, metadata=msgspec.structs.replace(old.metadata, bands=(band,), machine=machine))
+    verdict = judge(old, context, 1, (80 * GIB,) * 2)
+    assert (verdict.verdict, verdict.source) == ("fits", "derived")
+    caches = 0.1 * GIB * context / 10_000
+    for device, layers, compute in zip(verdict.devices, (13, 11), truth, strict=True):
+        held = (0.6 * layers / 24 + 0.1 * (layers == 11)) * GIB + caches * layers / 24 + compute * MIB
+        assert abs(device.required_bytes - held) <= 0.1 * compute * MIB
+        assert abs(device.required_bytes - held) <= (verdict.uncertainty_bytes or 0)
+    most = max(one.required_bytes + one.reserve_bytes for one in verdict.devices)
+    short = judge(old, context, 1, (most, most))
+    assert (short.verdict, short.tight) == ("offload", True), "no more room than predicted leaves it open"
 
 
 def test_layers_on_devices_that_keep_less_than_their_margin_are_no_offload() -> None:
