@@ -102,6 +102,13 @@ def _package(name: str) -> Callable[[], str | None]:
     return probe
 
 
+def _compose() -> str | None:
+    found = shutil.which("docker")
+    if found is None or subprocess.run([found, "compose", "version"], capture_output=True, check=False).returncode:
+        return "docker compose is not installed"
+    return None
+
+
 # A probe says why the resource is missing, or None where it is there.
 _PROBES: dict[str, Callable[[], str | None]] = {
     "embedded": _embedded,
@@ -119,6 +126,9 @@ _PROBES: dict[str, Callable[[], str | None]] = {
     "docs": _package("mkdocs"),
     "actionlint": _program("actionlint"),
     "vllm": _package("vllm"),
+    "docker-compose": _compose,
+    "systemd-analyze": _program("systemd-analyze"),
+    "promtool": _program("promtool"),
 }
 
 

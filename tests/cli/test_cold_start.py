@@ -59,3 +59,11 @@ def test_a_verdict_loads_no_client_of_what_it_does_not_ask(tmp_path: Path, argum
     assert ended == status
     assert {name.partition(".")[0] for name in modules} & HEAVY == set()
     assert {name.split(".")[1] for name in modules if name.startswith("harness.")} & ROOMS == set()
+
+
+def test_importing_it_costs_nothing() -> None:
+    code = (
+        "import sys, harness; print(sorted(m for m in sys.modules if m.startswith(('harness.', 'msgspec', 'yaml', 'httpx'))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""A unit test starts no process: one that has to (a script, the reaper, a lock of another process) is marked ``process``."""
+"""A unit test starts no process but the programs that it ``requires``; what does belongs to ``tests/integration``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _no_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if any(request.node.get_closest_marker(name) for name in ("process", "requires")):
+    if request.node.get_closest_marker("requires"):
         return
 
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a unit test starts no process; mark it with process if that is what it tests")
+        raise AssertionError("a unit test starts no process: it belongs to tests/integration")
 
     for starter in ("subprocess.Popen", "os.fork", "os.posix_spawn"):
         monkeypatch.setattr(starter, refuse)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,21 +14,11 @@ from tests.support.calibrations import made_up, store_of, with_settings
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.process
 def test_every_public_name_is_there_and_documented() -> None:
     for name in harness.__all__:
         assert getattr(harness, name).__doc__, name
     with pytest.raises(AttributeError):
         _ = harness.nothing_of_the_kind
-
-
-@pytest.mark.process
-def test_importing_it_costs_nothing() -> None:
-    code = (
-        "import sys, harness; print(sorted(m for m in sys.modules if m.startswith(('harness.', 'msgspec', 'yaml', 'httpx'))))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
 
 
 def test_predictions_by_name_and_by_calibration_agree(tmp_path: Path) -> None:

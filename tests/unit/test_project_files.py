@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-import subprocess
-import sys
 import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +14,11 @@ from bench.mutant_list import MUTANTS
 from harness import errors
 
 _ROOT = Path(__file__).parents[2]
+
+
 _PROJECT = tomllib.loads((_ROOT / "pyproject.toml").read_text())
+
+
 _LOCKS = {name: (_ROOT / name).read_text() for name in ("requirements.lock", "requirements-dev.lock", "requirements-ci.lock")}
 
 
@@ -66,19 +67,6 @@ def test_each_locked_package_has_a_hash(lock: str) -> None:
 def test_a_lock_names_no_index(lock: str) -> None:
     """Where packages come from is the machine's own setting."""
     assert not re.search(r"^\s*(-i|-f|--(extra-)?index-url|--find-links|--trusted-host)|://", _LOCKS[lock], re.MULTILINE)
-
-
-@pytest.mark.process
-def test_an_installed_harness_brings_its_data(tmp_path: Path) -> None:
-    """Catalog, pins, the report's page and the reaper's program are found without a checkout."""
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=_ROOT, check=True, capture_output=True)
-
-    (wheel,) = tmp_path.glob("*.whl")
-    held = set(zipfile.ZipFile(wheel).namelist())
-
-    assert {"harness/report/assets/page.js", "harness/sandboxes/reaper_main.py", "harness/py.typed"} <= held
-    assert {"harness/data/models/catalog.yaml", "harness/data/images/pins.yaml"} <= held
 
 
 def test_each_exit_status_is_documented() -> None:

@@ -66,7 +66,6 @@ def test_a_split_over_devices_is_asked_for_as_the_engines_own_fit_writes_it(tmp_
     assert {("-ngl", "6"), ("-ts", "3,3"), ("-ot", r"blk\.(5|6|7)\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU")} <= pairs(argv)
 
 
-@pytest.mark.process
 def test_speed_with_nothing_on_the_gpu_still_has_the_gpu(tmp_path: Path) -> None:
     argv = arguments(LoadRequest(context=2048, purpose="host-speed"), tmp_path)
     assert {("-ngl", "0"), ("-fit", "off"), ("-dev", "Vulkan0")} <= pairs(argv)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.engines.base import Options, Source
+from harness.engines.base import Options
 from harness.engines.ollama import native
 from harness.engines.ollama.policy import is_on
 from harness.engines.ollama.recipe import Ollama
@@ -16,10 +16,9 @@ from harness.engines.ollama.servers import processes
 from harness.engines.registry import policy_of
 from harness.engines.running import RunningServer
 from harness.errors import BadInputError, HarnessError, NotFoundError, NotPermittedError, UnavailableError
-from harness.model.record import Model
 from harness.prediction.settings import AskedSettings
 from harness.sandboxes.base import PRIVATE, GpuRequest, Site
-from tests.support.ollama import registry, standin
+from tests.support.ollama import registry
 from tests.support.ollama_installed import program, store
 
 PROCESS = Site(sandbox="process", host="127.0.0.1", port=8080)
@@ -36,10 +35,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("OLLAMA_MODELS", raising=False)
     return tmp_path
-
-
-def quiet(what: str, done: float, total: float | None) -> None:
-    """Progress that is not shown."""
 
 
 def found(name: str = "tiny", **options: str) -> Path:
@@ -102,27 +97,6 @@ def test_a_lent_model_is_a_copy_of_its_manifest_and_links(home: Path) -> None:
     assert linked.files == {f"models/{path}": (folder / path).read_bytes()}, "byte for byte: its digest is the model's"
     assert {Path(name).name for name in linked.links} == {one.name for one in (folder / "blobs").iterdir()}
     assert all(Path(target).is_file() for target in linked.links.values())
-
-
-@pytest.mark.process
-def test_a_container_is_lent_only_what_its_root_may_read(home: Path) -> None:
-    """Without any capability, root has no right over files of another account."""
-    assert native.lendable("tiny", os.environ) is None
-    folder = store(home / "home" / ".ollama" / "models")
-    assert native.lendable("tiny", os.environ) == folder
-    assert Ollama().resolve("tiny", Options()).lent == folder
-    assert Ollama().resolve("tiny", Options(models="volume")).lent is None
-    blob = max((folder / "blobs").iterdir(), key=lambda one: one.stat().st_size)
-    if os.geteuid() == 0:
-        os.chown(blob, 1000, 1000)
-    blob.chmod(0o600)
-    assert native.lendable("tiny", os.environ) is None
-    with standin(home) as client, pytest.raises(NotPermittedError, match="another account") as caught:
-        Ollama().prepare(client, Source(model=Model(name="tiny"), own_name="tiny"), Options(models=str(folder)), quiet)
-    assert "o+rX" in str(caught.value.hint)
-    blob.unlink()
-    blob.symlink_to("/dev/null")
-    assert native.lendable("tiny", os.environ) is None, "where a link leads is not mounted"
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"layers": [1]}', '{"layers": [{"digest": "sha256-../../x"}]}', '{"layers": 3}'])
@@ -235,16 +209,3 @@ def test_a_switch_is_on_unless_go_reads_it_as_false(value: str) -> None:
 @pytest.mark.parametrize("value", ["0", "f", "FALSE", ""])
 def test_a_switch_that_go_reads_as_false_is_off(value: str) -> None:
     assert not is_on({"OLLAMA_SCHED_SPREAD": value}, "OLLAMA_SCHED_SPREAD")
-
-
-@pytest.mark.process
-def test_the_program_s_own_version_is_told_and_not_a_server_s(tmp_path: Path) -> None:
-    binary = tmp_path / "ollama"
-    binary.write_text(
-        '#!/bin/sh\n[ "$OLLAMA_HOST" = 127.0.0.1:1 ] && echo "Warning: client version is 0.33.0" && exit\n'
-        'echo "ollama version is 9.9.9"\n'
-    )
-    binary.chmod(0o755)
-    assert Ollama().version(Options(engine_binary=str(binary)), None).version == "0.33.0"
-    binary.write_text("#!/bin/sh\nexit 3\n")
-    assert Ollama().version(Options(engine_binary=str(binary)), None).version is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -240,10 +239,8 @@ def test_an_image_that_was_not_measured_is_named_as_such() -> None:
     assert "was measured outside a container" not in write("compose", None, [one])
 
 
-@pytest.mark.process
+@pytest.mark.requires("systemd-analyze")
 def test_systemd_takes_the_drop_in(tmp_path: Path) -> None:
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("systemd-analyze is not here")
     folder = tmp_path / "ollama.service.d"
     folder.mkdir()
     (tmp_path / "ollama.service").write_text("[Service]\nExecStart=/bin/true\n")
@@ -257,15 +254,12 @@ def test_systemd_takes_the_drop_in(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.process
+@pytest.mark.requires("docker-compose")
 def test_docker_compose_takes_the_services(tmp_path: Path) -> None:
-    docker = shutil.which("docker")
-    if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
-        pytest.skip("docker compose is not here")
     file = tmp_path / "compose.yaml"
     file.write_text(write("compose", None, [entry("q:7b's $HOME"), entry(engine="ollama"), entry(engine="vllm")]))
     done = subprocess.run(
-        [docker, "compose", "-f", str(file), "config"],
+        ["docker", "compose", "-f", str(file), "config"],
         env={"MODELS": "/models", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

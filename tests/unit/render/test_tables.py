@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from harness.engines.llama_server.recipe import LlamaServer
 from harness.render.tables import Column, Fields, Table, columns_of, wrap
 from tests.support.calibrations import made_up, store_of, with_settings
 from tests.support.command import Command
@@ -43,6 +44,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         metadata=msgspec.structs.replace(small.metadata, bands=bands),
     )
     store_of(tmp_path / "after", moved)
+    monkeypatch.setattr(LlamaServer, "devices", lambda *_: ())  # doctor asks the engine itself
     (tmp_path / "log.txt").write_text(LOG)
     return Command(tmp_path, monkeypatch, capfd)
 
@@ -59,7 +61,6 @@ SCREENS = [
 ]
 
 
-@pytest.mark.process  # doctor asks the engines
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize(("arguments", "whole"), SCREENS, ids=lambda value: value[0] if isinstance(value, tuple) else "")
 def test_a_screen_has_its_figures_whole_at_every_width(

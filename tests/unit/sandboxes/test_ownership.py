@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-
 import msgspec
 import pytest
 
@@ -17,7 +13,6 @@ from harness.ownership import (
     OWNER_START,
     life_of,
     owner_labels,
-    start_time,
     this_process,
 )
 
@@ -28,20 +23,6 @@ def labels(**changes: str) -> dict[str, str]:
 
 def test_a_live_owner_keeps_its_own() -> None:
     assert life_of(labels()) == "alive"
-
-
-@pytest.mark.process
-def test_a_dead_owner_leaves_it() -> None:
-    process = subprocess.Popen(["sleep", "600"])
-    theirs = labels(**{OWNER_PID: str(process.pid), OWNER_START: start_time(process.pid) or ""})
-    assert life_of(theirs) == "alive"
-
-    process.send_signal(signal.SIGKILL)
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie: its PID is still there
-
-    assert life_of(theirs) == "gone"
-    process.wait()
-    assert life_of(theirs) == "gone"
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,6 @@ def asked(calibration: Calibration, **here: Any) -> list[str]:
     return [one.what for one in refusals(calibration, PINNED, **here)]
 
 
-@pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -31,7 +31,7 @@ _HOSTILE = [
     "модель:7b",
 ]
 
-pytestmark = [pytest.mark.skipif(shutil.which("make") is None, reason="needs make"), pytest.mark.process]
+pytestmark = [pytest.mark.skipif(shutil.which("make") is None, reason="needs make")]
 
 
 @pytest.fixture

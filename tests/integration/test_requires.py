@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.process
-
 _CONFTEST = Path(__file__).parents[1] / "conftest.py"
 _TEST = """
 import os

@@ -18,8 +18,6 @@ from harness.errors import UnavailableError, UsageError
 from harness.model.record import LoadRequest, Model
 from harness.sandboxes.base import GpuRequest, Site
 
-pytestmark = pytest.mark.process
-
 #: A package that has the fields of a release, and a server that says what it was given and ends.
 FAKE = """
 __version__ = "{version}"

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.process
-
 _SCRIPT = Path(__file__).parents[2] / "scripts/setup.sh"
 _ENGINE = """\
 xllamacpp==2026.10.11549 \\

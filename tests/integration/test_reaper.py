@@ -28,8 +28,6 @@ from tests.support.places import PROGRAM, ProcessPlace
 from tests.support.victim import Victim
 from tests.support.waiting import alive, until
 
-pytestmark = pytest.mark.process
-
 
 @pytest.fixture
 def reaper() -> Iterator[Reaper]:

@@ -16,8 +16,6 @@ from harness.ownership import MARK, start_time, this_process
 from harness.sandboxes.reaper_main import FOLDERS, HOME_PREFIX, SECRETS_PREFIX
 from harness.store.run_folder import RunFolder
 
-pytestmark = pytest.mark.process
-
 
 @pytest.fixture(autouse=True)
 def no_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
