@@ -163,18 +163,21 @@ def _ask(
     )  # fmt: skip
 
 
-def contexts(folder: Path, models: Iterable[str]) -> Iterator[Beyond]:
-    """Load every model far beyond its calibration, with two of the modes each."""
+def contexts(folder: Path, models: Iterable[str], refused: list[str]) -> Iterator[Beyond]:
+    """Load every model far beyond its calibration, with two of the modes each; ``refused`` takes what was not calibrated."""
     for index, name in enumerate(models):
         model = subject(folder, name)
         for cache, flash in (MODES[index % len(MODES)], MODES[(index + 1) % len(MODES)]):
             _, calibration = loads(folder, model, NEAR, cache, flash, 1)
-            if calibration is None:
-                continue  # nothing is said of it, so nothing is wrong
+            if calibration is None:  # nothing is said of it, so nothing is wrong
+                refused.append(f"{name} ({cache}, FA {flash})")
+                continue
             train = calibration.metadata.model.train_context or FAR[-1]
             far = [one for one in FAR if one <= train and predict(calibration, one).total_bytes <= LARGEST]
             measured, _ = loads(folder, model, far, cache, flash, 1) if far else ({}, None)
-            for context, truth in measured.items():
+            for context in far:  # of steep lines there are loads below them, too
+                if (truth := measured.get(context)) is None:
+                    continue
                 said = predict(calibration, context)
                 found = Beyond(
                     model=name, mode=f"{cache}, FA {flash}", context=context, truth=truth, predicted=said.total_bytes,
@@ -204,7 +207,7 @@ def settings_text(found: list[Setting]) -> str:
     return "\n".join(lines)
 
 
-def contexts_text(found: list[Beyond]) -> str:
+def contexts_text(found: list[Beyond], refused: list[str]) -> str:
     """The summary of the contexts and a row for each model and mode."""
     inside = sum(one.inside for one in found)
     errors = sorted(abs(one.predicted / one.truth - 1) for one in found)
@@ -212,6 +215,7 @@ def contexts_text(found: list[Beyond]) -> str:
         f"- {len(found)} loads of {len({one.model for one in found})} models, 4 to 16 times beyond the largest load: {inside} "
         f"inside the interval ({inside / max(len(found), 1):.1%}); error {errors[len(errors) // 2]:.3%} in the median, "
         f"{errors[-1]:.3%} at most.",
+        *([f"- Refused, since loads were not on a line (exit 5): {', '.join(refused)}."] if refused else []),
         "",
         "| model | cache, flash attention | contexts | error, worst | interval, widest | outside |",
         "|---|---|---|---|---|---|",
@@ -248,8 +252,9 @@ def main() -> int:
             if not options.print_only:
                 write("settings", text)
         if options.only != "settings":
-            far = list(contexts(folder, options.models.split(",") if options.models else names()))
-            text = contexts_text(far)
+            refused: list[str] = []
+            far = list(contexts(folder, options.models.split(",") if options.models else names(), refused))
+            text = contexts_text(far, refused)
             print(text)
             if sum(one.inside for one in far) < 0.99 * len(far):
                 missed += [f"outside: {one}" for one in far if not one.inside]

@@ -14,9 +14,11 @@ import msgspec
 from harness.model.calibration import Calibration
 from harness.prediction.memory import Prediction
 from harness.prediction.placement import Placed
-from harness.units import MIB, format_size, from_gib
+from harness.units import MIB, from_gib
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from harness.prediction.verdict import Verdict
 
 #: llama.cpp's server (common/common.h): ``cache_ram_mib``, and the checkpoints of a slot.
@@ -42,37 +44,44 @@ def host_bytes(calibration: Calibration, needed: Prediction, placed: Placed | No
     return from_gib(logged or 0.0) + moved + (needed.compute_bytes or 0 if moved else 0) + asked
 
 
-def may_grow(calibration: Calibration, needed: Prediction) -> int:
-    """Bytes that the prompt cache and checkpoints may come to take beside that, at most, where they are not set."""
-    env = calibration.metadata.settings.env
+def server_caches(calibration: Calibration, needed: Prediction, env: Mapping[str, str]) -> int:
+    """Bytes that the prompt cache and checkpoints of llama.cpp's server may come to take, at most.
+
+    The prompt cache removes its oldest prompts to stay below its size; without a limit (-1) it keeps prompts of one whole
+    context (``server_prompt_cache``, tools/server/server-task.cpp of b11434). What a calibration set is counted already.
+    """
+    own = calibration.metadata.settings.env
+    cache = 0
+    if (size := env.get("LLAMA_ARG_CACHE_RAM", "")) != own.get("LLAMA_ARG_CACHE_RAM", ""):
+        unlimited = (needed.context_cache_bytes or 0) + (needed.fixed_cache_bytes or 0)
+        cache = int(size) * MIB if size.isdecimal() else unlimited if size.startswith("-") else CACHE_RAM
+    elif not size:
+        cache = CACHE_RAM
     checkpoints = env.get("LLAMA_ARG_CTX_CHECKPOINTS", "")
     count = int(checkpoints) if checkpoints.isdecimal() else CHECKPOINTS
-    cache = 0 if "LLAMA_ARG_CACHE_RAM" in env else CACHE_RAM
     return cache + count * (needed.fixed_cache_bytes or 0)
 
 
 def with_host(verdict: Verdict, available: int | None, growth: int = 0) -> Verdict:
     """The verdict with the side of the host judged: what it cannot hold does not fit, whatever the GPU holds.
 
-    ``available`` is host memory, ``None`` where it is not known; ``growth`` what may be added later (:func:`may_grow`).
+    ``available`` is host memory, ``None`` where it is not known; ``growth`` what the engine may come to take there later
+    (:meth:`harness.prediction.rules.Rules.may_grow`): where that would not fit, the verdict is ``tight``.
     """
     required = verdict.host_required_bytes
     if verdict.basis == "host":
         held, short_bytes = verdict.available_bytes, verdict.short_bytes
-        return msgspec.structs.replace(verdict, host_available_bytes=held, host_short_bytes=short_bytes)
-    if verdict.verdict == "unknown" or required is None or available is None:
-        return msgspec.structs.replace(verdict, host_available_bytes=available)
-    short = required - available
-    warnings = verdict.warnings
-    if 0 <= -short < growth:
-        warnings += (
-            f"the engine's prompt cache and checkpoints may grow by up to {format_size(growth, 1)} of host memory, and "
-            f"{format_size(-short, 1)} would be left: limit them with LLAMA_ARG_CACHE_RAM (MiB) and LLAMA_ARG_CTX_CHECKPOINTS",
+        left = (verdict.margin_bytes or 0) - (verdict.uncertainty_bytes or 0)
+        judged = msgspec.structs.replace(verdict, host_available_bytes=held, host_short_bytes=short_bytes)
+    elif verdict.verdict == "unknown" or required is None or available is None:
+        return msgspec.structs.replace(verdict, host_available_bytes=available, host_growth_bytes=growth)
+    else:
+        left = available - required
+        judged = msgspec.structs.replace(
+            verdict,
+            verdict="offload" if left < 0 else verdict.verdict,
+            host_available_bytes=available,
+            host_short_bytes=max(-left, 0),
         )
-    return msgspec.structs.replace(
-        verdict,
-        verdict="offload" if short > 0 else verdict.verdict,
-        host_available_bytes=available,
-        host_short_bytes=max(short, 0),
-        warnings=warnings,
-    )
+    tight = judged.tight or (judged.verdict == "fits" and left < growth)
+    return msgspec.structs.replace(judged, host_growth_bytes=growth, tight=tight)

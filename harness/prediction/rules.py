@@ -14,17 +14,15 @@ import msgspec
 from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
+from harness.prediction.memory import Prediction
 from harness.units import MIB, from_gib
 
 #: What llama.cpp's fit keeps free on a device (common/common.h, ``fit_params_target``).
 FIT_TARGET: Final = 1024 * MIB
 #: Values that llama.cpp's switches take for off (common/arg.cpp, ``is_falsey``).
 _OFF: Final = ("off", "disabled", "false", "0")
-#: What llama.cpp's server comes to take of host memory beside a model (tools/server/README.md).
-SERVER_CACHES: Final = (
-    "the prompt cache of a server of your own (up to 8 GiB, LLAMA_ARG_CACHE_RAM) and its checkpoints: both were off while it "
-    "was measured"
-)
+#: What llama.cpp's server comes to take of host memory beside a model, and what limits it (tools/server/README.md).
+SERVER_CACHES: Final = "the server's prompt cache and checkpoints (LLAMA_ARG_CACHE_RAM, LLAMA_ARG_CTX_CHECKPOINTS)"
 #: Rounding of one part, bytes: llama.cpp prints MiB with two decimals; a part is the sum of a few such figures.
 LOG_ROUNDING: Final = 0.02 * MIB
 
@@ -38,6 +36,13 @@ def fit_reserve(env: Mapping[str, str], usual: int = FIT_TARGET) -> int:
     """What llama.cpp's fit keeps free on the first device, bytes (``LLAMA_ARG_FIT_TARGET``, MiB; a list has one a device)."""
     target = env.get("LLAMA_ARG_FIT_TARGET", "").partition(",")[0]
     return 0 if fit_is_off(env) else int(target) * MIB if target.isdecimal() else usual
+
+
+class Growth(msgspec.Struct, frozen=True, kw_only=True):
+    """Host memory beside what was measured: bytes at most, and for people what they are for."""
+
+    most: int
+    what: str
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,8 +206,8 @@ class Rules:
             reserves = (*(int(one) * MIB for one in wanted), *(FIT_TARGET,) * (len(every) - len(wanted)))
         return Spread(cards=every, reserves=reserves, shares=shares, rearranges=shares is None and not fit_is_off(env))
 
-    def uncounted(self, calibration: Calibration) -> str | None:
-        """What a server of the user's takes of host memory beside what was measured, for people; ``None``: nothing known."""
+    def may_grow(self, calibration: Calibration, needed: Prediction, env: Mapping[str, str]) -> Growth | None:
+        """What a server of the user's, with ``env``, may come to take of host memory; ``None``: nothing that is known."""
         return None
 
     def log_rounding(self, calibration: Calibration) -> float:

@@ -17,7 +17,7 @@ from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.model.kv_types import VALUE_BYTES
 from harness.prediction.candidates import Candidate, candidates
-from harness.prediction.host import may_grow, with_host
+from harness.prediction.host import with_host
 from harness.prediction.memory import decode_at_depth, predict
 from harness.prediction.rules import Rules
 from harness.prediction.settings import AskedSettings, derive
@@ -238,8 +238,9 @@ class _Search:
         """The same with host memory judged, as ``check`` does; a choice that lacks it does not meet the demand."""
         if verdict.basis == "host" or not self.rules.spills:
             return verdict
-        growth = may_grow(one.calibration, predict(one.calibration, verdict.context, verdict.num_parallel))
-        return with_host(verdict, self.host_available, growth)
+        needed = predict(one.calibration, verdict.context, verdict.num_parallel)
+        growth = self.rules.may_grow(one.calibration, needed, one.calibration.metadata.settings.env)
+        return with_host(verdict, self.host_available, 0 if growth is None else growth.most)
 
     def short(self) -> int | None:
         """What is missing without a change, so that it fits for certain; ``None`` where that is not known."""

@@ -29,9 +29,10 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     ``fits`` says that ``required_bytes + reserve_bytes <= available_bytes`` at the upper end of the prediction interval, with
     ``uncertainty_bytes`` more. ``margin_bytes`` is what is left at the predicted figure, ``short_bytes`` what is missing
-    there (0 where nothing is); ``tight`` says that the interval holds both outcomes. ``source`` says whether the
-    figures are those of a measured calibration, calculated from one of other settings, or estimated without a measurement: by
-    the engine's plan of a load, or by a formula.
+    there (0 where nothing is); ``tight`` says that the interval holds both outcomes, or of what fits that the host could not
+    hold the ``host_growth_bytes`` that the engine may come to take there later (prompt cache, checkpoints), at most.
+    ``source`` says whether the figures are those of a measured calibration, calculated from one of other settings, or
+    estimated without a measurement: by the engine's plan of a load, or by a formula.
     ``max_context`` is the largest context per slot that fits, 0 where none does. ``layers_total`` counts the output layer.
     ``devices`` are those that the engine uses: with several, each has its own margin, the figures above are sums, and
     ``margin_bytes`` is that of the device with the least. ``reasons`` is how the engine came to them.
@@ -65,6 +66,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     host_required_bytes: int | None
     host_available_bytes: int | None = None
     host_short_bytes: int | None = None
+    host_growth_bytes: int | None = None
     forced: str | None = None
     fits_by_rule: bool | None = None
     rule_reserve_bytes: int | None = None

@@ -26,8 +26,6 @@ def describe(check: Check, *, explain: bool = False) -> list[str]:
         lines += [paint(clean(title(one)), bold=True), "  " + styled(one)]
         if one.chosen is not None and one.chosen.identity == "name":
             lines.append("  Known by its name alone: its weights were not seen here.")
-        if one.uncounted is not None:
-            lines.append(f"  Not counted: {one.uncounted}.")
         if explain and one.details is not None:
             lines += ["  " + clean(text) for text in explained(one.details)]
     if len(check.models) > 1:

@@ -50,9 +50,12 @@ def sentence(one: Assessment) -> str:
     asked = _asked(verdict)
     if one.chosen is not None and one.chosen.method is not None:
         head = f"{head}, {estimate_words(one.chosen.method, verdict)}"
+    if one.verdict == "fits" and verdict.tight:
+        head = f"{head}, TIGHT"
     outcome = ", ".join(filter(None, (_placement(verdict), _speed(one, verdict))))
     why = f"{one.reason}." if one.reason and one.verdict == "offload" else ""
-    parts = (asked + _need(verdict), outcome and f"{outcome[0].upper()}{outcome[1:]}.", _host(verdict), why, _largest(verdict))
+    first = outcome and f"{outcome[0].upper()}{outcome[1:]}."
+    parts = (asked + _need(verdict), first, _host(verdict), why, _largest(verdict), _growth(one, verdict))
     return f"{head}: " + " ".join(filter(None, parts))
 
 
@@ -85,6 +88,16 @@ def _host(verdict: Verdict) -> str:
     return f"Host memory: {_size(required)}{of}."
 
 
+def _growth(one: Assessment, verdict: Verdict) -> str:
+    """What comes beside a model that fits, later on."""
+    growth = verdict.host_growth_bytes
+    if one.verdict != "fits" or not growth or (verdict.basis == "gpu" and not verdict.tight):
+        return ""
+    left = (verdict.host_available_bytes or 0) - ((verdict.host_required_bytes or verdict.required_bytes) or 0)
+    outcome = f"only {_size(left)} are left" if verdict.tight else "that fits as well"
+    return f"Later {one.uncounted} may take up to {_size(growth)} more of host memory: {outcome}."
+
+
 def estimate_words(method: str, verdict: Verdict) -> str:
     """That figures were not measured, how they were had, and how far they may be off."""
     required, doubt = verdict.required_bytes, verdict.uncertainty_bytes
@@ -106,7 +119,7 @@ def _need(verdict: Verdict) -> str:
     need, reserve, margin, free = _sum(verdict.required_bytes, verdict.reserve_bytes, verdict.available_bytes)
     keeps = f" and keeps {reserve} free" if verdict.reserve_bytes else ""
     outcome = f"short by {margin}" if verdict.short_bytes else f"{margin} to spare"
-    if verdict.tight:
+    if verdict.tight and verdict.verdict != "fits":
         outcome += f", and the prediction is good to {_size(verdict.uncertainty_bytes)}: it may fit or not"
     outcome += "."
     free = f"{free} are"
@@ -130,7 +143,7 @@ def _need_each(verdict: Verdict) -> str:
     short = [f"{one.name} is short by {margin}" for one, _, _, margin, _ in sums if one.short_bytes]
     least = min(verdict.devices, key=lambda one: one.available_bytes - one.required_bytes - one.reserve_bytes)
     outcome = ", ".join(short) or f"{_size(verdict.margin_bytes)} to spare on {least.name}"
-    if verdict.tight:
+    if verdict.tight and verdict.verdict != "fits":
         outcome += f", and the prediction is good to {_size(verdict.uncertainty_bytes)} a device: it may fit or not"
     return f"needs {_size(verdict.required_bytes)} over {len(verdict.devices)} devices ({each}): {outcome}."
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -13,13 +13,16 @@ from harness.engines.registry import policy_of
 from harness.engines.running import held_by
 from harness.errors import ADVICE, BadInputError
 from harness.inventory.machine import LocalMachine, residents
+from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.model.planned import Method
-from harness.prediction.host import may_grow, with_host
+from harness.prediction.host import with_host
 from harness.prediction.memory import predict
+from harness.prediction.rules import Growth
 from harness.prediction.together import Fate, judge_together
 from harness.prediction.verdict import Outcome, Source, Verdict
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, choose
+from harness.serving.surroundings import environment_of
 from harness.store.store import Store
 
 
@@ -54,9 +57,8 @@ class Assessment(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def uncounted(self) -> str | None:
         """What a server of the user's takes beside what was measured; ``None``: nothing that is known."""
-        if self.chosen is None or self.details is None:
-            return None
-        return policy_of(self.chosen.calibration.engine).uncounted(self.chosen.calibration)
+        growth = None if self.chosen is None or self.details is None else growth_of(self.chosen.calibration, self.details, {})
+        return None if growth is None else growth.what
 
     def to_json(self) -> dict[str, object]:
         """One entry of ``check --json``'s ``models[]``."""
@@ -86,7 +88,7 @@ FIELDS: Final = (
     *("basis", "source", "required_bytes", "reserve_bytes", "available_bytes", "short_bytes", "uncertainty_bytes"),
     *("margin_bytes", "tight", "max_context", "layers_total", "layers_offloaded", "layers_overflowing"),
     *("decode_tokens_per_s", "devices", "reasons", "host_required_bytes", "host_available_bytes", "host_short_bytes"),
-    *("forced", "fits_by_rule", "out_of_memory"),
+    *("host_growth_bytes", "forced", "fits_by_rule", "out_of_memory"),
 )
 
 
@@ -139,7 +141,7 @@ def check(
         )  # fmt: skip
         fates = [None] if len(questions) == 1 else fates
         verdicts |= {index: pair for (index, _), pair in zip(given, zip(judged, fates, strict=True), strict=True)}
-    _with_host(verdicts, chosen, wanted, machine if available is None else None)
+    _with_host(verdicts, chosen, wanted, machine, here=available is None)
     models = tuple(
         _judged(question, one, verdicts.get(index), wanted, machine if available is None else None)
         for index, (question, one) in enumerate(zip(questions, chosen, strict=True))
@@ -155,23 +157,34 @@ def _with_host(
     verdicts: dict[int, tuple[Verdict, Fate | None]],
     chosen: Sequence[CalibrationMatch | str],
     wanted: CalibrationFilter,
-    machine: LocalMachine | None,
+    machine: LocalMachine,
+    *,
+    here: bool,
 ) -> None:
-    """Judge what is on the host, too: one model after the other, of what those before it leave."""
+    """Judge what is on the host, too: one model after the other, of what those before it leave.
+
+    ``here``: what is free was read on this machine.
+    """
     free = wanted.host_available
-    if free is None and machine is not None and any(one.host_required_bytes for one, _ in verdicts.values()):
+    if free is None and here and any(one.host_required_bytes for one, _ in verdicts.values()):
         free = machine.host_bytes
     for index, (verdict, fate) in sorted(verdicts.items()):
         one = chosen[index]
         if not isinstance(one, CalibrationMatch):
             continue
-        growth = 0
-        if verdict.basis == "gpu" and policy_of(one.calibration.engine).spills and verdict.host_required_bytes is not None:
-            growth = may_grow(one.calibration, predict(one.calibration, verdict.context, verdict.num_parallel))
-        judged = with_host(verdict, free, growth)
+        growth = growth_of(one.calibration, verdict, environment_of(one.calibration, machine))
+        judged = with_host(verdict, free, 0 if growth is None else growth.most)
         verdicts[index] = (judged, "offload" if fate == "resident" and judged.host_short_bytes else fate)
         if free is not None and fate != "evicted" and verdict.basis == "gpu":
             free = max(free - (verdict.host_required_bytes or 0), 0)
+
+
+def growth_of(calibration: Calibration, verdict: Verdict, env: Mapping[str, str]) -> Growth | None:
+    """What a server with ``env`` may come to take of host memory beside what a verdict counts."""
+    if verdict.required_bytes is None or (verdict.basis == "gpu" and verdict.host_required_bytes is None):
+        return None
+    needed = predict(calibration, verdict.context, verdict.num_parallel)
+    return policy_of(calibration.engine).may_grow(calibration, needed, {**calibration.metadata.settings.env, **env})
 
 
 def is_address(model: str) -> bool:

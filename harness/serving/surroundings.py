@@ -6,12 +6,20 @@ here takes the variables of this environment.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from harness.engines.registry import policy_of
 from harness.inventory.machine import LocalMachine
 from harness.model.calibration import Calibration
 from harness.prediction.settings import AskedSettings
+
+
+def environment_of(calibration: Calibration, machine: LocalMachine) -> Mapping[str, str]:
+    """The variables that its engine has here: of a server that runs, else of this environment."""
+    servers = [server for server in machine.running(calibration.engine) if server.readable]
+    return servers[0].settings if servers else machine.environment
 
 
 def settings_here(

@@ -7,15 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
-from harness.model.calibration import SHARED_CACHE
 from harness.model.record import Tensors
 from harness.units import GIB, MIB
 from tests.support.calibrations import made_up, on_host, store_of
 from tests.support.command import Command, Done
-from tests.support.records import WEIGHTS, load
+from tests.support.records import WEIGHTS
 
 LAYER, EXPERTS = 138 * MIB, 120 * MIB
 
@@ -124,89 +122,32 @@ def test_the_host_of_a_card_that_is_not_here_is_not_known(run: Command) -> None:
     assert answer["host_required_bytes"] == pytest.approx(200 * MIB, abs=MIB)
 
 
-def test_a_prompt_cache_that_may_outgrow_the_host_is_said(run: Command) -> None:
-    done = run("check", "made-up@8192", "--available", "24GiB", "--host-available", "4GiB")
-    assert done.returncode == 0
-    assert "LLAMA_ARG_CACHE_RAM" in done.stderr
-    assert "LLAMA_ARG_CACHE_RAM" not in run("check", "made-up@8192", "--available", "24GiB", "--host-available", "64GiB").stderr
-
-
-@pytest.mark.parametrize("option", [("--gpu-layers", "all"), ("--n-cpu-moe", "2"), ("--fit", "off"), ("--reserve", "1GiB")])
-def test_host_memory_has_nothing_to_place(run: Command, tmp_path: Path, option: tuple[str, ...]) -> None:
-    store_of(tmp_path / "store", on_host(made_up("hosted")))
-    done = run("check", "hosted@8192", "--available", "24GiB", *option)
-    assert done.returncode == 4
-    assert "has no layers to place" in done.stdout
-
-
-def test_experts_of_a_model_without_any_are_unknown(run: Command) -> None:
-    done = run("check", "made-up@8192", "--available", "24GiB", "--n-cpu-moe", "2")
-    assert done.returncode == 4
-    assert "knows of no experts" in done.stdout
-
-
-def test_nonsense_is_refused_before_anything_is_looked_up(run: Command) -> None:
-    for option in (("--gpu-layers", "some"), ("--fit", "maybe"), ("--reserve", "much"), ("--n-cpu-moe", "-1")):
-        assert run("check", "made-up@8192", "--available", "24GiB", *option).returncode == 2
-
-
-def test_plan_and_predict_take_a_placement(run: Command) -> None:
-    done = run("predict", "moe", "--ctx", "8192", "--n-cpu-moe", "28", "--json")
-    assert data(done)["with_available"]["required_bytes"] == pytest.approx(4707 * MIB - 28 * EXPERTS, rel=0.01)
-    assert "28 of them without their experts" in run("predict", "moe", "--ctx", "8192", "--n-cpu-moe", "28").stdout
-    by_rule, forced = (
-        data(run("plan", "made-up", "--available", "5632", *more, "--json"))["memories"][0]["models"][0]["largest_context"]
-        for more in ((), ("--fit", "off"))
+def test_a_prompt_cache_that_may_outgrow_the_host_is_tight(run: Command) -> None:
+    """8 GiB and 32 checkpoints of the 15 MiB that are fixed, beside 200 MiB of 4 GiB."""
+    asked = ("check", "made-up@8192", "--available", "24GiB", "--host-available")
+    answer = data(run(*asked, "4GiB", "--json"))
+    assert (answer["verdict"], answer["tight"]) == ("fits", True)
+    assert answer["host_growth_bytes"] == pytest.approx(8 * GIB + 32 * 15 * MIB, abs=MIB)
+    text = run(*asked, "4GiB")
+    assert (text.returncode, "FITS, TIGHT: " in text.stdout) == (0, True)
+    assert (
+        "LLAMA_ARG_CACHE_RAM, LLAMA_ARG_CTX_CHECKPOINTS) may take up to 8,672.0 MiB more of host memory: only 3," in text.stdout
     )
-    assert by_rule < forced
-    at_edge = ("check", f"made-up@{forced}", "--available", "5632", "--fit", "off")
-    assert run(*at_edge).returncode == 0
-    assert run("check", f"made-up@{forced + 256}", *at_edge[2:]).returncode == 3
+    assert not data(run(*asked, "9GiB", "--json"))["tight"]
 
 
-def test_the_batch_of_a_question_is_a_setting(run: Command) -> None:
-    same = run("check", "made-up@8192", "--available", "24GiB", "--num-batch", "512")
-    other = run("check", "made-up@8192", "--available", "24GiB", "--num-batch", "2048")
-    assert (same.returncode, other.returncode) == (0, 4)
-    assert "--num-batch 2048" in other.stdout
-
-
-def test_a_model_known_by_its_name_alone_is_said_to_be(run: Command) -> None:
-    assert "Known by its name alone" in run("check", "made-up@8192", "--available", "24GiB").stdout
-    assert "Known by its name alone" not in run("check", "llama-server/made-up@8192", "--available", "24GiB").stdout
-
-
-def on_this_machine(run: Command, tmp_path: Path, *more: str, **env: str) -> Done:
-    """Asked about this machine's host memory, which any machine has."""
-    loads = tuple(load(context, layer_kinds="fw" * 14) for context in (8192, 16384, 32768))
-    store_of(tmp_path / "store", on_host(made_up("hosted", loads=loads)))
-    return run("check", "hosted@8192", "--json", *more, **env)
-
-
-def test_variables_with_which_a_server_would_start_are_settings(run: Command, tmp_path: Path) -> None:
-    unknown = {
-        "LLAMA_ARG_FLASH_ATTN": "off", "LLAMA_ARG_UBATCH": "2048", "LLAMA_ARG_N_PARALLEL": "4", "LLAMA_ARG_SWA_FULL": "1",
-        "LLAMA_ARG_OVERRIDE_TENSOR": "exps=CPU", "LLAMA_ARG_N_GPU_LAYERS": "10", "LLAMA_ARG_CACHE_TYPE_V": "q8_0",
-    }  # fmt: skip
-    for name, value in unknown.items():
-        done = on_this_machine(run, tmp_path, **{name: value})
-        assert done.returncode == 4, (name, done.stdout)
-    q8 = {"LLAMA_ARG_CACHE_TYPE_K": "q8_0", "LLAMA_ARG_CACHE_TYPE_V": "q8_0"}
-    plain = data(on_this_machine(run, tmp_path))
-    smaller = data(on_this_machine(run, tmp_path, **q8))
-    assert smaller["source"] == "derived"
-    assert smaller["required_bytes"] < plain["required_bytes"]
-    # an option wins, and a card that is not here has no environment
-    assert data(on_this_machine(run, tmp_path, "--kv-cache-type", "f16", **q8))["required_bytes"] == plain["required_bytes"]
-    assert run("check", "made-up@8192", "--available", "24GiB", LLAMA_ARG_FLASH_ATTN="off").returncode == 0
-
-
-def test_slots_that_share_one_cache_say_nothing_of_another_number(run: Command, tmp_path: Path) -> None:
-    shared = made_up("shared")
-    quality = msgspec.structs.replace(shared.metadata.quality, notes=(f"{SHARED_CACHE}: the constants hold for 1 slots",))
-    metadata = msgspec.structs.replace(shared.metadata, quality=quality)
-    store_of(tmp_path / "store", msgspec.structs.replace(shared, metadata=metadata))
-    asked = ("check", "shared@8192", "--available", "48GiB")
-    assert (run(*asked).returncode, run(*asked, "--num-parallel", "2").returncode) == (0, 4)
-    other = run("check", "made-up@8192", "--available", "48GiB", "--num-parallel", "2", "--json")
-    assert data(other)["source"] == "derived"
+@pytest.mark.parametrize(("cache", "most"), [(None, 8192), ("100", 100), ("0", 0), ("-1", 224 + 15)])
+def test_on_host_memory_what_the_server_may_cache_is_judged_too(
+    run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str | None, most: int
+) -> None:
+    """Without a limit it keeps prompts of one whole context: 224 MiB of keys and values, and 15 that are fixed."""
+    store_of(tmp_path / "store", on_host(made_up()))
+    monkeypatch.setenv("LLAMA_ARG_CTX_CHECKPOINTS", "0")
+    if cache is not None:
+        monkeypatch.setenv("LLAMA_ARG_CACHE_RAM", cache)
+    need = data(run("check", "made-up@8192", "--available", "64GiB", "--json"))
+    assert need["host_growth_bytes"] == pytest.approx(most * MIB, abs=MIB)
+    edge = need["required_bytes"] + need["uncertainty_bytes"] + need["host_growth_bytes"]
+    for more, tight in ((MIB, False), *(((-MIB, True),) if most else ())):
+        answer = data(run("check", "made-up@8192", "--available", f"{(edge + more) / MIB}MiB", "--json"))
+        assert (answer["verdict"], answer["tight"]) == ("fits", tight)

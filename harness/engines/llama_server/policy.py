@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Final
 from harness.engines.policy import Policy
 from harness.model.start_command import StartCommand
 from harness.options import asked_flash
-from harness.prediction.rules import SERVER_CACHES, fit_reserve
+from harness.prediction.host import server_caches
+from harness.prediction.rules import SERVER_CACHES, Growth, fit_reserve
 from harness.prediction.settings import AskedSettings
 
 if TYPE_CHECKING:
     from harness.model.calibration import Calibration
+    from harness.prediction.memory import Prediction
     from harness.prediction.verdict import Verdict
 
 #: The program of the embedded one, which Python runs.
@@ -95,9 +97,9 @@ class LlamaServerPolicy(Policy):
             formats=("llama-server",),
         )
 
-    def uncounted(self, calibration: Calibration) -> str | None:
+    def may_grow(self, calibration: Calibration, needed: Prediction, env: Mapping[str, str]) -> Growth | None:
         """Prompt cache and checkpoints, which are off while host memory is measured."""
-        return SERVER_CACHES if calibration.metadata.machine.target == "host" else None
+        return Growth(most=server_caches(calibration, needed, env), what=SERVER_CACHES)
 
     def reserve_bytes(self, version: str | None, env: dict[str, str], projector_bytes: int = 0) -> int | None:
         """``--fit-target`` (``LLAMA_ARG_FIT_TARGET``, MiB); nothing is kept free with ``LLAMA_ARG_FIT=off``."""

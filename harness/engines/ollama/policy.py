@@ -33,8 +33,9 @@ from harness.errors import HarnessError, UnavailableError, UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.model.record import LoadRequest
 from harness.model.start_command import StartCommand
-from harness.prediction.memory import predict
-from harness.prediction.rules import FIT_TARGET, SERVER_CACHES, LoadedModel, Reason, Rule, Spread, fit_reserve
+from harness.prediction.host import server_caches
+from harness.prediction.memory import Prediction, predict
+from harness.prediction.rules import FIT_TARGET, SERVER_CACHES, Growth, LoadedModel, Reason, Rule, Spread, fit_reserve
 from harness.prediction.settings import AskedSettings
 from harness.text import release
 from harness.units import GIB, MIB, TOKENS_PER_UNIT, from_gib
@@ -56,7 +57,8 @@ CLOSED_FOLDER: Final = (
     "or leave Docker out (--sandbox process)"
 )
 #: What of host memory is kept small while it is measured: gemma3-270m at 32,768 tokens, 0.12.11: 629 and 699 MiB.
-GO_HEAP: Final = "the Go heap of a server of your own, up to 12 % more: it was measured with GOGC=1"
+GO_HEAP: Final = "the Go heap of a server of your own (it was measured with GOGC=1)"
+GO_HEAP_SHARE: Final = 0.12
 #: What a server names at its start (discover/types.go), and the drivers that it leaves alone (discover/cuda_compat.go).
 _LIBRARY: Final = re.compile(r'msg="inference compute"[^\n]*? library=(\w+)')
 _OLD_DRIVER: Final = re.compile(
@@ -180,11 +182,12 @@ class OllamaPolicy(Policy):
         usual = super().spread(calibration, context, num_parallel, tuple(available[one] for one in cards), decision.cards)
         return msgspec.structs.replace(usual, cards=tuple(cards[one] for one in usual.cards), reasons=decision.reasons)
 
-    def uncounted(self, calibration: Calibration) -> str | None:
+    def may_grow(self, calibration: Calibration, needed: Prediction, env: Mapping[str, str]) -> Growth | None:
         """On host memory: the heap of the Go runner, kept small while it is measured; since 0.30 llama.cpp's caches."""
-        if calibration.metadata.machine.target != "host":
-            return None
-        return SERVER_CACHES if since_llama_server(calibration.metadata.engine.version) else GO_HEAP
+        if since_llama_server(calibration.metadata.engine.version):
+            return Growth(most=server_caches(calibration, needed, env), what=SERVER_CACHES)
+        on_host = calibration.metadata.machine.target == "host"
+        return Growth(most=round(GO_HEAP_SHARE * needed.total_bytes), what=GO_HEAP) if on_host else None
 
     def log_rounding(self, calibration: Calibration) -> float:
         """The Go runner's log has one decimal of GiB; it ended with 0.30."""

@@ -12,6 +12,7 @@ from harness.engines.ollama.names import split_name
 from harness.engines.ollama.recipe import VOLUME, Ollama
 from harness.errors import NotFoundError, UnavailableError
 from harness.model.record import EngineVersion, Gpu, LoadRequest, Model, Target
+from harness.prediction.memory import predict
 from harness.sandboxes.base import GpuRequest, Mount, Site
 from harness.units import MIB
 from tests.support.calibrations import made_up
@@ -189,11 +190,18 @@ def test_a_server_that_sees_a_gpu_or_does_not_say_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "target", "word"), [("0.12.11", "host", "Go heap"), ("0.33.0", "host", "prompt cache"), ("0.33.0", "gpu", None)]
+    ("version", "target", "word"),
+    [
+        ("0.12.11", "host", "Go heap"),
+        ("0.12.11", "gpu", ""),
+        ("0.33.0", "host", "prompt cache"),
+        ("0.33.0", "gpu", "prompt cache"),
+    ],
 )
-def test_what_a_server_of_the_users_takes_beside_is_named(version: str, target: Target, word: str | None) -> None:
+def test_what_a_server_of_the_users_takes_beside_is_named(version: str, target: Target, word: str) -> None:
     made = made_up()
     machine = msgspec.structs.replace(made.metadata.machine, target=target)
     metadata = msgspec.structs.replace(made.metadata, machine=machine, engine=EngineVersion(version=version))
-    said = Ollama.policy.uncounted(msgspec.structs.replace(made, metadata=metadata))
-    assert said is None if word is None else word in (said or "")
+    changed = msgspec.structs.replace(made, metadata=metadata)
+    grown = Ollama.policy.may_grow(changed, predict(changed, 8192), {})
+    assert word in ("" if grown is None else grown.what)
