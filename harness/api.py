@@ -79,7 +79,7 @@ def load_calibration(
     """
     from harness.serving.calibration_lookup import CalibrationFilter, load
 
-    return load(model, _store(store), CalibrationFilter(engine=engine, variant=variant))
+    return load(model, _store(store), CalibrationFilter(engine=engine, variant=variant))[1]
 
 
 def predict(

@@ -72,6 +72,25 @@ def parse_tokens(text: str) -> int:
     return number * {"": 1, "k": KIB, "m": MIB}[match["prefix"].lower()]
 
 
+#: What is meant as a context, whether it can be one or not.
+_CONTEXT: Final = re.compile(r"[+-]?\d[\d.,_]*[km]?", re.ASCII | re.IGNORECASE)
+
+
+def is_context(text: str) -> bool:
+    """Whether what stands behind an ``@`` is meant as a context."""
+    return _CONTEXT.fullmatch(text) is not None
+
+
+def split_context(spec: str) -> tuple[str, int | None]:
+    """``MODEL[@CTX]``: the model, and the tokens where a count of them stands behind the last ``@``.
+
+    Raises:
+        ValueError: what stands there begins as a count, and is none.
+    """
+    name, at, tail = spec.rpartition("@")
+    return (name, parse_tokens(tail)) if at and is_context(tail) else (spec, None)
+
+
 def parse_token_list(text: str) -> tuple[int, ...]:
     """Read counts of tokens with commas or spaces between them: ``8k,32k``, ``8192,16384``, ``8,192 16,384``.
 

@@ -9,15 +9,15 @@ from typing import Any
 import click
 import msgspec
 
-from harness.cli.context import as_json, command
-from harness.cli.options import run_options
+from harness.cli.context import as_json, command, context_of, store_at
+from harness.cli.options import run_options, store_option
 from harness.cli.output import CommandResult
 from harness.options import RunOptions
 from harness.units import parse_token_list
 
 
 @click.command()
-@click.argument("model", envvar="HARNESS_MODEL")
+@click.argument("model", metavar="MODEL[@CTX]", envvar="HARNESS_MODEL")
 @click.option("--good", required=True, metavar="TAG", help="The last version that is known to be as it should be.")
 @click.option("--bad", required=True, metavar="TAG", help="A version that takes another memory.")
 @click.option("--versions", metavar="TAG,TAG,…", help="Versions to choose from; else the registry or index is asked.")
@@ -27,8 +27,11 @@ from harness.units import parse_token_list
     "engine", "gpus", "models", "kv_cache_type", "flash_attention", "num_parallel", "env", "timeout", "image",
     image="The image without its tag; else the pinned one.",
 )  # fmt: skip
+@store_option
 @command
-def cli(model: str, good: str, bad: str, versions: str | None, wheels: bool, ctx: str | None, **given: Any) -> CommandResult:
+def cli(
+    model: str, good: str, bad: str, versions: str | None, wheels: bool, ctx: str | None, store: str | None, **given: Any
+) -> CommandResult:
     """Which version of an engine changed the memory of MODEL: a binary search between two tags of its image.
 
     Each step is a small calibration, kept nowhere. Versions that cannot be measured are passed over.
@@ -38,7 +41,10 @@ def cli(model: str, good: str, bad: str, versions: str | None, wheels: bool, ctx
     from harness.maintain.versions import source
     from harness.render.bisect import bisection_text, document
 
-    contexts = parse_token_list(ctx) if ctx else CONTEXTS
+    model, context = context_of(model, None)
+    contexts = (context,) if context else parse_token_list(ctx) if ctx else CONTEXTS
+    if "/" in model and (known := store_at(store).find(model)):
+        model, given["engine"] = known[0][1].metadata.model.name, known[0][1].engine
     options = RunOptions.of(given, model=model, contexts=contexts)
     options = msgspec.structs.replace(options, speed=False, sandbox="process" if wheels else "docker", image=None)
     found = source(options.engine, given["image"], Path.cwd(), wheels=wheels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,17 @@ from typing import Any
 import click
 import msgspec
 
-from harness.cli.context import as_json, command, store_at
+from harness.cli.context import as_json, command, context_of, store_at
 from harness.cli.options import run_options, store_option
 from harness.cli.output import CommandResult
+from harness.errors import NotFoundError
 from harness.options import RunOptions
 from harness.store.store import key_of
 from harness.text import written
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
-@click.argument("model", envvar="HARNESS_MODEL", required=False)
+@click.argument("model", metavar="[MODEL[@CTX]]", envvar="HARNESS_MODEL", required=False)
 @run_options(engine="Engine that is measured; auto: Ollama where Docker gives it a GPU, else the embedded one.")
 @run_options("force")
 @click.option("--dry-run", is_flag=True, help="Say what would be done.")
@@ -32,9 +34,17 @@ def cli(**given: Any) -> CommandResult:
     """
     from harness.measure.prepare import prepare
 
-    options = RunOptions.of(given)
-    store = store_at(given["store"])
-    session = prepare(options, store, Path.cwd())
+    if given["model"]:
+        given["model"], context = context_of(given["model"], None)
+        given["contexts"] = (context,) if context else given["contexts"]
+    options, store = RunOptions.of(given), store_at(given["store"])
+    try:
+        session = prepare(options, store, Path.cwd())
+    except NotFoundError as error:
+        if options.model and (known := store.find(options.model)):
+            again = shlex.quote(written(key_of(known[0][1], known[0][0])))
+            error.hint = f"it is calibrated already; to measure it again: harness recalibrate {again}"
+        raise
     from harness.cli.progress import watcher
     from harness.model.calibration import to_document
     from harness.render import calibrations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -16,12 +17,14 @@ from click.core import ParameterSource
 
 from harness import __version__
 from harness.cli.output import CommandResult, warn
-from harness.errors import HarnessError, refuse_other_systems
+from harness.errors import HarnessError, UsageError, refuse_other_systems
 from harness.options import settings
+from harness.render.tables import Drawn, Verbatim
 from harness.store.config import find_file, read_file, unknown_variables
 from harness.store.config import settings as set_values
 from harness.store.store import Store, default_root
 from harness.text import clean
+from harness.units import is_context, split_context
 
 
 def store_at(path: str | None) -> Store:
@@ -31,6 +34,11 @@ def store_at(path: str | None) -> Store:
 
 #: Verbs that start engines, read what processes hold, or look for what those have left.
 _LINUX_ALONE: Final = frozenset({"bisect", "calibrate", "clean", "doctor", "recalibrate", "serve", "sweep"})
+
+
+#: A command that a text ends with, and the verbs that have no store.
+_NAMED: Final = re.compile(r"(?:^|: |^next +)harness (?P<verb>[a-z]+)(?: [^:;]*)?$")
+_WITHOUT_STORE: Final = frozenset({"completion", "help", "parse"})
 
 
 def command(function: Callable[..., CommandResult]) -> Callable[..., CommandResult]:
@@ -54,8 +62,8 @@ def command(function: Callable[..., CommandResult]) -> Callable[..., CommandResu
             result = function(*args, **kwargs)
         except HarnessError as error:
             result = CommandResult(failure=error)
-        if result.failure is not None and typed:
-            result.failure.hint = _with_store(result.failure.hint, typed)
+        if typed:
+            result = _repeating(result, f" --store {shlex.quote(typed)}")
         notes = (*result.notes, *_origins(kwargs.get("store"))) if verbose or everywhere.get("verbose") else result.notes
         quiet = quiet or bool(everywhere.get("quiet"))
         return msgspec.structs.replace(result, command=name, as_json=as_json, quiet=quiet, notes=notes)
@@ -63,11 +71,23 @@ def command(function: Callable[..., CommandResult]) -> Callable[..., CommandResu
     return wrapper
 
 
-def _with_store(hint: str | None, store: str) -> str | None:
-    """A command of ours with the store that the question named."""
-    if hint is None or not hint.startswith("harness ") or "--store" in hint or hint.startswith("harness doctor"):
-        return hint
-    return f"{hint} --store {shlex.quote(store)}"
+def _repeating(result: CommandResult, option: str) -> CommandResult:
+    """The result with an option of the question behind each command of ours that it ends with."""
+
+    def repeated(text: str) -> str:
+        named = _NAMED.search(text)
+        return text if named is None or option in named[0] or named["verb"] in _WITHOUT_STORE else text + option
+
+    def lines() -> Iterator[str | Drawn]:
+        for item in result.text():
+            if isinstance(item, Verbatim):
+                yield Verbatim(repeated(item.text))
+            else:
+                yield repeated(item) if isinstance(item, str) else item
+
+    if result.failure is not None and result.failure.hint:
+        result.failure.hint = repeated(result.failure.hint)
+    return msgspec.structs.replace(result, text=lines, warnings=tuple(map(repeated, result.warnings)))
 
 
 def _origins(store: str | None) -> Iterator[str]:
@@ -75,6 +95,30 @@ def _origins(store: str | None) -> Iterator[str]:
     yield f"harness {__version__}, store {store_at(store).root}"
     for name, (value, origin) in sorted(set_values(dict(os.environ), Path.cwd()).items()):
         yield clean(f"setting {name} = {value} ({origin})")
+
+
+def context_of(model: str, context: Any) -> tuple[str, Any]:
+    """The model of ``MODEL[@CTX]``, and its context; else the one that an option gave.
+
+    Raises:
+        UsageError: a context that is none.
+    """
+    try:
+        name, found = split_context(model)
+    except ValueError as error:
+        raise UsageError(f"{model}: {error}", code="bad-context") from error
+    return name, context if found is None else found
+
+
+def without_context(name: str) -> None:
+    """Refuse ``MODEL@CTX`` where files are moved or removed: a calibration is of all contexts.
+
+    Raises:
+        UsageError: a context stands behind the name.
+    """
+    head, at, tail = name.rpartition("@")
+    if at and is_context(tail):
+        raise UsageError(f"{name}: a calibration is of all contexts up to its range", hint=f"leave out @{tail}: {head}")
 
 
 def is_quiet() -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from harness.cli.context import command, store_at
+from harness.cli.context import command, context_of, store_at
 from harness.cli.options import query_options, store_option
 from harness.cli.output import CommandResult
 from harness.options import QueryOptions
@@ -16,7 +16,7 @@ from harness.units import parse_token_list
 
 
 @click.command()
-@click.argument("names", metavar="MODEL...", nargs=-1, required=True)
+@click.argument("names", metavar="MODEL[@CTX]...", nargs=-1, required=True)
 @click.option("--ctx", metavar="N,N,…", default="8192,32768", show_default=True, help="Contexts, tokens per slot.")
 @click.option("--kv-cache-type", "kinds", metavar="T,T,…", default="f16", show_default=True, help="Types of the KV cache.")
 @query_options(
@@ -45,9 +45,11 @@ def cli(names: tuple[str, ...], ctx: str, kinds: str, store: str | None, **given
         contexts = parse_token_list(ctx)
     except ValueError as error:
         raise UsageError(f"--ctx: {error}") from error
+    pairs = [context_of(name, None) for name in names]
+    contexts = tuple(sorted({context for _, context in pairs if context})) or contexts
     types = tuple(QueryOptions(kv_cache_type=kind.strip()).kv_cache_type or "" for kind in kinds.split(","))
     found = estimates(
-        names, store_at(store), LocalMachine(query.gpu), wanted=CalibrationFilter.of(query), contexts=contexts,
-        kv_cache_types=types, num_parallel=query.num_parallel, available=query.available,
+        [name for name, _ in pairs], store_at(store), LocalMachine(query.gpu), wanted=CalibrationFilter.of(query),
+        contexts=contexts, kv_cache_types=types, num_parallel=query.num_parallel, available=query.available,
     )  # fmt: skip
     return CommandResult(data=msgspec.to_builtins(found), text=partial(estimates_text, found))

@@ -12,6 +12,7 @@ from harness.cli.options import allowed_of, filter_options, options_of, query_op
 from harness.cli.output import CommandResult
 from harness.exports.formats import FORMATS
 from harness.options import QueryOptions, TuneOptions
+from harness.render.tables import Verbatim
 
 
 @click.command()
@@ -53,6 +54,6 @@ def cli(
             "output": None if output is None else str(output),
             "models": [{"model": one.model, "calibration": one.key, "context": one.verdict.context} for one in found.entries],
         },
-        text=lambda: [found.text] if output is None else [f"wrote {output}"],
+        text=lambda: [Verbatim(found.text.rstrip("\n"))] if output is None else [f"wrote {output}"],
         warnings=found.warnings,
     )

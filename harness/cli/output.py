@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NoReturn, TextIO
 
 import click
@@ -15,6 +15,8 @@ from harness.errors import EngineError, HarnessError
 from harness.render.tables import Drawn, Verbatim, wrap
 from harness.text import clean
 
+#: How the command begins that a warning about an older calibration ends with.
+_AGAIN: Final = ": harness recalibrate "
 #: Columns of a terminal that does not say how wide it is.
 _USUAL: Final = 80
 
@@ -51,7 +53,7 @@ def finish(result: CommandResult) -> NoReturn:
 
 def _print(result: CommandResult) -> None:
     error = result.failure
-    for text in result.warnings:
+    for text in gathered(result.warnings):
         warn(text)
     for line in error.tail if isinstance(error, EngineError) else ():
         click.echo(click.style(f"  | {clean(line)}", dim=True), err=True, color=colour())
@@ -69,6 +71,21 @@ def _print(result: CommandResult) -> None:
         say("error: ", error.message, "red", bold=True)
         if hint:
             say("hint: ", hint, "cyan")
+
+
+def gathered(warnings: Iterable[str]) -> Iterator[str]:
+    """Warnings of which those that end with the same command for other calibrations are one, for all that are stale."""
+    groups: dict[str, list[str]] = {}
+    for text in dict.fromkeys(warnings):
+        before, command, after = text.partition(_AGAIN)
+        groups.setdefault(before + command, []).append(after)
+    for before, names in groups.items():
+        if len(names) == 1:
+            yield before + names[0]
+        else:
+            _, option, store = names[0].partition(" --store ")
+            whose = before.replace("calibrated with", f"{len(names):,} calibrations were made with", 1)
+            yield f"{whose}--stale{option}{store}"
 
 
 def closed() -> NoReturn:

@@ -35,12 +35,12 @@ def cli(model: str, store: str | None, **given: Any) -> CommandResult:
     query = QueryOptions.of(given)
     asked = read_question(model, query.ctx, query.num_parallel)
     query = msgspec.structs.replace(query, ctx=asked.context)
-    calibration, source, notes = select_or_estimate(store_at(store), asked.model, query)
+    key, calibration, source, notes = select_or_estimate(store_at(store), asked.model, query)
     prediction = predict(calibration, asked.context, query.num_parallel)
     forced = CalibrationFilter.of(query).forced
     placed = query.available is not None or forced != NOTHING
     with_memory = _with_memory(calibration, prediction, query.available, forced) if placed else None
-    title = calibration.id + ("" if source == "measured" else " (estimated)")
+    title = key + ("" if source == "measured" else " (estimated)")
     return CommandResult(
         data={**prediction.to_json(), "source": source, **({} if with_memory is None else {"with_available": with_memory})},
         text=partial(prediction_text, prediction, title, with_memory),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("names", metavar="[MODEL]...", nargs=-1)
+@click.argument("names", metavar="[MODEL[@VARIANT]]...", nargs=-1)
 @click.option("--stale", is_flag=True, help="Only those whose engine, model, driver or GPU is not what it was.")
 @click.option("--dry-run", is_flag=True, help="Say what is stale and why, and what would be measured.")
 @options_of(

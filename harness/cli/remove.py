@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from harness.cli.context import command, store_at
+from harness.cli.context import command, store_at, without_context
 from harness.cli.options import store_option
 from harness.cli.output import CommandResult
 from harness.errors import NotFoundError
@@ -24,12 +24,13 @@ def cli(calibrations: tuple[str, ...], store: str | None) -> CommandResult:
 
     shelf, wanted = store_at(store), []
     for name in calibrations:
+        without_context(name)
         found = shelf.find(name)
         plain = [one for one in found if shelf.names_variant(name, found) or variant_of(one[0]) is None]
         if not plain:
             known = ", ".join(written(key_of(one, path)) for path, one in found)
             raise NotFoundError(
-                f"{name} has no calibration in {shelf.root}" if not found else f"{name} has only variants: {known}",
+                shelf.missing(name) if not found else f"{name} has only variants: {known}",
                 hint="harness list -q",
                 code="only-variants" if found else "no-calibration",
             )

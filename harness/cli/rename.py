@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+
 import click
 import msgspec
 
-from harness.cli.context import command, store_at
+from harness.cli.context import command, store_at, without_context
 from harness.cli.options import store_option
 from harness.cli.output import CommandResult
 from harness.errors import CannotWriteError, NotFoundError, UsageError
@@ -24,10 +26,11 @@ def cli(old: str, new: str, store: str | None) -> CommandResult:
     from harness.store.store import key_of, variant_of
 
     shelf = store_at(store)
+    without_context(old)
     found = shelf.find(old)
     wanted = [one for one in found if shelf.names_variant(old, found) or variant_of(one[0]) is None]
     if not wanted:
-        raise NotFoundError(f"{old} has no calibration in {shelf.root}", hint="harness list -q", code="no-calibration")
+        raise NotFoundError(shelf.missing(old), hint="harness list -q", code="no-calibration")
     ((path, calibration),) = wanted
     name, at, variant = new.removeprefix(f"{calibration.engine}/").partition("@")
     if not name or (at and not variant):
@@ -38,7 +41,10 @@ def cli(old: str, new: str, store: str | None) -> CommandResult:
         raise UsageError(str(error)) from error
     target = shelf.path_of(calibration.engine, name, variant or None)
     if target.exists():
-        raise CannotWriteError(f"{target} is there already", hint="remove it first: harness rm", code="would-overwrite")
+        there = written(f"{calibration.engine}/{target.stem}")
+        raise CannotWriteError(
+            f"{target} exists already", hint=f"remove it first: harness rm {shlex.quote(there)}", code="would-overwrite"
+        )
     moved = msgspec.structs.replace(calibration, id=f"{calibration.engine}/{artifact_name(name)}")
     with shelf.lock(path):
         shelf.write(target, moved)

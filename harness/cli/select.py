@@ -5,21 +5,22 @@ from __future__ import annotations
 from harness.errors import NotFoundError
 from harness.model.calibration import Calibration
 from harness.options import QueryOptions
-from harness.store.store import Store
+from harness.store.store import Store, key_of
 
 
-def select(store: Store, model: str, query: QueryOptions) -> Calibration:
-    """The calibration of a model: the variant asked for, else that of this machine's GPU, else the default file.
+def select(store: Store, model: str, query: QueryOptions) -> tuple[str, Calibration]:
+    """A model's id and calibration: the variant asked for, else that of this machine's GPU, else the default file.
 
     Raises:
         NotFoundError: there is none. UsageError: several engines have one.
     """
     from harness.serving.calibration_lookup import CalibrationFilter, load
 
-    return load(model, store, CalibrationFilter.of(query))
+    path, calibration = load(model, store, CalibrationFilter.of(query))
+    return key_of(calibration, path), calibration
 
 
-def select_or_estimate(store: Store, model: str, query: QueryOptions) -> tuple[Calibration, str, tuple[str, ...]]:
+def select_or_estimate(store: Store, model: str, query: QueryOptions) -> tuple[str, Calibration, str, tuple[str, ...]]:
     """The same, or an estimate where a header can be read; with its source and what to say of it.
 
     Raises:
@@ -30,7 +31,7 @@ def select_or_estimate(store: Store, model: str, query: QueryOptions) -> tuple[C
     readable = not query.measured_only and is_readable(model)
     try:
         if not readable or not is_address(model):
-            return select(store, model, query), "measured", ()
+            return *select(store, model, query), "measured", ()
     except NotFoundError:
         if not readable:
             raise
@@ -41,5 +42,5 @@ def select_or_estimate(store: Store, model: str, query: QueryOptions) -> tuple[C
     question = CheckRequest(model=model, context=query.ctx or 1, num_parallel=query.num_parallel)
     found = estimate(question, store, LocalMachine(query.gpu), CalibrationFilter.of(query), query.available)
     if found is None or found.method is None:
-        return select(store, model, query), "measured", ()
-    return found.calibration, SOURCES[found.method], found.warnings
+        return *select(store, model, query), "measured", ()
+    return found.calibration.id, found.calibration, SOURCES[found.method], found.warnings

@@ -19,7 +19,7 @@ COMMUNITY = Path("models/community")
 
 
 @click.command()
-@click.argument("names", metavar="MODEL", nargs=-1, required=True)
+@click.argument("names", metavar="MODEL[@VARIANT]", nargs=-1, required=True)
 @query_options("engine", "variant", variant="This variant of the calibration.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write below.", default=COMMUNITY
@@ -42,7 +42,7 @@ def cli(names: tuple[str, ...], output: Path, check: bool, store: str | None, **
     if len(names) > 1:
         raise UsageError("one model at a time is shared", hint="--check takes several files")
     shelf = store_at(store)
-    shared = share(shelf, select(shelf, names[0], QueryOptions.of(given)))
+    shared = share(shelf, select(shelf, names[0], QueryOptions.of(given))[1])
     path = output / shared.name
     write_atomically(path, shared.encoded())
     return CommandResult(

@@ -20,7 +20,7 @@ from harness.store.yaml import read_calibration
 
 
 @click.command()
-@click.argument("model", envvar="HARNESS_MODEL")
+@click.argument("model", metavar="MODEL[@VARIANT]", envvar="HARNESS_MODEL")
 @query_options("variant", "engine")
 @store_option
 @command
@@ -31,6 +31,5 @@ def cli(model: str, store: str | None, **given: Any) -> CommandResult:
         calibration = read_calibration(path)
         key = key_of(calibration, path)
     else:
-        calibration = select(store_at(store), model, QueryOptions.of(given))
-        key = calibration.id
+        key, calibration = select(store_at(store), model, QueryOptions.of(given))
     return CommandResult(data={"calibration": to_document(calibration)}, text=partial(calibrations.shown, calibration, key))

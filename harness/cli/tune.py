@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from harness.cli.context import command
+from harness.cli.context import command, context_of
 from harness.cli.options import filter_options, options_of, query_options, store_option
 from harness.cli.output import CommandResult
 from harness.options import QueryOptions, TuneOptions
 
 
 @click.command()
-@click.argument("model", envvar="HARNESS_MODEL")
+@click.argument("model", metavar="MODEL[@CTX]", envvar="HARNESS_MODEL")
 @options_of(TuneOptions, "min_ctx", "min_tokens_per_s", "slots")
 @query_options("available", "gpu", gpu="Tune for this GPU: an index, a UUID, or the engine's name of it.")
 @filter_options
@@ -28,6 +28,7 @@ def cli(model: str, **given: Any) -> CommandResult:
     from harness.api import tuned
     from harness.render.tuning import tuning_text
 
+    model, given["min_ctx"] = context_of(model, given["min_ctx"])
     found = tuned(model, TuneOptions.of(given), QueryOptions.of(given))
     return CommandResult(
         data=found.to_json(),

@@ -77,7 +77,10 @@ def read_side(text: str, store: Store | None = None) -> Side:
         return Side(name=text, calibrations={key_of(one, file): one for file, one in plain[:1]}, single=True)
     revision, colon, inside = text.partition(":")
     if not colon or not revision:
-        raise NotFoundError(f"no such file or folder: {text}", code="no-such-file")
+        known = (
+            f"no file or folder of that name; {store.missing(text)}" if store is not None else f"no such file or folder: {text}"
+        )
+        raise NotFoundError(known, code="no-such-file")
     return _revision(text, revision, inside)
 
 

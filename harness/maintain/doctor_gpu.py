@@ -154,7 +154,7 @@ def _of_daemon(daemon: Daemon) -> Iterator[Finding]:
     if abandoned:
         yield Finding(
             subject="leftovers", code="leftovers", state="note", text=f"{abandoned} containers or volumes of ended runs",
-            hint="harness clean lists them, harness clean --yes removes them",
+            hint="to remove them: harness clean --yes",
         )  # fmt: skip
 
 

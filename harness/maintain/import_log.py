@@ -7,6 +7,7 @@ is marked (meter ``import``), so that its figures are not taken for harness's ow
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,7 +89,11 @@ def _loads(found: Sequence[LoadFacts], options: ImportOptions) -> list[LoadFacts
     numbers = options.chosen or tuple(number for number, facts in enumerate(found, 1) if facts.complete)
     if not numbers:
         why = "no load of a model" if not found else "no load that became ready"
-        raise BadInputError(f"{options.log} holds {why}", hint="harness parse LOG shows what was read", code="no-load")
+        raise BadInputError(
+            f"{options.log} holds {why}",
+            hint=f"what was read of it: harness parse {shlex.quote(str(options.log))}",
+            code="no-load",
+        )
     if max(numbers) > len(found):
         raise UsageError(f"{options.log} holds {len(found)} loads; there is no load {max(numbers)}", code="no-such-load")
     for what, given in (("--total", options.totals), ("--ctx", options.contexts)):

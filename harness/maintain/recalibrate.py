@@ -94,7 +94,7 @@ def survey(
     for model in models:
         more = store.find(model, engine)
         if not more:
-            raise NotFoundError(f"{model} is not calibrated in {store.root}", code="no-calibration")
+            raise NotFoundError(store.missing(model), code="no-calibration")
         found += [one for one in more if one not in found]
     if not models:
         found = [(one.path, one.calibration) for one in store.entries(warn)]

@@ -9,6 +9,7 @@ changes nothing.
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Final, Literal
 
@@ -73,7 +74,10 @@ def share(store: Store, calibration: Calibration) -> Shared:
     run = calibration.metadata.run
     folder = None if run is None else store.root / RUNS / run
     if folder is None or not (folder / "record.json").is_file():
-        raise NotFoundError(f"the record of {calibration.id} is not in {store.root / RUNS}", code="no-record")
+        raise NotFoundError(
+            f"the record of {calibration.id}, run {calibration.metadata.run}, is not in {store.root / RUNS}", code="no-record",
+            hint=f"to make one: harness recalibrate {shlex.quote(calibration.id)}",
+        )  # fmt: skip
     record = scrubbed(read_record(folder))
     made = fitted(record, calibration.id)
     if _figures(made) != _figures(calibration):

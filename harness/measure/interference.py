@@ -45,7 +45,7 @@ def refuse_blind(load: Load, target: Target) -> None:
         return
     why = plateau.reason or "no reading"
     raise UntrustedError(
-        f"the meter {trace.meter} sees nothing: {why}", hint="harness doctor says what it needs", code="no-reading"
+        f"the meter {trace.meter} sees nothing: {why}", hint="what it needs: harness doctor", code="no-reading"
     )
 
 

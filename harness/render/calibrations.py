@@ -131,9 +131,9 @@ _WORTH_A_WORD: Final = 0.02
 _LABEL: Final = 9
 #: Columns of a store's calibrations: what a variant differs in stays longest.
 _LISTED: Final = (
-    Column("id", right=False), Column("base"), Column("per token"), Column("valid to"), Column("error", rank=6),
+    Column("id", right=False), Column("base"), Column("KiB/token"), Column("valid to"), Column("error", rank=6),
     Column("quantization", right=False, rank=2), Column("KV type", right=False, rank=1), Column("engine", right=False, rank=3),
-    Column("measured", right=False, rank=5), Column("weights", rank=7), Column("on", right=False, rank=4),
+    Column("measured", right=False, rank=5), Column("weights", rank=7), Column("device", right=False, rank=4),
 )  # fmt: skip
 
 
@@ -151,7 +151,7 @@ def _listed(key: str, calibration: Calibration) -> tuple[str, ...]:
     return (
         paint(written(key), bold=True),
         size_of(constants.base_vram_gb),
-        format_slope(constants.kv_cache_gb_per_10k + constants.compute_gb_per_10k),
+        format_slope(constants.kv_cache_gb_per_10k + constants.compute_gb_per_10k).removesuffix(" KiB/token"),
         f"{metadata.quality.valid_to:,}",
         "–" if error is None else f"{error:.2%}",
         clean(metadata.model.quantization or "–"),

@@ -16,7 +16,8 @@ import msgspec
 from harness.render.style import paint
 
 _COLOUR: Final = re.compile(r"\x1b\[[0-9]*m")
-_WORD: Final = re.compile(r" *[^ ]+")
+#: A word; a figure keeps its unit.
+_WORD: Final = re.compile(r" *[^ ]*\d (?:[KMG]iB|tokens|%)\S*| *[^ ]+")
 _GAP: Final = 2
 #: Values that say nothing: a column of them is not drawn.
 _NOTHING: Final = frozenset({"", "–"})
@@ -118,7 +119,10 @@ class Column(msgspec.Struct, frozen=True):
 
 
 class Table(msgspec.Struct, frozen=True):
-    """Rows under headings; where the columns of rank 0 alone have no room, records: the first cell of a row, then fields."""
+    """Rows under headings. A first cell longer than half the width stands on a line of its own.
+
+    Where the columns of rank 0 alone have no room, records take its place: the first cell of a row, then fields.
+    """
 
     columns: tuple[Column, ...]
     rows: Sequence[tuple[str, ...]]
@@ -126,16 +130,25 @@ class Table(msgspec.Struct, frozen=True):
 
     def lines(self, width: int | None) -> Iterator[str]:
         """The table, or its rows as records."""
-        shown = self._shown(width)
+        widths = self._widths()
+        shown = self._shown(width, widths)
+        if width is not None and widths[0] > width // 2 and (shown is None or len(shown) < len(self.columns)):
+            firsts = (self.columns[0].head, *(row[0] for row in self.rows))
+            widths[0] = max((size for size in map(columns_of, firsts) if size <= width // 2), default=0)
+            shown = self._shown(width, widths)
         if shown is None:
             yield from self._records(width)
             return
-        start, widths = " " * self.indent, self._widths()
+        start = " " * self.indent
         if any(self.columns[index].head for index in shown):
             heads = [_aligned(self.columns[index].head, widths[index], self.columns[index].right) for index in shown]
             yield start + paint((" " * _GAP).join(heads).rstrip(), dim=True)
         for row in self.rows:
-            cells = [_aligned(row[index], widths[index], self.columns[index].right) for index in shown]
+            first = row[0]
+            if columns_of(first) > widths[0]:
+                yield start + first
+                first = ""
+            cells = [_aligned(first if not index else row[index], widths[index], self.columns[index].right) for index in shown]
             yield (start + (" " * _GAP).join(cells)).rstrip()
 
     def _widths(self) -> list[int]:
@@ -144,9 +157,8 @@ class Table(msgspec.Struct, frozen=True):
             for index, column in enumerate(self.columns)
         ]
 
-    def _shown(self, width: int | None) -> list[int] | None:
+    def _shown(self, width: int | None, widths: Sequence[int]) -> list[int] | None:
         """The columns that have room, by their numbers; ``None`` where the indispensable ones have not."""
-        widths = self._widths()
         said = [
             index
             for index in range(len(self.columns))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from harness.render.style import paint
-from harness.text import clean
+from harness.text import clean, written
 from harness.units import format_size
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def tuning_text(found: Tuned) -> Iterator[str]:
     """The lines of ``tune``."""
     tuning, best = found.tuning, found.tuning.best
     free = " + ".join(format_size(one, 1) for one in tuning.available)
-    yield paint(clean(f"{found.model} · {found.chosen.calibration.id} · {free} free"), bold=True)
+    yield paint(clean(f"{found.model} · {written(found.key)} · {free} free"), bold=True)
     if best is None:
         yield from _missed(tuning)
     else:

@@ -122,11 +122,8 @@ def _need(verdict: Verdict) -> str:
     if verdict.tight and verdict.verdict != "fits":
         outcome += f", and the prediction is good to {_size(verdict.uncertainty_bytes)}: it may fit or not"
     outcome += "."
-    free = f"{free} are"
-    if not keeps:
-        free += " free" if verdict.basis == "gpu" else " available"
     where_short = " The machine would swap, or end the engine." if verdict.basis == "host" and verdict.short_bytes else ""
-    return f"needs {need}{keeps}, {free}: {outcome}{where_short}"
+    return f"needs {need}{keeps}, {free} are available: {outcome}{where_short}"
 
 
 def _sum(required: int | None, reserve: int | None, available: int | None) -> tuple[str, str, str, str]:

@@ -23,11 +23,9 @@ from harness.prediction.rules import LoadedModel, Rules
 from harness.prediction.settings import AskedSettings, derive
 from harness.prediction.verdict import named
 from harness.serving.weights import Identity, identify
-from harness.store.store import Store, variant_of
-from harness.units import MAX_CONTEXT, parse_tokens
+from harness.store.store import Store, key_of, variant_of
+from harness.units import MAX_CONTEXT, split_context
 
-#: What is meant as a context, whether it can be one or not.
-_CONTEXT: Final = re.compile(r"[+-]?\d[\d.,_]*[km]?", re.ASCII | re.IGNORECASE)
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{6,64}")
 
 
@@ -112,6 +110,23 @@ class CalibrationMatch(msgspec.Struct, frozen=True, kw_only=True):
         return variant_of(self.path)
 
 
+def calibrating(model: str, wanted: CalibrationFilter, contexts: str | None = None) -> str:
+    """The command that calibrates what a question is about; settings of their own get a variant of their own."""
+    settings = {
+        "--kv-cache-type": wanted.kv_cache_type,
+        "--flash-attention": {"enabled": "on", "disabled": "off"}.get(wanted.flash_attention or ""),
+        "--num-batch": None if wanted.num_batch is None else str(wanted.num_batch),
+    }
+    given = {option: value for option, value in settings.items() if value is not None}
+    variant = wanted.variant
+    if variant is None and given:
+        variant = "-".join(re.sub(r"[^A-Za-z0-9._-]+", "-", f"{option[2:4]}-{value}") for option, value in given.items())
+    options = {"--ctx": contexts, "--engine": wanted.engine, **given, "--variant": variant}
+    return f"harness calibrate {shlex.quote(model)}" + "".join(
+        f" {option} {shlex.quote(value)}" for option, value in options.items() if value is not None
+    )
+
+
 def read_question(spec: str, context: int | None, num_parallel: int = 1) -> CheckRequest:
     """``MODEL[@VARIANT]``, with ``@CTX`` or ``@sha256:…`` behind it, and ``context`` where the spec names none.
 
@@ -121,11 +136,12 @@ def read_question(spec: str, context: int | None, num_parallel: int = 1) -> Chec
     name, digest = spec, None
     while "@" in name:
         head, _, tail = name.rpartition("@")
-        if _CONTEXT.fullmatch(tail):
-            try:
-                context = parse_tokens(tail)
-            except ValueError as error:
-                raise UsageError(f"{spec}: {error}", code="bad-context") from error
+        try:
+            _, given = split_context(name)
+        except ValueError as error:
+            raise UsageError(f"{spec}: {error}", code="bad-context") from error
+        if given is not None:
+            context = given
         elif tail.startswith("sha256:"):
             if not _DIGEST.fullmatch(tail):
                 raise UsageError(f"{spec}: a digest is sha256: and 6 to 64 hexadecimal digits")
@@ -138,7 +154,7 @@ def read_question(spec: str, context: int | None, num_parallel: int = 1) -> Chec
     if context is None:
         raise UsageError(f"missing context for {name}", hint=f"{name}@8192, or --ctx 8192", code="no-context")
     if not 1 <= context <= MAX_CONTEXT:
-        raise UsageError(f"{spec}: a context is 1 to {MAX_CONTEXT} tokens", code="bad-context")
+        raise UsageError(f"{spec}: a context is 1 to {MAX_CONTEXT:,} tokens", code="bad-context")
     return CheckRequest(model=name, context=context, num_parallel=num_parallel, digest=digest)
 
 
@@ -187,7 +203,7 @@ def choose(
     )
 
 
-def load(model: str, store: Store, wanted: CalibrationFilter | None = None) -> Calibration:
+def load(model: str, store: Store, wanted: CalibrationFilter | None = None) -> tuple[Path, Calibration]:
     """The calibration of a model (a catalog name, an id, a path) that holds here; where it is the only one, it is taken.
 
     Raises:
@@ -197,11 +213,11 @@ def load(model: str, store: Store, wanted: CalibrationFilter | None = None) -> C
         raise UsageError("the model's name is empty", code="bad-name")
     found = _pick(CheckRequest(model=model, context=1), store, LocalMachine(), wanted or CalibrationFilter())
     if not isinstance(found, str):
-        return found[1]
+        return found
     files = store.find(model, wanted.engine if wanted else None)
     if len(files) == 1 and (wanted is None or wanted.variant is None):
-        return files[0][1]
-    hint = None if files else f"harness calibrate {shlex.quote(model)}"
+        return files[0]
+    hint = None if files else calibrating(model, wanted or CalibrationFilter())
     raise NotFoundError(found, hint=hint, code="only-variants" if files else "no-calibration")
 
 
@@ -215,7 +231,7 @@ def _pick(
     """The variant asked for, else one of the same GPU and settings, else the default file; or why there is none."""
     found = store.find(question.model, wanted.engine)
     if not found:
-        return f"{question.model} has no calibration in {store.root}"
+        return store.missing(question.model)
     if question.digest is not None:
         found = [one for one in found if (one[1].metadata.model.digest or "").startswith(question.digest)]
         if not found:
@@ -315,7 +331,7 @@ def _here(path: Path, calibration: Calibration, machine: LocalMachine, available
             available = None if None in free else free  # type: ignore[assignment]
             if available is None:
                 obstacle = next((one.why for one in gpus if one.why), "the driver does not say how much is free")
-    name = shlex.quote(calibration.id)
+    name = shlex.quote(key_of(calibration, path))
     if other:
         model = shlex.quote(calibration.metadata.model.name)
         notes.append(f"calibrated with {'; '.join((*other, *newer))}: harness calibrate {model} --variant NAME")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -18,7 +17,7 @@ from harness.prediction.packing import PackedModel, Packings, pack
 from harness.prediction.rules import LoadedModel, Rules
 from harness.prediction.together import Fate, judge_together
 from harness.prediction.verdict import Verdict, largest_where, named
-from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, read_question
+from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, calibrating, read_question
 from harness.serving.check import SOURCES, choose_or_estimate, ended_for
 from harness.store.store import Store
 
@@ -186,7 +185,9 @@ def plan(
             continue
         if isinstance(chosen, str):
             if specs:
-                raise NotFoundError(chosen, hint=f"harness calibrate {shlex.quote(question.model)}", code="no-calibration")
+                raise NotFoundError(
+                    chosen, hint=calibrating(question.model, wanted or CalibrationFilter()), code="no-calibration"
+                )
             warnings.append(chosen)
             continue
         warnings += chosen.warnings

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -21,7 +19,7 @@ from harness.prediction.memory import predict
 from harness.prediction.rules import Growth
 from harness.prediction.together import Fate, judge_together
 from harness.prediction.verdict import Outcome, Source, Verdict
-from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, choose
+from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, calibrating, choose
 from harness.serving.surroundings import environment_of
 from harness.store.store import Store
 
@@ -238,21 +236,6 @@ def _sharing(chosen: list[CalibrationMatch | str]) -> list[list[int]]:
     return list(groups.values())
 
 
-def options_of(wanted: CalibrationFilter) -> str:
-    """The options of a question as ``harness calibrate`` takes them; settings of their own get a variant of their own."""
-    settings = {
-        "--kv-cache-type": wanted.kv_cache_type,
-        "--flash-attention": {"enabled": "on", "disabled": "off"}.get(wanted.flash_attention or ""),
-        "--num-batch": None if wanted.num_batch is None else str(wanted.num_batch),
-    }
-    given = {option: value for option, value in settings.items() if value is not None}
-    variant = wanted.variant
-    if variant is None and given:
-        variant = "-".join(re.sub(r"[^A-Za-z0-9._-]+", "-", f"{option[2:4]}-{value}") for option, value in given.items())
-    options = {"--engine": wanted.engine, **given, "--variant": variant}
-    return "".join(f" {option} {shlex.quote(value)}" for option, value in options.items() if value is not None)
-
-
 def _judged(
     question: CheckRequest,
     one: CalibrationMatch | str,
@@ -261,9 +244,8 @@ def _judged(
     machine: LocalMachine | None,
 ) -> Assessment:
     """``machine`` is what the verdict is about; ``None``: a card that is not here."""
-    command = f"harness calibrate {shlex.quote(question.model)}"
     if isinstance(one, str) or found is None:
-        return Assessment(request=question, verdict="unknown", reason=str(one), advice=command + options_of(wanted))
+        return Assessment(request=question, verdict="unknown", reason=str(one), advice=calibrating(question.model, wanted))
     verdict, fate = found
     slots = one.calibration.metadata.settings.num_parallel
     if one.derived or (question.num_parallel != slots and policy_of(one.calibration.engine).spills):
@@ -287,9 +269,9 @@ def _judged(
         train = one.calibration.metadata.model.train_context
         if question.context > one.calibration.metadata.quality.valid_to:
             contexts = ",".join(str(question.context // part) for part in (4, 2, 1) if question.context >= part)
-            advice = f"{command} --ctx {contexts}{options_of(wanted)}"
+            advice = calibrating(question.model, wanted, contexts)
             if train is not None and question.context > train:
-                advice = f"the model was trained on {train} tokens; --extrapolate answers all the same"
+                advice = f"the model was trained on {train:,} tokens; --extrapolate answers all the same"
     return Assessment(
         request=question, verdict=verdict.verdict, chosen=one, details=verdict, fate=fate, reason=reason, advice=advice,
         warnings=tuple(dict.fromkeys(warnings)),

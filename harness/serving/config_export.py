@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -114,8 +115,8 @@ def _entry(
     choice = next((one for one in found.tuning.choices if one.meets and _can_be_written(one)), None)
     if choice is None:
         raise OffloadLikelyError(
-            f"{question.model} does not fit" + (f" at {context} tokens" if context else ""),
-            hint="harness tune says what would make it fit",
+            f"{question.model} does not fit" + (f" at {context:,} tokens" if context else ""),
+            hint=f"what would make it fit: harness tune {shlex.quote(spec)}",
             code="does-not-fit",
         )
     chosen = settled(found, choice)

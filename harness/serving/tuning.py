@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import msgspec
@@ -16,7 +15,7 @@ from harness.prediction.settings import AskedSettings, at_batch, derive
 from harness.prediction.tuning import Choice, Demand, Tuning
 from harness.prediction.tuning import tune as search
 from harness.prediction.verdict import judge
-from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, choose
+from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, calibrating, choose
 from harness.serving.check import Assessment
 from harness.store.store import Store, key_of
 
@@ -28,6 +27,11 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
     chosen: CalibrationMatch
     files: dict[str, Calibration]
     tuning: Tuning
+
+    @property
+    def key(self) -> str:
+        """The id of that file, with its variant."""
+        return key_of(self.chosen.calibration, self.chosen.path)
 
     @property
     def exit_code(self) -> int:
@@ -81,15 +85,13 @@ def tune(
     wanted, store = wanted or CalibrationFilter(), _ReadOnce(store.root)
     if wanted.forced != NOTHING:
         raise UsageError(
-            "tune leaves layers to the engine's own rule", hint="harness check judges layers that are placed by hand"
+            "tune leaves layers to the engine's own rule", hint="for layers that are placed by hand: harness check"
         )
     query = CheckRequest(model=model, context=demand.context or 1, num_parallel=demand.num_parallel)
     # Which file answers without a change; settings that are asked for narrow the search below.
     chosen = choose(query, store, machine, CalibrationFilter(engine=wanted.engine, variant=wanted.variant), available)
     if isinstance(chosen, str):
-        raise UnknownVerdictError(
-            f"UNCALIBRATED: {chosen}", hint=f"harness calibrate {shlex.quote(model)}", code="uncalibrated"
-        )
+        raise UnknownVerdictError(f"UNCALIBRATED: {chosen}", hint=calibrating(model, wanted), code="uncalibrated")
     if chosen.available is None:
         raise UnknownVerdictError(chosen.obstacle or "the memory that is free is not known", hint=ADVICE)
     files = {key_of(chosen.calibration, chosen.path): chosen.calibration}

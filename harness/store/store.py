@@ -31,6 +31,8 @@ from harness.model.facts import EngineName
 from harness.model.record import RECORD_VERSION, Record
 from harness.store.run_folder import read_plain
 from harness.store.yaml import read_calibration, to_yaml
+from harness.text import written
+from harness.units import is_context
 
 RUNS: Final = "runs"
 _STEM: Final = re.compile(r"[A-Za-z0-9._%-]*[A-Za-z0-9_%-][A-Za-z0-9._%-]*")
@@ -152,7 +154,7 @@ class Store:
     def find(self, name: str, engine: str | None = None) -> list[tuple[Path, Calibration]]:
         """Artifacts (with their variants) that answer to a model's name or id; cheap in a store of any size.
 
-        ``NAME@VARIANT`` is that variant alone, where no model has that whole name.
+        ``NAME@VARIANT`` is that variant alone, where no model has that whole name, and ``NAME@CTX`` any of them.
 
         Raises:
             UsageError: several engines have that name and none was chosen. NotPermittedError: the store may not be read.
@@ -178,8 +180,9 @@ class Store:
                     break
         base, at, variant = name.rpartition("@")
         if at and not found:
-            files = [path for path, _ in self.find(base, engine) if variant_of(path) == variant]
-            return [(path, self.read(path)) for path in files]
+            known = self.find(base, engine)
+            named = [one for one in known if variant_of(one[0]) == variant]
+            return named or (known if is_context(variant) else [])
         if len(found) > 1:
             ids = ", ".join(f"{one}/{stem_of(paths[0])}" for one, paths in found.items())
             raise UsageError(
@@ -188,6 +191,16 @@ class Store:
                 code="ambiguous",
             )
         return [(path, self.read(path)) for paths in found.values() for path in paths]
+
+    def missing(self, name: str) -> str:
+        """What to say of a name that no calibration answers to, with those that are written almost so."""
+        from difflib import get_close_matches
+
+        keys = {f"{path.parent.name}/{path.stem}": path for path in self.paths()}
+        names = {**{path.stem: key for key, path in keys.items()}, **{key: key for key in keys}}
+        near = dict.fromkeys(names[one] for one in get_close_matches(artifact_name(name), names, n=3, cutoff=0.75))
+        meant = f" (did you mean {' or '.join(map(written, near))}?)" if near else ""
+        return f"{name} has no calibration in {self.root}{meant}"
 
     @staticmethod
     def names_variant(name: str, found: Sequence[tuple[Path, Calibration]]) -> bool:
@@ -265,7 +278,7 @@ class Store:
             NotFoundError: no run can have that name.
         """
         if not _RUN.fullmatch(run) or set(run) <= {"."}:
-            raise NotFoundError(f"no such run: {run}", code="no-such-run")
+            raise NotFoundError(f"no such run: {run}", code="no-such-run", hint=f"runs are the folders in {self.root / RUNS}")
         return self.root / RUNS / run
 
     def write_record(self, record: Record) -> Path:

@@ -25,7 +25,7 @@ def test_models_that_were_named_fit_or_end_with_their_verdict(run: Command, tmp_
     assert "--ctx-size 58624 " in run("export", "llama-server", "made-up", "--available", "7GiB").stdout
     spills = run("export", "llama-server", "made-up@65536", "--available", "5GiB")
     assert (spills.returncode, spills.stdout) == (3, "")
-    assert "harness tune says what would make it fit" in spills.stderr
+    assert "hint: what would make it fit: harness tune made-up@65536" in spills.stderr
     assert run("export", "llama-server", "made-up", "unheard-of", "--available", "24GiB").returncode == 4
     assert run("export", "modelfile", "made-up", "--available", "24GiB").returncode == 2
     assert run("export", "nonsense", "made-up").returncode == 2

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from harness.cli.main import COMMANDS
+from harness.cli.output import gathered
 from harness.units import parse_token_list, parse_tokens
-from tests.support.calibrations import made_up, store_of, with_settings
+from tests.support.calibrations import made_up, store_of, with_settings, with_version
 from tests.support.command import Command
 
 
@@ -74,6 +75,26 @@ def test_the_store_stands_before_the_verb_or_behind_it(run: Command, tmp_path: P
 def test_a_hint_repeats_the_store_of_the_question(run: Command) -> None:
     done = run("predict", "absent@8k", "--store", "second")
     assert "hint: harness calibrate absent --store second" in done.stderr
+
+
+def test_sentences_that_end_with_a_command_repeat_the_store_too(run: Command, tmp_path: Path) -> None:
+    store_of(tmp_path / "second", with_version(made_up("elsewhere"), "b0"))
+    assert run("check", "absent@8k", "--store", "second", "--available", "24GiB").stdout.endswith(
+        "Calibrate it: harness calibrate absent --store second\n"
+    )
+    warned = run("check", "elsewhere@8k", "--store", "second", "--available", "24GiB").stderr
+    assert warned == "" or warned.endswith("harness recalibrate llama-server/elsewhere --store second\n")
+
+
+def test_one_warning_for_many_calibrations_of_an_older_engine() -> None:
+    texts = [f"calibrated with e 1, here it is 2: harness recalibrate e/{name} --store s" for name in "abc"]
+    assert list(gathered([texts[0], "another"])) == [texts[0], "another"]
+    assert list(gathered(texts)) == ["3 calibrations were made with e 1, here it is 2: harness recalibrate --stale --store s"]
+
+
+def test_a_file_is_printed_as_it_is_whatever_the_width(run: Command) -> None:
+    narrow = run("export", "compose", "plain", "--available", "24GiB", COLUMNS="30")
+    assert narrow.stdout == run("export", "compose", "plain", "--available", "24GiB").stdout
 
 
 def test_an_option_of_one_value_is_not_given_twice(run: Command) -> None:

@@ -154,7 +154,7 @@ def size(calibration: Calibration, context: int, concurrency: int, available: tu
     if concurrency > vllm.max_num_seqs:
         raise UnknownVerdictError(
             f"calibrated for at most {vllm.max_num_seqs} sequences at once, not for {concurrency}",
-            hint=f"harness calibrate … --num-parallel {concurrency}",
+            hint=f"harness calibrate MODEL --engine vllm --num-parallel {concurrency}",
         )
     card = _card(calibration, vllm, available)
     needed = concurrency * blocks.of_sequence(context) + NULL_BLOCKS

@@ -109,6 +109,19 @@ def test_a_word_is_never_broken_and_wide_characters_count_twice() -> None:
     assert list(wrap("模型 模型", 8)) == ["模型", "模型"]
 
 
+def test_a_figure_keeps_its_unit() -> None:
+    assert list(wrap("to spare: 1,154.0 MiB of 24 GiB", 16)) == ["to spare:", "1,154.0 MiB of", "24 GiB"]
+
+
+def test_one_long_name_costs_the_other_rows_nothing() -> None:
+    """It stands on a line of its own, and every figure in its column; a pipe has one line for each row."""
+    long = "a-model-with-a-very-long-name"
+    table = Table((Column("id", right=False), Column("base")), [("short", "1,024.0 MiB"), (long, "12.00 GiB")])
+    plain = [re.sub(r"\x1b\[\d*m", "", line) for line in table.lines(30)]
+    assert plain == ["id            base", "short  1,024.0 MiB", long, "         12.00 GiB"]
+    assert len(list(table.lines(None))) == 3
+
+
 def test_an_encoding_without_a_character_gets_a_stand_in() -> None:
     import codecs
 
@@ -123,4 +136,4 @@ def test_a_hanging_line_in_colour_keeps_its_indent() -> None:
     from harness.render.tables import Hanging
 
     lines = [re.sub(r"\x1b\[\d*m", "", one) for one in Hanging(f"{paint('     ok', 'green')}  disk: 1 GiB free", 9).lines(18)]
-    assert lines == ["     ok  disk: 1", "         GiB free"]
+    assert lines == ["     ok  disk:", "         1 GiB", "         free"]

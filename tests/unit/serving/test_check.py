@@ -98,7 +98,8 @@ def test_the_sentence_says_what_is_short_and_what_would_fit(tmp_path: Path) -> N
     text = sentence(one)
     assert one.details is not None
     assert text.startswith(
-        "WARNING: CPU OFFLOAD LIKELY: needs 6,331.0 MiB and keeps 1,024.0 MiB free, 5,632.0 MiB are: short by 1,723.0 MiB."
+        "WARNING: CPU OFFLOAD LIKELY: needs 6,331.0 MiB and keeps 1,024.0 MiB free, "
+        "5,632.0 MiB are available: short by 1,723.0 MiB."
     )
     assert f"{one.details.layers_offloaded} of 29 layers stay on the GPU, about " in text
     assert text.endswith(" tokens/s ± 15% instead of 60. Host memory: 2,150.8 MiB. Largest context that fits: 4,608.")
@@ -139,7 +140,7 @@ def test_a_context_beyond_the_range_is_unknown_unless_asked_for(tmp_path: Path) 
     store = store_of(tmp_path, made_up())
     (one,) = ask(store, "made-up@200000").models
     assert one.verdict == "unknown"
-    assert "131072" in str(one.advice)
+    assert "131,072" in str(one.advice)
     calibration = made_up()
     quality = msgspec.structs.replace(calibration.metadata.quality, valid_to=4096)
     store_of(
