@@ -91,5 +91,5 @@ def test_a_context_behind_the_model_is_the_one_that_is_answered(run: Command, ve
 
 @pytest.mark.parametrize("verb", ["show", "predict", "recalibrate", "diff", "rm", "rename", "plan", "check", "tune"])
 def test_a_model_that_is_almost_written_is_named(run: Command, verb: str) -> None:
-    done = run(*asked(verb, "plian"))
+    done = run(*asked(verb, "plainn"))
     assert "did you mean llama-server/plain?" in done.stderr + done.stdout
