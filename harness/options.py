@@ -288,7 +288,7 @@ class CalibrationOptions(_Validated, frozen=True, kw_only=True):
         False
     )
     quick: Annotated[bool, Option(setting=False, help="Make one load; the engine plans the other contexts.")] = False
-    timeout: Annotated[float, Option(metavar="S", least=0.001, help="Longest wait for one answer of the engine.")] = 600.0
+    timeout: Annotated[float, Option(metavar="S", least=0.001, help="Seconds to wait for one answer of the engine.")] = 600.0
 
 
 class Allowed(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,9 +19,11 @@ from harness.text import clean
 @click.command()
 @click.argument("model", metavar="MODEL[@CTX]", envvar="HARNESS_MODEL")
 @query_options("ctx", ctx="Tokens of each sequence, where MODEL names none.")
-@click.option("--concurrency", type=click.IntRange(1, 4096), default=1, show_default=True, help="Sequences at full length.")
-@query_options("available", available="Free memory, one size for each GPU; else read now.")
-@click.option("--engine-version", metavar="V", help="The release that will run, where it is not the one that was measured.")
+@click.option(
+    "--concurrency", metavar="N", type=click.IntRange(1, 4096), default=1, show_default=True, help="Sequences at full length."
+)
+@query_options("available", available="Free memory, one size for each GPU; default: read now.")
+@click.option("--engine-version", metavar="V", help="The release that will run, if not the one that was measured.")
 @click.option("--gpu-name", metavar="NAME", help="The GPU that will run it, as the driver calls it.")
 @click.option("--tensor-parallel", type=click.IntRange(min=1), metavar="N", help="GPUs that share the model.")
 @click.option("--dtype", metavar="T", help="Type of the weights and of computation (bfloat16, float16).")

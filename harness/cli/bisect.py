@@ -18,14 +18,14 @@ from harness.units import parse_token_list
 
 @click.command()
 @click.argument("model", metavar="MODEL[@CTX]", envvar="HARNESS_MODEL")
-@click.option("--good", required=True, metavar="TAG", help="The last version that is known to be as it should be.")
-@click.option("--bad", required=True, metavar="TAG", help="A version that takes another memory.")
-@click.option("--versions", metavar="TAG,TAG,…", help="Versions to choose from; else the registry or index is asked.")
+@click.option("--good", required=True, metavar="TAG", help="The last version whose memory is as expected.")
+@click.option("--bad", required=True, metavar="TAG", help="A version whose memory differs.")
+@click.option("--versions", metavar="TAG,TAG,…", help="Versions to choose from; default: all of the registry or index.")
 @click.option("--wheels", is_flag=True, help="Releases of the embedded engine instead of images.")
 @click.option("--ctx", metavar="N,N,…", help="Contexts of each step; default 2048,4096,8192.")
 @run_options(
     "engine", "gpus", "models", "kv_cache_type", "flash_attention", "num_parallel", "env", "timeout", "image",
-    image="The image without its tag; else the pinned one.",
+    image="The image without its tag; default: the pinned one.",
 )  # fmt: skip
 @store_option
 @command
@@ -34,7 +34,7 @@ def cli(
 ) -> CommandResult:
     """Which version of an engine changed the memory of MODEL: a binary search between two tags of its image.
 
-    Each step is a small calibration, kept nowhere. Versions that cannot be measured are passed over.
+    Each step is a small calibration that is not kept. Versions that cannot be measured are skipped.
     """
     from harness.cli.progress import watcher
     from harness.maintain.bisect import CONTEXTS, bisect, measuring, ordered

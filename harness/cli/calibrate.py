@@ -24,7 +24,7 @@ from harness.text import written
 @click.argument("model", metavar="[MODEL[@CTX]]", envvar="HARNESS_MODEL", required=False)
 @run_options(engine="Engine that is measured; auto: Ollama where Docker gives it a GPU, else the embedded one.")
 @run_options("force")
-@click.option("--dry-run", is_flag=True, help="Say what would be done.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and start nothing.")
 @store_option
 @command
 def cli(**given: Any) -> CommandResult:

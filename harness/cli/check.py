@@ -30,7 +30,7 @@ STATUS: Final = {"fits": 0, "offload": 3, "unknown": 4}
 )
 @filter_options
 @store_option
-@click.option("--explain", is_flag=True, help="Say how the engine comes to its decision, step by step.")
+@click.option("--explain", is_flag=True, help="Explain the engine's decision, step by step.")
 @command
 def cli(names: tuple[str, ...], *, explain: bool, **given: Any) -> CommandResult:
     """Will it fit, or be offloaded to the CPU? Ends with 0 (fits), 3 (offload likely) or 4 (unknown).

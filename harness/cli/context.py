@@ -44,8 +44,8 @@ _WITHOUT_STORE: Final = frozenset({"completion", "help", "parse"})
 def command(function: Callable[..., CommandResult]) -> Callable[..., CommandResult]:
     """Give a command ``--json``, and its errors the form of a result."""
 
-    @click.option("-v", "--verbose", is_flag=True, help="Say also which store and which settings were used.")
-    @click.option("-q", "--quiet", is_flag=True, help="Results alone: of lists the ids, and no progress.")
+    @click.option("-v", "--verbose", is_flag=True, help="Also print the store and the settings in use.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print results only: ids of lists, no progress.")
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, also on failure.")
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> CommandResult:

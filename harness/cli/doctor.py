@@ -16,7 +16,7 @@ from harness.render import machine
 
 
 @click.command()
-@click.option("--measure-overhead", is_flag=True, help="Measure what the driver takes on a GPU (a minute).")
+@click.option("--measure-overhead", is_flag=True, help="Measure the driver's overhead on a GPU (a minute).")
 @run_options(
     "gpus", "engine_binary",
     gpus={"envvar": None, "metavar": "ID", "help": "The GPU whose overhead is measured."},

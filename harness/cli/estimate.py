@@ -21,7 +21,7 @@ from harness.units import parse_token_list
 @click.option("--kv-cache-type", "kinds", metavar="T,T,…", default="f16", show_default=True, help="Types of the KV cache.")
 @query_options(
     "num_parallel", "available", "gpu", "flash_attention", "engine",
-    available="A card with so much free, not this machine's memory.",
+    available="A card with this much free memory, instead of this machine.",
     gpu="For this GPU: an index, a UUID, or the engine's name of it.",
     flash_attention="Flash attention; auto: the engine's own choice.",
     engine="Whose rules for batch and placement.",
@@ -29,7 +29,7 @@ from harness.units import parse_token_list
 @store_option
 @command
 def cli(names: tuple[str, ...], ctx: str, kinds: str, store: str | None, **given: Any) -> CommandResult:
-    """What models would take that were not measured, from their headers: a few megabytes of each are read.
+    """Memory of models that were not measured, from their headers: a few megabytes of each are read.
 
     MODEL is a .gguf file, an https address, hf.co/OWNER/REPO (every quantisation) or hf.co/OWNER/REPO:QUANTISATION, a name
     of the catalog, or of Ollama's registry.

@@ -33,7 +33,7 @@ from harness.render.tables import Verbatim
 def cli(
     name: str, names: tuple[str, ...], style: str | None, models_folder: str, output: Path | None, **given: Any
 ) -> CommandResult:
-    """Settings that fit, as the programs read them that run models.
+    """Settings that fit, in the formats of the programs that run models.
 
     MODEL@CTX is written with this context, or ends with 3; MODEL with the largest that fits. Without models: every calibrated
     one that fits and that the format can hold. Each file says from which calibration it is, when that was made, and its bound.

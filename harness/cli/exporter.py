@@ -18,16 +18,23 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @click.command()
-@click.option("--listen", default="127.0.0.1:9477", show_default=True, metavar="HOST:PORT", help="Where scrapes are answered.")
+@click.option("--listen", default="127.0.0.1:9477", show_default=True, metavar="HOST:PORT", help="Address to serve on.")
 @click.option("--textfile", type=click.Path(path_type=Path), metavar="FILE", help="Write a file for node_exporter instead.")
-@click.option("--interval", type=click.FloatRange(1), default=10, show_default=True, metavar="S", help="Of --textfile.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(1),
+    default=10,
+    show_default=True,
+    metavar="S",
+    help="Seconds between two writes of --textfile.",
+)
 @click.option("--once", is_flag=True, help="Write --textfile once, or print it, and end.")
 @store_option
 @command
 def cli(listen: str, textfile: Path | None, interval: float, once: bool, store: str | None) -> CommandResult:
-    """Metrics of the models that run here: measured, predicted, what is to spare, spilled layers.
+    """Metrics of the models that run here: memory measured and predicted, headroom, layers on the host.
 
-    They are answered on this machine alone, as OpenMetrics; --textfile needs no extra package.
+    Served on this machine only, as OpenMetrics; --textfile needs no extra package.
     """
     from harness.exports.prometheus import exposition
     from harness.serving.live_metrics import METRICS, Exporter

@@ -24,7 +24,7 @@ from harness.units import parse_size, read_numbers
     "totals",
     multiple=True,
     metavar="SIZE",
-    help="Memory of a load on its device; one each (vLLM's log on a GPU: not needed).",
+    help="Memory of a load on its device, one for each load; not needed for vLLM's log on a GPU.",
 )
 @click.option(
     "--load",
@@ -36,7 +36,7 @@ from harness.units import parse_size, read_numbers
 )
 @run_options("ctx", ctx={"envvar": None, "help": "Tokens per slot of each load, where the log does not say."})
 @click.option("--model", metavar="NAME", help="The model's name, where the log names only a file.")
-@click.option("--gpu", "gpus", multiple=True, metavar="NAME", help="The GPU's name, as the driver has it; one each.")
+@click.option("--gpu", "gpus", multiple=True, metavar="NAME", help="The GPU's name, as the driver prints it; one each.")
 @click.option("--variant", metavar="NAME", help="File it beside the default calibration.")
 @click.option("--force", is_flag=True, help="Overwrite the calibration of another GPU, model or settings.")
 @store_option

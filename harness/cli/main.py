@@ -27,23 +27,23 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "calibrate": ("calibrate", "Measure a model in a clean engine and write its calibration."),
     "check": ("check", "Will it fit now, or be offloaded to the CPU? Ends with 0, 3 or 4."),
     "plan": ("plan", "What fits a card or this machine: contexts, speeds, and which models fit together."),
-    "tune": ("tune", "The settings that make the most of a budget, or what would make a model fit."),
-    "export": ("export", "Settings that fit, as Ollama, Compose, llama-swap, Kubernetes and others read them."),
+    "tune": ("tune", "The best settings for a budget, or what would make a model fit."),
+    "export": ("export", "Settings that fit, in the formats of Ollama, Compose, llama-swap, Kubernetes and others."),
     "serve": ("serve", "Check a model, start it clean, and run a command in front of it."),
-    "estimate": ("estimate", "What models would take that were not measured, from their headers."),
+    "estimate": ("estimate", "Memory of models that were not measured, from their headers."),
     "predict": ("predict", "Memory and speed of a calibrated model at a context."),
     "allocate": ("allocate", "The options with which vLLM starts with a context."),
     "show": ("show", "One calibration: constants, parts, quality, speeds."),
     "list": ("listing", "All calibrations of the store."),
-    "parse": ("parse", "What an engine's log says of each load."),
-    "import": ("import_log", "A calibration from a log and figures that others measured."),
+    "parse": ("parse", "What an engine's log says about each load."),
+    "import": ("import_log", "A calibration from a log and memory that others measured."),
     "fit": ("fit", "Build the artifact again from a run's record."),
-    "recalibrate": ("recalibrate", "Measure again what an upgrade has made stale."),
+    "recalibrate": ("recalibrate", "Measure again what an upgrade made stale."),
     "diff": ("diff", "What moved between two calibrations, stores or revisions, and what that means."),
-    "bisect": ("bisect", "Which version of an engine changed a model's memory: a binary search."),
+    "bisect": ("bisect", "Which version of an engine changed a model's memory (binary search)."),
     "report": ("report", "All calibrations as one page for a browser, with charts and a planner."),
     "merge": ("merge", "Merge the stores of several machines, without loss."),
-    "share": ("share", "One calibration with its record, scrubbed, as a file for a pull request."),
+    "share": ("share", "One calibration with its record, anonymised, as a file for a pull request."),
     "sweep": ("sweep", "Calibrate a whole plan: models, engines, settings; here or on a Ray cluster."),
     "exporter": ("exporter", "Metrics of the models that run here, for Prometheus."),
     "mcp": ("mcp", "A server for agents on standard input and output: check, plan, tune, estimate."),
@@ -52,7 +52,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "rename": ("rename", "File a calibration under another name or variant."),
     "completion": ("completion", "Completion of verbs, options and models for bash, zsh or fish."),
     "help": ("help", "Help of a verb."),
-    "clean": ("clean", "What harness has left on this machine; --yes removes what is abandoned."),
+    "clean": ("clean", "What harness has left on this machine; --yes removes what is orphaned."),
 }
 
 
@@ -110,9 +110,9 @@ class Lazy(click.Group):
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, "-V", "--version", prog_name="harness")
-@click.option("--store", metavar="DIR", help="Folder of calibrations and runs, for any verb.")
-@click.option("-q", "--quiet", is_flag=True, help="Results alone: of lists the ids, and no progress.")
-@click.option("-v", "--verbose", is_flag=True, help="Say also which store and which settings were used.")
+@click.option("--store", metavar="DIR", help="Folder of calibrations and runs.")
+@click.option("-q", "--quiet", is_flag=True, help="Print results only: ids of lists, no progress.")
+@click.option("-v", "--verbose", is_flag=True, help="Also print the store and the settings in use.")
 @click.pass_context
 def cli(context: click.Context, /, **_: Any) -> None:
     """How much memory will this model need, at this context, on this engine, and will it be offloaded to the CPU?"""

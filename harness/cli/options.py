@@ -58,6 +58,8 @@ def _made(declaration: Declaration, changes: dict[str, Any]) -> Decorator:
     else:
         kind = Text(declaration.name, option.read, declaration.validate)
         more |= {"type": kind, "default": option.spelled_default or declaration.default or None}
+    if "type" in more and isinstance(more["type"], click.IntRange) and more["metavar"] is None:
+        more["metavar"] = "N"
     more |= {"show_default": more["default"] not in (None, (), False, True), **changes}
     if more["default"] is None:
         del more["default"]  # given as None it would count as a value of a required option

@@ -27,10 +27,10 @@ _CHUNK = 1 << 20
 
 @click.command()
 @click.argument("log")
-@click.option("--unread", is_flag=True, help="Print the lines that speak of memory and were not understood.")
+@click.option("--unread", is_flag=True, help="Print the lines that mention memory and were not understood.")
 @command
 def cli(log: str, unread: bool) -> CommandResult:
-    """What an engine's LOG says of each load ("-" reads standard input)."""
+    """What an engine's LOG says about each load ("-" reads standard input)."""
     lines: list[str] = []
     reading = read_log(log, (lambda line: lines.append(clean(line))) if unread else None)
     data = {"loads": [facts.to_json() for facts in reading.loads], "unread": msgspec.to_builtins(reading.unread)}

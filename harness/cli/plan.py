@@ -18,10 +18,10 @@ from harness.options import QueryOptions
 @query_options(
     "ctx", "num_parallel", "available", "gpu", "measured_only", *PLACING,
     ctx={"default": 8192, "show_default": True, "help": "Context of models put together."},
-    available="A card with so much free, not this machine's.",
+    available="A card with this much free memory, instead of this machine.",
     gpu="Plan for this GPU: an index, a UUID, or the engine's name of it.",
 )  # fmt: skip
-@click.option("--prefer", metavar="MODEL,...", help="Models that sets should have, the most wanted first.")
+@click.option("--prefer", metavar="MODEL,...", help="Models that the sets should include, most important first.")
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
 @filter_options
 @store_option

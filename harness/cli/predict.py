@@ -24,7 +24,7 @@ from harness.render.prediction import prediction_text
 @click.argument("model", metavar="MODEL[@CTX]", envvar="HARNESS_MODEL")
 @query_options(
     "ctx", "num_parallel", "available", "variant", "engine", "measured_only", *PLACING[:-1],
-    available="Say also how fast it is with so much memory free.",
+    available="Also print the speed with this much free memory.",
 )  # fmt: skip
 @store_option
 @command

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option(
     "--output", "-o", "target", default="report.html", show_default=True, metavar="FILE", help="Where to write the page."
 )
-@click.option("--against", metavar="STORE", help="Show also what moved since STORE (as `harness diff` reads it).")
+@click.option("--against", metavar="STORE", help="Also show what moved since STORE (as `harness diff` reads it).")
 @store_option
 @command
 def cli(target: str, against: str | None, store: str | None) -> CommandResult:

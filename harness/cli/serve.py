@@ -29,10 +29,10 @@ from harness.text import clean
     "the settings of harness tune.",
 )
 @query_options("available", "measured_only")
-@click.option("--port", type=click.IntRange(1, 65535), help="Port on 127.0.0.1; else a free one.")
+@click.option("--port", metavar="N", type=click.IntRange(1, 65535), help="Port on 127.0.0.1; default: a free one.")
 @run_options(
     "sandbox", "gpus", "image", "engine_binary", "models", "env", "timeout",
-    image="Image of the engine; else the one calibrated.", env="Environment of the engine.",
+    image="Image of the engine; default: the calibrated one.", env="Environment of the engine.",
 )  # fmt: skip
 @trust_options
 @filter_options

@@ -30,9 +30,9 @@ COMMUNITY = Path("models/community")
 @store_option
 @command
 def cli(names: tuple[str, ...], output: Path, check: bool, store: str | None, **given: Any) -> CommandResult:
-    """One calibration with its record, without what says whose it is, as a file for a pull request.
+    """One calibration with its record, anonymised, as a file for a pull request.
 
-    No host name, path, variable, UUID or time of day leaves; the figures have to follow from what is left of the record.
+    No host name, path, variable, UUID or time of day is included; the figures have to follow from what is left of the record.
     """
     if check:
         return _checked(names)

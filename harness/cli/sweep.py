@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("plan", metavar="PLAN.yaml")
 @click.option("--ray", "address", metavar="ADDRESS|auto", help="Run the cells on a Ray cluster.")
-@click.option("--resume", is_flag=True, help="Skip cells that are done, run failed ones again.")
+@click.option("--resume", is_flag=True, help="Skip finished cells, and run failed ones again.")
 @click.option("--dry-run", is_flag=True, help="List the cells, and how long they may take.")
 @click.option("--allow-binary", is_flag=True, help="Run the program that the plan names as an engine.")
 @trust_options

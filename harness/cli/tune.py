@@ -21,9 +21,9 @@ from harness.options import QueryOptions, TuneOptions
 @store_option
 @command
 def cli(model: str, **given: Any) -> CommandResult:
-    """The settings of MODEL that make the most of a budget. Ends with 0, 3 (nothing reaches it) or 4 (unknown).
+    """The best settings of MODEL for a budget. Ends with 0, 3 (out of reach) or 4 (unknown).
 
-    Where it does not fit: what would make it fit, the cheapest first. Only what was measured, or follows exactly from it.
+    If it does not fit: what would make it fit, the cheapest first. Nothing but what was measured or follows exactly from it.
     """
     from harness.api import tuned
     from harness.render.tuning import tuning_text
