@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from harness.errors import UntrustedError
+from harness.fit.artifact import calibration_of
 from harness.fit.batch_fit import (
     BatchFit,
     Segment,
@@ -27,16 +28,11 @@ from harness.fit.batch_fit import (
 )
 from harness.fit.load_plan import slot_limits
 from harness.fit.observations import Point, allowed_spread, points_of
-from harness.fit.speed import fit_performance, fit_placement
 from harness.model.calibration import (
-    SCHEMA_VERSION,
     Band,
     Breakdown,
     Calibration,
-    Constants,
     MeasuredLoad,
-    Metadata,
-    Quality,
 )
 from harness.model.record import Record, Settings
 from harness.units import GIB, MIB, TOKENS_PER_UNIT, format_size, gib
@@ -166,45 +162,19 @@ def fit_record(record: Record) -> Calibration:
         if batch not in measured and limit < ends[-1]
     )
     notes.extend(_doubts(fits))
-    spread = overhead_spread(points)
-    performance, speed_notes = fit_performance(record)
-    band, breakdown = bands[-1]
-    return Calibration(
-        id=record.id,
-        engine=record.engine_name,
-        constants=Constants(
-            base_vram_gb=band.base_vram_gb,
-            kv_cache_gb_per_10k=band.kv_cache_gb_per_10k,
-            compute_gb_per_10k=band.compute_gb_per_10k,
+    breakdown = bands[-1][1]
+    return calibration_of(
+        record,
+        [_with_overhead(*one, breakdown, record) for one in bands],
+        breakdown,
+        settings=_effective(record.settings, points, fits[-1].num_batch),
+        loads=(
+            MeasuredLoad(context=point.context, num_batch=point.num_batch, total_gb=gib(point.total), planned=point.planned)
+            for point in points
         ),
-        metadata=Metadata(
-            schema_version=SCHEMA_VERSION,
-            calibrated_at=record.started_at,
-            model=record.model,
-            engine=record.engine,
-            settings=_effective(record.settings, points, fits[-1].num_batch),
-            machine=record.machine,
-            breakdown_gb=breakdown,
-            bands=tuple(_with_overhead(*one, breakdown, record) for one in bands),
-            quality=Quality(
-                loads=tuple(
-                    MeasuredLoad(
-                        context=point.context, num_batch=point.num_batch, total_gb=gib(point.total), planned=point.planned
-                    )
-                    for point in points
-                ),
-                max_error=None if max_error is None else round(max_error, 6),
-                overhead_spread_gb=None if spread is None else gib(spread),
-                valid_to=band.up_to,
-                notes=tuple(notes + list(record.notes) + speed_notes),
-                plan_error=record.plan_error,
-            ),
-            placement=fit_placement(record),
-            performance=performance,
-            run=record.run,
-            weights=record.weights,
-            source=record.source,
-        ),
+        max_error=max_error,
+        spread=overhead_spread(points),
+        notes=notes,
     )
 
 

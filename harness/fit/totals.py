@@ -12,20 +12,16 @@ from typing import Final
 import msgspec
 
 from harness.errors import UntrustedError
+from harness.fit.artifact import calibration_of
 from harness.fit.batch_fit import Line, fit_line
 from harness.fit.constants import MAX_ERROR
 from harness.fit.observations import BY_LOG, allowed_spread, logged_bytes, measured_total, refuse_disturbed, understood
-from harness.fit.speed import fit_performance, fit_placement
 from harness.model.calibration import (
     PARTS_UNKNOWN,
-    SCHEMA_VERSION,
     Band,
     Breakdown,
     Calibration,
-    Constants,
     MeasuredLoad,
-    Metadata,
-    Quality,
 )
 from harness.model.record import Load, Record
 from harness.units import TOKENS_PER_UNIT, gib
@@ -112,7 +108,6 @@ def fit_totals(record: Record, totals: Sequence[Total]) -> Calibration:
     slots = record.settings.num_parallel
     order = sorted(lines, key=lambda batch: batch or 0)
     bands = tuple(_band(batch, lines[batch], batches[batch], slots) for batch in order)
-    last = bands[-1]
     error = max((_left_out(batches[batch]) for batch in order if len(batches[batch]) > 2), default=None)
     if error is not None and error > MAX_ERROR:
         raise UntrustedError(
@@ -124,37 +119,19 @@ def fit_totals(record: Record, totals: Sequence[Total]) -> Calibration:
     notes = [_WHY]
     if error is None:
         notes.append("max_error was not measured: it needs three contexts in one band")
-    performance, speed_notes = fit_performance(record)
-    return Calibration(
-        id=record.id,
-        engine=record.engine_name,
-        constants=Constants(base_vram_gb=last.base_vram_gb, kv_cache_gb_per_10k=last.kv_cache_gb_per_10k),
-        metadata=Metadata(
-            schema_version=SCHEMA_VERSION,
-            calibrated_at=record.started_at,
-            model=record.model,
-            engine=record.engine,
-            settings=msgspec.structs.replace(record.settings, num_batch=last.num_batch or record.settings.num_batch),
-            machine=record.machine,
-            breakdown_gb=Breakdown(weights=None, fixed_cache=None, compute=None, overhead=None),
-            bands=bands,
-            quality=Quality(
-                loads=tuple(
-                    MeasuredLoad(context=one.context, num_batch=one.num_batch, total_gb=gib(one.total))
-                    for one in totals
-                    if one.num_batch in lines
-                ),
-                max_error=None if error is None else round(error, 6),
-                overhead_spread_gb=None,
-                valid_to=last.up_to,
-                notes=(*notes, *record.notes, *speed_notes),
-            ),
-            placement=fit_placement(record),
-            performance=performance,
-            run=record.run,
-            weights=record.weights,
-            source=record.source,
+    return calibration_of(
+        record,
+        bands,
+        Breakdown(weights=None, fixed_cache=None, compute=None, overhead=None),
+        settings=msgspec.structs.replace(record.settings, num_batch=bands[-1].num_batch or record.settings.num_batch),
+        loads=(
+            MeasuredLoad(context=one.context, num_batch=one.num_batch, total_gb=gib(one.total))
+            for one in totals
+            if one.num_batch in lines
         ),
+        max_error=error,
+        spread=None,
+        notes=notes,
     )
 
 

@@ -14,18 +14,14 @@ import msgspec
 
 from harness.engines.vllm.releases import GRAPHS_IN_BUDGET
 from harness.errors import UntrustedError
+from harness.fit.artifact import calibration_of
 from harness.fit.observations import allowed_spread
-from harness.fit.speed import fit_performance, fit_placement
 from harness.model.calibration import (
-    SCHEMA_VERSION,
     Band,
     Breakdown,
     Calibration,
-    Constants,
     KvBlocks,
     MeasuredLoad,
-    Metadata,
-    Quality,
 )
 from harness.model.facts import VllmFacts, WorkerFacts
 from harness.model.record import Load, Record, VllmSettings
@@ -230,50 +226,34 @@ def fit_vllm(record: Record) -> Calibration:
     notes += part_notes + _meter_notes(starts, part, blocks, record)
     if error is None:
         notes.append("max_error was not measured: it needs a second start by bytes")
-    performance, speed_notes = fit_performance(record)
-    valid_to = record.model.train_context or max(start.context for start in starts)
     vllm = _settings(record, main)
-    model = msgspec.structs.replace(record.model, quantization=record.model.quantization or vllm.quantization)
-    return Calibration(
-        id=record.id,
-        engine=record.engine_name,
-        constants=Constants(base_vram_gb=base, kv_cache_gb_per_10k=slope),
-        metadata=Metadata(
-            schema_version=SCHEMA_VERSION,
-            calibrated_at=record.started_at,
-            model=model,
-            engine=msgspec.structs.replace(record.engine, version=version),
-            settings=msgspec.structs.replace(
-                record.settings,
-                num_batch=vllm.max_num_batched_tokens,
-                kv_cache_type=(main.load.facts and main.load.facts.kv_cache_type) or record.settings.kv_cache_type,
-                flash_attention=main.load.facts.flash_attention if main.load.facts else None,
-                vllm=vllm,
-            ),
-            machine=msgspec.structs.replace(
-                record.machine, total_cuda_gb=None if main.facts.total_bytes is None else gib(main.facts.total_bytes)
-            ),
-            breakdown_gb=breakdown,
-            bands=(
-                Band(
-                    up_to=valid_to, num_batch=vllm.max_num_batched_tokens, base_vram_gb=base, kv_cache_gb_per_10k=slope,
-                    compute_gb_per_10k=0.0, fixed_cache_gb=breakdown.fixed_cache,
-                ),
-            ),
-            quality=Quality(
-                loads=tuple(_measured(start, part, blocks, record) for start in starts),
-                max_error=None if error is None else round(error, 6),
-                overhead_spread_gb=None if spread is None else gib(spread),
-                valid_to=valid_to,
-                notes=tuple(notes + list(record.notes) + speed_notes),
-            ),
-            placement=fit_placement(record),
-            performance=performance,
-            run=record.run,
-            kv_blocks=blocks,
-            weights=record.weights,
-        ),
+    facts = main.load.facts
+    band = Band(
+        up_to=record.model.train_context or max(start.context for start in starts), num_batch=vllm.max_num_batched_tokens,
+        base_vram_gb=base, kv_cache_gb_per_10k=slope, compute_gb_per_10k=0.0, fixed_cache_gb=breakdown.fixed_cache,
     )  # fmt: skip
+    return calibration_of(
+        record,
+        (band,),
+        breakdown,
+        settings=msgspec.structs.replace(
+            record.settings,
+            num_batch=vllm.max_num_batched_tokens,
+            kv_cache_type=(facts and facts.kv_cache_type) or record.settings.kv_cache_type,
+            flash_attention=facts.flash_attention if facts else None,
+            vllm=vllm,
+        ),
+        loads=(_measured(start, part, blocks, record) for start in starts),
+        max_error=error,
+        spread=spread,
+        notes=notes,
+        model=msgspec.structs.replace(record.model, quantization=record.model.quantization or vllm.quantization),
+        engine=msgspec.structs.replace(record.engine, version=version),
+        machine=msgspec.structs.replace(
+            record.machine, total_cuda_gb=None if main.facts.total_bytes is None else gib(main.facts.total_bytes)
+        ),
+        kv_blocks=blocks,
+    )
 
 
 def _breakdown(part: _Part, parts: Sequence[_Part], blocks: KvBlocks, record: Record) -> tuple[Breakdown, list[str]]:
