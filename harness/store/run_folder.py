@@ -135,8 +135,9 @@ def copy_run(source: Path, target: Path) -> None:
     """
     names = sorted(one.name for one in source.iterdir() if _OURS.fullmatch(one.name) and not one.name.startswith("."))
     for name in sorted(names, key=lambda name: name == "record.json"):  # it comes last: without one it is not yet a run
-        with suppress(NotFoundError), _opened(source / name) as file:
-            _copy(file, target / name, 0o644 if name == "record.json" else 0o600)
+        mode = 0o644 if name == "record.json" else 0o600
+        with suppress(NotFoundError), _opened(source / name) as file, whole_file(target / name, mode) as copy:
+            shutil.copyfileobj(file, copy, 1 << 20)
 
 
 @contextmanager
@@ -151,16 +152,26 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _copy(source: BinaryIO, target: Path, mode: int) -> None:
-    partial = target.with_name(f".{target.name}.harness-{os.urandom(4).hex()}.part")
+@contextmanager
+def whole_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """A file that is written within the block, and is there whole after it, or not at all.
+
+    Raises:
+        CannotWriteError: the folder is read-only or the disk is full.
+    """
+    partial = path.with_name(f".{path.name}.harness-{os.urandom(4).hex()}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | PLAIN, mode)
         with os.fdopen(descriptor, "wb") as file:
-            lock(file)
-            shutil.copyfileobj(source, file, 1 << 20)
-        partial.replace(target)
+            with suppress(OSError):  # whoever clears up can tell that it is being written; a disk may have no locks
+                lock(file)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
     except OSError as error:
+        raise CannotWriteError(f"{path} cannot be written: {error.strerror}", code="cannot-write") from error
+    finally:
         with suppress(OSError):
             partial.unlink()
-        raise CannotWriteError(f"{target} cannot be written: {error.strerror}", code="cannot-write") from error

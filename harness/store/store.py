@@ -25,11 +25,10 @@ from harness.errors import (
     NotPermittedError,
     UsageError,
 )
-from harness.files import lock
 from harness.model.calibration import Calibration, artifact_name, from_document, is_sane, json_schema, to_document
 from harness.model.facts import EngineName
 from harness.model.record import RECORD_VERSION, Record
-from harness.store.run_folder import read_plain
+from harness.store.run_folder import read_plain, whole_file
 from harness.store.yaml import read_calibration, to_yaml
 from harness.text import written
 from harness.units import is_context
@@ -48,20 +47,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         CannotWriteError: the folder is read-only or the disk is full.
     """
-    partial = path.with_name(f".{path.name}.harness-{os.urandom(4).hex()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("xb") as file:
-            with suppress(OSError):  # whoever clears up can tell that it is being written
-                lock(file)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise CannotWriteError(f"{path} cannot be written: {error.strerror}", code="cannot-write") from error
+    with whole_file(path) as file:
+        file.write(data)
 
 
 class StoreEntry(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,17 @@ def test_what_is_not_here_is_added_with_its_run(tmp_path: Path) -> None:
     assert held(here) == held(there)
     assert runs(here) == runs(there)
     assert merged(here, there) == ["same"]
+
+
+def test_runs_are_copied_to_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = Store(tmp_path / "here"), shelf(tmp_path / "there", measured())
+
+    def no_locks(_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("harness.store.run_folder.lock", no_locks)
+    assert merged(here, there) == ["added"]
+    assert runs(here) == runs(there)
 
 
 def test_another_gpu_becomes_a_variant(tmp_path: Path) -> None:
