@@ -162,11 +162,7 @@ def check(
 
 
 def _size(size: str | int | None) -> int | None:
-    """One size in bytes.
-
-    Raises:
-        UsageError: it is none, or several.
-    """
+    """One size in bytes."""
     found = read_available(size)
     if found is not None and len(found) != 1:
         raise UsageError(f"one size is expected, not {size}")

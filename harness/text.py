@@ -26,6 +26,7 @@ _PLAIN: Final = {
     "│": "|",
     **dict(zip("▁▂▃▄▅▆▇█", "_.-:=+*#", strict=True)),
 }
+_NO_WORD: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _VERSION: Final = re.compile(r"v?(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?")
 
 
@@ -56,6 +57,11 @@ def plain_characters(error: UnicodeError) -> tuple[str, int]:
 def written(name: str) -> str:
     """An id or a file's stem as people write it: its escaped bytes (``%20``) are characters again."""
     return clean(_ESCAPED_BYTES.sub(lambda found: bytes.fromhex(found[0].replace("%", "")).decode(errors="replace"), name))
+
+
+def word_of(text: str) -> str:
+    """A text as a word of a file name or a variant: what is no letter, digit, ``.``, ``_`` or ``-`` becomes ``-``."""
+    return _NO_WORD.sub("-", text)
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:

@@ -7,10 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from harness.engines.base import Options
-from harness.engines.registry import policy_of, recipe_of, running_servers
+from harness.engines.registry import policy_of, recipe_of
 from harness.errors import HarnessError
 from harness.inventory.backend import resolve_name
 from harness.inventory.digests import cached_sha256, file_of
+from harness.inventory.machine import LocalMachine
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.model.record import Gpu
@@ -30,10 +31,9 @@ class Installed:
     def __init__(self, store: Store, given: Overrides, folder: Path) -> None:
         self.store, self.given, self.folder = store, given, folder
         self.catalog = read_catalog(find_catalog(folder))
-        self.gpus = functools.cache(self._gpus)
+        self._machine = LocalMachine()
         self.image_digest = functools.cache(self._image_digest)
         self.engine_version = functools.cache(self._engine_version)
-        self.running_version = functools.cache(self._running_version)
 
     def here(self, calibration: Calibration) -> Environment:
         """What this calibration would be made with now."""
@@ -121,13 +121,10 @@ class Installed:
             return tuple(gpu.recorded for gpu in drm_gpus())
         return self.gpus() if meter == "nvml" else None
 
-    def _gpus(self) -> tuple[Gpu, ...] | None:
-        from harness.meters.nvml import gpus
-
-        try:
-            return tuple(gpu.recorded for gpu in gpus())
-        except HarnessError:
-            return None
+    def gpus(self) -> tuple[Gpu, ...] | None:
+        """The NVIDIA GPUs; ``None`` where the driver cannot be asked."""
+        found = self._machine.nvidia
+        return None if isinstance(found, HarnessError) else tuple(gpu.recorded for gpu in found)
 
     def _image_digest(self, reference: str) -> str | None:
         from harness.sandboxes.docker import local_image
@@ -138,9 +135,9 @@ class Installed:
             return None
         return None if image is None else image.digest
 
-    def _running_version(self, name: EngineName) -> str | None:
+    def running_version(self, name: EngineName) -> str | None:
         """The version of a server of an engine that runs on this machine, whoever started it."""
-        return next((one.version for one in running_servers(name) if release(one.version) is not None), None)
+        return next((one.version for one in self._machine.running(name) if release(one.version) is not None), None)
 
     def _engine_version(self, name: EngineName) -> str | None:
         try:

@@ -250,11 +250,7 @@ def rerun_options(target: SurveyedCalibration, finder: Installed) -> RunOptions:
 
 
 def _refuse_unnamed(target: SurveyedCalibration, given: Overrides) -> None:
-    """Refuse to measure with the program of harness or on PATH what was measured with one that the user had named.
-
-    Raises:
-        UsageError: it was, and the program is not named again: no file may name what is run.
-    """
+    """Refuse to measure with the program of harness or on PATH what was measured with one that the user had named."""
     metadata = target.calibration.metadata
     if metadata.machine.sandbox != "docker" and metadata.engine.named and given.engine_binary is None:
         raise UsageError(

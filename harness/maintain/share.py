@@ -25,6 +25,7 @@ from harness.model.trace import Occupancy, Plateau
 from harness.sandboxes.container_config import repository
 from harness.store.run_folder import read_plain
 from harness.store.store import RUNS, Store, read_record
+from harness.text import word_of
 
 #: Of the file's own form.
 VERSION: Final = 1
@@ -56,7 +57,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Where it belongs below models/community: ``engine/name@card.json``."""
         machine = self.calibration.metadata.machine
         card = "+".join(gpu.name for gpu in machine.gpus) or "host"
-        return f"{self.calibration.id}@{re.sub(r'[^A-Za-z0-9._-]+', '-', card).strip('-')}.json"
+        return f"{self.calibration.id}@{word_of(card).strip('-')}.json"
 
     def encoded(self) -> bytes:
         """The file."""

@@ -249,11 +249,7 @@ class Run:
         self.notes.append(note)
 
     def _open(self) -> None:
-        """Start an engine that serves all loads, and learn from it what the model is.
-
-        Raises:
-            CannotWriteError: the model turns out to be another one than the artifact's.
-        """
+        """Start an engine that serves all loads, and learn from it what the model is."""
         self.phase(f"start {self.session.engine.name}")
         self.source = self.runner.prepare(self.source)
         self.engine = self.runner.identity or self.engine
@@ -321,12 +317,7 @@ class Run:
         return load
 
     def _undisturbed(self, request: LoadRequest) -> Load:
-        """One load. One that was killed, or during which others used the GPU, is made again at once, and kept as failed.
-
-        Raises:
-            EngineError: it was killed again, and nothing says that it was for memory.
-            UntrustedError: others used the GPU each time.
-        """
+        """One load. One that was killed, or during which others used the GPU, is made again at once, and kept as failed."""
         repeats = REPEATS
         while True:
             load = self.runner.measure(self.source, request, expected_bytes(self.loads, request))

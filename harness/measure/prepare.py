@@ -90,11 +90,7 @@ def prepare(run: RunOptions, store: Store, here: Path) -> Session:
 
 
 def _from_header(name: str, engine: Engine, catalog: Catalog, options: Options, held: ExitStack) -> tuple[str, Source, Options]:
-    """The name under which it is filed, the source, and the options for it, of a model without its weights.
-
-    Raises:
-        HarnessError: its header cannot be read, or the engine cannot do without weights.
-    """
+    """The name under which it is filed, the source, and the options for it, of a model without its weights."""
     if engine.policy.dummy_weights:
         own = engine.resolve(resolve_name(name, engine, catalog, options), options)
         return name, msgspec.structs.replace(own, weights="header"), options

@@ -38,11 +38,7 @@ _PID_LIMIT: Final = 1 << 22
 
 @contextmanager
 def _nvml() -> Iterator[Any]:
-    """The library, initialised.
-
-    Raises:
-        UnavailableError, NotPermittedError: it is not there, or says no.
-    """
+    """The library, initialised."""
     import pynvml
 
     try:

@@ -238,49 +238,29 @@ class LoadFacts(msgspec.Struct, frozen=True, kw_only=True):
         ]
         return sum(values) if values else None
 
+    @property
+    def projection(self) -> dict[str, object] | None:
+        """What the engine's fit projected, as ``parse --json`` shows it."""
+        return None if self.fit is None else self.fit.to_json()
+
     def to_json(self) -> dict[str, object]:
         """The exact object of ``parse --json``'s ``data.loads[]``."""
-        fields: dict[str, object] = {
-            "engine": self.engine,
-            "dialect": self.dialect,
-            "model": self.model,
-            "context_cells": self.context_cells,
-            "parallel": self.parallel,
-            "layers_overflowing": self.layers_overflowing,
-            "kv_cache_type": self.kv_cache_type,
-            "flash_attention": self.flash_attention,
-            "num_batch": self.num_batch,
-            "layers_offloaded": self.layers_offloaded,
-            "layers_total": self.layers_total,
-            "fully_offloaded": self.fully_offloaded,
-            "complete": self.complete,
-            "failed": self.failed,
-            "failure": self.failure,
-            "estimated": self.estimated,
-            "devices": {name: msgspec.to_builtins(device) for name, device in self.devices.items()},
-            "projection": None if self.fit is None else self.fit.to_json(),
-            "sched_copies": self.sched_copies,
-            "overridden_tensors": self.overridden_tensors,
-            "optional_bytes": self.optional_bytes,
-            "doubts": list(self.doubts),
-            "checked": list(self.checked),
-            "unread": {"count": self.unread.count, "samples": list(self.unread.samples)},
-            "wrapping": list(self.wrapping),
-        }
+        found = {name: msgspec.to_builtins(getattr(self, name)) for name in _SHOWN}
         if self.vllm is not None:
-            fields["version"] = self.vllm.version
-            fields["workers"] = [
-                {
-                    "weights_bytes": worker.weights_bytes,
-                    "kv_available_bytes": worker.kv_available_bytes,
-                    "cuda_graph_bytes": worker.cuda_graph_bytes,
-                }
-                for worker in self.vllm.workers
-            ]
-            fields["kv_tokens"] = self.vllm.kv_tokens
-            fields["max_concurrency"] = self.vllm.max_concurrency
-            fields["max_model_len"] = self.vllm.max_model_len
-            fields["failure_class"] = self.vllm.failure_class
-            fields["needed_bytes"] = self.vllm.needed_bytes
-            fields["available_bytes"] = self.vllm.available_bytes
-        return fields
+            found |= {name: msgspec.to_builtins(getattr(self.vllm, name)) for name in _SHOWN_OF_VLLM}
+            found["workers"] = [{name: getattr(one, name) for name in _SHOWN_OF_WORKER} for one in self.vllm.workers]
+        return found
+
+
+#: What ``parse --json`` shows of a load, of one of vLLM and of its workers, in its order.
+_SHOWN: Final = (
+    *("engine", "dialect", "model", "context_cells", "parallel", "layers_overflowing", "kv_cache_type", "flash_attention"),
+    *("num_batch", "layers_offloaded", "layers_total", "fully_offloaded", "complete", "failed", "failure", "estimated"),
+    *("devices", "projection", "sched_copies", "overridden_tensors", "optional_bytes", "doubts", "checked", "unread"),
+    "wrapping",
+)
+_SHOWN_OF_VLLM: Final = (
+    *("version", "workers", "kv_tokens", "max_concurrency", "max_model_len", "failure_class", "needed_bytes"),
+    "available_bytes",
+)
+_SHOWN_OF_WORKER: Final = ("weights_bytes", "kv_available_bytes", "cuda_graph_bytes")

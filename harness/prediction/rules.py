@@ -216,11 +216,7 @@ class Rules:
 
 
 def _figures(text: str) -> tuple[float, ...]:
-    """A list of numbers, separated by commas or slashes.
-
-    Raises:
-        UnknownVerdictError: it is none.
-    """
+    """A list of numbers, separated by commas or slashes."""
     try:
         found = tuple(float(one) for one in text.replace("/", ",").split(","))
     except ValueError as error:

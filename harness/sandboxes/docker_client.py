@@ -81,16 +81,7 @@ class Daemon:
 
     def image(self, reference: str) -> Mapping[str, Any] | None:
         """What ``docker image inspect`` says; ``None`` where the image is not here."""
-        import docker.errors
-
-        try:
-            with self._talk("look at the image"):
-                attributes: Mapping[str, Any] = self._api.inspect_image(reference)  # type: ignore[no-untyped-call]
-        except UnavailableError as error:
-            if isinstance(error.__cause__, docker.errors.NotFound):
-                return None
-            raise
-        return attributes
+        return self._look("image", lambda: self._api.inspect_image(reference))  # type: ignore[no-untyped-call]
 
     def pull(self, reference: str, progress: Progress | None = None) -> None:
         """Pull an image.
@@ -157,16 +148,7 @@ class Daemon:
 
     def inspect(self, container: str) -> Mapping[str, Any] | None:
         """What ``docker inspect`` says; ``None`` where the container is no more."""
-        import docker.errors
-
-        try:
-            with self._talk("look at the container"):
-                attributes: Mapping[str, Any] = self._api.inspect_container(container)
-        except UnavailableError as error:
-            if isinstance(error.__cause__, docker.errors.NotFound):
-                return None
-            raise
-        return attributes
+        return self._look("container", lambda: self._api.inspect_container(container))
 
     def stop(self, container: str, timeout: float) -> None:
         """Ask a container to end, after ``timeout`` seconds by force; harmless where it has ended."""
@@ -180,16 +162,8 @@ class Daemon:
 
     def volume_folder(self, name: str) -> str | None:
         """The folder behind a local volume, as the daemon names it; ``None`` where there is no such volume."""
-        import docker.errors
-
-        try:
-            with self._talk("look at the volume"):
-                attributes = self._api.inspect_volume(name)
-        except UnavailableError as error:
-            if isinstance(error.__cause__, docker.errors.NotFound):
-                return None
-            raise
-        return attributes.get("Mountpoint") if attributes.get("Driver") == "local" else None
+        found = self._look("volume", lambda: self._api.inspect_volume(name))
+        return found.get("Mountpoint") if found is not None and found.get("Driver") == "local" else None
 
     def remove_volume(self, name: str) -> None:
         """Remove a volume that no container uses."""
@@ -265,11 +239,7 @@ class Daemon:
         return api
 
     def _probe(self) -> str:
-        """Whether the daemon answers at all, before anything long is begun; the version of its API.
-
-        Raises:
-            UnavailableError: it does not, or did not a moment ago.
-        """
+        """Whether the daemon answers at all, before anything long is begun; the version of its API."""
         if time.monotonic() < _silent.get(self.address, 0.0):
             raise silent_error(self.address, PROBE_LIMIT)
         try:
@@ -299,6 +269,18 @@ class Daemon:
             raise UnavailableError(
                 f"cannot {doing}: the connection to the Docker daemon was lost", hint="is it running?", code="docker-gone"
             ) from error
+
+    def _look(self, what: str, ask: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any] | None:
+        """What the daemon says of a thing; ``None`` where there is no such thing."""
+        import docker.errors
+
+        try:
+            with self._talk(f"look at the {what}"):
+                return ask()
+        except UnavailableError as error:
+            if isinstance(error.__cause__, docker.errors.NotFound):
+                return None
+            raise
 
     def _go_on(self) -> None:
         """The daemon has said something whole: it has its time again for what comes next."""

@@ -24,6 +24,7 @@ from harness.prediction.settings import AskedSettings, derive
 from harness.prediction.verdict import named
 from harness.serving.weights import Identity, identify
 from harness.store.store import Store, key_of, variant_of
+from harness.text import word_of
 from harness.units import MAX_CONTEXT, split_context
 
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{6,64}")
@@ -120,7 +121,7 @@ def calibrating(model: str, wanted: CalibrationFilter, contexts: str | None = No
     given = {option: value for option, value in settings.items() if value is not None}
     variant = wanted.variant
     if variant is None and given:
-        variant = "-".join(re.sub(r"[^A-Za-z0-9._-]+", "-", f"{option[2:4]}-{value}") for option, value in given.items())
+        variant = "-".join(word_of(f"{option[2:4]}-{value}") for option, value in given.items())
     options = {"--ctx": contexts, "--engine": wanted.engine, **given, "--variant": variant}
     return f"harness calibrate {shlex.quote(model)}" + "".join(
         f" {option} {shlex.quote(value)}" for option, value in options.items() if value is not None

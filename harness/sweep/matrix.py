@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -20,11 +19,11 @@ from harness.engines.settings import shown_env
 from harness.errors import BadInputError, UsageError
 from harness.fit.load_plan import DEFAULT_CONTEXTS
 from harness.options import CalibrationOptions, RunOptions, shared
+from harness.text import word_of
 from harness.units import parse_token_list
 
 #: More cells than anybody means.
 MAX_CELLS: Final = 10_000
-_NOT_IN_A_VARIANT: Final = re.compile(r"[^A-Za-z0-9._-]+")
 Values = dict[str, Any]
 
 
@@ -58,7 +57,7 @@ class Cell(CalibrationOptions, frozen=True, kw_only=True, forbid_unknown_fields=
     def key(self) -> str:
         """A name for files: the model, and a digest of everything that the cell asks for."""
         digest = hashlib.sha256(msgspec.json.encode(self.asked(), order="sorted")).hexdigest()[:12]
-        return f"{_NOT_IN_A_VARIANT.sub('-', self.model)[-60:]}-{digest}"
+        return f"{word_of(self.model)[-60:]}-{digest}"
 
     @property
     def title(self) -> str:
@@ -173,9 +172,9 @@ def _variant(cell: Cell, axes: Mapping[str, Sequence[Any]]) -> str | None:
             continue
         value = public[name]
         text = value if isinstance(value, str) else json.dumps(value)
-        parts.append(_NOT_IN_A_VARIANT.sub("-", f"{'' if isinstance(value, str) else name}{text}").strip("-"))
+        parts.append(word_of(f"{'' if isinstance(value, str) else name}{text}").strip("-"))
     if cell.machine is not None:
-        parts.append(_NOT_IN_A_VARIANT.sub("-", cell.machine).strip("-"))
+        parts.append(word_of(cell.machine).strip("-"))
     return "-".join(parts) or None
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 import msgspec
 
@@ -19,9 +18,9 @@ from harness.store.run_folder import copy_run, read_plain
 from harness.store.store import RUNS, Store, read_record, stem_of, variant_of
 from harness.store.trust import refuse
 from harness.store.yaml import to_yaml
+from harness.text import word_of
 
 Action = Literal["added", "same", "replaced", "kept", "variant", "conflict", "unreadable", "refused"]
-_NOT_IN_A_VARIANT: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 class Merged(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,17 +121,13 @@ def subject(calibration: Calibration) -> tuple[object, ...]:
 def _variant(source: Path, calibration: Calibration) -> str:
     """A name for a calibration that finds its file taken: its own variant, the GPUs, and what it is of in eight digits."""
     gpus = calibration.metadata.machine.gpus
-    named = _NOT_IN_A_VARIANT.sub("-", "+".join(gpu.name for gpu in gpus) or "host").strip("-")
+    named = word_of("+".join(gpu.name for gpu in gpus) or "host").strip("-")
     digest = hashlib.sha256(repr(subject(calibration)).encode()).hexdigest()[:8]
     return "-".join(part for part in (variant_of(source), named, digest) if part)
 
 
 def _copy_run(run: Path, store: Store) -> str:
-    """Copy a run's files; its name in the store, which differs where another run has that name already.
-
-    Raises:
-        BadInputError, NotFoundError: it is no run. CannotWriteError: the store.
-    """
+    """Copy a run's files; its name in the store, which differs where another run has that name already."""
     read_record(run)
     record = read_plain(run / "record.json")
     target = store.root / RUNS / run.name

@@ -52,13 +52,9 @@ class Sweep:
 
     def outcome(self, cell: Cell) -> CellOutcome | None:
         """How a cell ended in an earlier call; ``None`` where it has not, or its file is damaged or gone."""
-        try:
-            found = msgspec.json.decode((self._folder / f"{cell.key}.json").read_bytes(), type=CellOutcome)
-        except (OSError, msgspec.DecodeError):
-            return None
-        if found.artifact is not None and not Path(found.artifact).is_file():
-            return None
-        return found
+        found = _read(self._folder / f"{cell.key}.json")
+        gone = found is not None and found.artifact is not None and not Path(found.artifact).is_file()
+        return None if gone else found
 
     def pending(self, *, resume: bool) -> tuple[Cell, ...]:
         """The cells to run: all of them, or those that are not done yet."""
@@ -74,15 +70,16 @@ class Sweep:
 
     def estimate(self, cells: Sequence[Cell]) -> float | None:
         """Seconds that cells took on average in this store, times their number; ``None`` where none has run yet."""
-        spent = []
-        for path in self._folder.glob("*.json"):
-            try:
-                found = msgspec.json.decode(path.read_bytes(), type=CellOutcome)
-            except (OSError, msgspec.DecodeError):
-                continue
-            if found.status == "done":
-                spent.append(found.seconds)
+        known = map(_read, self._folder.glob("*.json"))
+        spent = [found.seconds for found in known if found is not None and found.status == "done"]
         return len(cells) * sum(spent) / len(spent) if spent else None
+
+
+def _read(path: Path) -> CellOutcome | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=CellOutcome)
+    except (OSError, msgspec.DecodeError):
+        return None
 
 
 def load_plan(path: Path, *, here: bool) -> tuple[Cell, ...]:

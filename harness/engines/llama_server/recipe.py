@@ -349,11 +349,7 @@ def _library_env(command: tuple[str, ...]) -> dict[str, str]:
 
 
 def _check_settings(command: tuple[str, ...], env: dict[str, str]) -> None:
-    """Refuse what the embedded engine has no setting for, before anything is loaded.
-
-    Raises:
-        UsageError: a variable that only a llama-server of one's own reads.
-    """
+    """Refuse what the embedded engine has no setting for, before anything is loaded."""
     strange = sorted(name for name in env if name.startswith("LLAMA_ARG_") and name not in VARIABLES)
     if strange and command == embedded_command():
         raise UsageError(

@@ -171,11 +171,7 @@ def present(client: httpx.Client, source: Source, options: Options, progress: Pr
 
 
 def _shown(client: httpx.Client, name: str, source: Source, options: Options) -> dict[str, Any] | None:
-    """What a server says of a model. Of one in a folder of the user's that a container may not read, that it may not.
-
-    Raises:
-        NotPermittedError: it may not.
-    """
+    """What a server says of a model. Of one in a folder of the user's that a container may not read, that it may not."""
     folder = source.lent or (models_folder(options.models) if options.models is not None else None)
     error: HarnessError | None = None
     try:

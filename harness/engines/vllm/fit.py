@@ -297,11 +297,7 @@ def _gpus(start: VllmStart) -> int:
 
 
 def _on_host(part: _Part, beside: Sequence[float], spread: float | None, starts: Sequence[VllmStart]) -> _Part:
-    """On the host the log knows the worker alone; the meter counts every process of the engine.
-
-    Raises:
-        UntrustedError: what they take beside the cache differs between starts.
-    """
+    """On the host the log knows the worker alone; the meter counts every process of the engine."""
     largest = max(load.total_bytes or 0 for start in starts if (load := start.load.idle) is not None)
     allowed = allowed_spread(largest)
     if spread is not None and spread > allowed:

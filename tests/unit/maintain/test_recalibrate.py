@@ -46,10 +46,10 @@ class Seen(Installed):
     seen: tuple[Gpu, ...] | None = None
     running: str | None = None
 
-    def _gpus(self) -> tuple[Gpu, ...] | None:
+    def gpus(self) -> tuple[Gpu, ...] | None:
         return self.seen
 
-    def _running_version(self, name: str) -> str | None:
+    def running_version(self, name: str) -> str | None:
         return self.running
 
     def _image_digest(self, reference: str) -> str | None:
