@@ -160,10 +160,13 @@ def read_decision(lines: Sequence[str], devices: int) -> Truth:
             final = tried[-devices:]
     layers, partial, overflow, used = zip(*final, strict=True)
     total = max(sum(one[0] for one in tried[at : at + devices]) for at in range(0, len(tried), devices))
-    # A single partial layer may give what it has no room for to the next device.
+    # The output is the last of the partial layers of its device, and has nothing that could be elsewhere; a single other one
+    # may give what it has no room for to the next device.
+    output = max((index for index, count in enumerate(layers) if count), default=0)
+    without = [max(count - (index == output), 0) for index, count in enumerate(partial)]
     on_host = any(
         count > 1 or (count == 1 and (kind == _ON_HOST or index == devices - 1))
-        for index, (count, kind) in enumerate(zip(partial, overflow, strict=True))
+        for index, (count, kind) in enumerate(zip(without, overflow, strict=True))
     )
     return Truth(kept=False, full=sum(layers) == total and not on_host, layers=layers, used=used)
 

@@ -46,7 +46,7 @@ class OneDevice(NamedTuple):
 #: What a device holds more than the only one does, in batches as they pass between layers: the first device of a pipeline
 #: (copies of the embedded tokens and of the input that embeddings would be), the others of it (of what comes from the device
 #: before), and those behind the first without copies (whose input is no embedding).
-_FIRST, _LATER, _BEHIND = 12.0, 5.75, -2.0
+_FIRST, _LATER, _BEHIND = 12.0, 7.0, -2.0
 #: What the last device takes in all, but for masks, if it has one layer and the output: behind the attention of the last layer
 #: only the tokens are left whose output is asked for. As one of a pipeline, and without copies.
 _LAST, _LAST_BEHIND = 11.0, 4.0
@@ -180,10 +180,12 @@ class DeviceCompute:
             if known is None:
                 return None
             low, high = known
-            found.append((low if level == 0 else high, high - low))
+            found.append((low, high - low) if level == 0 else (high, max(high - low, _ALIKE * high)))
         return found
 
 
+#: By how much a spot that is only like another one may hold less or more, at least.
+_ALIKE: Final = 1 / 8
 #: How alike two spots are: the same; but for numbers; but for kinds; in their place alone.
 _LEVELS: Final = 4
 
@@ -192,7 +194,7 @@ def _like(spot: Spot, level: int) -> Spot:
     if level >= 1:
         spot = spot._replace(size=0, behind="")
     if level >= 2:
-        spot = spot._replace(first="", before="")
+        spot = spot._replace(first=spot.first if spot.first == "o" else "", before="")  # the output alone takes next to nothing
     if level >= 3:
         spot = spot._replace(attends=False, experts="")
     return spot

@@ -226,11 +226,13 @@ def arrange(held: Devices, spread: Spread, available: Sequence[int], names: Sequ
         layout = final(times)
         return layout if complete(layout) and meets(layout, times) else None
 
-    certain, likely = whole(1.0), whole(0.0)
-    # Experts that come back may stop short of all of them, or be split between two devices: with them the first split alone is
-    # sure, also on a set that was calibrated (bench/devices.py: else 1 false fit in 35).
+    ends = [whole(times) for times in (1.0, 0.0, -1.0)]
+    certain, likely, _ = ends
     by_law = memory.derived(first_split)
-    certain = None if moe and certain != first_split else certain
+    # Experts that come back may stop short of all of them: in another split than the first they are sure to be on devices only
+    # where each end says so, and no compute is calculated.
+    if moe and certain != first_split and not all(one is not None and not memory.derived(one) for one in ends):
+        certain = None
     # The copies of a pipeline begin with the last layer, and are not looked at again on the devices filled before it: all
     # layers are on devices, some of which keep less than their margin (36 % of the sets of bench/devices.py).
     layouts = [(times, final(times)) for times in (1.0, 0.0, -1.0)]
@@ -263,7 +265,7 @@ def arrange(held: Devices, spread: Spread, available: Sequence[int], names: Sequ
     )
     return Arranged(
         fits=certain is not None,
-        tight=certain is None and (likely is not None or whole(-1.0) is not None or any(staying)),
+        tight=certain is None and (any(one is not None for one in ends) or any(staying)),
         devices=devices,
         placed=placed_on(layers, where or first_split),
         margin_bytes=min(one.available_bytes - one.required_bytes - one.reserve_bytes for one in devices),

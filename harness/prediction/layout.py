@@ -124,16 +124,20 @@ def _part(count: int, full: int, *, experts: bool) -> DevicePart:
 
 def _front_to_back(layout: Layout, targets: Sequence[float], memory: Memory) -> Layout:
     """Step 4: experts come back, to the first device first, then a part of one more layer where it fits."""
+    last = len(targets) - 1
     start = len(targets)  # the first device of those, to the last, that hold layers without experts
     while start and layout[start - 1].layers:
         start -= 1
     for device in range(len(targets)):
-        if device > start or start == len(targets):
+        if device > start or start > last:
             break
         convertible = sum(part.partial for part in layout[start:])
         layout = _most(partial(_converted, layout, device, start), convertible, device, targets, memory)
-        layout = _part_of_one_more(layout, device, start, targets, memory)
-        start = next((one for one in range(max(start, device), len(targets)) if layout[one].partial), len(targets))
+        start = next((one for one in range(start, last) if layout[one].partial), last)
+        if layout[start].layers > (device == last):
+            more = _part_of_one_more(layout, device, start, targets, memory)
+            start += start != device and layout[start].partial == 1 and more != layout
+            layout = more
     return layout
 
 
@@ -148,20 +152,22 @@ def _converted(layout: Layout, device: int, start: int, count: int) -> Layout:
     return tuple(parts)
 
 
-def _part_of_one_more(layout: Layout, device: int, start: int, targets: Sequence[float], memory: Memory) -> Layout:
-    """The largest fraction of one more layer for which the device and the next one stay strictly below their targets."""
-    donor = next((one for one in range(start, len(layout)) if layout[one].partial), None)
-    if donor is None:
-        return layout
+def _part_of_one_more(layout: Layout, device: int, donor: int, targets: Sequence[float], memory: Memory) -> Layout:
+    """The largest fraction of one more layer for which the device and the next one stay strictly below their targets.
+
+    Where the donor has no layer without experts left, that layer is the output, which moves whole.
+    """
 
     def extended(fraction: Fraction) -> Layout | None:
         parts = list(layout)
-        parts[donor] = DevicePart(parts[donor].layers - 1, parts[donor].partial - 1)
+        parts[donor] = DevicePart(parts[donor].layers - 1, max(parts[donor].partial - 1, 0))
         parts[device] = DevicePart(parts[device].layers + 1, parts[device].partial + 1, fraction)
         held = memory(tuple(parts))
         reached = range(device, min(device + 2, len(parts)))
         return tuple(parts) if all(held[one] < targets[one] for one in reached) else None
 
+    if donor == device and not layout[device].partial:
+        return layout
     with_up = extended("up")
     if with_up is not None:
         return extended("gate") or with_up
