@@ -220,7 +220,7 @@ def _fit_batch(points: Sequence[Point], caches: Caches, reference: BatchFit | No
         else:
             raise UntrustedError(
                 "one usable load is not enough: a line needs two contexts",
-                hint="calibrate with at least two contexts that fit on the target",
+                hint="calibrate, or import loads, at two contexts or more that fit on the target",
                 code="too-few-points",
             )
         lines = (_through(full or filling, slope),)

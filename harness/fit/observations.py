@@ -93,6 +93,8 @@ def spill_reason(facts: LoadFacts, target: Target, *, ready: bool = False) -> st
     if target == "host":
         if any(device.kind == "gpu" and _bytes(device.weights_bytes) for device in facts.devices.values()):
             return "weights lie on a GPU although the target is the host"
+        if beside := [name for name, one in facts.devices.items() if one.kind == "gpu" and _bytes(one.compute_bytes)]:
+            return f"compute buffers are on {', '.join(beside)}, beside a model on the host"
         return None
     if facts.layers_overflowing:
         return f"{facts.layers_overflowing} layers overflow to the host"

@@ -78,6 +78,7 @@ class Building:
         self.go_exact: dict[tuple[str, Part], int] = {}
         self.go_last: Part | None = None
         self.go_engine = False
+        self.go_uncached = False
         self.llama_engine = False
         self.estimated = False
 

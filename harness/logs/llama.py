@@ -167,10 +167,11 @@ class LlamaReader:
         return started is not None
 
     def ready(self, message: Message) -> bool:
-        if _READY.search(message.text) is None:
+        timed = "eval time" in message.text  # llama-cli says nothing else; of Ollama it may be another runner's
+        if not timed and _READY.search(message.text) is None:
             return False
         load = self._load
-        if load is not None and (load.progress or load.started):
+        if load is not None and ((load.whole and not self.ollama) if timed else (load.progress or load.started)):
             load.complete = True
             if message.fields and isinstance(slots := message.fields.get("n_slots"), int):
                 load.slots = load.slots or slots

@@ -32,6 +32,7 @@ TABLE: Final = (
     Row("model weights", LlamaReader.go, _OLLAMA_GO + "ml/device.go, 0.6.0 to 0.24"),
     Row("kv cache", LlamaReader.go, _OLLAMA_GO + "ml/device.go, 0.11.5 to 0.24"),
     Row("compute graph", LlamaReader.go, _OLLAMA_GO + "ml/device.go, 0.6.0 to 0.24"),
+    Row("does not support caching", LlamaReader.go, _OLLAMA_GO + "runner/ollamarunner, 0.11.5 to 0.24: embeddings"),
     Row("msg=memory", LlamaReader.go, _OLLAMA_GO + "ml/backend/ggml, 0.7.1 to 0.24, at DEBUG"),
     # how
     Row("Operation:", LlamaReader.go, _OLLAMA_GO + "runner/ollamarunner, 0.11.5 to 0.24"),
@@ -74,6 +75,7 @@ TABLE: Final = (
     Row("model loaded", LlamaReader.ready, _SERVER + "server.cpp, since b2000; from another function since b11300"),
     Row("listening", LlamaReader.listens, _SERVER + "server.cpp, since b1200; ollama server/routes.go"),
     Row("Listening", LlamaReader.listens, _OLLAMA_GO + "server/routes.go, since 0.1.0"),
+    Row("eval time", LlamaReader.ready, _CPP + "src/llama-context.cpp; tools/server: timings, since b100"),
     Row("main loop", LlamaReader.ready, _OLLAMA_GO + "llm/dyn_ext_server.go, 0.1.18 to 0.1.31"),
     Row("retrying", LlamaReader.retry, _OLLAMA_GO + "llm/llama_server.go, since 0.30"),
     # the engine's projection
@@ -96,10 +98,10 @@ TABLE: Final = (
             *("MiB free", "Total VRAM", "VRAM available", "VRAM usage", "vram-based", "vram mode", "inference compute"),
             *("gpu memory", "system memory", "host memory", "total memory", "memory.available", "memory.required"),
             *("runner.vram", "compute capability"),
-            *("checkpoint", "checkpoints", "cache state", "prompt cache", "prompt save", "cache size limit"),
-            "context compression",
+            *("checkpoint", "checkpoints", "cache state", "prompt cache", "total state size", "cache size limit"),
+            *("context compression", "prompt save"),
             *("file size", "ctx size", "metadata size", "piece cache", "print_meta", "input buffer", "backend buffer"),
-            "max_size",
+            *("max_size", "MaxWorkingSetSize", "reallocating", "pinned memory", "cuda memory data"),
             *("mmapped", "mlock", "working set", "failed to measure", "downloading", "pulling", "disk space", "swap"),
         )
     ),

@@ -37,6 +37,8 @@ def read(load: Building, line: str) -> None:
         _request(load, fields.get("request", ""))
     elif message == "memory":
         _exact(load, fields)
+    elif "does not support caching" in message:
+        _uncached(load, fields.get("batch_size", ""))
     elif message in _PARTS:
         _figure(load, _PARTS[message], fields)
     elif offloaded := _OFFLOADED.search(message):
@@ -72,6 +74,13 @@ def _request(load: Building, text: str) -> None:
         load.flash = "disabled"
 
 
+def _uncached(load: Building, batch: str) -> None:
+    """A model of embeddings has no KV cache, and its context for a batch (0.11.5 - 0.24, runner/ollamarunner)."""
+    load.go_uncached = True
+    if batch.isdecimal() and len(batch) <= 12:
+        load.num_batch = int(batch) or None
+
+
 def _figure(load: Building, part: Part, fields: dict[str, str]) -> None:
     device = fields.get("device") or fields.get("buffer") or fields.get("buffer_type") or fields.get("backend")
     size = human_bytes(fields.get("size", ""))
@@ -86,6 +95,8 @@ def _figure(load: Building, part: Part, fields: dict[str, str]) -> None:
     if size[0] and len(load.go) < MANY:  # "0 B" is printed before anything is reserved
         load.go[device, part] = size
         load.estimated = not load.go_engine
+        if load.go_uncached and part == "weights":
+            load.go[device, "kv_cache"] = (0, 0)
 
 
 def _exact(load: Building, fields: dict[str, str]) -> None:

@@ -203,6 +203,9 @@ class VllmReader:
             self._open().set("max_num_batched_tokens", batched[1])
         elif size := say.BLOCK_SIZE.search(line):
             self._open().set("block_size", size[1])
+        elif kind := say.RESOLVED.search(line):
+            if self._open().settings.get("kv_cache_dtype", "auto") == "auto":  # the model's own files chose it
+                self._open().set("kv_cache_dtype", {"float8_e4m3fn": "fp8", "float8_e5m2": "fp8_e5m2"}.get(kind[1], kind[1]))
         elif self._start is not None:
             self._start.flash = "enabled"
 
@@ -331,6 +334,7 @@ TABLE: Final = (
             ("config", "Setting attention block size", "vllm/model_executor/models/config.py, since 0.10"),
             ("config", "Chunked prefill is enabled", "vllm/config, since 0.6"),
             ("config", "Starting to load model", "vllm/v1/worker/gpu_model_runner.py, since 0.6"),
+            ("config", "resolved query dtypes", "vllm/v1/attention/backends/flashinfer.py, since 0.25"),
             ("config", "Using Flash Attention backend", "vllm/platforms/cuda.py, 0.6 to 0.10"),
             ("config", "Using FlashAttention version", "vllm/attention/backends, since 0.13"),
             ("config", "Using FLASH_ATTN", "vllm/platforms/cuda.py, since 0.11"),

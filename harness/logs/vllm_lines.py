@@ -47,6 +47,7 @@ BANNER_MODEL: Final = re.compile(r"█ +model +(?P<model>\S.{0,299}?)\s*$")
 LOADING: Final = re.compile(r"Starting to load model (?P<model>\S.{0,299}?)\.\.\.")
 MAX_LEN: Final = re.compile(r"Using max model len (\d{1,12})|Auto-fit max_model_len: .{0,80}? to (\d{1,12}) to fit")
 BATCHED: Final = re.compile(r"max_num_batched_tokens=(\d{1,9})")
+RESOLVED: Final = re.compile(r"kv_cache_dtype=torch\.(\w{1,40})")
 BLOCK_SIZE: Final = re.compile(r"Setting attention block size to (\d{1,9}) tokens")
 #: key=value of the engine's configuration, 'key': value of "non-default args", key=value of a Namespace.
 SETTING: Final = re.compile(

@@ -147,6 +147,8 @@ def _interval(calibration: Calibration, band: Band, cells: int, total: int, num_
     grows by, or may grow by unseen, may go with them. Compute buffers that the loads show on a curve may leave the line with
     the square of the distance. With an f32 cache flash attention reads f16 copies of a layer's keys and values, which are
     hidden below other buffers up to some context (embedded llama.cpp b11434, two models).
+    A shorter context takes no more than a longer one, so that below the loads the upper end is that of the shortest. Without
+    flash attention that is not so (software Vulkan: compute buffers of 64.0 MiB at 2 048 tokens and 32.5 at 8 192).
     """
     quality = calibration.metadata.quality
     loads = [load for load in quality.loads if load.num_batch == band.num_batch] or list(quality.loads)
@@ -170,7 +172,13 @@ def _interval(calibration: Calibration, band: Band, cells: int, total: int, num_
     away_from = (cells - low) * (cells - high) if away else 0
     curve = from_gib((band.curve_gb_per_10k2 or 0.0) * away_from / TOKENS_PER_UNIT**2)
     copies = from_gib(_copies_gb(calibration, band) * max(cells - pad_cells(high), 0) / TOKENS_PER_UNIT)
-    return round(max(error * total, (max(error * largest, spread) + reading) * times)) + grown + curve + copies
+    width = round(max(error * total, (max(error * largest, spread) + reading) * times)) + grown + curve + copies
+    if cells >= low or calibration.metadata.settings.flash_attention == "disabled":
+        return width
+    rise = (low - cells) / TOKENS_PER_UNIT * (num_parallel * band.kv_cache_gb_per_10k + band.compute_gb_per_10k)
+    at_low = total + from_gib(rise)
+    doubt = max(error * at_low, max(error * largest, spread) + reading) + grown * low / cells
+    return min(width, at_low + round(doubt) - total)
 
 
 def _copies_gb(calibration: Calibration, band: Band) -> float:

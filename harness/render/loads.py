@@ -97,5 +97,6 @@ def notes(facts: LoadFacts) -> Iterator[str]:
     if advice := missing(facts):
         yield advice
     if facts.unread.count:
-        lines = "1 line speaks" if facts.unread.count == 1 else f"{facts.unread.count} lines speak"
-        yield f"{lines} of memory and was not understood (--unread prints them)"
+        one = facts.unread.count == 1
+        lines = "1 line speaks of memory and was" if one else f"{facts.unread.count} lines speak of memory and were"
+        yield f"{lines} not understood (--unread prints them)"

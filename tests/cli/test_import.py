@@ -276,3 +276,21 @@ def test_a_start_of_vllm_by_bytes_alone_and_a_total_below_its_cache_are_refused(
 def test_the_parts_of_a_load_need_a_total(tmp_path: Path) -> None:
     code, answer = run(tmp_path, MIDDLE, "--model", "qwen2:7b")
     assert (code, answer["errors"][0]["code"]) == (2, "no-total")
+
+
+@pytest.mark.parametrize("context", [256, 4096, 8192])
+def test_where_the_one_load_fitted_shorter_contexts_fit(tmp_path: Path, context: int) -> None:
+    """A bound that only grows with the distance from the load said CPU OFFLOAD LIKELY at half its context."""
+    assert run(tmp_path, MIDDLE, "--total", "4856MiB", "--model", "m")[0] == 0
+    arguments = ["check", "m", "--ctx", str(context), "--num-batch", "512", "--store", str(tmp_path / "store")]
+    for available, code in (("7GiB", 0), ("4700MiB", 3)):
+        result = CliRunner().invoke(cli, [*arguments, "--available", available])
+        assert result.exit_code == code, result.output
+
+
+def test_a_model_on_the_host_whose_compute_buffers_are_on_a_gpu_is_no_point(tmp_path: Path) -> None:
+    """``-ngl 0`` with a GPU: neither the memory of the processes nor that of the card is all of it."""
+    text = SMALL.replace("29/29", "0/29").replace("CUDA0 model", "  CPU model").replace("CUDA0 KV", "  CPU KV")
+    code, error = refused(tmp_path, text, "--total", "4450MiB")
+    assert (code, error["code"]) == (5, "not-a-point")
+    assert "compute buffers are on CUDA0" in error["message"]

@@ -384,3 +384,40 @@ def test_a_library_of_the_server_itself_has_markers_of_its_own() -> None:
     first, second = loads(begin + MAIN + begin + MAIN + ready)
     assert (first.engine, first.complete, second.engine, second.complete) == ("ollama", False, "ollama", True)
     assert mib(first, "kv_cache") == mib(second, "kv_cache") == 96.0
+
+
+def test_a_model_of_embeddings_has_no_cache_and_its_context_for_a_batch() -> None:
+    """Ollama 0.11.5 to 0.24, runner/ollamarunner: the batch of the request is not the one that is reserved for."""
+    request = (
+        'level=INFO msg=load request="{Operation:commit LoraPath:[] Parallel:1 BatchSize:512 FlashAttention:Disabled '
+        'KvSize:2048 KvCacheType: NumThreads:8 GPULayers:13[ID:GPU-a Layers:13(0..12)]}"\n'
+    )
+    facts = only(
+        'level=INFO msg="starting runner" cmd="/usr/bin/ollama runner --ollama-engine --model /b/sha256-1 --port 1"\n'
+        + 'level=WARN msg="model does not support caching, setting batch size to context length" batch_size=2048\n'.join(
+            (request, "")
+        )
+        + go("model weights", "CUDA0", "260.9 MiB")
+        + go("model weights", "CPU", "44.7 MiB")
+        + go("compute graph", "CUDA0", "256.0 MiB")
+        + 'level=INFO msg="llama runner started in 0.82 seconds"\n'
+    )
+    assert (facts.num_batch, facts.total("kv_cache_bytes")) == (2048, 0)
+
+
+def test_timings_show_that_a_program_without_a_ready_line_was_ready() -> None:
+    """llama-cli and llama-bench print no ready line; of Ollama, timings may be those of a runner beside the load."""
+    timed = "llama_perf_context_print: prompt eval time =     173.33 ms /     9 tokens\n"
+    assert not only(MAIN).complete
+    assert only(MAIN + timed).complete
+    assert not only(MAIN.partition("sched_reserve")[0] + timed).complete
+    assert not only(MAIN.replace("/models/a.gguf", "/root/.ollama/models/blobs/sha256-" + "ab" * 32) + timed).complete
+
+
+def test_a_device_may_be_named_by_several_words() -> None:
+    """Vulkan's buffers of ik_llama.cpp (ggml-vulkan.cpp, 2025-07) have the product's name."""
+    text = MAIN.replace("     CUDA0 ", " AMD Radeon RX 7900 XTX (RADV NAVI31) ")
+    name = "AMD Radeon RX 7900 XTX (RADV NAVI31)"
+    facts = only(text + READY)
+    assert [mib(facts, part, name) for part in ("weights", "kv_cache", "compute")] == [400.0, 96.0, 50.0]
+    assert facts.fully_offloaded

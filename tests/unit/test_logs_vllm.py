@@ -240,3 +240,18 @@ def test_flash_attention_is_what_was_chosen_not_what_was_offered() -> None:
 
 def test_a_number_with_too_many_points_raises_nothing() -> None:
     assert parse_log("GPU KV cache size: 4,352 tokens, Maximum concurrency for 4,096 tokens per request: 1.....06x\n")
+
+
+def test_a_cache_type_that_the_model_chose_is_the_one_that_the_backend_resolved() -> None:
+    """``auto`` is the type of the activations unless the checkpoint says otherwise (v1/attention/backends/flashinfer.py)."""
+    resolved = (
+        "(EngineCore pid=7) INFO 08-04 07:41:42 [flashinfer.py:780] FlashInfer resolved query dtypes: prefill=torch.bfloat16, "
+        "decode=torch.bfloat16, decode_backend=flashinfer-native, kv_cache_dtype=torch.float8_e4m3fn, arch=sm121\n"
+    )
+    engine = (
+        "(EngineCore pid=7) INFO 10-06 17:00:00 [core.py:93] Initializing a V1 LLM engine (v0.25.1) with config: model='a/b', "
+        "dtype=torch.bfloat16, max_seq_len=8192, kv_cache_dtype={}, enforce_eager=False\n"
+    )
+    auto, asked = engine.format("auto"), engine.format("fp8_e5m2")
+    kinds = [only(text + SIZED + READY)[0].kv_cache_type for text in (auto, auto + resolved, asked + resolved)]
+    assert kinds == ["bfloat16", "fp8", "fp8_e5m2"]

@@ -25,7 +25,7 @@ def imported(facts: LoadFacts, total: int | None) -> tuple[LoadRequest, VllmSett
     if missing := list(_missing(start, facts, total)):
         raise UntrustedError(
             f"the log of vLLM does not say {'; '.join(missing)}",
-            hint=_DEBUG if start.block_size is None else None,
+            hint=_DEBUG,
             code="log-lacks-figures",
         )
     cache = sum(worker.kv_available_bytes or 0 for worker in said.workers)
