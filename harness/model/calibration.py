@@ -95,8 +95,8 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """
 
     loads: tuple[MeasuredLoad, ...]
-    max_error: float | None
-    overhead_spread_gb: float | None
+    max_error: NonNegative | None
+    overhead_spread_gb: NonNegative | None
     valid_to: Positive
     notes: tuple[str, ...] = ()
     plan_error: NonNegative | None = None
@@ -137,19 +137,19 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     layers. ``estimate_*`` is what Ollama estimates (file and cache).
     """
 
-    reserve_gb: float | None
-    layer_weights_gb: float | None
-    output_weights_gb: float | None
+    reserve_gb: NonNegative | None
+    layer_weights_gb: NonNegative | None
+    output_weights_gb: NonNegative | None
     split_compute: tuple[SplitCompute, ...] = ()
     set_compute: tuple[SetCompute, ...] = ()
     layer_kinds: str | None = None
-    layers_gb: tuple[float, ...] = ()
-    experts_gb: tuple[float, ...] = ()
+    layers_gb: tuple[NonNegative, ...] = ()
+    experts_gb: tuple[NonNegative, ...] = ()
     expert_use: float | None = None
     width: Positive | None = None
-    estimate_base_gb: float | None = None
-    estimate_gb_per_10k: float | None = None
-    start_gb: float | None = None
+    estimate_base_gb: NonNegative | None = None
+    estimate_gb_per_10k: NonNegative | None = None
+    start_gb: NonNegative | None = None
     host_gb: NonNegative | None = None
 
 
@@ -320,7 +320,7 @@ def from_document(document: object, where: str = "artifact") -> Calibration:
         raise BadInputError(f"{where} is not a calibration: {error}", code="bad-artifact") from error
     if not is_sane(msgspec.to_builtins(calibration)):
         raise BadInputError(
-            f"{where} is not a calibration: it contains a non-finite or out-of-range value", code="bad-artifact"
+            f"{where} is not a calibration: a number is out of range, or a text has control characters", code="bad-artifact"
         )
     last, constants = calibration.metadata.bands[-1], calibration.constants
     for name in ("base_vram_gb", "kv_cache_gb_per_10k", "compute_gb_per_10k"):
@@ -328,6 +328,12 @@ def from_document(document: object, where: str = "artifact") -> Calibration:
             raise BadInputError(
                 f"{where} contradicts itself: {name} is {getattr(constants, name)}, and {getattr(last, name)} in its last band",
                 code="bad-artifact",
+            )
+    valid_to, trained = calibration.metadata.quality.valid_to, calibration.metadata.model.train_context
+    for what, end in (("its last band ends at", last.up_to), ("the model was trained on", trained)):
+        if end is not None and valid_to > end:
+            raise BadInputError(
+                f"{where} contradicts itself: valid_to is {valid_to}, and {what} {end} tokens", code="bad-artifact"
             )
     return calibration
 

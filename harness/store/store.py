@@ -308,7 +308,9 @@ def read_record(path: Path) -> Record:
         raise BadInputError(f"{file} is not a record: {error}", code="bad-record") from error
     written = (record.id, record.run, record.model, record.engine, record.settings, record.machine)
     if not is_sane(msgspec.to_builtins(written)) or not is_sane(msgspec.to_builtins(record), texts=False):
-        raise BadInputError(f"{file} is not a record: it contains a non-finite or out-of-range value", code="bad-record")
+        raise BadInputError(
+            f"{file} is not a record: a number is out of range, or a text has control characters", code="bad-record"
+        )
     return record
 
 

@@ -31,7 +31,16 @@ _LARGEST_FILE: Final = 4 << 20
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Plain values alone: no dates, no numbers to the base of 60, no tags and no references."""
+    """Plain values alone: no dates, no numbers to the base of 60, no tags and no references; a key stands once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping; of a key that stood twice YAML's own takes the last, and a reader the first."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[:80]!r} stands twice", node.start_mark)
+        made: dict[Any, Any] = super().construct_mapping(node, deep)
+        return made
 
 
 def _integer(_loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:

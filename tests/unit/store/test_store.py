@@ -81,7 +81,7 @@ def test_every_string_of_an_artifact_is_quoted(calibration: Calibration) -> None
     assert yaml.safe_load(text) == json.loads(json.dumps(to_document(hostile)))
     assert "\x1b" not in text
     assert "run: '20261124T000000Z-llama-server-made-up'" in text
-    with pytest.raises(BadInputError, match="out-of-range value"):  # one line may not look like two, nor move a cursor
+    with pytest.raises(BadInputError, match="control characters"):  # one line may not look like two, nor move a cursor
         parse_calibration(text.encode(), "it")
 
 
@@ -280,6 +280,9 @@ def test_an_enormous_file_is_not_read_to_its_end(tmp_path: Path) -> None:
         (r"kv_cache_type: 'f16'", "kv_cache_type: '../x'"),
         (r"name: '[^']*'", 'name: "1\\x0aFITS: all of it"'),
         (r"schema_version: 1", "schema_version: -1"),
+        (r"max_error: \S+", "max_error: -1.0"),  # an interval of less than nothing
+        (r"valid_to: \d+", "valid_to: 999999999999"),  # beyond the last band, and beyond what the model was trained on
+        (r"valid_to:", "valid_to: 256\n    valid_to:"),
     ],
 )
 def test_figures_that_nothing_can_be_calculated_with_are_refused(calibration: Calibration, pattern: str, wrong: str) -> None:
@@ -392,6 +395,7 @@ def test_a_record_of_absurd_figures_is_refused(store: Store, change: dict[str, A
         "[" * 100 + "]" * 100,
         "a: 'x",
         "? [1]\n: 2",
+        "a: 1\nb: 2\na: 1",
         "\x00",
     ],
 )
