@@ -134,7 +134,7 @@ def read_question(spec: str, context: int | None, num_parallel: int = 1) -> Chec
     Raises:
         UsageError: no context, one that is no context, or no model.
     """
-    name, digest = spec, None
+    name, digest, named = spec, None, False
     while "@" in name:
         head, _, tail = name.rpartition("@")
         try:
@@ -142,7 +142,9 @@ def read_question(spec: str, context: int | None, num_parallel: int = 1) -> Chec
         except ValueError as error:
             raise UsageError(f"{spec}: {error}", code="bad-context") from error
         if given is not None:
-            context = given
+            if named:
+                raise UsageError(f"{spec} names two contexts", hint="one @CTX for each model", code="bad-context")
+            context, named = given, True
         elif tail.startswith("sha256:"):
             if not _DIGEST.fullmatch(tail):
                 raise UsageError(f"{spec}: a digest is sha256: and 6 to 64 hexadecimal digits")
@@ -153,7 +155,7 @@ def read_question(spec: str, context: int | None, num_parallel: int = 1) -> Chec
     if not name or any(not character.isprintable() for character in name):
         raise UsageError(f"{spec!r} names no model", code="bad-name")
     if context is None:
-        raise UsageError(f"missing context for {name}", hint=f"{name}@8192, or --ctx 8192", code="no-context")
+        raise UsageError(f"missing context for {name}", hint=f"{name.rstrip('@')}@8192, or --ctx 8192", code="no-context")
     if not 1 <= context <= MAX_CONTEXT:
         raise UsageError(f"{spec}: a context is 1 to {MAX_CONTEXT:,} tokens", code="bad-context")
     return CheckRequest(model=name, context=context, num_parallel=num_parallel, digest=digest)

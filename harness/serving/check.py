@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -21,6 +22,7 @@ from harness.prediction.together import Fate, judge_together
 from harness.prediction.verdict import Outcome, Source, Verdict
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, calibrating, choose
 from harness.serving.surroundings import environment_of
+from harness.serving.weights import names_file
 from harness.store.store import Store
 
 
@@ -192,7 +194,7 @@ def is_address(model: str) -> bool:
 
 def is_readable(model: str) -> bool:
     """Whether its header may be read for an estimate: of an address, or of a file; nothing is opened."""
-    return is_address(model) or model.endswith(".gguf")
+    return is_address(model) or names_file(model)
 
 
 def choose_or_estimate(
@@ -216,6 +218,8 @@ def choose_or_estimate(
         found = choose(question, store, machine, wanted, available)
     if not isinstance(found, str) or measured_only or not is_readable(question.model):
         return found
+    if not remote and not Path(question.model).expanduser().is_file():
+        return f"{found}; and there is no such file"
     from harness.serving.estimates import estimate
 
     try:

@@ -38,6 +38,7 @@ from harness.prediction.estimate import (
 )
 from harness.prediction.formula import plan_by_formula
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest
+from harness.serving.weights import names_file
 from harness.store.store import Store
 from harness.units import MIB, from_gib
 
@@ -83,7 +84,7 @@ def place_of(machine: LocalMachine, available: tuple[int, ...] | None) -> Place:
 
 def readable(name: str) -> bool:
     """Whether a name is one whose header can be read without asking a registry; nothing is opened."""
-    return is_remote(name) or (name.endswith(".gguf") and Path(name).expanduser().is_file())
+    return is_remote(name) or (names_file(name) and Path(name).expanduser().is_file())
 
 
 @contextmanager

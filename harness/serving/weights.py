@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from harness.engines.registry import stored_digest
 from harness.errors import NotFoundError
@@ -13,6 +14,13 @@ from harness.text import written
 #: How the weights of an answer were identified: by their digest, by the calibration's own id, or by a name alone.
 Identity = Literal["digest", "id", "name"]
 _SHOWN = 19
+#: A GGUF in Ollama's folder has no ending.
+_BLOB: Final = re.compile(r"[/\\]sha256-[0-9a-f]{64}$")
+
+
+def names_file(model: str) -> bool:
+    """Whether a model is named by its GGUF file; nothing is opened."""
+    return model.endswith(".gguf") or _BLOB.search(model) is not None
 
 
 def identify(model: str, calibration: Calibration) -> Identity | str:

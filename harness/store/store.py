@@ -104,10 +104,13 @@ class Store:
 
     def _engines(self) -> list[EngineName]:
         """Harness's engines, and others that have a folder here: of no folder, no package's metadata is read."""
-        with suppress(OSError):
+        try:
             folders = [folder.name for folder in self.root.iterdir() if folder.is_dir()]
-            return [*BUILT_IN, *(name for name in sorted(folders) if name not in BUILT_IN and name != RUNS and is_engine(name))]
-        return list(BUILT_IN)
+        except NotADirectoryError as error:
+            raise UsageError(f"{self.root} is a file; a store is a folder", hint="--store DIR", code="no-store") from error
+        except OSError:
+            folders = []
+        return [*BUILT_IN, *(name for name in sorted(folders) if name not in BUILT_IN and name != RUNS and is_engine(name))]
 
     def paths(self) -> Iterator[Path]:
         """All artifacts, in name order."""

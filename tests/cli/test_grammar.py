@@ -102,6 +102,17 @@ def test_an_option_of_one_value_is_not_given_twice(run: Command) -> None:
     assert (done.returncode, done.stderr.splitlines()[0]) == (2, "error: --ctx is given more than once")
 
 
+@pytest.mark.parametrize(("spec", "said"), [("made-up@8k@16k", "two contexts"), ("made-up@", "hint: made-up@8192")])
+def test_one_model_has_one_context(run: Command, spec: str, said: str) -> None:
+    done = run("check", spec, "--available", "24g")
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_a_file_that_is_not_there_is_said_so(run: Command) -> None:
+    assert "no such file" in run("check", "./missing.gguf@8k", "--available", "24g").stdout
+
+
 def test_a_verb_that_is_almost_written_is_named(run: Command) -> None:
     assert "did you mean predict?" in run("predictt").stderr
     assert run("ls", "-q").stdout == run("list", "-q").stdout

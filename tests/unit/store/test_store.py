@@ -315,6 +315,12 @@ def test_a_store_that_may_not_be_read_is_not_an_empty_one(store: Store, monkeypa
         Store(store.root).find("made-up")
 
 
+def test_a_file_is_no_empty_store(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("")
+    with pytest.raises(UsageError):
+        Store(tmp_path / "store").find("made-up")
+
+
 def test_a_folder_is_listed_once_for_any_number_of_models_and_again_when_it_has_changed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
