@@ -17,7 +17,7 @@ import msgspec
 from harness.engines.base import Options
 from harness.engines.registry import EMBEDDED, recipe_of, version_here
 from harness.errors import CannotWriteError
-from harness.logs.planned import read_plan
+from harness.logs.planned import read_plan, refusal
 from harness.model.planned import PlannedLoad
 from harness.model.record import LoadRequest
 from harness.sandboxes.environment import clean_environment
@@ -33,10 +33,14 @@ _KEPT: Final = 2000
 
 
 class Planner:
-    """Plans loads of one file with the embedded engine; ``key`` names the header, so that a plan is made once."""
+    """Plans loads of one file with the embedded engine; ``key`` names the header, so that a plan is made once.
+
+    ``refused`` says why the engine does not load such a model at all, where it said so.
+    """
 
     def __init__(self, path: Path, key: str, options: Options) -> None:
         self.path, self.options = path, options
+        self.refused: str | None = None
         asked = (key, version_here(EMBEDDED, "process"), options.num_parallel, options.kv_cache_type, options.flash_attention)
         self._planned: dict[str, PlannedLoad] = {}
         self._key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
@@ -82,8 +86,12 @@ class Planner:
                 )  # fmt: skip
             except (OSError, subprocess.TimeoutExpired):
                 return None
-            if (plan := read_plan(done.stdout.decode("utf-8", "replace"))) is not None:
+            text = done.stdout.decode("utf-8", "replace")
+            if (plan := read_plan(text)) is not None:
                 return plan
+            if why := refusal(text):
+                self.refused = why
+                return None
         return None
 
 

@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 from harness.model.facts import CacheFacts
 from harness.model.planned import PlannedLoad
+from harness.text import one_line
 from harness.units import MIB
 
 _MIB: Final = r"(\d{1,9}\.\d\d) MiB"
@@ -23,6 +24,15 @@ _RECURRENT: Final = re.compile(rf"llama_memory_recurrent: size = +{_MIB}")
 _COMPUTE: Final = re.compile(rf"sched_reserve: +\S+ compute buffer size = +{_MIB}")
 _OUTPUT: Final = re.compile(rf"llama_context: +\S+ +output buffer size = +{_MIB}")
 _FLASH: Final = re.compile(r"Flash Attention (?:was auto, set to )?(enabled|disabled)|flash_attn += (enabled|disabled)")
+
+#: A header that the engine has no model for, or none of that shape (src/llama-model.cpp); memory is no reason of the header's.
+_REFUSED: Final = re.compile(r"error loading model: (?:error loading model \w+: )?((?!unable to allocate)\S.{0,300})")
+
+
+def refusal(text: str) -> str | None:
+    """Why the engine does not load a model, whatever memory there is; ``None`` where its log does not say so."""
+    found = _REFUSED.search(text)
+    return None if found is None else one_line(found[1].strip())
 
 
 def read_plan(text: str, device: str = "CPU") -> PlannedLoad | None:

@@ -19,7 +19,7 @@ from harness.engines.base import Options
 from harness.engines.gguf import Header, describe, read_header, server_estimate, tensor_bytes
 from harness.engines.registry import EMBEDDED, policy_of, version_here
 from harness.engines.shape import shape_of
-from harness.errors import HarnessError, UntrustedError
+from harness.errors import BadInputError, HarnessError, UntrustedError
 from harness.headers.sources import Found, find, is_remote, open_client
 from harness.inventory.machine import LocalMachine
 from harness.model.calibration import Calibration, artifact_name
@@ -232,6 +232,12 @@ def _by(
 
     planner = Planner(here.path, here.key, options) if here.path is not None and method == "dry run" else None
     if planner is not None and not planner.prepare(requests):
+        if planner.refused:
+            raise BadInputError(
+                f"llama.cpp {version_here(EMBEDDED, 'process')} does not load {here.name}: {planner.refused}",
+                hint="calibrate it with an engine that loads it",
+                code="not-loadable",
+            )
         return None
 
     def load(one: LoadRequest) -> Load | None:

@@ -14,7 +14,7 @@ from harness.engines.shape import shape_of
 from harness.errors import UntrustedError
 from harness.headers import planning
 from harness.inventory.machine import LocalMachine
-from harness.logs.planned import read_plan
+from harness.logs.planned import read_plan, refusal
 from harness.model.gpu import LocalGpu
 from harness.model.planned import PlannedLoad, Shape
 from harness.model.record import LoadRequest
@@ -235,6 +235,20 @@ def test_what_no_header_decides_stays_unknown(tmp_path: Path, no_engine: None) -
     one = ask(tmp_path / "broken.gguf", tmp_path, 24 * GIB)
     assert (one.verdict, one.details) == ("unknown", None)
     assert "truncated" in str(one.reason)
+
+
+def test_a_model_that_the_engine_refuses_is_not_estimated(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arithmetic from a header said FITS of a model that no engine here knows."""
+    log = "E llama_model_load: error loading model: error loading model architecture: unknown model architecture: 'new'\n"
+
+    def refused(planner: planning.Planner, _: LoadRequest) -> None:
+        planner.refused = refusal(log)
+
+    monkeypatch.setattr(planning.Planner, "_run", refused)
+    one = ask(model, tmp_path, 24 * GIB)
+    assert one.verdict == "unknown"
+    assert "unknown model architecture: 'new'" in str(one.reason)
+    assert refusal("E llama_model_load: error loading model: unable to allocate CPU buffer\n") is None
 
 
 @pytest.mark.requires("embedded")
