@@ -43,13 +43,9 @@ COMMANDS: Final = (
     (("show", "qwen2.5:0.5b"), 66),
     (("help", "calibrate"), 0),
 )
-#: The same where an extra is installed, and where it is not.
-OF_EXTRAS: Final = {
-    "report": (("report", "-o", "report.html"), 0, 69),
-    "exporter": (("exporter", "--help"), 0, 0),
-    "hub": (("estimate", "--help"), 0, 0),
-    "mcp": (("mcp", "--help"), 0, 0),
-}
+#: What `harness report` answers with its extra, and without; and the modules of the others.
+REPORT: Final = (("report", "-o", "report.html"), 0, 69)
+EXTRAS: Final = {"report": "plotly", "exporter": "prometheus_client", "hub": "huggingface_hub", "mcp": "mcp"}
 #: Files without which an installed harness does not do what it says.
 NEEDED: Final = (
     "harness/py.typed",
@@ -168,12 +164,13 @@ def try_out(file: Path, version: str, python: str, extras: Sequence[str]) -> Non
             (store / "llama-server").mkdir(parents=True)
             shutil.copy(GOLDEN, store / "llama-server")
             program = Path(place) / name / "bin" / "harness"
-            of_extras = [(words, present if one in extras else absent) for one, (words, present, absent) in OF_EXTRAS.items()]
-            for words, status in (*COMMANDS, *of_extras):
+            report, present, absent = REPORT
+            for words, status in (*COMMANDS, (report, present if "report" in extras else absent)):
                 said = run(program, *words, cwd=away, status=status, HARNESS_STORE=str(store))
                 if "make setup" in said or (words == ("--version",) and version not in said):
                     raise SystemExit(f"{file.name} with Python {python}: {' '.join(words)} says {said}")
-            where = run(program.parent / "python", "-c", "import harness; print(harness.__file__)", cwd=away)
+            modules = ", ".join(["harness", *(EXTRAS[one] for one in extras)])
+            where = run(program.parent / "python", "-c", f"import {modules}; print(harness.__file__)", cwd=away)
             if not where.startswith(place):
                 raise SystemExit(f"{file.name}: the checkout was tried, not the installation: {where}")
             print(f"ok  {file.name}{extra}  {run(python, '--version').strip()}  {name}", flush=True)
@@ -239,7 +236,7 @@ def main() -> None:
             left.append(f"Python {asked} is not here: not tried")
             continue
         sdist, wheel = files
-        for file, extras in ((sdist, ()), (wheel, ()), (wheel, tuple(OF_EXTRAS))):
+        for file, extras in ((sdist, ()), (wheel, ()), (wheel, tuple(EXTRAS))):
             try_out(file, version, python, extras)
     if uv_program() is None:
         left.append("uv is not here: installed with pip alone (.venv/bin/python -m pip install uv)")

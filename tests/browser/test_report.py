@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from harness.report.build import assets
 from harness.report.page import DriftLine, ReportEntry, page
 from harness.units import GIB, format_size
-from tests.support.planner_cases import base, with_metadata
+from tests.support.planner_cases import base, with_metadata, zoo
 from tests.support.rules import judge
 from tests.support.vllm_artifacts import vllm_calibration
 
@@ -94,8 +95,11 @@ def test_every_control_does_what_it_says(browser: Any, tmp_path: Path) -> None:
     assert "harness check judges them together" in shown.text("#together")
     tab.select_option("#cards", "1")
 
-    tab.select_option("#pick", "ollama/second")
+    tab.fill("#pick", "ollama")
     tab.click("#add")
+    assert tab.locator("#planner tbody tr").count() == 2, "two models have that in their name"
+    tab.fill("#pick", "OLLAMA SECOND")
+    tab.press("#pick", "Enter")
     assert tab.locator("#planner tbody tr").count() == 3
     tab.click("#planner tbody tr:last-child button")
     assert tab.locator("#planner tbody tr").count() == 2
@@ -204,34 +208,70 @@ OVER = (
 )
 
 
-@pytest.mark.parametrize("width", [360, 768, 1024])
+@pytest.mark.parametrize("width", [360, 390, 760, 1020, 1024, 1100, 1440])
 def test_the_page_and_its_tables_fit_on_the_screen(browser: Any, tmp_path: Path, width: int) -> None:
     long = f"ollama/{'a-long-name-' * 8}"
-    shown = show(browser, tmp_path, [ReportEntry(key=long, calibration=base())], viewport={"width": width, "height": 800})
+    many = [ReportEntry(key=name, calibration=one) for name, one in zoo(random.Random(1)).items()] if width == 1024 else []
+    entries = [ReportEntry(key=long, calibration=base()), *many]
+    shown = show(browser, tmp_path, entries, viewport={"width": width, "height": 800})
+    shown.tab.evaluate("document.querySelector('details.model').open = true")
 
     shown.tab.wait_for_selector(".plot svg.main-svg")
 
     shown.tab.fill("#free", "2")
     assert shown.tab.evaluate(OVER) == []
-    assert shown.tab.locator("#planner .verdict.offload").bounding_box()["x"] < width - 100
+    assert shown.tab.locator("#planner .verdict.offload >> nth=0").bounding_box()["x"] < width - 100
     bar, area = (shown.tab.locator(f".plot >> nth=0 >> {name} >> nth=0").bounding_box() for name in (".modebar", ".nsewdrag"))
     assert bar["y"] + bar["height"] <= area["y"], "the toolbar is above the chart"
 
 
 def test_paper_has_every_column_and_the_card(browser: Any, tmp_path: Path) -> None:
     entries = [ReportEntry(key=f"llama-server/{name}", calibration=base(), record=None) for name in ("first", "second")]
-    shown = show(browser, tmp_path, entries, viewport={"width": 718, "height": 1000}, color_scheme="dark")
+    shown = show(browser, tmp_path, entries, viewport={"width": 1020, "height": 1000}, color_scheme="dark")
     tab = shown.tab
+    tab.evaluate("document.querySelector('details.model').open = true")
+    tab.wait_for_selector(".plot svg.main-svg")
 
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")
     tab.emulate_media(media="print")
+    tab.set_viewport_size({"width": 718, "height": 1000})
 
     assert tab.evaluate(OVER) == []
+    assert tab.locator(".plot svg.main-svg >> nth=0").bounding_box()["width"] <= 660, "what A4 has between its margins"
     assert tab.locator("#overview th:visible").count() == 9
     assert tab.locator("#planner th:visible").count() == 9, "all but the one with buttons"
     assert tab.locator("#card").is_visible()
     assert not tab.locator("#filter").is_visible()
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+def test_the_keyboard_is_enough(browser: Any, tmp_path: Path) -> None:
+    entries = [ReportEntry(key=f"llama-server/{name}", calibration=base()) for name in ("b", "a")]
+    tab = show(browser, tmp_path, entries).tab
+
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.hash") == "#planner"
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    tab.keyboard.press("Enter")
+    assert tab.evaluate("location.hash") == "#overview"
+    tab.focus("#overview th >> nth=0 >> button")
+    tab.keyboard.press("Enter")
+    assert tab.get_attribute("#overview th >> nth=0", "aria-sort") == "ascending"
+    assert tab.locator("#overview tbody td:first-child").all_inner_texts() == ["llama-server/a", "llama-server/b"]
+    tab.focus("#overview tbody a >> nth=0")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#llama-server-a .plot svg.main-svg")
+
+
+def test_charts_have_the_colours_that_the_system_forces(browser: Any, tmp_path: Path) -> None:
+    entries = [ReportEntry(key="one", calibration=base())]
+    tab = show(browser, tmp_path, entries, forced_colors="active", color_scheme="dark").tab
+
+    tab.wait_for_selector(".plot svg.main-svg")
+
+    forced = tab.evaluate("getComputedStyle(document.body).color")
+    assert tab.evaluate("getComputedStyle(document.querySelector('.plot .xtick text')).fill") == forced
 
 
 def test_an_empty_store_says_what_to_do(browser: Any, tmp_path: Path) -> None:

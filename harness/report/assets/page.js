@@ -45,27 +45,29 @@
 
   // -- charts ----------------------------------------------------------------------------------------------------------
 
-  const drawn = new Map();
+  const drawn = new Map(), probe = document.body.appendChild(element("span", {hidden: true}));
+  let paper = false;
 
-  function style() {
-    const css = getComputedStyle(document.documentElement);
-    return name => css.getPropertyValue(name).trim();
+  // A colour of the style as rgb(), which charts understand; the names of a system's own colours they do not.
+  function colour(name) {
+    probe.style.color = `var(${name})`;
+    return getComputedStyle(probe).color;
   }
 
   function draw(target, traces, layout) {
     drawn.set(target, [traces, layout]);
-    const colour = style();
     const axis = {gridcolor: colour("--line"), zerolinecolor: colour("--line"), linecolor: colour("--line"), automargin: true};
     const whole = {
       font: {family: "system-ui, sans-serif", size: 13, color: colour("--text")},
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       margin: {l: 60, r: 16, t: 40, b: 96}, hovermode: "x unified",
       hoverlabel: {bgcolor: colour("--card"), bordercolor: colour("--line"), font: {color: colour("--text")}},
-      legend: {orientation: "h", yref: "container", y: 0, yanchor: "bottom"}, ...layout,
+      legend: {orientation: "h", yref: "container", y: 0, yanchor: "bottom"},
+      ...(paper ? {width: 640, height: 320} : {autosize: true}), ...layout,
     };
     for (const key of Object.keys(whole).filter(name => /^[xy]axis\d*$/.test(name))) whole[key] = {...axis, ...whole[key]};
     for (const shape of whole.shapes ?? []) shape.line = {...shape.line, color: colour("--muted")};
-    for (const note of whole.annotations ?? []) note.font = {size: 11, color: colour("--muted")};
+    for (const note of whole.annotations ?? []) Object.assign(note, {font: {size: 11, color: colour("--text")}, bgcolor: colour("--card")});
     Plotly.react(target, traces, whole, {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"]});
   }
 
@@ -94,10 +96,11 @@
         {x: fit.loads.map(load => load[0]), y: fit.off_mib, type: "bar", name: "measured − line", yaxis: "y2",
           marker: {color: COLOURS.point}, hovertemplate: "%{y:+.2f} MiB"},
       ];
+      const off = 1.1 * Math.max(1, ...fit.off_mib.map(one => Math.abs(one ?? 0))); // a thousandth of a MiB is drawn as none
       const xaxis = {title: {text: "context, tokens"}}, yaxis = {title: {text: "GiB"}, rangemode: "tozero"};
       draw(target, [...lines, ...points], !points.length ? {xaxis, yaxis} : {
         xaxis: {...xaxis, anchor: "y2"}, yaxis: {...yaxis, domain: [0.36, 1]},
-        yaxis2: {title: {text: "MiB off"}, domain: [0, 0.24]},
+        yaxis2: {title: {text: "MiB off"}, domain: [0, 0.24], range: [-off, off]},
       });
     });
   }
@@ -154,7 +157,7 @@
         error_y: {type: "percent", value: 100 * entry.speed_uncertainty, thickness: 1},
       }];
       const layout = {
-        xaxis: {title: {text: "tokens in the cache"}, rangemode: "tozero", domain: spill ? [0, 0.44] : [0, 1]},
+        xaxis: {title: {text: "tokens in the cache"}, rangemode: "tozero", nticks: 4, domain: spill ? [0, 0.44] : [0, 1]},
         yaxis: {title: {text: "tokens/s"}, rangemode: "tozero"},
       };
       if (spill) {
@@ -271,9 +274,24 @@
     const columns = [["model", "name"], ["context per slot", "context"], ["slots", "choice"], ["verdict", "verdict"], ["needs", "number"], ["short by", "number"],
       ["layers on the GPU", "number"], ["tokens/s", "number"], ["largest context", "number"], ["", "edit"]];
     const body = element("tbody"), together = element("p", {id: "together", role: "status", "aria-live": "polite"});
-    const pick = element("select", {id: "pick"}, ...choices.map(entry => element("option", {value: entry.key}, entry.key)));
-    const add = element("button", {type: "button", id: "add", onclick: () => { addRow(entryOf(pick.value)); update(); }}, "Add");
-    const entryOf = key => choices.find(entry => entry.key === key);
+    // What is typed narrows the list; words that only one model has are enough.
+    const found = () => {
+      const words = pick.value.toLowerCase().split(/\s+/).filter(Boolean);
+      const fitting = choices.filter(entry => words.length && words.every(word => entry.key.toLowerCase().includes(word)));
+      return choices.find(entry => entry.key === pick.value.trim()) ?? (fitting.length === 1 ? fitting[0] : null);
+    };
+    const chosen = () => {
+      const entry = found();
+      pick.setCustomValidity(entry ? "" : "Choose a model of the list, or type a part of its name that no other has.");
+      if (!pick.reportValidity()) return;
+      addRow(entry);
+      pick.value = "";
+      update();
+    };
+    const pick = element("input", {id: "pick", type: "search", list: "choices", placeholder: "name", autocomplete: "off",
+      oninput: () => pick.setCustomValidity(""), onkeydown: event => { if (event.key === "Enter") chosen(); }});
+    const add = element("button", {type: "button", id: "add", onclick: chosen}, "Add");
+    const listed = element("datalist", {id: "choices"}, ...choices.map(entry => element("option", {value: entry.key})));
 
     function addRow(entry) {
       const {contexts, slots: offered} = entry.planner, name = `context of ${entry.key}`;
@@ -335,7 +353,7 @@
       element("h2", {}, "Planner"),
       element("p", {}, "What fits, by the engine's own rule: the answers of ", element("code", {}, "harness check"), ", for the contexts listed."),
       element("div", {class: "controls"}, ...gpu, choices.some(isHost) ? labelled("free host memory, GiB", host) : null,
-        element("span", {class: "edit"}, labelled("model", pick), " ", add)),
+        element("span", {class: "edit"}, labelled("model", pick), " ", add, listed)),
       table("Plan", columns, body),
       together);
   }
@@ -363,15 +381,25 @@
 
   // Paper is light.
   let onScreen = "auto";
-  addEventListener("beforeprint", () => { onScreen = document.documentElement.dataset.theme; document.documentElement.dataset.theme = "light"; redraw(); });
-  addEventListener("afterprint", () => { document.documentElement.dataset.theme = onScreen; redraw(); });
+  addEventListener("beforeprint", () => {
+    onScreen = document.documentElement.dataset.theme;
+    document.documentElement.dataset.theme = "light";
+    paper = true;
+    redraw();
+  });
+  addEventListener("afterprint", () => {
+    document.documentElement.dataset.theme = onScreen;
+    paper = false;
+    redraw();
+  });
 
-  document.getElementById("tools").append(theme);
   const main = document.getElementById("main");
   const sections = data.calibrations.length
     ? [planning(), overview(), drift(), element("section", {id: "models"}, element("h2", {}, "Models"), ...data.calibrations.map(detail))]
     : [element("p", {}, "There is no calibration in this store yet. Make one with ", element("code", {}, "harness calibrate"), ".")];
   main.append(...sections.filter(Boolean));
+  const links = [...main.children].filter(one => one.id).map(one => element("a", {href: `#${one.id}`}, one.querySelector("h2").textContent));
+  document.getElementById("tools").append(element("nav", {"aria-label": "Sections"}, ...links), theme);
   if (data.calibrations.length === 1) open(data.calibrations[0]);
   const target = location.hash.slice(1);
   data.calibrations.filter(entry => entry.anchor === target).forEach(open);
