@@ -119,9 +119,8 @@ MUTANTS: Final = (
     Mutant("DRY_RUNS: Final = 6", "DRY_RUNS: Final = 7", _RUN),
     Mutant("HOST_SHARE: Final = 0.6", "HOST_SHARE: Final = 0.9", _RUN),
     Mutant("STRANGER_MOVE: Final = 16 * MIB", "STRANGER_MOVE: Final = 32 * MIB", _RUN),
-    # the report's planner
     # the tables of the report's planner, and the script that looks them up
-    Mutant("if (steps[middle][0] <= free)", "if (steps[middle][0] < free)", _PAGE),
+    Mutant("if (steps[2 * middle] <= free)", "if (steps[2 * middle] < free)", _PAGE),
     Mutant("own.length >= table.most_loaded", "own.length > table.most_loaded", _PAGE),
     Mutant("Math.max(need - free, 0)", "need - free", _PAGE),
     Mutant("one.engine === engine", "true", _PAGE),
@@ -129,6 +128,6 @@ MUTANTS: Final = (
     Mutant('table.contexts[found.lastIndexOf("fits")]', 'table.contexts[found.indexOf("fits")]', _PAGE),
     Mutant("(evicts.length && at(evicts, rest))", "evicts.length", _PAGE),
     Mutant("if high - low == 1:\n            yield high", "if high - low == 1:\n            yield low", _PAGE),
-    Mutant("needs = (required + found.reserve,)", "needs = (required,)", _PAGE),
-    Mutant("for free in (*changes(low, high - 1), *changes(high - 1, high)):", "for free in changes(high - 1, high):", _PAGE),
+    Mutant("needed.total_bytes, reserve, (top,))", "needed.total_bytes, reserve, (needed.total_bytes,))", _PAGE),
+    Mutant("found = furthest if furthest + 1 == fitting else None", "found = furthest", "test_layout"),
 )
