@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,14 @@ def test_what_an_image_copies_is_sent_to_the_daemon(path: Path) -> None:
     sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copies = [line.split()[1:-1] for line in path.read_text().splitlines() if re.match(r"COPY (?!--from)", line)]
     assert copies
-    assert {name.split("/")[0] for names in copies for name in names} <= sent
+    assert [name for names in copies for name in names if not {name, name.split("/")[0]} & sent] == []
+
+
+def test_the_image_of_harness_has_every_file_that_its_wheel_is_built_from() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    forced = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    copied = (ROOT / "images" / "harness.Dockerfile").read_text().split()
+    assert {*forced, "pyproject.toml", "README.md", "LICENSE", "harness"} <= {*copied}
 
 
 def test_harness_in_a_container_sees_the_machine_s_processes_and_says_what_its_socket_means() -> None:
