@@ -24,7 +24,10 @@ log=tests/golden/llama-server/b10434/host-8192.log
 act parse $log
 act import $log --total 600MiB --model own
 story '2. Ollama without Docker'
-act calibrate qwen2.5 --engine ollama --sandbox process --dry-run
+mkdir "$place/bin" "$place/home"
+.venv/bin/python -c 'import sys; from pathlib import Path; from tests.support.ollama_installed import program, store
+program(Path(sys.argv[1], "bin"), Path("/engine")); store(Path(sys.argv[1], "home/.ollama/models"))' "$place"
+HOME=$place/home PATH=$place/bin:$PATH act calibrate tiny --engine ollama --sandbox process --dry-run
 story '3. CI on a runner with 16 GiB'
 act check mid-8b@32k --available 16GiB
 act check large-32b@8k --available 16GiB
@@ -36,5 +39,5 @@ act plan --available 24GiB
 story '6. A model that is not calibrated'
 act check phi4@8k --available 24GiB
 story '7. An own GGUF at 128k with q8_0'
-.venv/bin/python -c 'import sys; from pathlib import Path; from tests.support.gguf_file import write_gguf; write_gguf(Path(sys.argv[1]), train_context=131072)' "$place/own.gguf"
-act calibrate "$place/own.gguf" --ctx 128k --kv-cache-type q8_0 --dry-run
+.venv/bin/python -c 'import sys; from pathlib import Path; from tests.support.gguf_file import write_gguf; write_gguf(Path(sys.argv[1]), train_context=131072)' "$place/mine.gguf"
+act calibrate "$place/mine.gguf" --ctx 128k --kv-cache-type q8_0 --dry-run

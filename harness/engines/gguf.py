@@ -20,6 +20,7 @@ import msgspec
 from harness.errors import BadInputError, NotFoundError, NotPermittedError
 from harness.files import AT_ONCE, PLAIN
 from harness.model.record import Estimate, Model, Tensors
+from harness.text import one_line
 
 _MAGIC: Final = b"GGUF"
 _SCALARS: Final = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -267,6 +268,16 @@ def _check(metadata: dict[str, Any]) -> None:
 def is_count(value: Any, largest: int) -> bool:
     """Whether a field is a number above zero, and no more than ``largest``."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= largest
+
+
+def name_in(header: Header) -> str | None:
+    """The model's own name (``general.name``) with its quantisation, as files are named; ``None`` where it has none."""
+    own = header.metadata.get("general.name")
+    name = one_line(own, 100) if isinstance(own, str) else ""
+    quantization = describe(header, name, None).quantization
+    if name and quantization and quantization.lower() not in name.lower():
+        name = f"{name}-{quantization}"
+    return name.replace(" ", "-") or None
 
 
 def describe(header: Header, name: str, digest: str | None) -> Model:

@@ -15,7 +15,7 @@ import functools
 import importlib
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
-from harness.errors import UnavailableError
+from harness.errors import HarnessError, UnavailableError
 from harness.model.facts import EngineName
 
 if TYPE_CHECKING:
@@ -91,6 +91,16 @@ def stored_digest(name: EngineName, model: str) -> str | None:
     find = getattr(_package(name), "get_stored_digest", None)
     found: str | None = None if find is None else find(model)
     return found
+
+
+def name_in_file(path: Path) -> str | None:
+    """The model's own name in the header of its weights; ``None`` where they name none, or are no GGUF."""
+    from harness.engines.gguf import name_in, read_header
+
+    try:
+        return name_in(read_header(path))
+    except HarnessError:
+        return None
 
 
 def remote_registry(name: EngineName) -> RemoteRegistry | None:

@@ -271,7 +271,7 @@ def _bands(old: Calibration, new: Calibration, errors: tuple[Errors, Errors]) ->
 
 
 def _up_to(band: Band | None) -> str | None:
-    return None if band is None else f"up to {band.up_to}"
+    return None if band is None else f"up to {band.up_to:,}"
 
 
 def _range(old: Calibration, new: Calibration) -> Iterator[Figure]:

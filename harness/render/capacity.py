@@ -153,9 +153,7 @@ def _kept(limit: KeptLoaded) -> str:
     if limit.step == "evict-limit":
         return f"{limit.engine} keeps at most {limit.figures.get('limit')} models loaded (OLLAMA_MAX_LOADED_MODELS)"
     percent = limit.figures.get("percent")
-    return (
-        f"no set in which {limit.engine} would end a model: its estimate of the next one is above {percent} % of what is free"
-    )
+    return f"no set in which {limit.engine} would end a model: its estimate of the next one is above {percent}% of what is free"
 
 
 def memory_markdown(memory: Memory) -> str:

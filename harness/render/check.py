@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from harness.serving.check import Assessment, Check
 
 _HEADS: Final = ("FITS", "WARNING: CPU OFFLOAD LIKELY", "UNCALIBRATED", "UNKNOWN")
+#: What stands on a line of its own, so that the command behind it can be copied.
+_CALIBRATE: Final = "Calibrate it: "
 _COLOURS: Final = {"fits": "green", "offload": "red", "unknown": "yellow"}
 
 
@@ -23,7 +25,10 @@ def describe(check: Check, *, explain: bool = False) -> list[str]:
     """
     lines = []
     for one in check.models:
-        lines += [paint(clean(title(one)), bold=True), "  " + styled(one)]
+        verdict, calibrate, command = styled(one).partition(_CALIBRATE)
+        lines += [paint(clean(title(one)), bold=True), "  " + verdict.rstrip()]
+        if command:
+            lines.append(f"  {calibrate}{command}")
         if one.chosen is not None and one.chosen.identity == "name":
             lines.append("  Known by its name alone: its weights were not seen here.")
         if explain and one.details is not None:

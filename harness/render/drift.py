@@ -56,7 +56,7 @@ def percent(figure: Figure) -> str:
     """How far a figure moved, of what it was."""
     if not isinstance(figure.old, int | float) or not isinstance(figure.new, int | float) or not figure.old:
         return ""
-    return f"{100 * (figure.new / figure.old - 1):+.1f} %"
+    return f"{100 * (figure.new / figure.old - 1):+.1f}%"
 
 
 def headline(changes: tuple[Change, ...]) -> list[str]:
@@ -131,7 +131,8 @@ def figure_name(figure: Figure) -> str:
     """What people call a figure of the artifact."""
     where, _, name = figure.name.rpartition(" ")
     plain = name.removesuffix("_per_10k").removesuffix("_gb").removesuffix("_vram").replace("kv_cache", "KV cache")
-    return " ".join(filter(None, (where, plain.replace("_", " ") if name != plain else name)))
+    plain = {"num_batch": "physical batch", "num_parallel": "slots"}.get(plain, plain)
+    return " ".join(filter(None, (where, plain.replace("_", " "))))
 
 
 def described(pair: Pair) -> tuple[str, tuple[str, ...]]:
@@ -174,7 +175,7 @@ def survey_text(targets: Sequence[SurveyedCalibration], only_stale: bool) -> Ite
         for reason in target.age.reasons:
             yield f"  {reason.name}: {show(reason.old)} → {show(reason.new)}"
         if target.stale or not only_stale:
-            plan = ", ".join(f"{load.context:,} at batch {load.num_batch}" for load in target.loads)
+            plan = ", ".join(f"{load.context:,} at batch {show(load.num_batch)}" for load in target.loads)
             yield paint(f"  would load {plan}", dim=True)
     if not targets:
         yield "no calibrations"

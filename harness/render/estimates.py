@@ -59,5 +59,5 @@ def _legend(found: EstimateTable) -> str:
         for cell in row.contexts
         if cell.required_bytes and cell.uncertainty_bytes is not None
     ]
-    bound = f"good to ± {100 * max(doubts):.0f} %, and the upper end decides; " if doubts else ""
+    bound = f"good to ± {100 * max(doubts):.0f}%, and the upper end decides; " if doubts else ""
     return clean(f"{bound}{found.overhead.removeprefix('not measured: ')}")

@@ -19,7 +19,7 @@ def _cards(reason: Reason) -> str:
 
 
 def _too_much(reason: Reason) -> str:
-    return f"estimate {_size(reason, 'estimate')} > {reason.figures.get('percent')} % of {_size(reason, 'available')}"
+    return f"estimate {_size(reason, 'estimate')} > {reason.figures.get('percent')}% of {_size(reason, 'available')}"
 
 
 _SENTENCES: Final[dict[str, Callable[[Reason], str]]] = {
@@ -30,11 +30,11 @@ _SENTENCES: Final[dict[str, Callable[[Reason], str]]] = {
     "main-gpu": lambda one: f"{_cards(one)} was asked for (main_gpu)",
     "main-gpu-missing": lambda one: f"main_gpu {one.figures.get('main_gpu')} is no card here",
     "single-card": lambda one: (
-        f"estimate {_size(one, 'estimate')} <= {one.figures.get('percent')} % of {_cards(one)}'s "
+        f"estimate {_size(one, 'estimate')} <= {one.figures.get('percent')}% of {_cards(one)}'s "
         f"{_size(one, 'available')}: on that card alone"
     ),
     "no-single-card": lambda one: (
-        f"estimate {_size(one, 'estimate')} > {one.figures.get('percent')} % of {_cards(one)}'s {_size(one, 'available')}, "
+        f"estimate {_size(one, 'estimate')} > {one.figures.get('percent')}% of {_cards(one)}'s {_size(one, 'available')}, "
         "the card with the most free"
     ),
     "spread-set": lambda _: "OLLAMA_SCHED_SPREAD is set: no single card is tried",

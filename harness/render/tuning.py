@@ -85,7 +85,7 @@ def _speed(one: Choice, tuning: Tuning, change: SettingChange) -> str:
         return ", its speed was not measured"
     if change.setting == "layers":
         return f", about {_rate(speed)} instead of {_rate(usual)} tokens/s"
-    return f", {100 * (speed / usual - 1):+.0f} % tokens/s as measured"
+    return f", {100 * (speed / usual - 1):+.0f}% tokens/s as measured"
 
 
 def _other(one: Choice, tuning: Tuning) -> str:

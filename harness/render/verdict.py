@@ -101,7 +101,7 @@ def _growth(one: Assessment, verdict: Verdict) -> str:
 def estimate_words(method: str, verdict: Verdict) -> str:
     """That figures were not measured, how they were had, and how far they may be off."""
     required, doubt = verdict.required_bytes, verdict.uncertainty_bytes
-    bound = "" if not required or doubt is None else f", ± {100 * doubt / required:.0f} %"
+    bound = "" if not required or doubt is None else f", ± {100 * doubt / required:.0f}%"
     return f"ESTIMATED ({method}{bound})"
 
 

@@ -9,6 +9,7 @@ from typing import Final, Literal
 from harness.engines.registry import stored_digest
 from harness.errors import NotFoundError
 from harness.model.calibration import Calibration
+from harness.store.store import is_blob
 from harness.text import written
 
 #: How the weights of an answer were identified: by their digest, by the calibration's own id, or by a name alone.
@@ -37,7 +38,7 @@ def identify(model: str, calibration: Calibration) -> Identity | str:
         return "id"
     known = calibration.metadata.model.digest
     path = Path(model).expanduser()
-    if model.endswith(".gguf"):
+    if model.endswith(".gguf") or is_blob(model):
         if path.is_file():
             from harness.inventory.digests import cached_sha256
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from harness.engines.registry import BUILT_IN, is_engine
+from harness.engines.registry import BUILT_IN, is_engine, name_in_file
 from harness.errors import (
     BadInputError,
     BusyError,
@@ -38,6 +38,7 @@ _STEM: Final = re.compile(r"[A-Za-z0-9._%-]*[A-Za-z0-9_%-][A-Za-z0-9._%-]*")
 _VARIANT: Final = re.compile(r"[A-Za-z0-9._-]+")
 #: How llama.cpp names the parts of a model (``llama_split_path``).
 _PART: Final = re.compile(r"-\d{5}-of-\d{5}$")
+_BLOB: Final = re.compile(r"(?:^|/)sha256-[0-9a-f]{64}$")
 _RUN: Final = re.compile(r"[A-Za-z0-9@%._+-]{1,255}", re.ASCII)
 
 
@@ -157,8 +158,7 @@ class Store:
                 raise UsageError(f"{name} is an id of {head}, not of {engine}")
         else:
             engines, stem = ([engine] if engine else self._engines()), name
-        names = (stem, model_stem(stem)) if stem.endswith(".gguf") else (stem,)
-        stems = dict.fromkeys(map(artifact_name, names))
+        stems = dict.fromkeys(map(artifact_name, (stem, model_stem(stem))))
         if by_id and _STEM.fullmatch(stem):
             stems = {stem: None, **stems}  # an id holds the file's name as it is
         found: dict[str, list[Path]] = {}
@@ -283,10 +283,23 @@ class Store:
 
 
 def model_stem(name: str) -> str:
-    """The name under which a model is filed: of a GGUF path the stem of its files, of a folder's its name."""
+    """The name under which a model is filed: of a GGUF path the stem of its files, of a folder's its name.
+
+    A blob of Ollama's is named after its digest: its name is the one in its header, with the quantisation.
+    """
     if name.endswith(".gguf"):
         return _PART.sub("", Path(name).stem)
-    return Path(name).expanduser().resolve().name if name.startswith(("/", "./", "../", "~")) else name
+    if not name.startswith(("/", "./", "../", "~")):
+        return name
+    path = Path(name).expanduser().resolve()
+    if is_blob(name) and path.is_file():
+        return name_in_file(path) or path.name
+    return path.name
+
+
+def is_blob(name: str) -> bool:
+    """Whether a path is that of a blob, as Ollama keeps weights: ``blobs/sha256-…``."""
+    return _BLOB.search(name) is not None
 
 
 def read_record(path: Path) -> Record:

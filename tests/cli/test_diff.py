@@ -109,7 +109,7 @@ def test_a_pull_request_text_leads_with_what_a_maintainer_decides_from(tmp_path:
     lines = done.stdout.splitlines()
     assert lines[0] == "**1 of 2 calibrations that were measured again moved beyond the measurement error**"
     assert "- largest context on a 6 GiB card: 22,528 → 4,608" in lines
-    assert "| overhead | 300.0 MiB | 812.0 MiB | +170.7 % | ± 4.3 MiB |" in lines
+    assert "| overhead | 300.0 MiB | 812.0 MiB | +170.7% | ± 4.3 MiB |" in lines
     assert "- llama-server/kept (engine b1 → b2)" in lines
 
 

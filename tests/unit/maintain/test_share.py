@@ -155,7 +155,7 @@ def test_a_calibration_is_shared_and_accepted(tmp_path: Path) -> None:
     shelf = Store(tmp_path / "store")
     made = record(load(8192), load(16384), load(32768))
     shelf.write_record(made)
-    with pytest.raises(NotFoundError, match="the record of llama-server/made-up is not in"):
+    with pytest.raises(NotFoundError, match=r"the record of llama-server/made-up, run .*, is not in"):
         share(Store(tmp_path / "other"), fit_record(made))
     shared = share(shelf, fit_record(made))
     path = tmp_path / shared.name

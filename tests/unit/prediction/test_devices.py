@@ -183,7 +183,7 @@ class TestOllama:
         assert verdict.source == "measured"
         text = explained(verdict)
         assert text[0].startswith("1. estimate ")
-        assert "80 % of GPU1's 24.0 GiB" in text[0]
+        assert "80% of GPU1's 24.0 GiB" in text[0]
 
     def test_a_model_above_the_share_is_spread_and_the_reasons_say_so_in_order(self) -> None:
         verdict = judge(self.calibration(), 32768, 1, (6 * GIB, 6 * GIB))

@@ -29,9 +29,10 @@ from harness.measure.overwrite import refuse_overwrite
 from harness.model.calibration import Calibration, artifact_name, from_document, json_schema, to_document
 from harness.model.facts import LoadFacts
 from harness.model.record import Machine, Settings
-from harness.store.store import Store, read_record, schema_text, variant_of
+from harness.store.store import Store, model_stem, read_record, schema_text, variant_of
 from harness.store.yaml import parse_calibration, parse_yaml, read_calibration, to_yaml
-from tests.support.calibrations import made_up
+from tests.support.calibrations import made_up, store_of
+from tests.support.gguf_file import write_gguf
 from tests.support.records import load, record
 
 
@@ -414,3 +415,14 @@ def test_dates_are_texts_and_numbers_are_as_they_are_written() -> None:
     text = b"a: 2026-01-01\nb: 1:30\nc: 010\nd: 1e-05\ne: on\nf: ~\ng: 0x10\nh: '1'\ni: -3.5"
     found = parse_yaml(text, "it")
     assert found == {"a": "2026-01-01", "b": "1:30", "c": 10, "d": 1e-05, "e": True, "f": None, "g": 16, "h": "1", "i": -3.5}
+
+
+def test_a_blob_is_filed_under_the_name_in_its_header_and_found_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    blob = write_gguf(tmp_path / "blobs" / f"sha256-{'ab' * 32}", extra={"general.name": "Tiny Llama"})
+    assert model_stem(str(blob)) == "Tiny-Llama-F32"
+    shelf = store_of(tmp_path / "store", made_up("Tiny-Llama-F32"))
+    assert [path.stem for path, _ in shelf.find(str(blob))] == ["Tiny-Llama-F32"]
+    nameless = write_gguf(tmp_path / "blobs" / f"sha256-{'cd' * 32}")
+    assert model_stem(str(nameless)) == nameless.name
+    assert model_stem("/models/big-00001-of-00003.gguf") == "big"
