@@ -174,7 +174,8 @@ def _point(load: Load, record: Record, made: Point | None = None) -> tuple[Point
     if facts is None:
         return None, f"{asked}: no log was read"
     target = record.machine.target
-    if (reason := spill_reason(facts, target, ready=load.ready is not None)) is not None:
+    ready = load.ready is not None or record.machine.meter == "import"  # whoever read its memory saw it
+    if (reason := spill_reason(facts, target, ready=ready)) is not None:
         return None, f"{asked}: not a point of the fit ({reason})"
     if record.machine.meter not in BY_LOG and not understood(facts):
         return None, f"{asked}: the log was not understood"

@@ -29,7 +29,7 @@ _SPLITS: Final = re.compile(r"(?:graph splits = |graph: .{0,60}\bsplits = )(\d{1
 _STARTED: Final = re.compile(r"(?:llama-server|llama runner|runner) started in (\d{1,9}(?:\.\d{1,9})?) seconds")
 #: ``HTTP server is listening`` is none: it is printed before the model is loaded (tools/server, since 2024-01).
 _READY: Final = re.compile(
-    r"\bmodel loaded\b|(?<!HTTP )server is listening|llama server listening at|: listening on|llama main loop"
+    r"\bmodel loaded\b|Model OK: True|(?<!HTTP )server is listening|llama server listening at|: listening on|llama main loop"
 )
 _VERSION: Final = re.compile(r"Listening on .{1,100}\(version ([^)\s]{1,40})\)")
 _REMOTE: Final = re.compile(r"\b(RPC\d{1,4})\s{0,16}(?::\s|\()(\S{1,200}:\d{1,5})[ )]")

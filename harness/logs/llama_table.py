@@ -73,6 +73,7 @@ TABLE: Final = (
     Row("vocab only", LlamaReader.tokens, _CPP + "src/llama-model.cpp, since b1000"),
     Row("started in", LlamaReader.started, _OLLAMA_GO + "llm/server.go, llm/llama_server.go, since 0.1.0"),
     Row("model loaded", LlamaReader.ready, _SERVER + "server.cpp, since b2000; from another function since b11300"),
+    Row("Load Text Model OK", LlamaReader.ready, "koboldcpp koboldcpp.py, since 1.0"),
     Row("listening", LlamaReader.listens, _SERVER + "server.cpp, since b1200; ollama server/routes.go"),
     Row("Listening", LlamaReader.listens, _OLLAMA_GO + "server/routes.go, since 0.1.0"),
     Row("eval time", LlamaReader.ready, _CPP + "src/llama-context.cpp; tools/server: timings, since b100"),

@@ -19,7 +19,7 @@ from harness import __version__
 from harness.engines.base import Source
 from harness.engines.registry import policy_of
 from harness.errors import BadInputError, CannotWriteError, UntrustedError, UsageError
-from harness.fit.observations import spill_reason
+from harness.fit.observations import spill_reason, understood
 from harness.maintain.refit import fitted
 from harness.measure.calibrate import Result
 from harness.measure.overwrite import refuse_overwrite
@@ -89,11 +89,8 @@ def _loads(found: Sequence[LoadFacts], options: ImportOptions) -> list[LoadFacts
     numbers = options.chosen or tuple(number for number, facts in enumerate(found, 1) if facts.complete)
     if not numbers:
         why = "no load of a model" if not found else "no load that became ready"
-        raise BadInputError(
-            f"{options.log} holds {why}",
-            hint=f"what was read of it: harness parse {shlex.quote(str(options.log))}",
-            code="no-load",
-        )
+        hint = f"what was read of it: harness parse {shlex.quote(str(options.log))}; --load N takes one without a ready line"
+        raise BadInputError(f"{options.log} holds {why}", hint=hint, code="no-load")
     if max(numbers) > len(found):
         raise UsageError(f"{options.log} holds {len(found)} loads; there is no load {max(numbers)}", code="no-such-load")
     for what, given in (("--total", options.totals), ("--ctx", options.contexts)):
@@ -117,12 +114,12 @@ def _loads(found: Sequence[LoadFacts], options: ImportOptions) -> list[LoadFacts
 
 
 def _refuse(which: str, facts: LoadFacts) -> None:
-    """Refuse what no constant can follow from."""
-    if not facts.complete or facts.failed:
+    """Refuse what no constant can follow from. A load that was chosen, and whose memory was read, was ready."""
+    if facts.failed or not (facts.complete or (understood(facts) and not facts.in_blocks)):
         raise BadInputError(f"{which} of the log did not become ready: {facts.failure or 'the log stops'}", code="no-load")
     if not policy_of(facts.engine).spills:
         return
-    reason = spill_reason(facts, "gpu" if _on_gpu(facts) else "host")
+    reason = spill_reason(facts, "gpu" if _on_gpu(facts) else "host", ready=True)
     if reason is not None:
         raise UntrustedError(f"{which} of the log cannot be used for fitting: {reason}", code="not-a-point")
     if facts.total("weights_bytes") is None:
@@ -249,6 +246,8 @@ def _better(loads: Sequence[LoadFacts], options: ImportOptions) -> Iterator[str]
     if contexts < 3:
         more = "two loads at other contexts" if contexts < 2 else "one load at a third context"
         yield f"to be better it needs {more}: an error of its own, and the growth of the compute buffers"
+    if not all(facts.complete for facts in loads):
+        yield "the log has no line that says that the engine was ready: the total says so"
     if loads[0].kv_cache_type is None:
         yield "the log does not say the type of the KV cache: a question that names one is not answered"
     yield from _unnamed(loads, options)

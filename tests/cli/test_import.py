@@ -294,3 +294,16 @@ def test_a_model_on_the_host_whose_compute_buffers_are_on_a_gpu_is_no_point(tmp_
     code, error = refused(tmp_path, text, "--total", "4450MiB")
     assert (code, error["code"]) == (5, "not-a-point")
     assert "compute buffers are on CUDA0" in error["message"]
+
+
+def test_a_whole_load_whose_log_has_no_ready_line_is_imported_by_its_number(tmp_path: Path) -> None:
+    """LM Studio and others wrap llama.cpp and print no line of llama-server's; who read the memory saw it loaded."""
+    text = log(8192, kv=448, compute=108, ready=False)
+    code, answer = run(tmp_path, text, "--total", "4856MiB", "--model", "m")
+    assert (code, answer["errors"][0]["code"]) == (65, "no-load")
+    assert "--load N" in answer["errors"][0]["hint"]
+    made = imported(tmp_path, text, "--total", "4856MiB", "--load", "1")
+    assert any("no line that says that the engine was ready" in note for note in made.metadata.quality.notes)
+    cut = text.partition("sched_reserve")[0]
+    code, error = refused(tmp_path, cut, "--total", "4856MiB", "--load", "1")
+    assert (code, error["code"]) == (65, "no-load")

@@ -410,6 +410,7 @@ def test_timings_show_that_a_program_without_a_ready_line_was_ready() -> None:
     timed = "llama_perf_context_print: prompt eval time =     173.33 ms /     9 tokens\n"
     assert not only(MAIN).complete
     assert only(MAIN + timed).complete
+    assert only(MAIN + "Load Text Model OK: True\n").complete  # koboldcpp
     assert not only(MAIN.partition("sched_reserve")[0] + timed).complete
     assert not only(MAIN.replace("/models/a.gguf", "/root/.ollama/models/blobs/sha256-" + "ab" * 32) + timed).complete
 
