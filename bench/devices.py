@@ -47,11 +47,11 @@ BEGIN, END = "<!-- devices -->", "<!-- end of devices -->"
 #: Dense, with an output matrix of its own, with windows, hybrid, with experts.
 ALL: Final = ("qwen2", "llama", "gemma3", "lfm2", "qwen3moe")
 CONTEXTS: Final = (8192, 49_152)
-SHARES: Final = (1.3, 1.011, 1.003, 0.997, 0.989, 0.95, 0.8, 0.65, 0.5, 0.3)
+SHARES: Final = (1.3, 1.003, 0.997, 0.95, 0.8, 0.5, 0.3)
 #: One device at its edge, the others with room.
-EDGES: Final = (1.011, 1.003, 0.997, 0.989, 0.9)
+EDGES: Final = (1.011, 1.003, 0.997, 0.989)
 #: Free memory of the devices, in parts of the largest.
-SIZES: Final = ((1.0, 1.0), (1.0, 0.5), (1.0, 1.0, 1.0), (0.5, 1.0, 1.0))
+SIZES: Final = ((1.0, 1.0), (1.0, 0.5), (0.5, 1.0, 1.0))
 #: What every remote device of the kind CPU says is free: all of the machine's memory (ggml-cpu.cpp).
 FREE: Final = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 _DONE: Final = "common_fit_params: "

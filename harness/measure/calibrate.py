@@ -15,7 +15,7 @@ from harness import __version__
 from harness.engines.base import Engine, Options, Source
 from harness.errors import BusyError, CannotWriteError, EngineError, UnavailableError, UntrustedError
 from harness.fit.load_plan import is_point
-from harness.fit.observations import refuse_disturbed
+from harness.fit.observations import logged_bytes, refuse_disturbed
 from harness.fit.speed import with_speeds_of
 from harness.inventory.backend import Backend
 from harness.inventory.digests import cached_sha256
@@ -311,7 +311,10 @@ class Run:
         if load.facts is not None and load.outcome == "ok":
             reason = self.policy.outcome(load, self.machine.target)
         plateau = load.busy or load.idle
-        self.observer.point(request.context, request.num_batch, plateau.total_bytes if plateau else None, reason)
+        total = plateau.total_bytes if plateau else None
+        if self.machine.meter == "log" and load.facts is not None:
+            total = logged_bytes(load, self.record())
+        self.observer.point(request.context, request.num_batch, total, reason)
         refuse_blind(load, self.machine.target)
         refuse_unwatched(load, self.machine, self.folder.path)
         return load

@@ -183,6 +183,10 @@ class DeviceCompute:
             found.append((low, high - low) if level == 0 else (high, max(high - low, _ALIKE * high)))
         return found
 
+    def has(self, layout: Layout) -> bool:
+        """Whether every device of a layout was in a dry run as it is here."""
+        return all(spot is None or spot in self._known[0] for spot in spots(self.kinds, layout, moe=self.moe))
+
 
 #: By how much a spot that is only like another one may hold less or more, at least.
 _ALIKE: Final = 1 / 8

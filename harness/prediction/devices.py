@@ -41,7 +41,7 @@ class DeviceVerdict(msgspec.Struct, frozen=True, kw_only=True):
 class Arranged(msgspec.Struct, frozen=True, kw_only=True):
     """A model over devices. ``uncertainty_bytes`` is that of the device where it is largest; ``tight``: it may fit or not.
 
-    ``derived``: compute buffers follow from the law, not from dry runs on such a set. ``below_margin``: devices that will keep
+    ``derived``: compute buffers follow from the law, or from dry runs of other splits. ``below_margin``: devices that will keep
     less free than the engine means to, with every layer on devices all the same.
     """
 
@@ -270,7 +270,7 @@ def arrange(held: Devices, spread: Spread, available: Sequence[int], names: Sequ
         placed=placed_on(layers, where or first_split),
         margin_bytes=min(one.available_bytes - one.required_bytes - one.reserve_bytes for one in devices),
         uncertainty_bytes=round(max(memory.doubts(shown))),
-        derived=memory.derived(shown),
+        derived=not memory.known.has(shown),
         below_margin=tuple(
             name for name, size, reserve, free in zip(names, sizes, reserves, available, strict=True) if size + reserve > free
         )

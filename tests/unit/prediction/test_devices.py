@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -197,3 +198,30 @@ class TestOllama:
         old = with_version(self.calibration(), "0.20.2")
         assert OllamaPolicy.name == old.engine
         assert judge(old, 8192, 1, (24 * GIB, 24 * GIB)).verdict == "unknown"
+
+
+RPC: dict[str, dict[str, Any]] = json.loads((GOLDEN.parent / "b11434-rpc" / "decisions.json").read_text())
+
+
+@pytest.mark.parametrize("on_one", [False, True], ids=["calibrated on as many", "calibrated on one"])
+@pytest.mark.parametrize("name", RPC)
+def test_two_and_three_cards_are_judged_as_llama_server_decided(name: str, on_one: bool) -> None:
+    """Sets of ``bench/devices.py``: what was in the server's log."""
+    exact, changed = 0, 0
+    for decision in RPC[name]["decisions"]:
+        budgets, context, free = decision["budgets_mib"], decision["context"], RPC[name]["free_mib"]
+        calibration = from_document(RPC[name]["calibrations"]["1" if on_one else str(len(budgets))])
+        targets = ",".join(str(free - one) for one in budgets)
+        acted = with_settings(calibration, env={"LLAMA_ARG_FIT_TARGET": targets})
+        verdict = judge(acted, context, 1, (free * MIB,) * len(budgets))
+        assert verdict.verdict in (("fits", "offload") if decision["full"] else ("offload",)), decision
+        assert verdict.verdict == "fits" or not decision["full"] or verdict.tight, decision
+        if not decision["kept"]:
+            layers = [one.layers or 0 for one in verdict.devices]
+            changed += 1
+            exact += layers == decision["layers"]
+            assert max(abs(one - true) for one, true in zip(layers, decision["layers"], strict=True)) <= 1, decision
+        if verdict.verdict == "fits" and not on_one:
+            for one, true in zip(verdict.devices, decision["used_mib"], strict=True):
+                assert abs(one.required_bytes / MIB - true - 0.5) <= 0.5 + 0.005 * true, decision
+    assert exact >= (0.9 if on_one else 0.95) * changed
