@@ -27,7 +27,7 @@ story '2. Ollama without Docker'
 mkdir "$place/bin" "$place/home"
 .venv/bin/python -c 'import sys; from pathlib import Path; from tests.support.ollama_installed import program, store
 program(Path(sys.argv[1], "bin"), Path("/engine")); store(Path(sys.argv[1], "home/.ollama/models"))' "$place"
-HOME=$place/home PATH=$place/bin:$PATH act calibrate tiny --engine ollama --sandbox process --dry-run
+HOME=$place/home PATH=$place/bin:$PATH act calibrate tiny --engine ollama --sandbox process --gpus none --dry-run
 story '3. CI on a runner with 16 GiB'
 act check mid-8b@32k --available 16GiB
 act check large-32b@8k --available 16GiB

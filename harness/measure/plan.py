@@ -104,5 +104,5 @@ def enough_contexts(
             code="one-context",
         )
     named = " and ".join(f"{one:,}" for one in smaller)
-    notes.append(f"one context gives no line: {named} tokens are loaded too")
+    notes.append(f"one context is not enough for a line: {named} tokens are loaded too")
     return (*smaller, largest), tuple(notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -16,12 +17,27 @@ ROOT = Path(__file__).parents[2]
 
 def test_a_checkout_says_make_setup_and_a_wheel_does_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert installation.install_hint("embedded") == f"install the extra 'embedded': make setup in {ROOT}"
-    assert f"pip install -e '{ROOT}[hub]'" in installation.install_hint("hub")
+    assert f"-m pip install -e '{ROOT}[hub]'" in installation.install_hint("hub")
     monkeypatch.setattr(installation, "_ABOVE", tmp_path)
     for extra in ("embedded", "hub"):
         hint = installation.install_hint(extra)
         assert "make" not in hint
         assert hint.endswith(f".whl[{extra}]'")
+
+
+def test_the_wheel_that_was_installed_is_named_with_its_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wheel = tmp_path / "a folder" / "llm_memory_harness-1.0-py3-none-any.whl"
+    wheel.parent.mkdir()
+    wheel.touch()
+
+    class Installed:
+        def read_text(self, name: str) -> str:
+            assert name == "direct_url.json"
+            return json.dumps({"url": wheel.as_uri()})
+
+    monkeypatch.setattr(installation, "_ABOVE", tmp_path)
+    monkeypatch.setattr("importlib.metadata.distribution", lambda _: Installed())
+    assert installation.install_hint("hub").endswith(f"-m pip install '{wheel}[hub]'")
 
 
 def test_the_name_of_the_package_stands_in_one_place() -> None:

@@ -35,7 +35,7 @@ def ollama_findings(engine: Engine, gpus: Sequence[LocalGpu]) -> Iterator[Findin
     else:
         yield Finding(
             subject="Ollama", code="ollama-not-installed", state="note", text=text,
-            hint="only for --engine ollama without Docker is it needed",
+            hint="needed only for --engine ollama without Docker",
         )  # fmt: skip
     for server in running_servers(engine.name):
         yield _running(server)
