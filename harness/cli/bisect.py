@@ -12,6 +12,7 @@ import msgspec
 from harness.cli.context import as_json, command, context_of, store_at
 from harness.cli.options import run_options, store_option
 from harness.cli.output import CommandResult
+from harness.errors import NotFoundError
 from harness.options import RunOptions
 from harness.units import parse_token_list
 
@@ -47,6 +48,8 @@ def cli(
         model, given["engine"] = known[0][1].metadata.model.name, known[0][1].engine
     options = RunOptions.of(given, model=model, contexts=contexts)
     options = msgspec.structs.replace(options, speed=False, sandbox="process" if wheels else "docker", image=None)
+    if model.endswith(".gguf") and not Path(model).expanduser().is_file():
+        raise NotFoundError(f"there is no file {model}")
     found = source(options.engine, given["image"], Path.cwd(), wheels=wheels)
     inside = ordered(versions.split(",") if versions else found.versions(), good, bad)
     options = msgspec.structs.replace(options, engine=found.engine)

@@ -57,6 +57,7 @@ def command(function: Callable[..., CommandResult]) -> Callable[..., CommandResu
         if "store" in kwargs and typed:
             kwargs["store"] = typed
         try:
+            _refuse_empty(context)
             if name in _LINUX_ALONE:
                 refuse_other_systems()
             result = function(*args, **kwargs)
@@ -88,6 +89,19 @@ def _repeating(result: CommandResult, option: str) -> CommandResult:
     if result.failure is not None and result.failure.hint:
         result.failure.hint = repeated(result.failure.hint)
     return msgspec.structs.replace(result, text=lines, warnings=tuple(map(repeated, result.warnings)))
+
+
+def _refuse_empty(context: click.Context) -> None:
+    """Refuse an operand that is the empty text: of an unset variable, which would be this folder, or a default.
+
+    Raises:
+        UsageError: it is one.
+    """
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if isinstance(parameter, click.Argument) and (value == "" or (isinstance(value, tuple) and "" in value)):
+            what = parameter.make_metavar(context).strip("[").partition("[")[0].rstrip(".]")
+            raise UsageError(f"{what} is empty", code="bad-name")
 
 
 def _origins(store: str | None) -> Iterator[str]:

@@ -32,7 +32,7 @@ def cli(names: tuple[str, ...], ctx: str, kinds: str, store: str | None, **given
     """Memory of models that were not measured, from their headers: a few megabytes of each are read.
 
     MODEL is a .gguf file, an https address, hf.co/OWNER/REPO (every quantisation) or hf.co/OWNER/REPO:QUANTISATION, a name
-    of the catalog, or of Ollama's registry.
+    of the catalog, or of Ollama's registry. A context behind a name stands in place of --ctx.
     """
     from harness.errors import UsageError
     from harness.inventory.machine import LocalMachine

@@ -20,12 +20,13 @@ def cli(calibrations: tuple[str, ...], store: str | None) -> CommandResult:
 
     Records of their runs stay, and `harness fit RUN -o FILE` builds the artifact again.
     """
+    from harness.inventory.weights import calibrations_of
     from harness.store.store import key_of, variant_of
 
     shelf, wanted = store_at(store), []
     for name in calibrations:
         without_context(name)
-        found = shelf.find(name)
+        found = calibrations_of(shelf, name)
         plain = [one for one in found if shelf.names_variant(name, found) or variant_of(one[0]) is None]
         if not plain:
             known = ", ".join(written(key_of(one, path)) for path, one in found)

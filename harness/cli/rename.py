@@ -23,11 +23,12 @@ from harness.text import clean, written
 @command
 def cli(old: str, new: str, store: str | None) -> CommandResult:
     """File a calibration under another name, or as another variant. What was measured stays as it is."""
+    from harness.inventory.weights import calibrations_of
     from harness.store.store import key_of, variant_of
 
     shelf = store_at(store)
     without_context(old)
-    found = shelf.find(old)
+    found = calibrations_of(shelf, old)
     wanted = [one for one in found if shelf.names_variant(old, found) or variant_of(one[0]) is None]
     if not wanted:
         raise NotFoundError(shelf.missing(old), hint="harness list -q", code="no-calibration")

@@ -33,6 +33,6 @@ def cli(model: str, **given: Any) -> CommandResult:
     return CommandResult(
         data=found.to_json(),
         text=partial(tuning_text, found),
-        warnings=found.chosen.warnings,
+        warnings=(*found.chosen.warnings, *((found.beyond,) if found.beyond else ())),
         exit_code=found.exit_code,
     )

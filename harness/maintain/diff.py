@@ -9,6 +9,7 @@ import msgspec
 
 from harness.engines.registry import is_engine, policy_of
 from harness.errors import NotFoundError, UnavailableError, UsageError
+from harness.inventory.weights import calibrations_of
 from harness.model.calibration import Calibration
 from harness.prediction.drift import Drift, compare
 from harness.store.store import Store, key_of, variant_of
@@ -71,7 +72,7 @@ def read_side(text: str, store: Store | None = None) -> Side:
     if path.is_file():
         calibration = read_calibration(path)
         return Side(name=text, calibrations={key_of(calibration, path): calibration}, single=True)
-    found = [] if store is None else store.find(text)
+    found = [] if store is None else calibrations_of(store, text)
     plain = [one for one in found if variant_of(one[0]) is None] or found
     if plain:
         return Side(name=text, calibrations={key_of(one, file): one for file, one in plain[:1]}, single=True)

@@ -15,6 +15,7 @@ from harness.engines.registry import policy_of
 from harness.errors import CannotWriteError, HarnessError, NotFoundError, UnavailableError, UntrustedError, UsageError
 from harness.fit.load_plan import DEFAULT_BATCH, BatchLimits, slot_limits, still_covers
 from harness.inventory.installed import Installed
+from harness.inventory.weights import calibrations_of
 from harness.maintain.diff import Pair, drift_of
 from harness.measure.calibrate import Session
 from harness.measure.events import Observer
@@ -92,7 +93,7 @@ def survey(
     """
     found: list[tuple[Path, Calibration]] = []
     for model in models:
-        more = store.find(model, engine)
+        more = calibrations_of(store, model, engine)
         if not more:
             raise NotFoundError(store.missing(model), code="no-calibration")
         found += [one for one in more if one not in found]

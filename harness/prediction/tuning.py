@@ -146,8 +146,8 @@ def tune(
     context = wanted or min(USUAL_CONTEXT, first.calibration.metadata.quality.valid_to)
     search = _Search(first, context, demand, available, names, rules, host_available)
     pairs = [pair for one in found for pair in search.of(one)]
-    if not pairs:
-        raise UnknownVerdictError(search.unknown or "nothing is known of these settings")
+    if not pairs and search.unknown is not None:
+        raise UnknownVerdictError(search.unknown)
     pairs.sort(key=lambda pair: (not pair[1].meets, pair[0], -pair[1].context))
     kept: list[tuple[_Cost, Choice]] = []
     for cost, choice in pairs:

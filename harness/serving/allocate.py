@@ -10,6 +10,7 @@ from harness.engines.registry import ALLOCATED, policy_of
 from harness.engines.settings import settings_alone
 from harness.errors import ADVICE, HarnessError, NotFoundError, UnknownVerdictError
 from harness.inventory.machine import LocalMachine
+from harness.inventory.weights import calibrations_of
 from harness.model.calibration import Calibration
 from harness.prediction.allocation import Allocation, Deployment
 from harness.store.store import Store, variant_of
@@ -54,7 +55,7 @@ def matching(store: Store, model: str, wanted: Deployment, variant: str | None =
         UnknownVerdictError: there is none (UNCALIBRATED), with what the others differ in.
     """
     different, policy = [], policy_of(ALLOCATED)
-    for path, calibration in store.find(model, ALLOCATED):
+    for path, calibration in calibrations_of(store, model, ALLOCATED):
         if variant is not None and variant_of(path) != variant:
             continue
         if not (differs := policy.mismatches(calibration, wanted)):

@@ -13,6 +13,7 @@ from harness.engines.registry import policy_of
 from harness.engines.settings import settings_alone
 from harness.errors import HarnessError, NotFoundError, UsageError
 from harness.inventory.machine import LocalMachine
+from harness.inventory.weights import Identity, calibrations_of, identify
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.model.gpu import LocalGpu
@@ -22,7 +23,6 @@ from harness.prediction.forced import NOTHING, Forced
 from harness.prediction.rules import LoadedModel, Rules
 from harness.prediction.settings import AskedSettings, derive
 from harness.prediction.verdict import named
-from harness.serving.weights import Identity, identify
 from harness.store.store import Store, key_of, variant_of
 from harness.text import word_of
 from harness.units import MAX_CONTEXT, split_context
@@ -212,12 +212,10 @@ def load(model: str, store: Store, wanted: CalibrationFilter | None = None) -> t
     Raises:
         NotFoundError: there is none. UsageError: several engines have the model. BadInputError, ConfigError: damaged, newer.
     """
-    if not model:
-        raise UsageError("the model's name is empty", code="bad-name")
+    files = calibrations_of(store, model, wanted.engine if wanted else None)
     found = _pick(CheckRequest(model=model, context=1), store, LocalMachine(), wanted or CalibrationFilter())
     if not isinstance(found, str):
         return found
-    files = store.find(model, wanted.engine if wanted else None)
     if len(files) == 1 and (wanted is None or wanted.variant is None):
         return files[0]
     hint = None if files else calibrating(model, wanted or CalibrationFilter())

@@ -168,8 +168,8 @@ def plan(
         prefer: models that sets should have, the most wanted first, as in ``specs``.
 
     Raises:
-        NotFoundError: a model that was named has no calibration. UsageError: nonsense. UnknownVerdictError: the only model
-            that was named was measured with other slots, and its parts are unknown.
+        UsageError: nonsense. UnknownVerdictError: a model that was named has no calibration that answers, or the only one
+            was measured with other slots, and its parts are unknown. NotFoundError: a path to no file.
     """
     warnings: list[str] = []
     rows: list[CapacityRow] = []
@@ -185,9 +185,8 @@ def plan(
             continue
         if isinstance(chosen, str):
             if specs:
-                raise NotFoundError(
-                    chosen, hint=calibrating(question.model, wanted or CalibrationFilter()), code="no-calibration"
-                )
+                advice = calibrating(question.model, wanted or CalibrationFilter())
+                raise UnknownVerdictError(f"UNCALIBRATED: {chosen}", hint=advice, code="uncalibrated")
             warnings.append(chosen)
             continue
         warnings += chosen.warnings

@@ -12,6 +12,7 @@ from harness.engines.registry import policy_of
 from harness.engines.running import held_by
 from harness.errors import ADVICE, BadInputError
 from harness.inventory.machine import LocalMachine, residents
+from harness.inventory.weights import names_file
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.model.planned import Method
@@ -22,7 +23,6 @@ from harness.prediction.together import Fate, judge_together
 from harness.prediction.verdict import Outcome, Source, Verdict
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, calibrating, choose
 from harness.serving.surroundings import environment_of
-from harness.serving.weights import names_file
 from harness.store.store import Store
 
 

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from harness.engines.registry import policy_of
-from harness.errors import HarnessError, NotFoundError, OffloadLikelyError
+from harness.errors import HarnessError, NotFoundError, OffloadLikelyError, UnknownVerdictError
 from harness.exports.entry import Entry
 from harness.exports.formats import write
 from harness.inventory.machine import LocalMachine
@@ -114,6 +114,8 @@ def _entry(
     found = tune(question.model, store, machine, demand, wanted=wanted, available=available)
     choice = next((one for one in found.tuning.choices if one.meets and _can_be_written(one)), None)
     if choice is None:
+        if found.beyond is not None:
+            raise UnknownVerdictError(found.beyond)
         raise OffloadLikelyError(
             f"{question.model} does not fit" + (f" at {context:,} tokens" if context else ""),
             hint=f"what would make it fit: harness tune {shlex.quote(spec)}",

@@ -22,6 +22,7 @@ from harness.engines.shape import shape_of
 from harness.errors import BadInputError, HarnessError, UntrustedError
 from harness.headers.sources import Found, find, is_remote, open_client
 from harness.inventory.machine import LocalMachine
+from harness.inventory.weights import names_file
 from harness.model.calibration import Calibration, artifact_name
 from harness.model.gpu import LocalGpu
 from harness.model.planned import Method
@@ -38,7 +39,6 @@ from harness.prediction.estimate import (
 )
 from harness.prediction.formula import plan_by_formula
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest
-from harness.serving.weights import names_file
 from harness.store.store import Store
 from harness.units import MIB, from_gib
 

@@ -35,8 +35,14 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def exit_code(self) -> int:
-        """0 where the demand is met, else 3."""
-        return 0 if self.tuning.best else 3
+        """0 where the demand is met, 4 where it is beyond the calibrated range, else 3."""
+        return 0 if self.tuning.best else 3 if self.beyond is None else 4
+
+    @property
+    def beyond(self) -> str | None:
+        """That the context asked for is beyond the calibrated range, where it is."""
+        context, reach = self.tuning.demand.context or 0, self.chosen.calibration.metadata.quality.valid_to
+        return f"a context of {context} is beyond {reach}, the range of this calibration" if context > reach else None
 
     def to_json(self) -> dict[str, object]:
         """The object of ``tune --json``."""

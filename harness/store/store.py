@@ -150,6 +150,8 @@ class Store:
         Raises:
             UsageError: several engines have that name and none was chosen. NotPermittedError: the store may not be read.
         """
+        if not name:
+            raise UsageError("'' names no model", code="bad-name")
         head, _, tail = name.partition("/")
         by_id = bool(tail) and head in self._engines()
         if by_id:

@@ -72,7 +72,7 @@ def test_a_damaged_file_does_not_hide_the_others_but_a_named_one_is_an_error(tmp
     found = plan((), store, LocalMachine(), available=(24 * GIB,))
     assert len(found.memories[0].rows) == 1
     assert "bad.yaml" in found.warnings[0]
-    with pytest.raises(NotFoundError):
+    with pytest.raises(UnknownVerdictError):
         plan(("nobody",), store, LocalMachine(), available=(24 * GIB,))
 
 

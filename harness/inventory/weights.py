@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal, get_args
 
 from harness.engines.registry import stored_digest
 from harness.errors import NotFoundError
 from harness.model.calibration import Calibration
-from harness.store.store import is_blob
+from harness.store.store import Store, is_blob
 from harness.text import written
 
 #: How the weights of an answer were identified: by their digest, by the calibration's own id, or by a name alone.
 Identity = Literal["digest", "id", "name"]
 _SHOWN = 19
-#: A GGUF in Ollama's folder has no ending.
-_BLOB: Final = re.compile(r"[/\\]sha256-[0-9a-f]{64}$")
 
 
 def names_file(model: str) -> bool:
     """Whether a model is named by its GGUF file; nothing is opened."""
-    return model.endswith(".gguf") or _BLOB.search(model) is not None
+    return model.endswith(".gguf") or is_blob(model)
 
 
 def identify(model: str, calibration: Calibration) -> Identity | str:
@@ -38,16 +35,45 @@ def identify(model: str, calibration: Calibration) -> Identity | str:
         return "id"
     known = calibration.metadata.model.digest
     path = Path(model).expanduser()
-    if model.endswith(".gguf") or is_blob(model):
+    if names_file(model):
         if path.is_file():
             from harness.inventory.digests import cached_sha256
 
             return _compared(model, cached_sha256(path.resolve()), known)
-        if path.parent != Path():
-            raise NotFoundError(f"there is no file {model}", hint="give the id of a calibration to ask without its weights")
+        _missing(model)
         return "name"
     seen = stored_digest(calibration.engine, calibration.metadata.model.name)
     return "name" if seen is None or known is None else _compared(model, seen, known)
+
+
+def calibrations_of(store: Store, model: str, engine: str | None = None) -> list[tuple[Path, Calibration]]:
+    """What a store has of a model; of a path, what is calibrated of that very file.
+
+    Raises:
+        NotFoundError: a path to no file, or to other weights than are calibrated under its name. Otherwise as
+            :meth:`harness.store.store.Store.find`.
+    """
+    found = store.find(model, engine)
+    if not names_file(model):
+        return found
+    if not found:
+        _missing(model)
+    said = [(one, identify(model, one[1])) for one in found]
+    same = [one for one, identity in said if identity in get_args(Identity)]
+    if said and not same:
+        raise NotFoundError(said[0][1], hint=f"ask by id: {written(said[0][0][1].id)}", code="other-weights")
+    return same
+
+
+def _missing(model: str) -> None:
+    """Refuse a path to a file that is not there.
+
+    Raises:
+        NotFoundError: it is one.
+    """
+    path = Path(model).expanduser()
+    if path.parent != Path() and not path.is_file():
+        raise NotFoundError(f"there is no file {model}", hint="give the id of a calibration to ask without its weights")
 
 
 def _compared(model: str, seen: str, known: str | None) -> Identity | str:

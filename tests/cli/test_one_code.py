@@ -1,0 +1,92 @@
+"""The same thing has the same word and the same status, whatever verb is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.calibrations import made_up, on_host, store_of
+from tests.support.command import Command
+
+#: What is asked of one model, with all that a verb needs beside it.
+VERDICTS = ("check", "plan", "export compose", "tune")
+FIGURES = ("predict", "show", "recalibrate", "rm", "share")
+OTHERS = ("serve", "allocate", "estimate", "calibrate", "parse", "import", "sweep", "fit")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    store_of(tmp_path / "store", on_host(made_up()))
+    return Command(tmp_path, monkeypatch, capfd)
+
+
+def said(run: Command, verb: str, *rest: str) -> tuple[int, str]:
+    done = run(*verb.split(), *rest)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("verb", [*VERDICTS, *FIGURES, *OTHERS])
+def test_an_empty_operand_is_a_usage_error(run: Command, verb: str) -> None:
+    """An unset variable of a script: it stands for no model, no folder and no default."""
+    status, text = said(run, verb, "")
+    assert (status, " is empty" in text) == (2, True), text
+
+
+@pytest.mark.parametrize("verb", ["rename made-up", "diff made-up", "check made-up@8192"])
+def test_an_empty_operand_behind_another_is_one_too(run: Command, tmp_path: Path, verb: str) -> None:
+    assert said(run, verb, "")[0] == 2
+    assert (tmp_path / "store" / "llama-server" / "made-up.yaml").exists()
+
+
+@pytest.mark.parametrize("verb", [*VERDICTS, "predict", "serve", "estimate", "allocate"])
+def test_an_empty_amount_of_memory_is_a_usage_error(run: Command, verb: str) -> None:
+    status, text = said(run, verb, "made-up@8192", "--available", "")
+    assert (status, "not a size: ''" in text) == (2, True), text
+
+
+@pytest.mark.parametrize("verb", ["check", "plan", "serve", "export compose", "tune", "estimate", "calibrate"])
+def test_an_unknown_value_of_a_setting_is_a_usage_error_with_the_known_ones(run: Command, verb: str) -> None:
+    status, text = said(run, verb, "made-up", "--kv-cache-type", "q8")
+    assert (status, "'q8' is not a KV cache type; known types: f32, f16" in text) == (2, True), text
+
+
+@pytest.mark.parametrize("verb", [*VERDICTS, *FIGURES[:-1], "serve", "allocate", "rename x", "diff made-up"])
+def test_a_path_to_no_file_is_not_found_whatever_is_calibrated_under_its_name(run: Command, tmp_path: Path, verb: str) -> None:
+    words = ("rename", "/no/such/made-up.gguf", "x") if verb == "rename x" else (*verb.split(), "/no/such/made-up.gguf")
+    done = run(*words, *(("--ctx", "8192") if verb in ("check", "predict", "serve", "allocate") else ()))
+    assert (done.returncode, "there is no file /no/such/made-up.gguf" in done.stderr) == (66, True), done.stderr
+    assert (tmp_path / "store" / "llama-server" / "made-up.yaml").exists()
+
+
+@pytest.mark.parametrize("verb", ["show", "recalibrate", "rm", "rename", "predict --measured-only --ctx 8192"])
+def test_a_file_with_other_weights_is_not_what_is_calibrated_under_its_name(run: Command, tmp_path: Path, verb: str) -> None:
+    other = tmp_path / "made-up.gguf"
+    other.write_bytes(b"GGUF other weights")
+    head, *rest = verb.split()
+    done = run(head, str(other), *rest, *(("x",) if verb == "rename" else ()))
+    assert (done.returncode, "other weights" in done.stderr) == (66, True), done.stderr
+    assert (tmp_path / "store" / "llama-server" / "made-up.yaml").exists()
+
+
+@pytest.mark.parametrize("verb", VERDICTS)
+def test_what_is_not_calibrated_is_unknown(run: Command, verb: str) -> None:
+    status, text = said(run, verb, "unheard-of" + ("@8192" if verb == "check" else ""))
+    assert (status, "UNCALIBRATED: unheard-of has no calibration in " in text) == (4, True), text
+
+
+@pytest.mark.parametrize("verb", FIGURES[1:])
+def test_figures_of_what_is_not_calibrated_are_not_found(run: Command, verb: str) -> None:
+    status, text = said(run, verb, "unheard-of")
+    assert (status, "unheard-of has no calibration in " in text) == (66, True), text
+
+
+@pytest.mark.parametrize("verb", ["check", "export compose", "tune"])
+def test_a_context_beyond_the_range_is_unknown(run: Command, verb: str) -> None:
+    status, text = said(run, verb, "made-up@1000000")
+    assert (status, "a context of 1000000 is beyond 131072, the range of this calibration" in text) == (4, True), text
+
+
+@pytest.mark.parametrize("verb", ["check", "export compose", "tune"])
+def test_what_does_not_fit_ends_with_three(run: Command, verb: str) -> None:
+    assert said(run, verb, "made-up@8192", "--available", "50MiB")[0] == 3
