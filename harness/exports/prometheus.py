@@ -49,10 +49,17 @@ def predicted(entry: Entry) -> Iterable[MetricSample]:
         "harness_memory_uncertainty_bytes": verdict.uncertainty_bytes,
         "harness_memory_reserve_bytes": verdict.reserve_bytes,
         "harness_context_tokens": verdict.context,
-        "harness_calibrated_timestamp_seconds": datetime.fromisoformat(entry.calibration.metadata.calibrated_at).timestamp(),
+        "harness_calibrated_timestamp_seconds": _seconds(entry.calibration.metadata.calibrated_at),
     }.items():
         if value is not None:
             yield MetricSample(name, labels, value)
+
+
+def _seconds(time: str) -> float | None:
+    try:
+        return datetime.fromisoformat(time).timestamp()
+    except ValueError:
+        return None  # a day that no month has
 
 
 def exposition(samples: Iterable[MetricSample], helps: dict[str, str]) -> str:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from harness.engines.base import HeaderOnly, Layer, Progress
-from harness.engines.gguf import Header, describe, read_stream, server_estimate, tensor_bytes
-from harness.engines.gguf import read_header as read_file
+from harness.engines.gguf import Header, describe, read_header, read_stream, server_estimate, tensor_bytes
 from harness.errors import BadInputError
 from harness.headers.holes import CacheEntry, Kept, entry, hole_name
 from harness.headers.ranges import Ranges, fetch_small
@@ -74,16 +73,6 @@ def header_only(found: Found, client: httpx.Client, progress: Progress = quiet) 
         )
 
 
-def read_header(found: Found, client: httpx.Client, progress: Progress = quiet) -> Header:
-    """The header alone, of all parts; nothing is written.
-
-    Raises:
-        HarnessError: as :func:`header_only`.
-    """
-    headers = [_header(part, client, progress)[0] for part in found.parts]
-    return msgspec.structs.replace(headers[0], tensors=tuple(one for header in headers for one in header.tensors))
-
-
 def _parts(
     found: Found, place: CacheEntry, client: httpx.Client, progress: Progress
 ) -> tuple[tuple[Path, ...], list[Header], Kept]:
@@ -98,7 +87,7 @@ def _parts(
             known = before.sizes[number - 1], before.versions[number - 1]
         version: str | None = part.digest
         if known is not None and part.digest is not None and known == (part.size, part.digest):
-            header, size = read_file(path), known[0]
+            header, size = read_header(path), known[0]
         else:
             header, size, version, data = _header(part, client, progress, place, number)
             place.write_hole(path.name, data, size)
@@ -115,7 +104,7 @@ def _header(
 ) -> tuple[Header, int, str | None, bytes]:
     """The header of one part, the size of the part, its version at the source, and its first bytes."""
     if part.path is not None:
-        header = read_file(part.path)
+        header = read_header(part.path)
         size = part.path.stat().st_size
         with part.path.open("rb") as file:
             return header, size, None, file.read(header.begin)

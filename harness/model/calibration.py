@@ -30,6 +30,8 @@ SHARED_CACHE: Final = "the slots share one cache"
 _ROUNDED: Final = 2e-6
 #: What ends a line, moves a cursor or turns the direction of a text round (Unicode: Cc, line and paragraph ends, bidi).
 _CONTROL: Final = re.compile("[\\x00-\\x08\\x0a-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]")
+#: A day, as records begin their times (ISO 8601): by it one calibration is newer than another.
+_DATE: Final = re.compile(r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])(?:T|$)", re.ASCII)
 
 Positive = Annotated[int, msgspec.Meta(gt=0)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]
@@ -322,6 +324,8 @@ def from_document(document: object, where: str = "artifact") -> Calibration:
         raise BadInputError(
             f"{where} is not a calibration: a number is out of range, or a text has control characters", code="bad-artifact"
         )
+    if not _DATE.match(calibration.metadata.calibrated_at):
+        raise BadInputError(f"{where} is not a calibration: calibrated_at is no date", code="bad-artifact")
     last, constants = calibration.metadata.bands[-1], calibration.constants
     for name in ("base_vram_gb", "kv_cache_gb_per_10k", "compute_gb_per_10k"):
         if abs(getattr(constants, name) - getattr(last, name)) > _ROUNDED:

@@ -227,6 +227,18 @@ def test_an_artifact_cut_short_is_never_taken_for_a_whole_one(store: Store, cali
             store.read(path)
 
 
+@pytest.mark.parametrize("when", ["yesterday", "zzzz", "2026-13-01T00:00:00Z", ""])
+def test_a_date_that_is_none_is_refused(store: Store, calibration: Calibration, when: str) -> None:
+    """By its date a calibration is newer than another, and exports name it."""
+    path = store.path_of("llama-server", "made-up")
+    store.write(path, calibration)
+    path.write_text(
+        path.read_text().replace(f"calibrated_at: '{calibration.metadata.calibrated_at}'", f"calibrated_at: '{when}'")
+    )
+    with pytest.raises(BadInputError, match="calibrated_at is no date"):
+        store.read(path)
+
+
 def test_a_newer_schema_is_named_even_where_nothing_else_is_understood(store: Store) -> None:
     path = store.path_of("ollama", "x")
     path.parent.mkdir(parents=True)
