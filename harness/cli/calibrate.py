@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from functools import partial
 from pathlib import Path
@@ -62,7 +61,7 @@ def cli(**given: Any) -> CommandResult:
                 text=partial(calibrations.planned, session.request.name, planned.loads, str(session.artifact)),
             )
         done = session.calibrate(watch)
-    key, path = key_of(done.calibration, done.artifact), os.path.relpath(done.artifact)
+    key, path = key_of(done.calibration, done.artifact), _from_here(done.artifact)
     return CommandResult(
         data={
             "artifact": str(done.artifact),
@@ -73,3 +72,9 @@ def cli(**given: Any) -> CommandResult:
         ids=(written(key),),
         text=partial(calibrations.measured, done.calibration, key, path, done.spent),
     )
+
+
+def _from_here(path: Path) -> str:
+    """A path below the current folder as one from there, any other whole."""
+    here = path.resolve()
+    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(path)

@@ -111,13 +111,20 @@ def size_of(gib: float | None) -> str:
 def measured(calibration: Calibration, key: str, artifact: str, spent: Mapping[str, float]) -> Iterator[str | Drawn]:
     """A calibration that was just measured; ``spent``: where its seconds went."""
     yield from shown(calibration, key)
-    whole = sum(spent.values())
-    most = sorted((seconds, name) for name, seconds in spent.items() if seconds >= _WORTH_A_WORD * whole)
-    parts = ", ".join(f"{name} {seconds:.1f}" for seconds, name in reversed(most))
-    yield Hanging(f"time     {whole:.1f} s: {parts}", _LABEL)
+    yield Hanging(f"time     {spent_text(spent)}", _LABEL)
     yield f"written  {clean(artifact)}"
     top = calibration.metadata.quality.valid_to
     yield Verbatim(f"next     harness predict {shlex.quote(f'{written(key)}@{top}')}")
+
+
+def spent_text(spent: Mapping[str, float]) -> str:
+    """Where seconds went, the most first; what is less than a fiftieth of them is in ``other``. The figures add up."""
+    least = _WORTH_A_WORD * sum(spent.values())
+    named = {name: round(seconds, 1) for name, seconds in spent.items() if seconds >= least and name != "other"}
+    named = dict(sorted(named.items(), key=lambda one: -one[1]))
+    if other := max(round(sum(spent.values()) - sum(named.values()), 1), 0.0):
+        named["other"] = other
+    return f"{sum(named.values()):.1f} s: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in named.items())
 
 
 def imported(calibration: Calibration, key: str, artifact: str) -> Iterator[str | Drawn]:

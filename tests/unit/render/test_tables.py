@@ -137,3 +137,10 @@ def test_a_hanging_line_in_colour_keeps_its_indent() -> None:
 
     lines = [re.sub(r"\x1b\[\d*m", "", one) for one in Hanging(f"{paint('     ok', 'green')}  disk: 1 GiB free", 9).lines(18)]
     assert lines == ["     ok  disk:", "         1 GiB", "         free"]
+
+
+def test_seconds_of_a_calibration_add_up_as_printed() -> None:
+    from harness.render.calibrations import spent_text
+
+    text = spent_text({"loads": 29.44, "memory readings": 1.06, "speed": 0.01, "other": 0.86})
+    assert text == "31.4 s: loads 29.4, memory readings 1.1, other 0.9"
