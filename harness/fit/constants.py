@@ -55,15 +55,41 @@ def overhead_spread(points: Sequence[Point]) -> float | None:
         groups = [idle, *_by_batch(points)]
     else:
         groups = [[point.overhead for point in points if point.overhead is not None]]
+        if (_spread(groups) or 0.0) > allowed_spread(max(point.total for point in points)) and (rest := _beside_graph(points)):
+            groups = [rest]
+    return _spread(groups)
+
+
+def _spread(groups: Sequence[Sequence[float]]) -> float | None:
     return max((max(group) - min(group) for group in groups if len(group) > 1), default=None)
+
+
+def _beside_graph(points: Sequence[Point]) -> list[float]:
+    """Overheads without what goes with the physical batch, where loads of three batches show that; else nothing.
+
+    llama.cpp keeps room for 40 nodes of a graph a token of the batch for models with gated delta nets (qwen3next, qwen35,
+    kimi-linear; ``graph_max_nodes`` of src/llama-context.cpp): 863 MiB at 1,024, which ``MALLOC_PERTURB_`` makes resident.
+    """
+    groups = {batch: group for batch, group in zip(_batches(points), _by_batch(points), strict=True) if group}
+    if len(groups) < 3 or all(len(group) == 1 for group in groups.values()):
+        return []
+    means = {batch: fmean(group) for batch, group in groups.items()}
+    low, high = min(means), max(means)
+    slope = (means[high] - means[low]) / (high - low)
+    if slope < 0:
+        return []
+    return [point.overhead - slope * (point.num_batch or 0) for point in points if point.overhead is not None]
+
+
+def _batches(points: Sequence[Point]) -> list[int]:
+    return sorted({point.num_batch or 0 for point in points})
 
 
 def _by_batch(points: Sequence[Point]) -> list[list[float]]:
     """The overheads of each physical batch, in ascending order of the batches."""
-    batches = sorted({point.num_batch or 0 for point in points})
     return [
         [point.overhead for point in points if (point.num_batch or 0) == batch and point.overhead is not None]
-        for batch in batches
+        for batch in _batches(points)
     ]
 
 
@@ -163,9 +189,12 @@ def fit_record(record: Record) -> Calibration:
     )
     notes.extend(_doubts(fits))
     breakdown = bands[-1][1]
+    placed = [_with_overhead(*one, breakdown, record) for one in bands]
+    if record.machine.meter == "host" and any(band.overhead_gb is not None for band in placed):
+        notes.append("the overhead goes with the physical batch: room for a graph, counted though no engine fills it")
     return calibration_of(
         record,
-        [_with_overhead(*one, breakdown, record) for one in bands],
+        placed,
         breakdown,
         settings=_effective(record.settings, points, fits[-1].num_batch),
         loads=(
@@ -192,10 +221,10 @@ def _bands(fits: Sequence[BatchFit], ends: Sequence[int]) -> list[tuple[Band, Br
 
 
 def _with_overhead(band: Band, own: Breakdown, last: Breakdown, record: Record) -> Band:
-    """A band with the overhead of its batch, where drivers give each batch one of its own; a mebibyte is none."""
-    if record.machine.meter != "nvml" or own.overhead is None or last.overhead is None:
+    """A band with the overhead of its batch, where each batch has one of its own (drivers, graphs); a mebibyte is none."""
+    if record.machine.meter not in ("nvml", "host") or own.overhead is None or last.overhead is None:
         return band
-    if abs(own.overhead - last.overhead) * GIB <= MIB:
+    if abs(own.overhead - last.overhead) * GIB <= (MIB if record.machine.meter == "nvml" else allowed_spread(0.0)):
         return band
     return msgspec.structs.replace(band, overhead_gb=own.overhead)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from harness.errors import UntrustedError
 from harness.fit.constants import fit_record
 from harness.model.facts import DeviceFacts
+from harness.model.record import Load
 from harness.prediction.memory import predict
 from harness.units import GIB, MIB
 from tests.support.records import (
@@ -229,3 +230,28 @@ def test_other_slots_may_take_growth_that_short_loads_could_not_show() -> None:
     for slots in (2, 4, 8):
         found = predict(calibration, 8192, slots)
         assert found.total_bytes + found.uncertainty_bytes >= truth(8192, parallel=slots) + slots * 52 * 8192
+
+
+def on_host(context: int, batch: int, overhead: int) -> Load:
+    """A load on the host; its process holds ``overhead`` beyond the log."""
+    made = load(context, batch, overhead=overhead)
+    assert made.facts is not None
+    devices = {"CPU": msgspec.structs.replace(made.facts.devices["CUDA0"], kind="host")}
+    return msgspec.structs.replace(made, ready=1.0, facts=msgspec.structs.replace(made.facts, devices=devices, caches=()))
+
+
+@pytest.mark.parametrize(("middle", "trusted"), [(863, True), (900, False)])
+def test_room_for_a_graph_goes_with_the_batch(middle: int, trusted: bool) -> None:
+    """qwen3next on the host: 431, 862 and 1 725 MiB of the overhead at 512, 1 024 and 2 048 (Ollama 0.33); it was refused."""
+    loads = [on_host(4096, 512, 476 * MIB), on_host(16384, 1024, (45 + middle) * MIB)]
+    loads += [on_host(context, 2048, 1770 * MIB) for context in (2048, 8192, 16384)]
+    run = record(*loads, limits=((4096, 512), (32768, 1024), (131072, 2048)))
+    run = msgspec.structs.replace(run, machine=msgspec.structs.replace(run.machine, target="host", meter="host"))
+    if not trusted:
+        with pytest.raises(UntrustedError, match="beyond the log"):
+            fit_record(run)
+        return
+    made = fit_record(run)
+    assert [round((band.overhead_gb or 0) * 1024) for band in made.metadata.bands] == [476, 908, 0]
+    assert predict(made, 4096).total_bytes < predict(made, 4096, num_batch=2048).total_bytes - 1200 * MIB
+    assert any("goes with the physical batch" in note for note in made.metadata.quality.notes)
