@@ -13,6 +13,7 @@ from harness.model.calibration import SHARED_CACHE
 from harness.model.facts import DeviceKind, LoadFacts, device_kind
 from harness.model.record import Load, Record, Target
 from harness.model.trace import BASELINE_TOLERANCE, READING_ERROR, Plateau
+from harness.text import counted
 from harness.units import MIB, format_size
 
 #: An engine's own figure may differ from its log by this much, or by this share, before a note says so.
@@ -97,7 +98,7 @@ def spill_reason(facts: LoadFacts, target: Target, *, ready: bool = False) -> st
             return f"compute buffers are on {', '.join(beside)}, beside a model on the host"
         return None
     if facts.layers_overflowing:
-        return f"{facts.layers_overflowing} layers overflow to the host"
+        return f"experts of {counted(facts.layers_overflowing, 'layer')} overflow to the host"
     if _layers_missing(facts):
         return f"only {facts.layers_offloaded} of {facts.layers_total} layers are on the GPU"
     if not any(device.kind == "gpu" and _bytes(device.weights_bytes) for device in facts.devices.values()):

@@ -25,13 +25,27 @@ from harness.measure.calibrate import Result
 from harness.measure.overwrite import refuse_overwrite
 from harness.model.calibration import Calibration, artifact_name
 from harness.model.facts import LoadFacts
-from harness.model.record import UNKNOWN_CACHE, EngineVersion, Gpu, Load, LoadRequest, Machine, Model, Record, Settings, Target
+from harness.model.record import (
+    UNKNOWN_CACHE,
+    EngineVersion,
+    Gpu,
+    Load,
+    LoadRequest,
+    Machine,
+    Model,
+    Record,
+    Settings,
+    Target,
+)
 from harness.model.trace import Plateau
 from harness.store.store import Store, model_stem
+from harness.text import counted
 from harness.units import MIB, format_size, from_gib
 
 #: What drivers and libraries take of one device beyond the log, bytes: an H100 took 518 to 727 MiB (docs/explanation/gpu.md),
-#: cards of before about 300. Others have less in their driver's figure; on the host it is the heap of the process.
+#: cards of before about 300. It goes with the device, the type of the weights and the batch, and not with the architecture of
+#: the model (on that H100 llama with 1, 8 and 32 billion parameters and qwen3moe: 697, 601, 618 and 699 MiB), so there is one
+#: range. Others have less in their driver's figure; on the host it is the heap of the process.
 _PLAUSIBLE: Final = {"CUDA": (150 * MIB, 1100 * MIB), "ROCm": (50 * MIB, 1500 * MIB)}
 _PLAUSIBLE_GPU: Final = (0, 1024 * MIB)
 _PLAUSIBLE_HOST: Final = (0, 512 * MIB)
@@ -92,12 +106,13 @@ def _loads(found: Sequence[LoadFacts], options: ImportOptions) -> list[LoadFacts
         hint = f"what was read of it: harness parse {shlex.quote(str(options.log))}; --load N takes one without a ready line"
         raise BadInputError(f"{options.log} holds {why}", hint=hint, code="no-load")
     if max(numbers) > len(found):
-        raise UsageError(f"{options.log} holds {len(found)} loads; there is no load {max(numbers)}", code="no-such-load")
+        held = counted(len(found), "load")
+        raise UsageError(f"{options.log} holds {held}; there is no load {max(numbers)}", code="no-such-load")
     for what, given in (("--total", options.totals), ("--ctx", options.contexts)):
         if given and len(given) != len(numbers):
             named = ", ".join(str(number) for number in numbers)
             raise UsageError(
-                f"{options.log}: {len(given)} values of {what} for {len(numbers)} load(s) to import ({named})",
+                f"{options.log}: {len(given)} values of {what} for {counted(len(numbers), 'load')} to import ({named})",
                 hint=f"give one {what} for each in the log's order, or choose loads with --load",
                 code="count-differs",
             )
@@ -158,6 +173,7 @@ def _record(loads: Sequence[LoadFacts], options: ImportOptions, target: Target, 
     now, stem, first = datetime.now(UTC), artifact_name(model_stem(name)), loads[0]
     policy, totals = policy_of(first.engine), options.totals or (None,) * len(loads)
     alone = [policy.imported(facts, total) for facts, total in zip(loads, totals, strict=True)]
+    _refuse_different(loads)
     blob = _BLOB.search(first.model or "")
     # One load says nothing of the contexts beyond it: constants then end where it stands.
     train = first.train_context if len({facts.context_cells for facts in loads}) > 1 else None
@@ -200,6 +216,30 @@ def _record(loads: Sequence[LoadFacts], options: ImportOptions, target: Target, 
             *((*alone[0][2], *_unnamed(loads, options)) if alone[0] else _better(loads, options)),
         ),
     )
+
+
+#: Settings of vLLM that one calibration has one of.
+_OF_ONE_START: Final = (
+    "version", "tensor_parallel", "pipeline_parallel", "max_num_seqs", "dtype", "quantization", "enforce_eager",
+)  # fmt: skip
+
+
+def _refuse_different(loads: Sequence[LoadFacts]) -> None:
+    """Refuse loads of different versions or settings: they are no points of one line.
+
+    Raises:
+        UntrustedError: with what differs.
+    """
+    sides = {field.replace("_", " "): {getattr(facts.vllm, field, None) for facts in loads} for field in _OF_ONE_START}
+    sides["engine version"] = {facts.engine_version for facts in loads}
+    sides["KV cache type"] = {facts.kv_cache_type for facts in loads}
+    for what, values in sides.items():
+        if len(said := values - {None}) > 1:
+            listed = ", ".join(sorted(map(str, said)))
+            raise UntrustedError(
+                f"the loads ran with different {what}: {listed}", hint="import those of each apart, with --load or --variant",
+                code="settings-differ",
+            )  # fmt: skip
 
 
 def _implausible(facts: LoadFacts, overhead: int) -> str | None:

@@ -9,6 +9,7 @@ import msgspec
 from harness.errors import UnknownVerdictError
 from harness.model.calibration import PARTS_UNKNOWN, SPEED_UNCERTAINTY, Band, Calibration
 from harness.model.trace import READING_ERROR
+from harness.text import counted
 from harness.units import CELL_PADDING, MIB, TOKENS_PER_UNIT, from_gib, pad_cells
 
 #: Relative error where none was measured: a run above it is refused.
@@ -88,7 +89,7 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
         measured = metadata.settings.num_parallel
         if num_parallel != measured:
             raise UnknownVerdictError(
-                f"{PARTS_UNKNOWN}, so what {num_parallel} slots take does not follow from what {measured} took",
+                f"{PARTS_UNKNOWN}, so from what {measured} took it does not follow what {counted(num_parallel, 'slot')} take",
                 hint=f"calibrate with --num-parallel {num_parallel}",
                 code="parts-unknown",
             )

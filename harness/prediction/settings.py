@@ -11,6 +11,7 @@ import msgspec
 
 from harness.model.calibration import SHARED_CACHE, Band, Calibration
 from harness.model.kv_types import QUANTIZED, VALUE_BYTES
+from harness.text import counted
 
 
 class AskedSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +64,7 @@ def derive(calibration: Calibration, asked: AskedSettings, *, ggml_caches: bool 
             derived.append(f"physical batch {asked.num_batch} beyond {beyond} tokens, by its straight line")
     shared = any(SHARED_CACHE in note for note in calibration.metadata.quality.notes)
     if ggml_caches and shared and asked.num_parallel not in (None, own.num_parallel):
-        obstacles.append(f"one cache for {own.num_parallel} slots, not {asked.num_parallel} slots")
+        obstacles.append(f"one cache for {counted(own.num_parallel, 'slot')}, not {counted(asked.num_parallel or 1, 'slot')}")
     wanted, made = _types(asked.kv_cache_type), _types(own.kv_cache_type)
     if wanted is not None and wanted != made:
         name = f"KV cache {own.kv_cache_type}, not {asked.kv_cache_type}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from harness.errors import ADVICE
 from harness.render.style import paint
 from harness.render.tables import Column, Drawn, Table, Verbatim
-from harness.text import clean
+from harness.text import clean, counted
 from harness.units import format_size
 
 if TYPE_CHECKING:
@@ -151,7 +151,8 @@ def notes(memory: Memory) -> list[str]:
 
 def _kept(limit: KeptLoaded) -> str:
     if limit.step == "evict-limit":
-        return f"{limit.engine} keeps at most {limit.figures.get('limit')} models loaded (OLLAMA_MAX_LOADED_MODELS)"
+        most = counted(int(limit.figures.get("limit", 0)), "model")
+        return f"{limit.engine} keeps at most {most} loaded (OLLAMA_MAX_LOADED_MODELS)"
     percent = limit.figures.get("percent")
     return f"no set in which {limit.engine} would end a model: its estimate of the next one is above {percent}% of what is free"
 

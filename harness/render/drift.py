@@ -11,7 +11,7 @@ import msgspec
 from harness.prediction.drift import Change, Drift, Figure, sentence, sentences
 from harness.render.style import paint
 from harness.render.tables import Column, Drawn, Table
-from harness.text import clean, written
+from harness.text import clean, counted, written
 from harness.units import format_size, format_slope, from_gib
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def survey_text(targets: Sequence[SurveyedCalibration], only_stale: bool) -> Ite
 def outcomes_text(outcomes: Sequence[Recalibration], total: int, only_stale: bool) -> Iterator[str | Drawn]:
     """What each calibration that was measured again has become, of ``total``."""
     if not outcomes:
-        yield f"nothing is stale in {total} calibrations" if only_stale else "no calibrations"
+        yield f"nothing is stale in {counted(total, 'calibration')}" if only_stale else "no calibrations"
     yield from pairs_text([one.pair() for one in outcomes if one.new is not None])
     for outcome in outcomes:
         if outcome.error is not None:

@@ -7,6 +7,7 @@ from typing import Final
 
 from harness.prediction.rules import Reason
 from harness.prediction.verdict import Verdict
+from harness.text import counted
 from harness.units import format_size
 
 
@@ -23,7 +24,7 @@ def _too_much(reason: Reason) -> str:
 
 
 _SENTENCES: Final[dict[str, Callable[[Reason], str]]] = {
-    "evict-limit": lambda one: f"{one.model} is ended: at most {one.figures.get('limit')} models stay loaded",
+    "evict-limit": lambda one: f"{one.model} is ended: at most {counted(int(one.figures.get('limit', 0)), 'model')} at once",
     "evict-memory": lambda one: f"{one.model} is ended: {_too_much(one)}",
     "host-only": lambda _: "no GPU is used: every layer is on the host",
     "one-card": lambda one: f"{_cards(one)} is the only card",

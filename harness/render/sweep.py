@@ -16,7 +16,7 @@ def planned(titles: Sequence[str], total: int, loads: int, seconds: float | None
     for title in titles:
         yield f"  {clean(title)}"
     spent = "how long is not known before one has run" if seconds is None else f"about {seconds / 60:.0f} minutes"
-    yield f"{len(titles)} of {total} cells, at least {loads:,} loads: {spent}"
+    yield f"{len(titles)} of {total} cells, at least {counted(loads, 'load')}: {spent}"
 
 
 def summary(failed: Sequence[tuple[str, Problem]], ran: int, total: int) -> Iterator[str]:

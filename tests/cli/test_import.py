@@ -307,3 +307,23 @@ def test_a_whole_load_whose_log_has_no_ready_line_is_imported_by_its_number(tmp_
     cut = text.partition("sched_reserve")[0]
     code, error = refused(tmp_path, cut, "--total", "4856MiB", "--load", "1")
     assert (code, error["code"]) == (65, "no-load")
+
+
+@pytest.mark.parametrize(
+    ("line", "other", "says"),
+    [
+        (b"0.6.4.post1", b"0.6.5", "version: 0.6.4.post1, 0.6.5"),
+        (b"tensor_parallel_size=1", b"tensor_parallel_size=2", "tensor parallel: 1, 2"),
+        (b"dtype=torch.bfloat16", b"dtype=torch.float16", "dtype: bfloat16, float16"),
+    ],
+)
+def test_logs_of_vllm_that_ran_otherwise_are_no_points_of_one_line(
+    tmp_path: Path, line: bytes, other: bytes, says: str
+) -> None:
+    log = (VLLM / "0.6.4" / "v0.log").read_bytes()
+    assert line in log
+    (tmp_path / "a.log").write_bytes(log)
+    (tmp_path / "b.log").write_bytes(log.replace(line, other))
+    code, answer = of_vllm(tmp_path, [str(tmp_path / "a"), str(tmp_path / "b")])
+    assert (code, answer["errors"][0]["code"]) == (5, "settings-differ")
+    assert says in answer["errors"][0]["message"]

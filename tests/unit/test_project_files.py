@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from bench import mutants
+from bench.beyond import Beyond, Setting, contexts_text, settings_text
 from bench.mutant_list import MUTANTS
+from bench.verdict_page import PAGE
 from harness import errors
 
 _ROOT = Path(__file__).parents[2]
@@ -104,3 +106,17 @@ def test_the_list_of_mutants_follows_the_code() -> None:
     assert [
         names for names in {mutant.tests for mutant in MUTANTS} if len(mutants.tests_of(_ROOT, names)) < len(names.split())
     ] == []
+
+
+def test_tables_of_verdicts_have_the_form_that_their_bench_writes() -> None:
+    """The bench puts them there itself; a table by hand would look otherwise sooner or later."""
+    setting = Setting(
+        model="m", of="f16 on 1", asked="f16 on 2", verdict="fits", source=None, required=99, truth=100, false_fit=False
+    )
+    load = Beyond(model="m", mode="f16, FA on", context=32768, truth=100.0, predicted=100, uncertainty=1)
+    for name, text in (("settings", settings_text([setting])), ("contexts", contexts_text([load], []))):
+        written = PAGE.read_text().split(f"<!-- {name} -->\n\n")[1].split(f"\n\n<!-- end of {name} -->")[0].splitlines()
+        summary, head = text.splitlines()[0], next(line for line in text.splitlines() if line.startswith("|"))
+        assert re.sub(r"[\d.,]+", "0", written[0]) == re.sub(r"[\d.,]+", "0", summary)
+        assert head in written
+        assert all(line.count("|") == head.count("|") for line in written if line.startswith("|"))

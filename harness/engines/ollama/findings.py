@@ -11,6 +11,7 @@ from harness.engines.running import RunningServer, held_by
 from harness.errors import HarnessError
 from harness.model.finding import Finding
 from harness.model.gpu import LocalGpu
+from harness.text import counted
 
 #: Ollama >= 0.30.11 leaves GPUs of an older driver alone and only warns in its log; newer GPUs need the second figure.
 DRIVER: Final = 550
@@ -65,6 +66,6 @@ def _running(server: RunningServer) -> Finding:
     held = held_by("ollama", [server])
     return Finding(
         subject=f"running Ollama (port {server.port})", code="ollama-running", state="note" if held else "ok",
-        text=f"{server.version}: {shown}; it holds {len(server.models) or 'no'} models",
+        text=f"{server.version}: {shown}; it holds {counted(len(server.models), 'model')}",
         hint="; ".join(held) or None,
     )  # fmt: skip

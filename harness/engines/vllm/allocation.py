@@ -16,7 +16,7 @@ from harness.errors import OffloadLikelyError, UnknownVerdictError
 from harness.model.calibration import Calibration, KvBlocks
 from harness.model.record import VllmSettings
 from harness.prediction.allocation import Allocation, Deployment
-from harness.text import at_least
+from harness.text import at_least, counted
 from harness.units import GIB, format_size, from_gib
 
 #: What profiling differs by from start to start (older releases, which are sized by it).
@@ -153,7 +153,7 @@ def size(calibration: Calibration, context: int, concurrency: int, available: tu
         raise UnknownVerdictError(f"{calibration.id} is no calibration of vLLM", hint="harness calibrate MODEL --engine vllm")
     if concurrency > vllm.max_num_seqs:
         raise UnknownVerdictError(
-            f"calibrated for at most {vllm.max_num_seqs} sequences at once, not for {concurrency}",
+            f"calibrated for at most {counted(vllm.max_num_seqs, 'sequence')} at once, not for {concurrency}",
             hint=f"harness calibrate MODEL --engine vllm --num-parallel {concurrency}",
         )
     card = _card(calibration, vllm, available)

@@ -54,5 +54,5 @@ def test_totals_are_fitted_and_predict_what_was_never_loaded(
 
 def test_another_number_of_slots_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calibration = calibrate(strange(World(MODEL), "nothing"), monkeypatch, tmp_path, contexts=CONTEXTS).calibration
-    with pytest.raises(UnknownVerdictError, match="what 2 slots take does not follow"):
+    with pytest.raises(UnknownVerdictError, match="does not follow what 2 slots take"):
         predict(calibration, 4096, 2)
