@@ -100,7 +100,7 @@
       const xaxis = {title: {text: "context, tokens"}}, yaxis = {title: {text: "GiB"}, rangemode: "tozero"};
       draw(target, [...lines, ...points], !points.length ? {xaxis, yaxis} : {
         xaxis: {...xaxis, anchor: "y2"}, yaxis: {...yaxis, domain: [0.36, 1]},
-        yaxis2: {title: {text: "MiB off"}, domain: [0, 0.24], range: [-off, off]},
+        yaxis2: {title: {text: "MiB off"}, domain: [0, 0.24], range: [-off, off], nticks: 3},
       });
     });
   }
@@ -351,7 +351,8 @@
     const gpu = choices.some(entry => !isHost(entry)) ? [labelled("card", card), labelled("free on each, GiB", free), labelled("cards", cards)] : [];
     return element("section", {id: "planner"},
       element("h2", {}, "Planner"),
-      element("p", {}, "What fits, by the engine's own rule: the answers of ", element("code", {}, "harness check"), ", for the contexts listed."),
+      element("p", {}, "What fits, by the engine's own rule: the answers of ", element("code", {}, "harness check"), ", for the contexts listed.",
+        gpu.length ? " What a model on the GPU takes of host memory is not judged here." : ""),
       element("div", {class: "controls"}, ...gpu, choices.some(isHost) ? labelled("free host memory, GiB", host) : null,
         element("span", {class: "edit"}, labelled("model", pick), " ", add, listed)),
       table("Plan", columns, body),
