@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -33,7 +34,7 @@ class CapacityRow(msgspec.Struct, frozen=True, kw_only=True):
     """One model: ``largest_context`` tokens per slot (0: none fits, ``None``: not known) and what it takes there, bytes.
 
     ``verdict`` is at that context, or at the smallest that was asked about where none fits. ``full_decode_tokens_per_s`` is the
-    speed when the context is full. ``reason`` says why nothing is known.
+    speed when the context is full. ``reason`` says why nothing is known. ``alias`` is the name where several have the model's.
     """
 
     request: CheckRequest
@@ -43,10 +44,13 @@ class CapacityRow(msgspec.Struct, frozen=True, kw_only=True):
     weights_bytes: int | None
     full_decode_tokens_per_s: float | None
     reason: str | None = None
+    alias: str | None = None
 
     @property
     def name(self) -> str:
         """The model, as people call it."""
+        if self.alias is not None:
+            return self.alias
         variant = f"@{self.chosen.variant}" if self.chosen.variant else ""
         estimated = " (estimated)" if self.chosen.method is not None else ""
         return self.chosen.calibration.metadata.model.name + variant + estimated
@@ -197,6 +201,8 @@ def plan(
             if len(specs) == 1:
                 raise
             warnings.append(f"{question.model}: {error.message}{f' ({error.hint})' if error.hint else ''}")
+    counted = Counter(row.name for row in rows)
+    rows = [msgspec.structs.replace(row, alias=_names_of(row)[2] if counted[row.name] > 1 else None) for row in rows]
     if available is None:
         warnings += _residents(rows, machine)
     preferred = [str(one.chosen.path) for spec in prefer for one in rows if spec in _names_of(one)]

@@ -40,6 +40,15 @@ def test_the_largest_context_fits_and_a_larger_one_does_not(tmp_path: Path) -> N
     assert memory.groups == ()
 
 
+def test_two_calibrations_of_one_model_are_told_apart(tmp_path: Path) -> None:
+    twin = msgspec.structs.replace(made_up("one"), id="llama-server/twin")
+    store = store_of(tmp_path, made_up("one"), twin)
+    (memory,) = plan([], store, LocalMachine(), available=(24 * GIB,) * 2).memories
+    assert {row.name for row in memory.rows} == {"llama-server/one", "llama-server/twin"}
+    (group,) = memory.groups
+    assert sum(sum(card.values()) for card in group.cards.values()) == group.required_bytes
+
+
 def test_a_model_that_fits_at_no_context_shows_what_would_stay(tmp_path: Path) -> None:
     (row,) = planned(tmp_path, "one", gib=4).memories[0].rows
     assert row.largest_context == 0
