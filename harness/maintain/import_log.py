@@ -7,7 +7,6 @@ is marked (meter ``import``), so that its figures are not taken for harness's ow
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,7 +102,7 @@ def _loads(found: Sequence[LoadFacts], options: ImportOptions) -> list[LoadFacts
     numbers = options.chosen or tuple(number for number, facts in enumerate(found, 1) if facts.complete)
     if not numbers:
         why = "no load of a model" if not found else "no load that became ready"
-        hint = f"what was read of it: harness parse {shlex.quote(str(options.log))}; --load N takes one without a ready line"
+        hint = "harness parse shows what was read of it; --load N takes one without a ready line"
         raise BadInputError(f"{options.log} holds {why}", hint=hint, code="no-load")
     if max(numbers) > len(found):
         held = counted(len(found), "load")
@@ -122,6 +121,13 @@ def _loads(found: Sequence[LoadFacts], options: ImportOptions) -> list[LoadFacts
     if not options.totals and policy_of(loads[0].engine).spills:
         raise UsageError(
             f"{options.log}: a load's parts do not say its overhead", hint="give a --total for each", code="no-total"
+        )
+    cards = max(len(_cards(facts)) for facts in loads)
+    if options.gpus and len(options.gpus) != cards:
+        raise UsageError(
+            f"{options.log}: {counted(len(options.gpus), 'name')} of --gpu for loads on {counted(cards, 'GPU')}",
+            hint="give one --gpu for each GPU that the log names",
+            code="count-differs",
         )
     for number, facts in zip(numbers, loads, strict=True):
         _refuse(f"load {number}", facts)
@@ -150,6 +156,12 @@ def _refuse(which: str, facts: LoadFacts) -> None:
 def _on_gpu(facts: LoadFacts) -> bool:
     whole = not policy_of(facts.engine).spills
     return any(device.kind == "gpu" and (whole or device.weights_bytes) for device in facts.devices.values())
+
+
+def _cards(facts: LoadFacts) -> list[str]:
+    """The GPUs that hold weights."""
+    whole = facts.in_blocks
+    return [name for name, device in facts.devices.items() if device.kind == "gpu" and (whole or device.weights_bytes)]
 
 
 def _name(loads: Sequence[LoadFacts], options: ImportOptions) -> str:
@@ -244,7 +256,7 @@ def _refuse_different(loads: Sequence[LoadFacts]) -> None:
 
 def _implausible(facts: LoadFacts, overhead: int) -> str | None:
     """Why what the log does not account for cannot be the driver's part and the engine's libraries'; ``None``: it can."""
-    gpus = [name for name, device in facts.devices.items() if device.kind == "gpu" and device.weights_bytes]
+    gpus = _cards(facts)
     backends = {name.rstrip("0123456789") for name in gpus} or {"host memory"}
     ranges = [_PLAUSIBLE.get(name, _PLAUSIBLE_GPU if gpus else _PLAUSIBLE_HOST) for name in backends]
     devices = max(len(gpus), 1)

@@ -327,3 +327,9 @@ def test_logs_of_vllm_that_ran_otherwise_are_no_points_of_one_line(
     code, answer = of_vllm(tmp_path, [str(tmp_path / "a"), str(tmp_path / "b")])
     assert (code, answer["errors"][0]["code"]) == (5, "settings-differ")
     assert says in answer["errors"][0]["message"]
+
+
+def test_every_gpu_of_the_log_has_one_name(tmp_path: Path) -> None:
+    code, error = refused(tmp_path, SMALL, "--total", "4628MiB", "--gpu", "NVIDIA X", "--gpu", "NVIDIA Y")
+    assert (code, error["code"]) == (2, "count-differs")
+    assert "1 GPU" in error["message"]
