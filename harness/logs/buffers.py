@@ -7,6 +7,7 @@ tools/mtmd/clip.cpp; their history since 2023 in docs/reference/parse.md. Figure
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Final
 
 from harness.logs.building import Building
@@ -17,7 +18,7 @@ from harness.model.facts import device_kind
 
 BUFFER: Final = re.compile(
     r"(?<![\w~])(?P<where>[\w~]{1,80}):\s{1,80}(?P<device>\S{1,80}(?: [^\s=:]{1,80}){0,8}?)\s{1,80}"
-    r"(?P<what>model |KV |RS |compute |output |LoRA |)buffer size\s{0,8}=\s{0,16}" + SIZE + " Mi?B"
+    r"(?P<what>model |KV |RS |compute |output |LoRA |DSV4 \w{1,16} state |)buffer size\s{0,8}=\s{0,16}" + SIZE + " Mi?B"
 )
 TOTAL: Final = re.compile(
     r"size\s{0,8}=\s{0,16}" + SIZE + r" MiB \(\s{0,16}" + COUNT + r" cells,\s{0,16}" + COUNT + r" layers?,"
@@ -39,6 +40,13 @@ _OVERRIDDEN: Final = re.compile(r"[Tt]ensor (\S{1,200}) .{0,80}?buffer type over
 _COPIES: Final = re.compile(r"(?:sched copies = |n_copies=)(\d{1,6})")
 _PARTS: Final[dict[str, Part]] = {"RS ": "recurrent", "compute ": "compute", "output ": "output"}
 _FLAGS: Final = {"0": "disabled", "disabled": "disabled", "1": "enabled", "enabled": "enabled"}
+
+
+def named(line: str) -> Iterator[re.Match[str]]:
+    """The buffers that a line names; words before an unknown kind of buffer are no device."""
+    for match in BUFFER.finditer(line):
+        if " " not in match["device"] or match["what"] or "load_tensors" in match["where"]:
+            yield match
 
 
 def buffer(load: Building, match: re.Match[str]) -> None:
@@ -63,6 +71,7 @@ def buffer(load: Building, match: re.Match[str]) -> None:
     elif "compute_meta" in where:
         projector(load).compute[device] = size
     else:
+        what = "RS " if what.startswith("DSV4") else what  # src/llama-kv-cache-dsv4.cpp: state that no context makes longer
         parts, place = model.context.parts, (device, _PARTS[what])
         if place in parts or len(parts) < MANY:
             # A compute buffer that is reserved again replaces; recurrent state is reserved once, so that a second one adds.

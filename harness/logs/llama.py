@@ -192,7 +192,7 @@ class LlamaReader:
 
     def buffers(self, message: Message) -> bool:
         found = False
-        for match in buffers.BUFFER.finditer(message.text):
+        for match in buffers.named(message.text):
             found = True
             if "load_tensors" in match["where"] or match["what"] == "model ":
                 self._weights(match)

@@ -422,3 +422,13 @@ def test_a_device_may_be_named_by_several_words() -> None:
     facts = only(text + READY)
     assert [mib(facts, part, name) for part in ("weights", "kv_cache", "compute")] == [400.0, 96.0, 50.0]
     assert facts.fully_offloaded
+
+
+def test_compressor_states_add_to_what_no_context_makes_longer_and_new_kinds_are_unread() -> None:
+    """llama.cpp src/llama-kv-cache-dsv4.cpp, since b11000 or so (DeepSeek V4)."""
+    state = "llama_dsv4_comp_state:      CUDA0 DSV4 {} state buffer size = {:8.2f} MiB\n"
+    text = MAIN.replace("sched_reserve: Flash", state.format("csa", 1.31) + state.format("hca", 10.0) + "sched_reserve: Flash")
+    facts = only(text + READY)
+    assert (mib(facts, "recurrent", "CUDA0"), facts.unread.count) == (11.31, 0)
+    facts = only(MAIN + "llama_new_thing:      CUDA0 index table buffer size =    70.00 MiB\n" + READY)
+    assert (mib(facts, "weights", "CUDA0"), facts.unread.count) == (400.0, 1)
