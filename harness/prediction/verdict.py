@@ -109,13 +109,13 @@ def judge(
         return unknown(calibration, needed, available, reason, rules)
     if not available:
         return unknown(calibration, needed, None, "the memory that is free is not known", rules)
+    if metadata.machine.target == "host" and len(available) > 1:
+        reason = f"calibrated in host memory, to be judged on {_devices(len(available))}"
+        return unknown(calibration, needed, None, reason, rules)
     try:
         sized = rules.sized(calibration, needed.context, needed.num_parallel, available)
         if sized is not None:
             return _sized(calibration, needed, sized, rules)
-        if metadata.machine.target == "host" and len(available) > 1:
-            reason = f"calibrated in host memory, to be judged on {_devices(len(available))}"
-            return unknown(calibration, needed, None, reason, rules)
         return _Memory(
             calibration, num_parallel, available, named(available, names), rules, search, {} if kept is None else kept
         ).judge(context)
@@ -356,14 +356,12 @@ def largest_context(calibration: Calibration, num_parallel: int, available: tupl
     """
     if num_parallel < 1:
         raise ValueError("slots must be at least 1")
-    if not available:
+    if not available or (calibration.metadata.machine.target == "host" and len(available) > 1):
         return None
     try:
         sized = rules.sized(calibration, 1, num_parallel, available)
         if sized is not None:
             return sized.max_context
-        if calibration.metadata.machine.target == "host" and len(available) > 1:
-            return None
         return _Memory(calibration, num_parallel, available, named(available, None), rules, search=True, kept={}).largest()
     except UnknownVerdictError:
         return None

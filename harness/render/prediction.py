@@ -58,7 +58,8 @@ def _sentence(found: Mapping[str, object]) -> str:
     if found["verdict"] == "unknown":
         return f"{free}: not known"
     layers, total, speed = found["layers_offloaded"], found["layers_total"], found["decode_tokens_per_s"]
-    where = "everything fits" if found["verdict"] == "fits" else f"{layers} of {total} layers stay on the GPU"
+    stays = "it does not fit" if layers is None else f"{layers} of {total} layers stay on the GPU"
+    where = "everything fits" if found["verdict"] == "fits" else stays
     if forced:
         over = f", {found['layers_overflowing']} of them without their experts" if found["layers_overflowing"] else ""
         ends = "; that is an out-of-memory error" if found["out_of_memory"] else ""

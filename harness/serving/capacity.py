@@ -285,10 +285,12 @@ def _memory(
     name = "host memory" if key[0] == "host" else names or "GPU" if machine else _cards(chosen.available)
     rows = sorted(rows, key=lambda row: row.verdict.required_bytes or row.weights_bytes or 0)
     free = chosen.available or ()
+    if key[0] == "host" and len(free) > 1:
+        free = ()  # several cards are not the host's memory
     packed, groups = _groups(rows, free, preferred, forced, chosen.loaded(machine))
     return Memory(
         name=name,
-        available_bytes=None if chosen.available is None else sum(free),
+        available_bytes=sum(free) if free else None,
         total_bytes=None if not totals or None in totals else sum(filter(None, totals)),
         reserve_bytes=max((row.verdict.reserve_bytes or 0 for row in rows), default=None),
         rows=tuple(rows),

@@ -14,6 +14,7 @@ from harness.model.calibration import Calibration
 from harness.prediction.memory import predict
 from harness.render.capacity import notes
 from harness.serving.capacity import CapacityPlan, plan
+from harness.store.yaml import read_calibration
 from harness.units import GIB
 from tests.support.calibrations import made_up, on_host, store_of, with_version
 from tests.support.command import Command
@@ -207,3 +208,24 @@ def test_every_model_of_a_large_set_has_a_mark_on_its_card(run: Command, tmp_pat
     assert done.returncode == 0
     (bar,) = [line for line in done.stdout.splitlines() if line.startswith("GPU0")]
     assert set("█▓▒▞▚░") <= set(bar)
+
+
+def test_two_cards_are_not_the_hosts_memory_whatever_the_engine(tmp_path: Path) -> None:
+    """The sum of two cards was shown as host memory, and vLLM on the host was judged by it."""
+    golden = Path(__file__).parents[2] / "golden" / "vllm" / "0.32.0-cpu" / "tiny-llama.yaml"
+    store = store_of(tmp_path, on_host(made_up("one")))
+    store.write(store.path_of("vllm", "tiny-llama"), read_calibration(golden))
+    (memory,) = plan([], store, LocalMachine(), available=(24 * GIB,) * 2).memories
+    assert (memory.name, memory.available_bytes, memory.groups) == ("host memory", None, ())
+    assert {row.verdict.verdict for row in memory.rows} == {"unknown"}
+    (single,) = plan(["vllm/tiny-llama"], store, LocalMachine(), available=(24 * GIB,)).memories
+    assert single.rows[0].verdict.verdict == "fits"
+
+
+def test_host_memory_that_does_not_suffice_has_no_layers_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store_of(tmp_path / "store", on_host(made_up()))
+    done = Command(tmp_path, monkeypatch, capfd)("predict", "made-up@8192", "--available", "50MiB")
+    assert "with 50.0 MiB free: it does not fit" in done.stdout
+    assert "GPU" not in done.stdout
