@@ -64,9 +64,9 @@ def word_of(text: str) -> str:
     return _NO_WORD.sub("-", text)
 
 
-def counted(number: int, one: str, many: str | None = None) -> str:
+def counted(number: int, one: str) -> str:
     """``1 load``, ``2 loads``, ``10,000 loads``."""
-    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+    return f"{number:,} {one if number == 1 else f'{one}s'}"
 
 
 def one_line(text: str, width: int = 400) -> str:

@@ -167,12 +167,6 @@ def _shared(descriptor: int) -> bool:
     return True
 
 
-def cached(source: str, name: str) -> Path | None:
-    """The folder of a source that was read before; nothing is made or asked."""
-    folder = headers_folder() / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
-    return folder if (folder / _SOURCE).is_file() else None
-
-
 def survey() -> Iterator[tuple[Path, Literal["abandoned", "in-use"], str]]:
     """Every folder of a header, for ``harness clean``: what is in it can be read again from its source."""
     place = headers_folder()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit
@@ -76,7 +76,7 @@ class Ranges:
     """A remote file that is read from front to back; everything that was read is kept in ``data``.
 
     ``begin`` is what an earlier try has left, of the version that ``version`` names (an ETag, or a date). ``size`` is known
-    after the first request. ``arrived`` is called after each stretch.
+    after the first request.
     """
 
     #: What to do where its server cannot be reached.
@@ -91,10 +91,9 @@ class Ranges:
         begin: bytes = b"",
         version: str | None = None,
         wait: float = 0.2,
-        arrived: Callable[[Ranges], None] = lambda _: None,
     ) -> None:
         check_url(url)
-        self.client, self.url, self.wait, self.arrived = client, url, wait, arrived
+        self.client, self.url, self.wait = client, url, wait
         self.headers = dict(headers or {})
         self.data = bytearray(begin)
         self.version = version
@@ -162,13 +161,9 @@ class Ranges:
         headers = {"range": f"bytes={start}-{start + wanted - 1}", "accept-encoding": "identity"}
         if start and self.version is not None:
             headers["if-range"] = self.version
-        try:
-            with self._answer(headers) as answer:
-                self._check(answer, start)
-                self._take(answer, wanted)
-        finally:
-            if len(self.data) > start:
-                self.arrived(self)
+        with self._answer(headers) as answer:
+            self._check(answer, start)
+            self._take(answer, wanted)
 
     @contextmanager
     def _answer(self, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
@@ -262,11 +257,11 @@ class Ranges:
         raise _AgainError(f"{shown(self.url)} ends in the middle of an answer", code="source-unreachable")
 
 
-def open_client(timeout: float = 20.0) -> httpx.Client:
+def open_client() -> httpx.Client:
     """A client for sources of headers."""
     import httpx
 
-    return httpx.Client(timeout=timeout, headers={"user-agent": "llm-memory-harness"})
+    return httpx.Client(timeout=20.0, headers={"user-agent": "llm-memory-harness"})
 
 
 def fetch_small(client: httpx.Client, url: str, headers: Mapping[str, str] | None = None, *, most: int = 1 << 20) -> bytes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from harness.engines.base import HeaderOnly, Layer, Progress
+from harness.engines.base import HeaderOnly, Layer
 from harness.engines.gguf import Header, describe, read_header, read_stream, server_estimate, tensor_bytes
 from harness.errors import BadInputError
 from harness.headers.holes import CacheEntry, Kept, entry, hole_name
@@ -26,12 +26,8 @@ LARGEST: Final = 128 << 20
 _DOCUMENT: Final = 1 << 20
 
 
-def quiet(what: str, done: float, total: float | None) -> None:
-    """No progress."""
-
-
 @contextmanager
-def header_only(found: Found, client: httpx.Client, progress: Progress = quiet) -> Iterator[HeaderOnly]:
+def header_only(found: Found, client: httpx.Client) -> Iterator[HeaderOnly]:
     """The sparse files of a model, for as long as the block runs; what of them is here already is not read again.
 
     Raises:
@@ -39,7 +35,7 @@ def header_only(found: Found, client: httpx.Client, progress: Progress = quiet) 
     """
     stem = artifact_name(found.name.removesuffix(".gguf"))[:120]
     with entry(stem, found.source) as place:
-        paths, headers, kept = _parts(found, place, client, progress)
+        paths, headers, kept = _parts(found, place, client)
         first = headers[0]
         if first.parts not in (1, len(found.parts)) or (first.parts > 1 and len(found.parts) == 1):
             raise BadInputError(
@@ -49,7 +45,7 @@ def header_only(found: Found, client: httpx.Client, progress: Progress = quiet) 
             )
         projector = None
         if found.projector is not None and found.manifest is not None:  # a store of an engine's needs it
-            projector = _projector(found.projector, stem, place, client, progress)
+            projector = _projector(found.projector, stem, place, client)
         documents = _documents(found.layers, place, client)
         tensors = tuple(one for header in headers for one in header.tensors)
         whole = msgspec.structs.replace(first, tensors=tensors)
@@ -73,9 +69,7 @@ def header_only(found: Found, client: httpx.Client, progress: Progress = quiet) 
         )
 
 
-def _parts(
-    found: Found, place: CacheEntry, client: httpx.Client, progress: Progress
-) -> tuple[tuple[Path, ...], list[Header], Kept]:
+def _parts(found: Found, place: CacheEntry, client: httpx.Client) -> tuple[tuple[Path, ...], list[Header], Kept]:
     stem, count, before = artifact_name(found.name.removesuffix(".gguf"))[:120], len(found.parts), place.kept
     if count > 1:
         stem = stem.rpartition("-of-")[0].rpartition("-")[0] or stem
@@ -89,7 +83,7 @@ def _parts(
         if known is not None and part.digest is not None and known == (part.size, part.digest):
             header, size = read_header(path), known[0]
         else:
-            header, size, version, data = _header(part, client, progress, place, number)
+            header, size, version, data = _header(part, client, place, number)
             place.write_hole(path.name, data, size)
         paths.append(path)
         headers.append(header)
@@ -100,7 +94,7 @@ def _parts(
 
 
 def _header(
-    part: Part, client: httpx.Client, progress: Progress, place: CacheEntry | None = None, number: int = 0
+    part: Part, client: httpx.Client, place: CacheEntry | None = None, number: int = 0
 ) -> tuple[Header, int, str | None, bytes]:
     """The header of one part, the size of the part, its version at the source, and its first bytes."""
     if part.path is not None:
@@ -111,10 +105,7 @@ def _header(
     assert part.url is not None  # noqa: S101 - a part is at a path or at a URL
     begun, version = (b"", None) if place is None else place.begun(number)
 
-    def arrived(remote: Ranges) -> None:
-        progress(f"read the header of {part.name}", len(remote.data), None)
-
-    remote = Ranges(client, part.url, part.headers, begin=begun, version=version, arrived=arrived)
+    remote = Ranges(client, part.url, part.headers, begin=begun, version=version)
     try:
         header = _stream(remote, part)
     except BaseException:
@@ -133,11 +124,11 @@ def _stream(remote: Ranges, part: Part) -> Header:
     return header
 
 
-def _projector(part: Part, stem: str, place: CacheEntry, client: httpx.Client, progress: Progress) -> Path:
+def _projector(part: Part, stem: str, place: CacheEntry, client: httpx.Client) -> Path:
     path = place.folder / hole_name(f"{stem}.mmproj")
     known = part.digest is not None and part.size is not None and path.is_file() and path.stat().st_size == part.size
     if not known:
-        _, size, _, data = _header(part, client, progress, place, 0)
+        _, size, _, data = _header(part, client, place, 0)
         place.write_hole(path.name, data, size)
     return path
 

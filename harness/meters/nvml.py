@@ -148,9 +148,8 @@ class NvmlMeter(BaselineMeter):
     interval: float = 0.25
     peek_interval: float = 0.05
 
-    def __init__(self, uuids: Sequence[str], proc: Path = Path("/proc")) -> None:
+    def __init__(self, uuids: Sequence[str]) -> None:
         super().__init__(uuids)
-        self._proc = proc
         self._context = _nvml()
         self._nvml = self._context.__enter__()
         try:
@@ -192,7 +191,7 @@ class NvmlMeter(BaselineMeter):
         """Why the list holds none of the engine's processes."""
         if not other_processes:
             return "the driver names no process on the GPU"
-        if not any((self._proc / str(pid)).exists() for pid in other_processes):
+        if not any(Path(f"/proc/{pid}").exists() for pid in other_processes):
             return "the processes that the driver names are not visible here (a container needs pid: host)"
         return "none of the engine's processes is on the GPU"
 

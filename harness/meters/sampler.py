@@ -26,8 +26,8 @@ _Watcher = Callable[[int | None, int | None], None]
 class Sampler:
     """Reads ``meter`` over ``pids()`` every ``meter.interval`` seconds, from :meth:`start` to :meth:`stop`.
 
-    Between the readings a device's memory as a whole is looked at more often, so that no peak is missed. The clock is
-    injected, and so is ``exists`` (whether a PID is a process of this machine), so that tests run without time passing.
+    Between the readings a device's memory as a whole is looked at more often, so that no peak is missed. ``exists`` says
+    whether a PID is a process of this machine.
     """
 
     def __init__(
@@ -35,11 +35,10 @@ class Sampler:
         meter: Meter,
         pids: Callable[[], frozenset[int]],
         *,
-        clock: Callable[[], float] = time.monotonic,
         on_reading: _Watcher | None = None,
         exists: Callable[[int], bool] = lambda pid: Path(f"/proc/{pid}").exists(),
     ) -> None:
-        self._meter, self._pids, self._clock, self._on_reading = meter, pids, clock, on_reading
+        self._meter, self._pids, self._on_reading = meter, pids, on_reading
         self._exists = exists
         self._devices = meter if isinstance(meter, DeviceMeter) else None
         self._condition = threading.Condition()
@@ -58,26 +57,26 @@ class Sampler:
 
     def start(self) -> None:
         """Begin to read, in a thread of its own."""
-        self._epoch = self._clock()
+        self._epoch = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="harness-sampler", daemon=True)
         self._thread.start()
 
     def mark(self, phase: str) -> None:
         """Note that a phase begins now."""
-        self._marks.append(Mark(seconds=round(self._clock() - self._epoch, 3), phase=phase))
+        self._marks.append(Mark(seconds=round(time.monotonic() - self._epoch, 3), phase=phase))
 
     def _run(self) -> None:
-        reading = self._clock()
+        reading = time.monotonic()
         peek = float("inf") if self._devices is None else reading
         try:
             while not self._stopping.is_set():
-                if self._clock() >= reading:
+                if time.monotonic() >= reading:
                     self.read_once()
-                    reading = next_deadline(reading, self._meter.interval, self._clock())
-                if self._devices is not None and self._clock() >= peek:
+                    reading = next_deadline(reading, self._meter.interval, time.monotonic())
+                if self._devices is not None and time.monotonic() >= peek:
                     self._look(self._devices)
-                    peek = next_deadline(peek, self._devices.peek_interval, self._clock())
-                self._stopping.wait(max(min(reading, peek) - self._clock(), 0.0))
+                    peek = next_deadline(peek, self._devices.peek_interval, time.monotonic())
+                self._stopping.wait(max(min(reading, peek) - time.monotonic(), 0.0))
         except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that waits
             with self._condition:
                 self._error = error
@@ -94,7 +93,7 @@ class Sampler:
         reading = self._meter.read(pids)
         with self._condition:
             self._note_strangers(pids, reading)
-            self._readings.append((self._clock() - self._epoch, reading))
+            self._readings.append((time.monotonic() - self._epoch, reading))
             if reading.total_bytes is None:
                 reason = reading.reason or "no reading"
                 self._failures[reason] = self._failures.get(reason, 0) + 1
@@ -127,9 +126,8 @@ class Sampler:
         *,
         alive: Callable[[], bool] = lambda: True,
         readings: int = 5,
-        tolerance: int = MIB,
     ) -> Plateau:
-        """Wait until the last ``readings`` readings, all taken since this call, lie within ``tolerance`` bytes.
+        """Wait until the last ``readings`` readings, all taken since this call, lie within one MiB.
 
         Returns the plateau; after ``timeout`` seconds, or when the engine has ended, one without a figure that says why.
 
@@ -138,15 +136,15 @@ class Sampler:
         """
         with self._condition:
             first = len(self._readings)
-            deadline = self._clock() + timeout
+            deadline = time.monotonic() + timeout
             while True:
                 self._raise_error()
-                steady = steady_stretch([reading for _, reading in self._readings[first:]], readings, tolerance)
+                steady = steady_stretch([reading for _, reading in self._readings[first:]], readings, MIB)
                 if steady is not None:
                     return steady
                 if not alive():
                     return Plateau(total_bytes=None, reason="the engine ended while its memory settled")
-                left = deadline - self._clock()
+                left = deadline - time.monotonic()
                 if left <= 0:
                     return Plateau(total_bytes=None, reason=self._why_not(first, timeout))
                 self._condition.wait(min(left, 0.25))

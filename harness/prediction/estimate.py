@@ -119,14 +119,14 @@ def _doubt(calibration: Calibration, shape: Shape, overhead: Overhead, method: M
 
 def record_of(
     subject: EstimatedModel, loads: Sequence[Load], *, name: str, engine: EngineName, version: str | None, settings: Settings,
-    target: str, reserve: int | None, batch_limits: tuple[tuple[int, int], ...], notes: tuple[str, ...] = (),
+    target: str, reserve: int | None, batch_limits: tuple[tuple[int, int], ...],
 ) -> Record:  # fmt: skip
     """A record of loads that were planned; it has no run."""
     return Record(
         run="", harness_version="", started_at="", id=f"{engine}/{name}", engine_name=engine, model=subject.model,
         engine=EngineVersion(version=version), settings=settings, reserve_bytes=reserve, tensors=subject.tensors,
         machine=Machine(target="gpu" if target == "gpu" else "host", sandbox="process", meter="log"),
-        estimate=subject.estimate, batch_limits=batch_limits, loads=tuple(loads), notes=notes, weights="header",
+        estimate=subject.estimate, batch_limits=batch_limits, loads=tuple(loads), weights="header",
     )  # fmt: skip
 
 

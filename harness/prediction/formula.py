@@ -26,7 +26,7 @@ _F32: Final = 4
 
 
 def plan_by_formula(
-    shape: Shape, context: int, num_batch: int, slots: int, cache_type: str, flash_attention: str | None, device: str = "CPU"
+    shape: Shape, context: int, num_batch: int, slots: int, cache_type: str, flash_attention: str | None
 ) -> PlannedLoad:
     """One load at ``context`` tokens per slot.
 
@@ -43,11 +43,11 @@ def plan_by_formula(
     windowed = shape.windowed or (False,) * shape.layers
     full = sum(count for count, is_window in zip(shape.kv_heads, windowed, strict=False) if not is_window)
     windows = sum(count for count, is_window in zip(shape.kv_heads, windowed, strict=False) if is_window)
-    caches = [_cache("full", cells, slots, full * each, device)] if full else []
+    caches = [_cache("full", cells, slots, full * each)] if full else []
     window_cells = 0
     if windows and shape.window is not None:
         window_cells = min(pad_cells(shape.window + num_batch), cells)
-        caches.append(_cache("window", window_cells, slots, windows * each, device))
+        caches.append(_cache("window", window_cells, slots, windows * each))
     batch = min(num_batch, cells)
     activations = batch * _F32 * 4 * (shape.width + max(shape.width, shape.heads * shape.key_length, shape.feed))
     masks = 2 * batch * (cells + window_cells) if flash == "enabled" else 4 * batch * (shape.heads + 1) * cells
@@ -60,8 +60,8 @@ def plan_by_formula(
     )
 
 
-def _cache(role: str, cells: int, slots: int, per_cell: float, device: str) -> CacheFacts:
+def _cache(role: str, cells: int, slots: int, per_cell: float) -> CacheFacts:
     return CacheFacts(
         cells=cells, streams=slots, role="window" if role == "window" else "full",
-        devices={device: round(per_cell * cells * slots)},
+        devices={"CPU": round(per_cell * cells * slots)},
     )  # fmt: skip

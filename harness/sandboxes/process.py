@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -19,14 +18,13 @@ from harness.sandboxes.reaper import Reaper
 
 
 class ProcessSandbox:
-    """Starts engines as processes. ``environ`` is what the clean environment is taken from."""
+    """Starts engines as processes."""
 
     name: Literal["process"] = "process"
 
-    def __init__(self, reaper: Reaper | None = None, *, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(self, reaper: Reaper | None = None) -> None:
         self._reaper = reaper or Reaper()
         self._owns_reaper = reaper is None
-        self._environ = os.environ if environ is None else environ
         self._running: ProcessEngine | None = None
 
     def __enter__(self) -> ProcessSandbox:
@@ -46,9 +44,9 @@ class ProcessSandbox:
             NotFoundError: there is no such program. NotPermittedError: it is not executable. BusyError: an engine of
                 this sandbox still runs. EngineError: it cannot be started.
         """
-        program = find_program(launch.argv[0], self._environ.get("PATH"))
+        program = find_program(launch.argv[0], os.environ.get("PATH"))
         self._reaper.start()
-        env = clean_environment(self._environ, network=launch.network) | launch.env
+        env = clean_environment(os.environ, network=launch.network) | launch.env
         for name in launch.secrets:
             check_secret_name(name)
         start = log.stat().st_size if log.exists() else 0
@@ -56,7 +54,7 @@ class ProcessSandbox:
             (program, *launch.argv[1:]), env=env, cwd=Path("/"), log=log, memory_limit=launch.memory_limit,
             secrets=launch.secrets, home=launch.home,
         )  # fmt: skip
-        hidden = hidden_values(launch, self._environ)
+        hidden = hidden_values(launch, os.environ)
         self._running = ProcessEngine(self._reaper, pid, f"http://{site.host}:{site.port}", log, start=start, hidden=hidden)
         return self._running
 

@@ -147,7 +147,6 @@ def estimate_of(
     place: Place,
     wanted: CalibrationFilter,
     *,
-    dry_runs: bool = True,
     weights_bytes: int | None = None,
     input_share: float = 1.0,
 ) -> CalibrationMatch:
@@ -171,7 +170,7 @@ def estimate_of(
         estimate=server_estimate(here.header, here.size),
     )  # fmt: skip
     overhead = overhead_of(engine, place, store)
-    calibration, method = _fitted(here, subject, question, engine, place.target, wanted, overhead, dry_runs=dry_runs)
+    calibration, method = _fitted(here, subject, question, engine, place.target, wanted, overhead)
     notes = (
         f"not measured: {METHODS[method]}; what {_WHAT[place.target]} takes beyond that is {overhead.origin}",
         f"measure it without its weights: harness calibrate {shlex.quote(question.model)} --header-only",
@@ -197,9 +196,9 @@ _WHAT: Final = {"gpu": "the driver", "host": "the process"}
 
 def _fitted(
     here: Readable, subject: EstimatedModel, question: CheckRequest, engine: str, target: Target, wanted: CalibrationFilter,
-    overhead: Overhead, *, dry_runs: bool,
+    overhead: Overhead,
 ) -> tuple[Calibration, Method]:  # fmt: skip
-    methods: tuple[Method, ...] = ("dry run", "formula") if dry_runs and here.path is not None else ("formula",)
+    methods: tuple[Method, ...] = ("dry run", "formula") if here.path is not None else ("formula",)
     failure: UntrustedError | None = None
     for method in methods:
         try:

@@ -119,7 +119,7 @@ def _of_units() -> Iterator[str]:
                 continue
 
 
-def find_store(name: str, options: Options, environ: Mapping[str, str], proc: Path = Path("/proc")) -> Path:
+def find_store(name: str, options: Options, environ: Mapping[str, str]) -> Path:
     """The folder that has a model.
 
     Raises:
@@ -128,7 +128,7 @@ def find_store(name: str, options: Options, environ: Mapping[str, str], proc: Pa
     own_name, _ = split_name(name)
     closed: list[Path] = []
     there: list[str] = []
-    for folder in stores(options, environ, proc):
+    for folder in stores(options, environ):
         path = manifest(folder, own_name)
         try:
             text = path.read_bytes()
@@ -154,10 +154,10 @@ def find_store(name: str, options: Options, environ: Mapping[str, str], proc: Pa
     )
 
 
-def lendable(name: str, environ: Mapping[str, str], proc: Path = Path("/proc")) -> Path | None:
+def lendable(name: str, environ: Mapping[str, str]) -> Path | None:
     """A folder of this machine's Ollama that has a model, and that a container may read; ``None``: none has it."""
     own_name = split_name(name)[0]
-    for folder in stores(Options(), environ, proc):
+    for folder in stores(Options(), environ):
         with suppress(OSError, HarnessError):
             text = manifest(folder, own_name).read_bytes()
             blobs = [folder / "blobs" / blob_name(digest) for digest in digests(text)]

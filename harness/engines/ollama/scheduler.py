@@ -72,27 +72,6 @@ class SchedulerRequest(msgspec.Struct, frozen=True, kw_only=True):
     projector_bytes: int = 0
 
 
-#: What the scheduler finds, in the order in which it can come up.
-Step = Literal[
-    "evict-limit",
-    "evict-memory",
-    "host-only",
-    "one-card",
-    "main-gpu",
-    "main-gpu-missing",
-    "single-card",
-    "no-single-card",
-    "spread-set",
-    "spread",
-    "other-group",
-    "batch",
-    "batch-lowered",
-    "batch-no-flash-attention",
-    "fits-beside",
-    "fit-target",
-]
-
-
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """What Ollama will do: the cards that llama-server sees, its batch, what each must keep free, who is ended for it."""
 
