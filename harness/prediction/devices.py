@@ -235,7 +235,7 @@ def arrange(held: Devices, spread: Spread, available: Sequence[int], names: Sequ
         certain = None
     # The copies of a pipeline begin with the last layer, and are not looked at again on the devices filled before it: all
     # layers are on devices, some of which keep less than their margin (36 % of the sets of bench/devices.py).
-    layouts = [(times, final(times)) for times in (1.0, 0.0, -1.0)]
+    layouts = [] if certain else [(times, final(times)) for times in (1.0, 0.0, -1.0)]
     staying = [
         complete(layout)
         and all(size <= free - overhead for size, free in zip(memory.at(layout, times), available, strict=True))
