@@ -14,13 +14,13 @@ from harness.engines.registry import policy_of
 from harness.model.calibration import Calibration
 from harness.prediction import planner, verdict
 from harness.prediction.placement import Placer
-from harness.prediction.planner import PlannerTable, offered_contexts, planner_table
+from harness.prediction.planner import PlannerTable, planner_table
 from harness.units import GIB
 from tests.support.planner_cases import expected, zoo
 from tests.support.rules import judge, judge_together
 
 pytestmark = pytest.mark.requires("quickjs")
-CASES = 600
+CASES = 1200
 #: The engine inside is of 2021; browsers have had this since 2022.
 NEWER = "Array.prototype.at ??= function (at) { return this[at < 0 ? this.length + at : at]; };"
 LOOK = "([name, cards, slots, context, free]) => planner.look(all[name], cards, slots, context, free)"
@@ -33,11 +33,7 @@ def animals() -> dict[str, Calibration]:
 
 @pytest.fixture(scope="module")
 def tables(animals: dict[str, Calibration]) -> dict[str, PlannerTable]:
-    """Of fewer contexts and slots than a page has: each is worked out as the others are."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "SLOTS", (1, 2))
-        patch.setattr(planner, "offered_contexts", lambda one: tuple(offered_contexts(one)[::3]))
-        return {name: planner_table(one, policy_of(one.engine)) for name, one in animals.items()}
+    return {name: planner_table(one, policy_of(one.engine)) for name, one in animals.items()}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +61,7 @@ def wrong(animals: dict[str, Calibration], asked: list[Any], answers: list[Any])
         if truth["verdict"] == "unknown":
             truth = {"verdict": "unknown"}
         elif cards > 1 and truth["verdict"] == "offload":  # how it is split is not listed
-            truth = {key: truth[key] for key in ("verdict", "tight", "available", "layersTotal")}
+            truth = {key: truth[key] for key in ("verdict", "tight", "layersTotal")}
         elif cards > 1:  # one that keeps less than its margin does so by what is free; the engine may use one card alone
             truth = {key: value for key, value in truth.items() if key not in ("reserve", "available")}
         if differs := {key: (answer.get(key), value) for key, value in truth.items() if answer.get(key) != value}:
@@ -112,15 +108,19 @@ def test_several_cards_are_judged_one_by_one(
 ) -> None:
     rng = random.Random(5)
     asked: list[Any] = []
-    for name in ("pair", "plain", "window", "experts"):
+    for name in ("pair", "plain", "window", "experts", "hybrid", "ollama-new"):
         own = animals[name].metadata.settings.num_parallel
-        powers = [context for context in tables[name].contexts if context & (context - 1) == 0]
-        asked += [[name, 2, own, rng.choice(powers), round(rng.uniform(0.5, 8) * GIB)] for _ in range(12)]
+        cells = tables[name].cells[-1][tables[name].slots.index(own)]
+        powers = [place for place, context in enumerate(tables[name].contexts) if context & (context - 1) == 0]
+        for place in rng.choices(powers, k=6):
+            steps = rng.sample(cells[place].steps[2::2], 2)
+            frees = [rng.randrange(2 * cells[place].steps[-2]), *(step - below for step in steps for below in (0, 1))]
+            asked += [[name, 2, own, tables[name].contexts[place], free] for free in frees]
 
     answers = ask(script, LOOK, asked)
 
     assert wrong(animals, asked, answers) == []
-    assert {answer["verdict"] for answer in answers} == {"fits", "offload"}
+    assert {answer["verdict"] for answer in answers} >= {"fits", "offload"}
 
 
 def test_what_a_table_asks_the_rules_grows_with_its_steps_alone(
