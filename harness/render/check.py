@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from harness.render.reasons import explained
 from harness.render.style import paint
 from harness.render.verdict import sentence, title
-from harness.text import clean
+from harness.text import clean, counted
 
 if TYPE_CHECKING:
     from harness.serving.check import Assessment, Check
@@ -54,7 +54,18 @@ def _together(check: Check) -> str:
     if spilled:
         parts.append(f"{', '.join(spilled)} would be offloaded beside the others")
     if evicted:
-        parts.append(f"Ollama would end {', '.join(evicted)} to make room")
+        parts.append(f"Ollama would end {', '.join(evicted)}{_why(check)}")
     if not parts:
         return paint("TOGETHER: ", "yellow", bold=True) + "unknown."
     return paint("NOT TOGETHER: ", "red", bold=True) + clean("; ".join(parts)) + "."
+
+
+def _why(check: Check) -> str:
+    """Why an engine ends models: it keeps so many at most, or lacks room."""
+    reasons = [reason for one in check.models if one.details is not None for reason in one.details.reasons]
+    limits = {reason.figures.get("limit", 0) for reason in reasons if reason.step == "evict-limit"}
+    room = ["to make room"] if any(reason.step == "evict-memory" for reason in reasons) or not limits else []
+    kept = [
+        f"since it keeps at most {counted(int(limit), 'model')} loaded (OLLAMA_MAX_LOADED_MODELS)" for limit in sorted(limits)
+    ]
+    return " " + " and ".join((*room, *kept))

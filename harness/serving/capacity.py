@@ -226,7 +226,7 @@ def _residents(rows: Sequence[CapacityRow], machine: LocalMachine) -> Iterator[s
                 ended.setdefault(model, []).append(row.name)
         for model, some in ended.items():
             those = ", ".join(some) if len(some) < _NAMED else f"{len(some)} of these models"
-            yield f"{policy_of(engine).title} ends {model}, which is loaded now, to make room for {those}"
+            yield f"{policy_of(engine).title} ends {model}, which is loaded now, for {those}"
 
 
 def _questions(specs: Sequence[str], store: Store, num_parallel: int, context: int) -> Iterator[CheckRequest]:

@@ -262,7 +262,7 @@ def _judged(
         warnings.append(f"{one.calibration.metadata.model.name} is loaded already by {who}: this is about one more copy")
     if machine is not None:
         title, ended = policy_of(one.calibration.engine).title, ended_for(verdict, one.calibration.engine, machine)
-        warnings += [f"{title} ends {model}, which is loaded now, to make room: --explain says why" for model in ended]
+        warnings += [f"{title} ends {model}, which is loaded now, for this one: --explain says why" for model in ended]
     if machine is not None and verdict.verdict == "offload":
         warnings += held_by(one.calibration.engine, machine.running(one.calibration.engine))
         if shared := [gpu.name for gpu in one.gpus if gpu.shared]:

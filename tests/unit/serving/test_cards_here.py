@@ -88,7 +88,7 @@ def test_a_plan_counts_the_memory_of_models_that_the_engine_would_end(tmp_path: 
     for calibration, fits in ((ollama(), True), (made_up(), False)):
         found = plan([], store_of(tmp_path / str(fits), calibration), LocalMachine())
         (row,) = found.memories[0].rows
-        assert any("ends old:70b, which is loaded now, to make room for made-up" in one for one in found.warnings) == fits
+        assert any("ends old:70b, which is loaded now, for made-up" in one for one in found.warnings) == fits
         assert (row.verdict.verdict == "fits", bool(row.largest_context)) == (fits, fits)
     Box(monkeypatch, card("0", 23))
     (memory,) = plan([], store_of(tmp_path / "empty", ollama()), LocalMachine()).memories

@@ -422,3 +422,20 @@ def test_devices_are_listed_with_settings_of_the_calibration_alone(tmp_path: Pat
     ask(store_of(tmp_path, logged), "made-up", available=None)
     assert seen
     assert all(one == {"LLAMA_ARG_FIT_TARGET": "512"} for one in seen)
+
+
+@pytest.mark.parametrize(
+    ("models", "free", "why"),
+    [
+        (4, 80 * GIB, "Ollama would end one since it keeps at most 3 models loaded (OLLAMA_MAX_LOADED_MODELS)."),
+        (2, 9 * GIB, "Ollama would end one to make room."),
+    ],
+)
+def test_models_that_do_not_stay_together_have_the_reason_why(tmp_path: Path, models: int, free: int, why: str) -> None:
+    """With 66 GiB to spare, nothing is ended to make room."""
+    names = ("one", "two", "three", "four")[:models]
+    made = [
+        msgspec.structs.replace(with_version(made_up(name), "0.33.0"), engine="ollama", id=f"ollama/{name}") for name in names
+    ]
+    answer = ask(store_of(tmp_path, *made), *names, available=(free,))
+    assert describe(answer)[-1].endswith(why)
