@@ -137,6 +137,7 @@ def _band(fitted: BatchFit, segment: Segment, up_to: int) -> tuple[Band, Breakdo
         slot_overhead_gb=gib(beside.start) or None,
         slot_overhead_gb_per_10k=gib(beside.slope * TOKENS_PER_UNIT) or None,
         curve_gb_per_10k2=gib(curvature(fitted) * TOKENS_PER_UNIT**2) or None,
+        recurrent_gb=gib(fitted.caches.recurrent) or None,
     )
     return band, Breakdown(weights=weights, fixed_cache=fixed_cache, compute=compute, overhead=overhead)
 

@@ -145,9 +145,10 @@ def _interval(calibration: Calibration, band: Band, cells: int, total: int, num_
     differs between loads. Another number of slots has one more: where the bookkeeping of their cells is known (on the host,
     40 to 52 bytes a cell: :data:`harness.fit.growth.CELL_BYTES`), what the overhead grows by beside it may go with the slots,
     and each has some heap, within one reading (embedded b11549, two models: 50 to 120 KiB a slot). Elsewhere all that it
-    grows by, or may grow by unseen, may go with them. Compute buffers that the loads show on a curve may leave the line with
-    the square of the distance. With an f32 cache flash attention reads f16 copies of a layer's keys and values, which are
-    hidden below other buffers up to some context (embedded llama.cpp b11434, two models).
+    grows by, or may grow by unseen, may go with them. Compute buffers hold copies of recurrent state, of each slot at most
+    one (qwen3next, b11434: 5.0 MiB for three more slots of 4.7 MiB). Compute buffers that the loads show on a curve may leave
+    the line with the square of the distance. With an f32 cache flash attention reads f16 copies of a layer's keys and values,
+    which are hidden below other buffers up to some context (embedded llama.cpp b11434, two models).
     A shorter context takes no more than a longer one, so that below the loads the upper end is that of the shortest. Without
     flash attention that is not so (software Vulkan: compute buffers of 64.0 MiB at 2 048 tokens and 32.5 at 8 192).
     """
@@ -170,6 +171,7 @@ def _interval(calibration: Calibration, band: Band, cells: int, total: int, num_
     else:
         beside = max(growth - calibration.metadata.settings.num_parallel * band.slot_overhead_gb_per_10k, 0.0)
         grown = round(slots * (reading + cells * from_gib(beside) / TOKENS_PER_UNIT))
+    grown += slots * from_gib(band.recurrent_gb or 0.0)
     away_from = (cells - low) * (cells - high) if away else 0
     curve = from_gib((band.curve_gb_per_10k2 or 0.0) * away_from / TOKENS_PER_UNIT**2)
     copies = from_gib(_copies_gb(calibration, band) * max(cells - pad_cells(high), 0) / TOKENS_PER_UNIT)

@@ -7,11 +7,16 @@ caches. Flash attention changes the compute buffers by an amount that only a mea
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from harness.model.calibration import SHARED_CACHE, Band, Calibration
 from harness.model.kv_types import QUANTIZED, VALUE_BYTES
 from harness.text import counted
+
+#: The heap of a process with another type of cache (deepseek2, q8_0 instead of f16, b11434: 1.3 MiB more).
+_HEAP_GB: Final = 2 / 1024
 
 
 class AskedSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,7 +173,12 @@ def _with_cache(calibration: Calibration, made: tuple[str, str], wanted: tuple[s
         compute_gb_per_10k=last.compute_gb_per_10k,
     )
     placement = msgspec.structs.replace(metadata.placement, set_compute=())  # dry runs of the other caches
-    metadata = msgspec.structs.replace(metadata, bands=bands, settings=settings, breakdown_gb=breakdown, placement=placement)
+    quality = metadata.quality
+    if metadata.machine.meter == "host":
+        quality = msgspec.structs.replace(quality, overhead_spread_gb=max(quality.overhead_spread_gb or 0.0, _HEAP_GB))
+    metadata = msgspec.structs.replace(
+        metadata, bands=bands, settings=settings, breakdown_gb=breakdown, placement=placement, quality=quality
+    )
     return msgspec.structs.replace(calibration, constants=constants, metadata=metadata)
 
 

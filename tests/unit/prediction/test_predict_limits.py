@@ -130,3 +130,16 @@ def test_ollama_keeps_three_models_on_each_gpu(gpus: int) -> None:
         False,
         True,
     ]
+
+
+def test_more_slots_may_hold_copies_of_recurrent_state() -> None:
+    """qwen3next, b11434: 5.0 MiB of compute for three more slots of 4.7 MiB, which was outside the interval."""
+    made = made_up()
+    state = msgspec.structs.replace(made.metadata.bands[0], fixed_cache_gb=4.7 / 1024, recurrent_gb=4.7 / 1024)
+    window = msgspec.structs.replace(state, recurrent_gb=None)
+    bounds = []
+    for band in (state, window):
+        one = msgspec.structs.replace(made, metadata=msgspec.structs.replace(made.metadata, bands=(band,)))
+        bounds.append([predict(one, 8192, slots).uncertainty_bytes for slots in (1, 4)])
+    assert bounds[0][0] == bounds[1][0]
+    assert bounds[0][1] - bounds[1][1] == pytest.approx(3 * 4.7 * MIB, abs=MIB / 10)
