@@ -85,6 +85,17 @@ def find_command(binary: str | None) -> tuple[str, ...]:
     )
 
 
+def _load_flags(request: LoadRequest, options: Options) -> list[str]:
+    """Context, slots, batch, flash attention and types of the KV cache (``q8_0/f16``: of keys and of values)."""
+    batch = request.num_batch or DEFAULT_BATCH
+    flags = ["-c", str(request.context * options.num_parallel), "-np", str(options.num_parallel)]
+    flags += ["-b", str(max(batch, 2048)), "-ub", str(batch), "-fa", options.flash_attention]
+    if options.kv_cache_type is not None:
+        keys, _, values = options.kv_cache_type.partition("/")
+        flags += ["-ctk", keys, "-ctv", values or keys]
+    return flags
+
+
 def _split(request: LoadRequest, source: Source) -> list[str]:
     """Layers of each device, and the experts that stay on the host, as llama.cpp's own fit writes them (common/fit.cpp)."""
     if not request.split:
@@ -156,13 +167,9 @@ class LlamaServer(Engine):
         command = embedded_command()
         if command is None or missing_instructions(cpu_flags()):
             return None
-        batch = request.num_batch or DEFAULT_BATCH
         argv = [*command, "--no-alloc", "--model", str(path), "--port", "0", "--log-verbosity", "4", "--no-ui", "--offline"]
-        argv += ["-c", str(request.context * options.num_parallel), "-np", str(options.num_parallel), "--no-warmup"]
-        argv += ["-b", str(max(batch, 2048)), "-ub", str(batch), "-fa", options.flash_attention, "--cache-ram", "0"]
-        if options.kv_cache_type is not None:
-            argv += ["-ctk", options.kv_cache_type, "-ctv", options.kv_cache_type]
-        return Launch(argv=(*argv, *_HOST_FLAGS), env=_NO_GPU_ENV)
+        argv += [*_load_flags(request, options), "--no-warmup", "--cache-ram", "0", *_HOST_FLAGS]
+        return Launch(argv=tuple(argv), env=_NO_GPU_ENV)
 
     def from_header(self, header: HeaderOnly, options: Options) -> tuple[Source, Options]:
         """The sparse file, which it loads as any other; of a split model the first part."""
@@ -243,14 +250,10 @@ class LlamaServer(Engine):
             _check_settings(command, env)
             argv += command
             env = {**_library_env(command), **env}
-        batch = request.num_batch or DEFAULT_BATCH
         argv += ["--model", model, "--host", site.host, "--port", str(site.port)]
         verbosity = "5" if request.purpose == "dry-run" else "4"  # 5 names the kind of each layer
         argv += ["--log-verbosity", verbosity, "--no-log-prefix", "--no-log-timestamps", "--no-ui", "--offline"]
-        argv += ["-c", str(request.context * options.num_parallel), "-np", str(options.num_parallel)]
-        argv += ["-b", str(max(batch, 2048)), "-ub", str(batch), "-fa", options.flash_attention]
-        if options.kv_cache_type is not None:
-            argv += ["-ctk", options.kv_cache_type, "-ctv", options.kv_cache_type]
+        argv += _load_flags(request, options)
         if (override := env.pop(OVERRIDE_KV, None)) is not None:
             argv += ["--override-kv", override]
         on_host = options.target == "host"

@@ -66,6 +66,12 @@ def test_a_split_over_devices_is_asked_for_as_the_engines_own_fit_writes_it(tmp_
     assert {("-ngl", "6"), ("-ts", "3,3"), ("-ot", r"blk\.(5|6|7)\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU")} <= pairs(argv)
 
 
+@pytest.mark.parametrize(("asked", "keys", "values"), [("q8_0", "q8_0", "q8_0"), ("q8_0/f16", "q8_0", "f16")])
+def test_keys_and_values_have_types_of_their_own(tmp_path: Path, asked: str, keys: str, values: str) -> None:
+    argv = arguments(LoadRequest(context=2048), tmp_path, kv_cache_type=asked)
+    assert {("-ctk", keys), ("-ctv", values)} <= pairs(argv)
+
+
 def test_speed_with_nothing_on_the_gpu_still_has_the_gpu(tmp_path: Path) -> None:
     argv = arguments(LoadRequest(context=2048, purpose="host-speed"), tmp_path)
     assert {("-ngl", "0"), ("-fit", "off"), ("-dev", "Vulkan0")} <= pairs(argv)
