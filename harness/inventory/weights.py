@@ -42,7 +42,9 @@ def identify(model: str, calibration: Calibration) -> Identity | str:
             return _compared(model, cached_sha256(path.resolve()), known)
         _missing(model)
         return "name"
-    seen = stored_digest(calibration.engine, calibration.metadata.model.name)
+    own = calibration.metadata.model.name
+    # names that share an artifact's file (a:b, a-b) are distinguished where the engine has both
+    seen = stored_digest(calibration.engine, model.partition("@")[0]) or stored_digest(calibration.engine, own)
     return "name" if seen is None or known is None else _compared(model, seen, known)
 
 

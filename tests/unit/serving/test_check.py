@@ -270,6 +270,20 @@ def test_a_name_of_ollamas_is_judged_by_the_weights_in_its_store(tmp_path: Path,
         assert one.verdict == word
 
 
+def test_names_that_share_a_file_are_distinguished_by_the_weights_in_ollamas_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``made:up`` is calibrated, and ``made-up`` is another model of Ollama's."""
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "models"))
+    made = made_up("made:up")
+    store = store_of(tmp_path / "store", msgspec.structs.replace(made, engine="ollama", id="ollama/made-up"))
+    for name, digest in (("made/up", made.metadata.model.digest), ("made-up/latest", f"sha256:{'0' * 64}")):
+        manifest = tmp_path / "models/manifests/registry.ollama.ai/library" / name
+        manifest.parent.mkdir(parents=True)
+        manifest.write_text(json.dumps({"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": digest}]}))
+    assert [ask(store, name).verdict for name in ("made:up", "made-up", "ollama/made-up")] == ["fits", "unknown", "fits"]
+
+
 def test_only_variants_for_something_else_are_unknown_and_named(tmp_path: Path) -> None:
     store = store_of(tmp_path, small=with_settings(made_up(), kv_cache_type="q8_0"), big=made_up())
     (one,) = ask(store, "made-up", kv_cache_type="q4_0").models
