@@ -56,6 +56,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 }
 
 
+_ASCII: Final = "harness_ascii"
 #: Other names of verbs.
 ALIASES: Final = {"ls": "list"}
 
@@ -183,11 +184,25 @@ def _stopped(ended: CommandResult, status: int, code: str) -> NoReturn:
 def _open_streams() -> None:
     """Standard output and error that can be written to: closed ones go nowhere, and what an encoding lacks has a stand-in."""
     codecs.register_error("harness", plain_characters)
+    codecs.register(_ascii)
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="harness")
+            plain = codecs.lookup(stream.encoding).name == "ascii"
+            stream.reconfigure(encoding=_ASCII if plain else None, errors="harness")
+
+
+def _ascii(name: str) -> codecs.CodecInfo | None:
+    """ASCII under a name of ours: in place of what is called so, click writes UTF-8, whatever the terminal shows."""
+    if name != _ASCII:
+        return None
+    known = codecs.lookup("ascii")
+    return codecs.CodecInfo(
+        name=_ASCII, encode=known.encode, decode=known.decode, streamreader=known.streamreader,
+        streamwriter=known.streamwriter, incrementalencoder=known.incrementalencoder,
+        incrementaldecoder=known.incrementaldecoder,
+    )  # fmt: skip
 
 
 def _from_the_file(error: click.BadParameter) -> bool:

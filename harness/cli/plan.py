@@ -32,6 +32,8 @@ def cli(names: tuple[str, ...], prefer: str | None, markdown: bool, store: str |
     from harness.render.capacity import plan_text
     from harness.serving.calibration_lookup import CalibrationFilter
     from harness.serving.capacity import plan
+    from harness.store.store import key_of
+    from harness.text import written
 
     shelf, query = store_at(store), QueryOptions.of(given)
     found = plan(
@@ -43,4 +45,10 @@ def cli(names: tuple[str, ...], prefer: str | None, markdown: bool, store: str |
         data={"memories": [one.to_json() for one in found.memories]},
         text=partial(plan_text, found.memories, str(shelf.root), markdown=markdown),
         warnings=found.warnings,
+        ids=tuple(
+            written(key_of(row.chosen.calibration, row.chosen.path))
+            for memory in found.memories
+            for row in memory.rows
+            if row.largest_context
+        ),
     )

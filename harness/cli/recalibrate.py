@@ -15,7 +15,7 @@ from harness.cli.output import CommandResult, warn
 from harness.errors import UsageError
 from harness.options import Overrides
 from harness.render import drift
-from harness.text import clean
+from harness.text import clean, written
 
 if TYPE_CHECKING:
     from harness.maintain.recalibrate import Recalibration, SurveyedCalibration
@@ -57,6 +57,7 @@ def cli(names: tuple[str, ...], stale: bool, dry_run: bool, **given: Any) -> Com
     if dry_run:
         return CommandResult(
             data={"calibrations": [target_json(one, one in wanted) for one in targets]},
+            ids=tuple(written(one.key) for one in wanted),
             text=partial(drift.survey_text, targets, stale),
         )
     from harness.cli.progress import watcher

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from harness.cli.output import CommandResult, finish
@@ -324,3 +326,14 @@ def test_where_no_stream_can_be_written_the_status_says_so(tmp_path: Path, words
     script = f"{call} >/dev/full 2>/dev/full"
     env = {**os.environ, "HARNESS_STORE": str(tmp_path)}
     assert subprocess.run(["bash", "-c", script], env=env, timeout=60, check=False).returncode == 73
+
+
+def test_a_terminal_of_ascii_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Click takes an encoding that is called ASCII for a mistake, and writes UTF-8."""
+    from harness.cli import main
+
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+    main._open_streams()
+    click.echo("1 – 2 × 3 · █▒ …")
+    assert raw.getvalue() == b"1 - 2 x 3 | #- ...\n"

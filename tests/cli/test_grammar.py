@@ -159,3 +159,10 @@ def test_completion_knows_models_and_verbs(run: Command) -> None:
 
 def test_verbose_says_where_settings_come_from(run: Command) -> None:
     assert "setting store = " in run("-v", "list", "-q").stderr
+
+
+def test_quiet_lists_are_ids_alone(run: Command) -> None:
+    assert run("plan", "--available", "24GiB", "-q").stdout.splitlines() == [
+        "llama-server/my model", "llama-server/other", "llama-server/plain",
+    ]  # fmt: skip
+    assert run("recalibrate", "--dry-run", "-q").stdout.splitlines()[0] == "llama-server/my model"

@@ -171,15 +171,26 @@ def test_options_of_a_hint_are_typed_as_they_stand(tmp_path: Path) -> None:
     ]
 
 
+#: What a name, an attribute or a function is called that holds a hint.
+_ADVISES = re.compile(r"(?:^|[._])(?:hint|advice|elsewhere|calibrating|works?_here)s?$", re.IGNORECASE)
+
+
 def hints() -> list[tuple[str, str]]:
-    """Every text that stands in a ``hint=`` or ``advice=``, with its file; what is put in is an ellipsis."""
+    """Every text that becomes a hint, with its file: of a keyword, a name or a function that is called so."""
     found = []
     for path in sorted(ROOT.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.keyword) and node.arg in ("hint", "advice"):
-                parts = [
-                    one.value for one in ast.walk(node.value) if isinstance(one, ast.Constant) and isinstance(one.value, str)
-                ]
+            values: list[ast.AST] = []
+            if isinstance(node, ast.keyword) and node.arg in ("hint", "advice", "next"):
+                values = [node.value]
+            elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                if any(_ADVISES.search(ast.unparse(target)) for target in targets):
+                    values = [node.value]
+            elif isinstance(node, ast.FunctionDef) and _ADVISES.search(node.name):
+                values = [one.value for one in ast.walk(node) if isinstance(one, ast.Return) and one.value is not None]
+            for value in values:
+                parts = [one.value for one in ast.walk(value) if isinstance(one, ast.Constant) and isinstance(one.value, str)]
                 found.append((path.name, " ".join(parts)))
     return [one for one in found if one[1]]
 
@@ -234,9 +245,9 @@ def test_every_verb_and_option_that_a_hint_names_exists() -> None:
     verbs = {name: cli.get_command(None, name) for name in cli.list_commands(None)}  # type: ignore[arg-type]
     options = {flag for command in verbs.values() if command for param in command.params for flag in param.opts}
     named = hints()
-    assert len(named) > 100
+    assert len(named) > 200
     for file, text in named:
         for verb in re.findall(r"(?<!run )(?<!start )\bharness ([a-z]+)\b", text):
             assert verb in {*verbs, "runs"}, f"{file}: {text}"
         for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text):
-            assert flag in options | {"--runtime"}, f"{file}: {text}"
+            assert flag in options | {"--runtime", "--help"}, f"{file}: {text}"
