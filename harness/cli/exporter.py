@@ -55,7 +55,7 @@ def cli(listen: str, textfile: Path | None, interval: float, once: bool, store: 
     host, _, port = listen.rpartition(":")
     if host.strip("[]") not in _LOOPBACK or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise UsageError(
-            f"{listen} is no port of this machine alone: 127.0.0.1:9477, or [::1]:9477",
+            f"{listen} is not a port on this machine's loopback address: 127.0.0.1:9477, or [::1]:9477",
             hint="a scraper elsewhere reads node_exporter's textfile (--textfile), or a proxy with a login in front",
         )
     stop = answer(exporter, host.strip("[]"), int(port))

@@ -35,7 +35,7 @@ def cli(old: str, new: str, store: str | None) -> CommandResult:
     ((path, calibration),) = wanted
     name, at, variant = new.removeprefix(f"{calibration.engine}/").partition("@")
     if not name or (at and not variant):
-        raise UsageError(f"{new!r} is no name of a calibration", hint="NAME, or NAME@VARIANT")
+        raise UsageError(f"{new!r} is not a name for a calibration", hint="NAME, or NAME@VARIANT")
     try:
         check_variant(variant)
     except ValueError as error:

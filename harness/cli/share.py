@@ -40,7 +40,7 @@ def cli(names: tuple[str, ...], output: Path, check: bool, store: str | None, **
     from harness.store.store import write_atomically
 
     if len(names) > 1:
-        raise UsageError("one model at a time is shared", hint="--check takes several files")
+        raise UsageError("only one model can be shared at a time", hint="--check takes several files")
     shelf = store_at(store)
     shared = share(shelf, select(shelf, names[0], QueryOptions.of(given))[1])
     path = output / shared.name

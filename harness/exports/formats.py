@@ -52,7 +52,7 @@ def write(name: str, style: str | None, entries: Sequence[Entry], together: Sequ
         UsageError: the format has no such style, is of another engine, or cannot hold a name.
     """
     if name not in FORMATS:
-        raise UsageError(f"{name!r} is no format; there are: {', '.join(FORMATS)}", code="no-format")
+        raise UsageError(f"{name!r} is not a format; there are: {', '.join(FORMATS)}", code="no-format")
     kind = FORMATS[name]
     if style is not None and style not in kind.styles:
         known = f"there are: {', '.join(kind.styles)}" if kind.styles else "it has one form"
@@ -60,7 +60,7 @@ def write(name: str, style: str | None, entries: Sequence[Entry], together: Sequ
     for entry in entries:
         if kind.own and name not in entry.start.formats:
             other = ", ".join((*entry.start.formats, *(one for one, each in FORMATS.items() if not each.own)))
-            raise UsageError(f"{name} is no format for {entry.key}; formats for it: {other}", code="no-format")
+            raise UsageError(f"{name} is not a format for {entry.key}; formats for it: {other}", code="no-format")
     if not kind.several and len(entries) > 1:
         raise UsageError(f"{name} holds one model; name one", code="no-format")
     chosen = style or (kind.styles[0] if kind.styles else "")

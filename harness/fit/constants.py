@@ -113,7 +113,7 @@ def check_overhead(points: Sequence[Point]) -> None:
     if spread > allowed:
         raise UntrustedError(
             f"what the meter saw beyond the log differs between loads by {spread / MIB:.1f} MiB "
-            f"(allowed: {allowed / MIB:.1f}): something else moved, or the engine's allocator is not repeatable",
+            f"(allowed: {allowed / MIB:.1f}): another process changed its memory, or the engine's allocator is not repeatable",
             hint="look for other users of the device, then calibrate again",
             code="overhead-moves",
         )

@@ -91,7 +91,7 @@ class CacheEntry:
             CannotWriteError: the disk has no sparse files, or refuses one of this size.
         """
         if not len(header) <= size <= LARGEST:
-            raise CannotWriteError(f"a model of {size} bytes is more than any", code="hole-too-large")
+            raise CannotWriteError(f"a model of {size:,} bytes is larger than any model", code="hole-too-large")
         path = self.folder / name
         partial = path.with_name(f".{name}.part")
         try:
@@ -117,7 +117,7 @@ class CacheEntry:
         os.ftruncate(descriptor, begin + trial)
         if _taken(descriptor) > begin + trial // 2 + (1 << 20):
             raise CannotWriteError(
-                f"the disk of {self.folder} has no sparse files: a hole takes the room of the weights",
+                f"the disk of {self.folder} does not support sparse files: a hole takes the space of the weights",
                 hint="set HARNESS_CACHE to a folder on a disk with sparse files",
                 code="no-sparse-files",
             )

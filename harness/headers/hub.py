@@ -118,7 +118,7 @@ def _listed(repository: str, revision: str | None) -> tuple[str, list[Any], dict
         hint = "a private repository needs a token: hf auth login"
         raise NotFoundError(f"the Hugging Face Hub has no {where}", hint=hint, code="no-such-model") from error
     except HFValidationError as error:
-        raise BadInputError(f"{repository} is no name of a repository: {_first(error)}", code="bad-url") from error
+        raise BadInputError(f"{repository} is not a repository name: {_first(error)}", code="bad-url") from error
     except HfHubHTTPError as error:
         raise UnavailableError(f"the Hugging Face Hub: {_first(error)}", code="source-unreachable") from error
     except Exception as error:

@@ -54,9 +54,9 @@ def check_url(url: str) -> None:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        raise UsageError(f"{one_line(url, 200)} is no URL: {error}", code="bad-url") from error
+        raise UsageError(f"{one_line(url, 200)} is not a URL: {error}", code="bad-url") from error
     if parts.scheme not in ("http", "https") or not parts.hostname or any(not one.isprintable() for one in url):
-        raise UsageError(f"{one_line(url, 200)} is no https URL", code="bad-url")
+        raise UsageError(f"{one_line(url, 200)} is not an https URL", code="bad-url")
     if parts.username or parts.password:
         raise UsageError(f"{shown(url)}: a URL with a user or a password in it is not taken", code="bad-url")
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
@@ -196,11 +196,11 @@ class Ranges:
             if _origin(following) != _origin(url):
                 if not _secure(following):
                     raise BadInputError(
-                        f"{shown(url)} leads to {shown(following)}, which is no https: not followed", code="bad-redirect"
+                        f"{shown(url)} leads to {shown(following)}, which is not https: not followed", code="bad-redirect"
                     )
                 more = {}  # a token is for the server that it was given for
             url = following
-        raise BadInputError(f"{shown(self.url)} leads from one redirect to the next", code="bad-redirect")
+        raise BadInputError(f"{shown(self.url)} redirects too many times", code="bad-redirect")
 
     def _check(self, answer: httpx.Response, start: int) -> None:
         """Raise unless the answer is the stretch that was asked for; learn the size and the version from it."""
@@ -209,8 +209,8 @@ class Ranges:
             raise _AgainError(f"{where} answers {status}", hint="try again later", code="source-unreachable")
         if status in (401, 403):
             raise NotPermittedError(
-                f"{where} is not for everyone ({status})",
-                hint="it may need a token, or its licence to be accepted on its page",
+                f"{where} is not public ({status})",
+                hint="it may need a token, or the licence may have to be accepted on its page",
                 code="source-denied",
             )
         if status in (404, 410):
@@ -227,13 +227,13 @@ class Ranges:
             size = answer.headers.get("content-length", "")
             much = f" (all of it: {format_size(int(size))})" if size.isdigit() and len(size) < 16 else ""
             raise UnavailableError(
-                f"{where} sends whole files only{much}: its server knows no ranges",
+                f"{where} sends whole files only{much}: its server does not support ranges",
                 hint="download the file by other means, and give its path",
                 code="no-ranges",
             )
         found = _RANGE.fullmatch(answer.headers.get("content-range", ""))
         if status != 206 or found is None or int(found[1]) != start or not 0 < int(found[3]) <= _MOST:
-            raise BadInputError(f"{where} answers a request for a range with nonsense ({status})", code="bad-source")
+            raise BadInputError(f"{where} gives an invalid answer to a range request ({status})", code="bad-source")
         size_now, version = int(found[3]), answer.headers.get("etag") or answer.headers.get("last-modified")
         if version is not None and version.startswith("W/"):
             version = None  # a weak validator names no bytes

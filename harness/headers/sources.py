@@ -149,7 +149,7 @@ def split_names(name: str) -> list[str]:
         return [name]
     count = int(match["count"])
     if not 1 <= int(match["number"]) <= count <= MAX_PARTS:
-        raise BadInputError(f"{one_line(name)} is no part of a split model", code="bad-split")
+        raise BadInputError(f"{one_line(name)} is not a part of a split model", code="bad-split")
     return [f"{match['head']}-{number:05d}-of-{match['count']}.gguf" for number in range(1, count + 1)]
 
 
@@ -220,7 +220,7 @@ def _of_registry(name: str, client: httpx.Client, engine: str | None) -> Found:
     layers = registry.layers(name, text)
     models = [one for one in layers if one.kind == "model"]
     if not models:
-        raise BadInputError(f"{name} is no GGUF in its registry: there is no header to read", code="no-gguf")
+        raise BadInputError(f"{name} is not a GGUF in its registry: there is no header to read", code="no-gguf")
     projectors = [one for one in layers if one.kind == "projector"]
 
     def part(layer: Layer) -> Part:

@@ -238,7 +238,7 @@ def resolve_name(name: str, engine: Engine, catalog: Catalog, options: Options) 
         return name
     known = entry.name_for(engine.name)
     if known is None:
-        raise NotFoundError(f"the catalog knows no {name!r} for {engine.name}", code="no-such-model")
+        raise NotFoundError(f"the catalog has no {name!r} for {engine.name}", code="no-such-model")
     return known
 
 

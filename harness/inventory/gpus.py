@@ -34,7 +34,7 @@ def nvidia_gpus(options: Options) -> tuple[tuple[LocalGpu, ...], MeterName, str]
     chosen = [gpu for gpu in found if options.gpus.mode == "all" or {gpu.uuid, gpu.key} & set(options.gpus.ids)]
     if not chosen:
         there = ", ".join(f"{gpu.key}: {gpu.uuid}" for gpu in found) or "none"
-        raise UnavailableError(f"the driver knows no such GPU (it has {there})", code="no-such-gpu")
+        raise UnavailableError(f"the driver has no such GPU (it has {there})", code="no-such-gpu")
     _refuse_several_instances(chosen)
     meter, words = _meter(chosen)
     return tuple(chosen), meter, words

@@ -94,7 +94,7 @@ class LocalMachine:
 
     def _in_view(self, found: tuple[LocalGpu, ...]) -> tuple[LocalGpu, ...] | HarnessError:
         if not found:
-            return UnavailableError("no GPU is there", hint=ADVICE, code="no-gpu")
+            return UnavailableError("no GPU found", hint=ADVICE, code="no-gpu")
         if self.gpu is None:
             return found
         chosen = tuple(one for one in found if self.gpu in (one.key, one.uuid))

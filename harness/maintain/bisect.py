@@ -63,7 +63,7 @@ def ordered(versions: Sequence[str], good: str, bad: str) -> list[str]:
     """
     for one in (good, bad):
         if not _TAG.fullmatch(one):
-            raise UsageError(f"{one!r} is no version")
+            raise UsageError(f"{one!r} is not a version")
     flavour = _words(good) & _words(bad)
     alike = {one for one in versions if _TAG.fullmatch(one) and _words(one) == flavour and _key(one)} | {good, bad}
     inside = sorted((one for one in alike if _key(good) <= _key(one) <= _key(bad)), key=_key)

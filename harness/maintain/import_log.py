@@ -175,7 +175,7 @@ def _name(loads: Sequence[LoadFacts], options: ImportOptions) -> str:
     if options.model:
         return options.model
     if path is None or _BLOB.search(path):
-        raise UsageError("the log does not name the model", hint="say it with --model", code="no-name")
+        raise UsageError("the log does not name the model", hint="give its name with --model", code="no-name")
     if not policy_of(loads[0].engine).spills and not path.startswith("/"):
         return path  # of a hub, with its owner
     return re.split(r"[/\\]", path)[-1]
@@ -341,7 +341,7 @@ def _load(facts: LoadFacts, index: int, options: ImportOptions, target: Target) 
     if logged == 0:
         raise BadInputError(f"the log says {facts.context_cells} cells for {parallel} slots", code="facts-missing")
     if logged is None and asked is None:
-        raise UsageError("the log does not say the context", hint="say it with --ctx", code="no-context")
+        raise UsageError("the log does not say the context", hint="give it with --ctx", code="no-context")
     total = options.totals[index]
     accounted = _accounted(facts, target)
     if total + max(facts.uncertainty_bytes, _ROUNDED) < accounted:

@@ -82,7 +82,7 @@ def share(store: Store, calibration: Calibration) -> Shared:
     record = scrubbed(read_record(folder))
     made = fitted(record, calibration.id)
     if _figures(made) != _figures(calibration):
-        raise UntrustedError(f"what may be shared of {calibration.id} says something else than its calibration")
+        raise UntrustedError(f"what may be shared of {calibration.id} differs from its calibration")
     return Shared(calibration=made, record=record)
 
 
@@ -100,11 +100,11 @@ def check(path: Path) -> Shared:
         found = msgspec.json.decode(data, type=Shared)
         document = msgspec.json.decode(data)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise BadInputError(f"{path} is no shared calibration: {error}", code="bad-share") from error
+        raise BadInputError(f"{path} is not a shared calibration: {error}", code="bad-share") from error
     if not is_sane(document):
         raise BadInputError(f"{path} contains control characters, or numbers out of range", code="bad-share")
     if scrubbed(found.record) != found.record:
-        raise BadInputError(f"{path} holds more than may be shared: make it with harness share", code="bad-share")
+        raise BadInputError(f"{path} contains more than may be shared: make it with harness share", code="bad-share")
     if to_document(fitted(found.record, str(path))) != to_document(found.calibration):
         raise BadInputError(f"{path}: its calibration is not what its record says", code="bad-share")
     if not str(path.resolve()).endswith(f"/{found.name}"):

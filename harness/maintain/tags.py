@@ -25,7 +25,7 @@ def tags(repository: str, client: httpx.Client | None = None) -> tuple[str, ...]
     """
     match = _NAME.fullmatch(repository)
     if match is None:
-        raise UsageError(f"{repository!r} is no repository of images")
+        raise UsageError(f"{repository!r} is not an image repository")
     host, path = match["host"] or _HUB, match["path"]
     path = path if "/" in path or match["host"] else f"library/{path}"
     advice = "name the versions with --versions 0.31.0,0.31.1"

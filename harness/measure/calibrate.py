@@ -84,7 +84,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
         while not folder.exists():
             folder = folder.parent
         if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise CannotWriteError(f"{self.artifact} cannot be written: {folder} may not be written")
+            raise CannotWriteError(f"{self.artifact} cannot be written: {folder} is not writable")
         if not self.request.force:
             refuse_overwrite(self.artifact, self.request.source, planned.settings, self.choice.machine(), self.store)
         return planned
@@ -293,7 +293,7 @@ class Run:
         self.steps += 2 - len(loads)
         real = self._point(request)
         if not is_point(real, self.machine.target):
-            raise UntrustedError(f"the one load of a quick run is no point of a fit: {real.reason}", code="no-points")
+            raise UntrustedError(f"the one load of a quick run cannot be a point of the fit: {real.reason}", code="no-points")
         self.phase("plan the other loads")
         others = [one for one in loads if one != request]
         planned, self.plan_error = planned_loads(real, others, self.source, options, self.machine.target)

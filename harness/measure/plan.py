@@ -88,7 +88,7 @@ def enough_contexts(
     notes = [f"--ctx names {context:,} more than once: it is loaded once" for context in contexts if asked.count(context) > 1]
     if contexts and contexts[0] < CELL_PADDING:
         raise UsageError(
-            f"--ctx: {contexts[0]} tokens are fewer than the {CELL_PADDING} cells that an engine allocates at least",
+            f"--ctx: {contexts[0]} tokens are fewer than {CELL_PADDING} cells, the least that an engine allocates",
             hint=f"--ctx {8 * floor},{16 * floor}",
             code="context-too-small",
         )

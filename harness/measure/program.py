@@ -30,7 +30,7 @@ class ProgramWatch:
         changed = [one for one in self._first if one not in now]
         if changed:
             raise UntrustedError(
-                f"{changed[0][0]} was replaced during the run (an upgrade?), so its loads are of two engines",
+                f"{changed[0][0]} was replaced during the run (an upgrade?), so the loads are of two engines",
                 hint="calibrate again",
                 code="engine-changed",
             )

@@ -61,7 +61,7 @@ def planned_loads(
     error = _error(device, before)
     if error > LARGEST_ERROR:
         raise UntrustedError(
-            f"the plan of {real.request.context} tokens is off by {error:.1%} of what the load then took",
+            f"the plan of {real.request.context:,} tokens is off by {error:.1%} of what the load then took",
             hint="calibrate without --quick",
             code="plan-differs",
         )

@@ -85,7 +85,7 @@ class DrmMeter(BaselineMeter):
         self._sys, self._proc = sys, proc
         there = {gpu.key: gpu for gpu in drm_gpus(sys, proc, lambda _node, _driver: [])}
         if missing := [one for one in addresses if one not in there]:
-            raise NotFoundError(f"the kernel knows no GPU {', '.join(missing)}", code="no-such-gpu")
+            raise NotFoundError(f"the kernel has no GPU {', '.join(missing)}", code="no-such-gpu")
         self._gpus = {one: there[one] for one in addresses}
         self._cards = {one: self._identity(gpu) for one, gpu in self._gpus.items()}
         self._kfd = kfd_addresses(sys)
@@ -94,7 +94,7 @@ class DrmMeter(BaselineMeter):
         """Sum of ``pids`` over the devices, or the devices' rise; other processes there are named in ``other_processes``.
 
         Raises:
-            UntrustedError: a GPU went away, or its driver was loaded anew, so the run is void.
+            UntrustedError: a GPU went away, or its driver was reloaded, so the run is void.
         """
         self._raise_if_lost()
         if asleep := [gpu for gpu in self._gpus.values() if is_asleep(self._device(gpu))]:
@@ -216,7 +216,7 @@ class DrmMeter(BaselineMeter):
     def _raise_if_lost(self) -> None:
         for address, gpu in self._gpus.items():
             if self._identity(gpu) != self._cards[address]:
-                raise UntrustedError(f"GPU {address} went away during the run, or its driver was loaded anew", code="gpu-lost")
+                raise UntrustedError(f"GPU {address} went away during the run, or its driver was reloaded", code="gpu-lost")
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -45,8 +45,8 @@ def _nvml() -> Iterator[Any]:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         if error.value == _NO_PERMISSION:
-            raise NotPermittedError(f"NVML does not answer us: {error}") from error
-        raise UnavailableError(f"there is no NVIDIA driver to ask: {error}", code="no-nvml") from error
+            raise NotPermittedError(f"NVML does not answer: {error}") from error
+        raise UnavailableError(f"no NVIDIA driver found: {error}", code="no-nvml") from error
     try:
         yield pynvml
     except pynvml.NVMLError as error:  # the caller has dealt with what it expects of a single GPU
@@ -110,7 +110,7 @@ def free_bytes(uuid: str) -> int | None:
         try:
             handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
         except nvml.NVMLError as error:
-            raise NotFoundError(f"the driver knows no GPU {uuid}: {error}", code="no-such-gpu") from error
+            raise NotFoundError(f"the driver has no GPU {uuid}: {error}", code="no-such-gpu") from error
         return _memory(nvml, handle)[1]
 
 
@@ -156,7 +156,7 @@ class NvmlMeter(BaselineMeter):
             self._handles = {uuid: self._nvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids}
         except self._nvml.NVMLError as error:
             self.close()
-            raise NotFoundError(f"the driver knows no such GPU: {error}", code="no-such-gpu") from error
+            raise NotFoundError(f"the driver has no such GPU: {error}", code="no-such-gpu") from error
 
     def read(self, pids: frozenset[int]) -> Reading:
         """Sum of ``pids`` over the devices, or the devices' rise; other processes there are other_processes.

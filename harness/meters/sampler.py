@@ -165,7 +165,7 @@ class Sampler:
         if self._thread is not None:
             self._thread.join(timeout=STOP_LIMIT)
             if self._thread.is_alive():
-                raise UntrustedError("the memory meter returns no more readings", code="sampler-stuck")
+                raise UntrustedError("the memory meter stopped returning readings", code="sampler-stuck")
         accounted = None if self._devices is None else self._devices.accounted(frozenset(self._ours))
         with self._condition:
             self._raise_error()
@@ -187,7 +187,7 @@ class Sampler:
         if isinstance(self._error, UntrustedError):
             raise self._error
         if self._error is not None:
-            raise UntrustedError(f"the memory sampler died: {self._error!r}", code="sampler-died") from self._error
+            raise UntrustedError(f"the memory sampler failed: {self._error!r}", code="sampler-died") from self._error
 
 
 class _Stranger:

@@ -324,10 +324,11 @@ def from_document(document: object, where: str = "artifact") -> Calibration:
         raise BadInputError(f"{where} is not a calibration: {error}", code="bad-artifact") from error
     if not is_sane(msgspec.to_builtins(calibration)):
         raise BadInputError(
-            f"{where} is not a calibration: a number is out of range, or a text has control characters", code="bad-artifact"
+            f"{where} is not a calibration: a number is out of range, or a text contains control characters",
+            code="bad-artifact",
         )
     if not _DATE.match(calibration.metadata.calibrated_at):
-        raise BadInputError(f"{where} is not a calibration: calibrated_at is no date", code="bad-artifact")
+        raise BadInputError(f"{where} is not a calibration: calibrated_at is not a date", code="bad-artifact")
     last, constants = calibration.metadata.bands[-1], calibration.constants
     for name in ("base_vram_gb", "kv_cache_gb_per_10k", "compute_gb_per_10k"):
         if abs(getattr(constants, name) - getattr(last, name)) > _ROUNDED:

@@ -165,7 +165,7 @@ class Devices:
     def __init__(self, calibration: Calibration, needed: Prediction, rules: Rules) -> None:
         layers = layers_of(calibration, needed, rules)
         if layers is None or needed.compute_bytes is None or layers.output_last:
-            raise UnknownVerdictError("what each layer takes is not known, so what each of several devices takes is not either")
+            raise UnknownVerdictError("the size of each layer is unknown, so the share of each device is unknown too")
         self.layers, self.moe = layers, any(layers.experts)
         # The driver's part is shared out evenly: NVML says what a process holds of each card, but not which of them the
         # engine's log calls CUDA0 (the fastest first, unless CUDA_DEVICE_ORDER is PCI_BUS_ID).
@@ -200,7 +200,7 @@ def arrange(held: Devices, spread: Spread, available: Sequence[int], names: Sequ
     targets = [free - reserve - overhead for free, reserve in zip(available, reserves, strict=True)]
     shares = spread.shares or [max(free - held.begun, 0) for free in available]
     if sum(shares) <= 0:
-        raise UnknownVerdictError("none of the devices has memory that is free")
+        raise UnknownVerdictError("no device has free memory")
     first_split = default_split(layers.total, shares)
 
     @cache

@@ -167,14 +167,14 @@ def hold(calibration: Calibration, needed: Prediction, forced: Forced, rules: Ru
     layers = layers_of(calibration, needed, rules)
     if layers is None or needed.compute_bytes is None:
         if forced.cpu_moe or (forced.gpu_layers or ALL) < ALL:
-            raise UnknownVerdictError("what each layer takes is not known, so what a part of them takes is not either")
+            raise UnknownVerdictError("the size of each layer is unknown, so the size of a part of them is unknown too")
         count = (calibration.metadata.model.layers or 0) + 1
         whole = Placed(total=count, offloaded=count, overflowing=0, host_share=0.0, host_work=0.0)
         return Held(required=needed.total_bytes, doubt=needed.uncertainty_bytes, placed=whole)
     total = layers.total
     count = min(total if forced.gpu_layers is None else forced.gpu_layers, total)
     if forced.cpu_moe and not any(layers.experts):
-        raise UnknownVerdictError("--n-cpu-moe: this calibration knows of no experts")
+        raise UnknownVerdictError("--n-cpu-moe: this calibration's model has no experts")
     (part,) = of_devices(layers, (DevicePart(count),))
     first = total - count
     moved = range(first, min(forced.cpu_moe, len(layers.experts))) if not layers.output_last else range(0)

@@ -197,7 +197,7 @@ class Rules:
         if given := env.get("LLAMA_ARG_TENSOR_SPLIT"):
             shares = _figures(given)
             if len(shares) != len(every) or sum(shares) <= 0:
-                raise UnknownVerdictError(f"LLAMA_ARG_TENSOR_SPLIT={given} is no split over {len(every)} devices")
+                raise UnknownVerdictError(f"LLAMA_ARG_TENSOR_SPLIT={given} is not a split over {len(every)} devices")
         reserves = None
         if "," in (target := env.get("LLAMA_ARG_FIT_TARGET", "")):
             wanted = _figures(target)
@@ -220,7 +220,7 @@ def _figures(text: str) -> tuple[float, ...]:
     try:
         found = tuple(float(one) for one in text.replace("/", ",").split(","))
     except ValueError as error:
-        raise UnknownVerdictError(f"{text} is no list of numbers") from error
+        raise UnknownVerdictError(f"{text} is not a list of numbers") from error
     if not all(0 <= one < 2**40 for one in found):
-        raise UnknownVerdictError(f"{text} is no list of sizes")
+        raise UnknownVerdictError(f"{text} is not a list of sizes")
     return found

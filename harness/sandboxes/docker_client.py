@@ -293,7 +293,7 @@ def _take_upgrade(link: socket.socket) -> None:
     while not head.endswith(b"\r\n\r\n"):
         byte = bytearray(1)
         if not link.recv_into(byte) or len(head) > _LONGEST_HEAD:
-            raise ConnectionError("the daemon closed the connection, or answers nonsense")
+            raise ConnectionError("the daemon closed the connection, or gave an invalid answer")
         head += byte
     if head.split(maxsplit=2)[1] not in (b"101", b"200"):
         raise daemon_error(head.decode("latin-1"), "attach to the container")

@@ -138,7 +138,7 @@ def free_port(port: int | None = None) -> int:
 
 
 def check_secret_name(name: str) -> None:
-    """Refuse what is no plain file name.
+    """Refuse what is not a plain file name.
 
     Raises:
         UsageError: it is none.

@@ -356,7 +356,7 @@ def _spawn_error(stage: str, number: int, program: str, cwd: Path, log: Path) ->
         return NotPermittedError(f"cannot run {program}: {why}")
     if number == errno.ENOEXEC:
         return EngineError(
-            f"{program} is no program for this machine's processor ({platform.machine()})",
+            f"{program} was not built for this machine's processor ({platform.machine()})",
             hint="install the engine's build for it",
             code="engine-crashed",
         )

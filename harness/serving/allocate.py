@@ -87,7 +87,7 @@ def _free(calibration: Calibration) -> tuple[int, ...]:
     free = [gpu.free_bytes for gpu in found if machine.gpus and gpu.name == machine.gpus[0].name]
     known = sorted((one for one in free if one is not None), reverse=True)[:count]
     if len(known) < count:
-        raise UnknownVerdictError(f"the free memory of {count} such GPU(s) cannot be read", hint=ADVICE)
+        raise UnknownVerdictError("the free memory of such a GPU cannot be read", hint=ADVICE)
     return tuple(known)
 
 

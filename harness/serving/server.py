@@ -245,7 +245,7 @@ def _model_of(options: RunOptions, judged: Assessment, store: Store) -> str:
     path = Installed(store, given, Path.cwd()).model_path(calibration)
     if path is None:
         raise NotFoundError(
-            f"where is {own}? Its file is not where it was calibrated", hint="give its path", code="no-such-model"
+            f"the weights of {own} were not found where they were calibrated", hint="give their path", code="no-such-model"
         )
     return str(path)
 

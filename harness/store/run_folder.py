@@ -145,10 +145,10 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
         descriptor = os.open(path, os.O_RDONLY | NO_LINK | AT_ONCE | PLAIN)
     except OSError as error:
-        raise NotFoundError(f"{path} is no plain file: {error.strerror}") from error
+        raise NotFoundError(f"{path} is not a plain file: {error.strerror}") from error
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise NotFoundError(f"{path} is no plain file")
+            raise NotFoundError(f"{path} is not a plain file")
         yield file
 
 

@@ -179,7 +179,7 @@ class Store:
             ids = ", ".join(f"{one}/{stem_of(paths[0])}" for one, paths in found.items())
             raise UsageError(
                 f"several engines have {name!r}: {ids}",
-                hint="say which with --engine, or give the id",
+                hint="choose one with --engine, or give the id",
                 code="ambiguous",
             )
         return [(path, self.read(path)) for paths in found.values() for path in paths]
@@ -327,7 +327,7 @@ def read_record(path: Path) -> Record:
     written = (record.id, record.run, record.model, record.engine, record.settings, record.machine)
     if not is_sane(msgspec.to_builtins(written)) or not is_sane(msgspec.to_builtins(record), texts=False):
         raise BadInputError(
-            f"{file} is not a record: a number is out of range, or a text has control characters", code="bad-record"
+            f"{file} is not a record: a number is out of range, or a text contains control characters", code="bad-record"
         )
     return record
 

@@ -125,7 +125,7 @@ def _content(path: Path) -> bytes:
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | AT_ONCE | PLAIN), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise BadInputError(f"{path} is no plain file", code="bad-yaml")
+                raise BadInputError(f"{path} is not a plain file", code="bad-yaml")
             return file.read(_LARGEST_FILE + 1)
     except FileNotFoundError as error:
         raise NotFoundError(f"no such file: {path}", code="no-such-file") from error

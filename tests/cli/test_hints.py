@@ -68,7 +68,7 @@ def become(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Set:
 
         def nvidia(*_: object) -> tuple[tuple[LocalGpu, ...], str, str]:
             if not machine.gpu:
-                raise UnavailableError("there is no NVIDIA driver to ask", code="no-nvml")
+                raise UnavailableError("no NVIDIA driver found", code="no-nvml")
             return (LocalGpu(key="0", name="NVIDIA Test A", uuid="GPU-1"),), "nvml", "measured by NVML"
 
         monkeypatch.setattr(backend, "nvidia_gpus", nvidia)

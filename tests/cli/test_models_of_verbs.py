@@ -37,7 +37,7 @@ OTHERS = {
 }  # fmt: skip
 #: What a verb may end with where the model was found, but this machine or the made-up calibration lacks what it takes.
 LACKING = {
-    "serve": ("Its file is not where it was calibrated",),
+    "serve": ("were not found where they were calibrated",),
     "share": ("the record of llama-server/plain",),
     "allocate": (
         "no calibration of plain by vLLM",

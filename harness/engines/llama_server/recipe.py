@@ -66,7 +66,7 @@ def find_command(binary: str | None) -> tuple[str, ...]:
         path = asked_program(binary)
         if path.name == "ollama":
             hint = "--engine ollama runs it"
-            raise BadInputError(f"{path} is Ollama, and no llama-server", hint=hint, code="other-engine-binary")
+            raise BadInputError(f"{path} is Ollama, not a llama-server", hint=hint, code="other-engine-binary")
         return (str(path),)
     if (embedded := embedded_command()) is not None:
         if missing := missing_instructions(cpu_flags()):

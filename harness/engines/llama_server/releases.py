@@ -34,7 +34,7 @@ def binary_of(release: str, cache: Path) -> Path:
         UsageError: no version. UnavailableError: it cannot be installed here.
     """
     if not re.fullmatch(r"\d[\d.]{0,30}", release):
-        raise UsageError(f"{release!r} is no release of {PACKAGE}")
+        raise UsageError(f"{release!r} is not a release of {PACKAGE}")
     folder = cache / "engines" / f"{PACKAGE}-{release}"
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():

@@ -30,7 +30,7 @@ def split_name(text: str) -> tuple[str, str | None]:
     match = _NAME.fullmatch(text)
     if match is None:
         raise NotFoundError(
-            f"{text!r} is not a name that Ollama could know",
+            f"{text!r} is not a valid Ollama model name",
             hint="a name like qwen2.5:0.5b or hf.co/USER/REPO:Q4_K_M, or the path of a .gguf file",
             code="no-such-model",
         )
@@ -84,7 +84,7 @@ def blob_name(digest: str) -> str:
         BadInputError: it is no digest.
     """
     if not re.fullmatch(r"sha256[:-][0-9a-f]{64}", digest):
-        raise BadInputError(f"a manifest of Ollama's names an odd blob: {digest[:80]!r}", code="bad-manifest")
+        raise BadInputError(f"a manifest of Ollama's names an invalid blob: {digest[:80]!r}", code="bad-manifest")
     return digest.replace(":", "-")
 
 

@@ -61,7 +61,7 @@ def find_program(binary: str | None) -> Path | None:
     path = asked_program(binary)
     if "llama-server" in path.name or path.name == "vllm":
         raise BadInputError(
-            f"{path} is no Ollama: --engine-binary is the program of the engine that runs",
+            f"{path} is not an Ollama: --engine-binary is the program of the engine that runs",
             hint="for this program: --engine llama-server or --engine vllm",
             code="other-engine-binary",
         )
@@ -148,7 +148,7 @@ def find_store(name: str, options: Options, environ: Mapping[str, str]) -> Path:
             code="models-not-readable",
         )
     raise NotFoundError(
-        f"the Ollama of this machine has no model {own_name}",
+        f"Ollama on this machine has no model {own_name}",
         hint=f"there are: {', '.join(sorted(there)[:20]) or 'none'}; pull it first: ollama pull {own_name}",
         code="no-such-model",
     )

@@ -209,7 +209,7 @@ class Ollama(Engine):
             else:
                 answer = sdk.generate(source.own_name, options=_options(request, options), keep_alive=-1)
                 if not answer.done:
-                    raise EngineError("Ollama answered a load with something else", code="bad-answer")
+                    raise EngineError("Ollama gave an unexpected answer to a load", code="bad-answer")
             return _reported(sdk)
 
     def generate(

@@ -51,7 +51,7 @@ class OllamaRegistry:
         for digest, size, media in found:
             sane = isinstance(digest, str) and _DIGEST.fullmatch(digest) and isinstance(size, int) and 0 <= size < 1 << 45
             if not sane or isinstance(size, bool):
-                raise BadInputError(f"the manifest of {name} names an odd layer", code="bad-manifest")
+                raise BadInputError(f"the manifest of {name} names an invalid layer", code="bad-manifest")
             url = f"{self._place(name)}/blobs/{digest}"
             layers.append(Layer(kind=_KINDS.get(str(media), "document"), digest=digest, size=size, url=url))
         return tuple(layers)

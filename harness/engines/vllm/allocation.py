@@ -150,7 +150,7 @@ def size(calibration: Calibration, context: int, concurrency: int, available: tu
     """
     blocks, vllm = calibration.metadata.kv_blocks, calibration.metadata.settings.vllm
     if blocks is None or vllm is None:
-        raise UnknownVerdictError(f"{calibration.id} is no calibration of vLLM", hint="harness calibrate MODEL --engine vllm")
+        raise UnknownVerdictError(f"{calibration.id} is not a vLLM calibration", hint="harness calibrate MODEL --engine vllm")
     if concurrency > vllm.max_num_seqs:
         raise UnknownVerdictError(
             f"calibrated for at most {counted(vllm.max_num_seqs, 'sequence')} at once, not for {concurrency}",
@@ -202,7 +202,7 @@ def _card(calibration: Calibration, vllm: VllmSettings, available: tuple[int, ..
     by_bytes = at_least(version, KV_BYTES)
     gpus = vllm.tensor_parallel * vllm.pipeline_parallel
     if metadata.machine.target == "gpu" and len(available) != gpus:
-        raise UnknownVerdictError(f"the instance takes {gpus} GPU(s), and the free memory of {len(available)} is known")
+        raise UnknownVerdictError(f"the instance takes {gpus} GPUs, and the free memory of {len(available)} is known")
     breakdown = metadata.breakdown_gb
     if not by_bytes and (metadata.machine.total_cuda_gb is None or breakdown.budget is None):
         raise UnknownVerdictError(

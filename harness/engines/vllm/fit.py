@@ -147,7 +147,7 @@ def fit_blocks(starts: Sequence[VllmStart]) -> KvBlocks:
     per_block = (high - low) / (last - first)
     fixed = low - per_block * first
     if per_block != int(per_block) or per_block < 1 or fixed < 0:
-        raise UntrustedError("the blocks of a sequence are no straight line over its length", code="not-a-line")
+        raise UntrustedError("the blocks of a sequence are not a straight line over its length", code="not-a-line")
     return KvBlocks(size=size, bytes=cost, per_block=int(per_block), fixed=int(fixed))
 
 

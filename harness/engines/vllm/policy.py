@@ -200,7 +200,7 @@ def arguments(options: Options) -> tuple[str, ...]:
     try:
         words = tuple(shlex.split(options.env.get(ARGUMENTS, "")))
     except ValueError as error:
-        raise UsageError(f"{ARGUMENTS} is no command line: {error}") from error
+        raise UsageError(f"{ARGUMENTS} is not a command line: {error}") from error
     taken = [word for word in words if _is_ours(word)]
     if taken:
         raise UsageError(

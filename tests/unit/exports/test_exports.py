@@ -198,7 +198,7 @@ def test_llama_swap_keeps_models_that_fit_together() -> None:
 
 def test_a_format_of_another_engine_names_those_that_there_are() -> None:
     with pytest.raises(
-        UsageError, match="modelfile is no format for llama-server/made-up; formats for it: llama-server, compose"
+        UsageError, match="modelfile is not a format for llama-server/made-up; formats for it: llama-server, compose"
     ):
         write("modelfile", None, [entry()])
     with pytest.raises(UsageError, match="k8s has no style 'x'; there are: whole, mig, shared, hami"):

@@ -119,7 +119,7 @@ def test_auto_is_this_machine_s_ollama_where_docker_has_no_gpu(monkeypatch: pyte
 
 def test_a_missing_gpu_says_what_works_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(options: Options) -> None:
-        raise UnavailableError("there is no NVIDIA driver to ask")
+        raise UnavailableError("no NVIDIA driver found")
 
     monkeypatch.setattr("harness.inventory.backend.nvidia_gpus", nothing)
     with pytest.raises(UnavailableError) as caught:

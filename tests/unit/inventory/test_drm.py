@@ -35,7 +35,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     tree = Tree(tmp_path)
     found = drm_devices.drm_gpus
     monkeypatch.setattr(drm_devices, "drm_gpus", lambda *_: found(tree.sys, tree.proc, lambda *_: [(12 * GIB, 0)]))
-    monkeypatch.setattr(LocalMachine, "nvidia", UnavailableError("there is no NVIDIA driver to ask"))
+    monkeypatch.setattr(LocalMachine, "nvidia", UnavailableError("no NVIDIA driver found"))
     return tree
 
 

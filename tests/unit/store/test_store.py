@@ -235,7 +235,7 @@ def test_a_date_that_is_none_is_refused(store: Store, calibration: Calibration, 
     path.write_text(
         path.read_text().replace(f"calibrated_at: '{calibration.metadata.calibrated_at}'", f"calibrated_at: '{when}'")
     )
-    with pytest.raises(BadInputError, match="calibrated_at is no date"):
+    with pytest.raises(BadInputError, match="calibrated_at is not a date"):
         store.read(path)
 
 
