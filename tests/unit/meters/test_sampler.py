@@ -184,7 +184,7 @@ def test_a_driver_that_hangs_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> N
 
     subject = Sampler(Hangs(*known(1)), lambda: frozenset({1}))
     subject.start()
-    with pytest.raises(UntrustedError, match="no more readings"):
+    with pytest.raises(UntrustedError, match="stopped returning readings"):
         subject.stop()
     hanging.set()
 
