@@ -91,7 +91,7 @@ def test_versions_are_ordered_by_their_numbers_and_other_flavours_are_left_out()
     assert ordered([], "b100", "b200") == ["b100", "b200"]
     with pytest.raises(UsageError, match=r"0\.10\.0 is not before 0\.9\.0"):
         ordered(listed, "0.10.0", "0.9.0")
-    with pytest.raises(UsageError, match="no version"):
+    with pytest.raises(UsageError, match="not a version"):
         ordered(listed, "0.9.0", "$(id)")
 
 
