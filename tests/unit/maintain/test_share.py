@@ -181,12 +181,12 @@ def altered(path: Path, change: Any) -> Path:
             "not a calibration|contradicts|not what its record says",
         ),
         (lambda d: d["record"]["loads"][0]["busy"].update(total_bytes=1), "not what its record says|differs between loads"),
-        (lambda d: d["record"].update(notes=["see http://evil.example"]), "holds more than may be shared"),
+        (lambda d: d["record"].update(notes=["see http://evil.example"]), "contains more than may be shared"),
         (lambda d: d["record"]["settings"].update(env={"LD_PRELOAD": "/tmp/x"}), "LD_PRELOAD"),
         (lambda d: d["record"]["model"].update(name="a\u202eb"), "control characters"),
-        (lambda d: d.update(more=1), "no shared calibration"),
-        (lambda d: d.pop("record"), "no shared calibration"),
-        (lambda d: d["record"]["model"].update(name="other"), "holds more|not what its record says|belongs at"),
+        (lambda d: d.update(more=1), "not a shared calibration"),
+        (lambda d: d.pop("record"), "not a shared calibration"),
+        (lambda d: d["record"]["model"].update(name="other"), "contains more|not what its record says|belongs at"),
     ],
 )
 def test_a_file_that_does_not_follow_from_its_record_is_refused(tmp_path: Path, change: Any, said: str) -> None:
