@@ -6,7 +6,7 @@ DIR holds llama-server and ggml-rpc-server of a build whose remote devices work 
 calibrated on one, two and three ``ggml-rpc-server -d CPU`` at contexts up to 4,096, then judged over two and three of them: by
 the calibration on as many, and by that on one. Cards of any size are acted out by ``--fit-target``, one value a device. The
 truth is in the server's log: layers and bytes of each device, before it loads any weights (common/fit.cpp); it is ended then.
-The devices survive that here because they ignore SIGPIPE. All models write the page; some of them only print.
+The devices survive that here because they ignore SIGPIPE, as Python does. All models write the page; some of them only print.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -255,7 +254,6 @@ def main() -> int:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="harness-devices-")))
         log = folder / "devices.log"
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         for port in ports:
             server = subprocess.Popen(
                 [options.engine / "ggml-rpc-server", "-d", "CPU", "-p", str(port)], restore_signals=False,

@@ -96,8 +96,9 @@ class Device:
             env |= {"MALLOC_PERTURB_": "85", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
         with self._log.open("wb") as log:
             self._server = subprocess.Popen(
-                [PROGRAMS / "ggml-rpc-server", "-d", "CPU", "-p", str(port)], env=env, stdout=log, stderr=subprocess.STDOUT
-            )
+                [PROGRAMS / "ggml-rpc-server", "-d", "CPU", "-p", str(port)], env=env, stdout=log, stderr=subprocess.STDOUT,
+                restore_signals=False,  # Python ignores SIGPIPE: the device lives on when an engine is killed
+            )  # fmt: skip
         until(self._listens, "the device")
         self.address = f"127.0.0.1:{port}"
         self.options = ("--rpc", self.address)
