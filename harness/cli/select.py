@@ -26,21 +26,22 @@ def select_or_estimate(store: Store, model: str, query: QueryOptions) -> tuple[s
     Raises:
         NotFoundError: there is neither. UsageError: several engines have one. HarnessError: a header that cannot be read.
     """
-    from harness.serving.check import SOURCES, is_address, is_readable
+    from harness.serving.calibration_lookup import CalibrationFilter, CheckRequest
+    from harness.serving.check import SOURCES, is_address, is_known_hub_name, is_readable
 
+    wanted = CalibrationFilter.of(query)
     readable = not query.measured_only and is_readable(model)
     try:
-        if not readable or not is_address(model):
+        if not readable or not is_address(model) or is_known_hub_name(model, store, wanted.engine):
             return *select(store, model, query), "measured", ()
     except NotFoundError:
         if not readable:
             raise
     from harness.inventory.machine import LocalMachine
-    from harness.serving.calibration_lookup import CalibrationFilter, CheckRequest
     from harness.serving.estimates import estimate
 
     question = CheckRequest(model=model, context=query.ctx or 1, num_parallel=query.num_parallel)
-    found = estimate(question, store, LocalMachine(query.gpu), CalibrationFilter.of(query), query.available)
+    found = estimate(question, store, LocalMachine(query.gpu), wanted, query.available)
     if found is None or found.method is None:
         return *select(store, model, query), "measured", ()
     return found.calibration.id, found.calibration, SOURCES[found.method], found.warnings

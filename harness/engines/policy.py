@@ -194,6 +194,10 @@ class Policy(Rules):
         """Named volumes of a container that serves, and where they are mounted."""
         return {}
 
+    def other_names(self, name: str) -> tuple[str, ...]:
+        """What else the engine calls the model of a name."""
+        return ()
+
     def imported(self, facts: LoadFacts, total: int | None) -> tuple[LoadRequest, VllmSettings | None, tuple[str, ...]] | None:
         """What was asked of a load that its log alone describes, and notes; ``None``: it follows from its parts and a total.
 

@@ -9,7 +9,7 @@ from typing import Final, Literal, get_args
 
 import msgspec
 
-from harness.engines.registry import policy_of
+from harness.engines.registry import BUILT_IN, policy_of
 from harness.engines.settings import settings_alone
 from harness.errors import HarnessError, NotFoundError, UsageError
 from harness.inventory.machine import LocalMachine
@@ -222,6 +222,15 @@ def load(model: str, store: Store, wanted: CalibrationFilter | None = None) -> t
     raise NotFoundError(found, hint=hint, code="only-variants" if files else "no-calibration")
 
 
+def _by_other_names(model: str, store: Store, engine: str | None) -> list[tuple[Path, Calibration]]:
+    """Calibrations under another name that an engine has for the same model."""
+    for one in (engine,) if engine else BUILT_IN:
+        for other in policy_of(one).other_names(model):
+            if found := store.find(other, one):
+                return found
+    return []
+
+
 def _pick(
     question: CheckRequest,
     store: Store,
@@ -230,7 +239,7 @@ def _pick(
     available: tuple[int, ...] | None = None,
 ) -> tuple[Path, Calibration] | str:
     """The variant asked for, else one of the same GPU and settings, else the default file; or why there is none."""
-    found = store.find(question.model, wanted.engine)
+    found = store.find(question.model, wanted.engine) or _by_other_names(question.model, store, wanted.engine)
     if not found:
         return store.missing(question.model)
     if question.digest is not None:

@@ -81,8 +81,10 @@ class Assessment(msgspec.Struct, frozen=True, kw_only=True):
 
 #: What a verdict that rests on an estimate says of its source.
 SOURCES: Final[dict[Method, Source]] = {"dry run": "estimated", "formula": "formula"}
+#: Names of the Hub that Ollama gives its models, too.
+_HUB: Final = ("hf.co/", "huggingface.co/")
 #: How addresses begin (:func:`harness.headers.sources.is_remote`, which is not loaded for a name).
-_ADDRESSES: Final = ("https://", "http://", "hf://", "hf.co/", "huggingface.co/")
+_ADDRESSES: Final = ("https://", "http://", "hf://", *_HUB)
 #: Fields of a verdict in ``check --json``.
 FIELDS: Final = (
     *("basis", "source", "required_bytes", "reserve_bytes", "available_bytes", "short_bytes", "uncertainty_bytes"),
@@ -192,6 +194,11 @@ def is_address(model: str) -> bool:
     return model.startswith(_ADDRESSES)
 
 
+def is_known_hub_name(model: str, store: Store, engine: str | None) -> bool:
+    """Whether a name of the Hub is that of a calibration: Ollama calls its models so."""
+    return model.startswith(_HUB) and bool(store.find(model, engine))
+
+
 def is_readable(model: str) -> bool:
     """Whether its header may be read for an estimate: of an address, or of a file; nothing is opened."""
     return is_address(model) or names_file(model)
@@ -212,11 +219,12 @@ def choose_or_estimate(
         HarnessError: of a file or an address that was to be read. Otherwise as
             :func:`harness.serving.calibration_lookup.choose`.
     """
-    remote = is_address(question.model)
+    named = is_known_hub_name(question.model, store, wanted.engine)
+    remote = is_address(question.model) and not named
     found: CalibrationMatch | str = f"{question.model} is an address, and its weights are not here to be compared"
     if not remote:
         found = choose(question, store, machine, wanted, available)
-    if not isinstance(found, str) or measured_only or not is_readable(question.model):
+    if not isinstance(found, str) or measured_only or named or not is_readable(question.model):
         return found
     if not remote and not Path(question.model).expanduser().is_file():
         return f"{found}; and there is no such file"

@@ -333,3 +333,21 @@ def test_every_gpu_of_the_log_has_one_name(tmp_path: Path) -> None:
     code, error = refused(tmp_path, SMALL, "--total", "4628MiB", "--gpu", "NVIDIA X", "--gpu", "NVIDIA Y")
     assert (code, error["code"]) == (2, "count-differs")
     assert "1 GPU" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "code"),
+    [
+        ("hf.co/USER/made-up-GGUF:Q4_K_M", "hf.co/USER/made-up-GGUF:Q4_K_M", 0),
+        ("made-up", "made-up:latest", 0),
+        ("made-up:latest", "made-up", 0),
+        ("made-up:1b", "made-up:1b:latest", 4),
+        ("made-up:1b", "made-up:latest", 4),
+    ],
+)
+def test_a_name_of_ollama_finds_its_calibration(tmp_path: Path, given: str, asked: str, code: int) -> None:
+    """``ollama list`` prints ``latest``; a model of the Hub is called by its address, and was taken for one."""
+    assert run(tmp_path, MIDDLE, "--total", "4856MiB", "--model", given)[0] == 0
+    for verb in (["check", "--available", "7GiB"], ["predict"]):
+        arguments = [*verb, asked, "--ctx", "8192", "--store", str(tmp_path / "store")]
+        assert CliRunner().invoke(cli, arguments).exit_code in ((0,) if code == 0 else (4, 66)), verb

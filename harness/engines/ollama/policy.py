@@ -75,6 +75,13 @@ class OllamaPolicy(Policy):
     program = "ollama"
     slots_variable = "OLLAMA_NUM_PARALLEL"
 
+    def other_names(self, name: str) -> tuple[str, ...]:
+        """``latest`` is the tag of a name that has none (types/model/name.go); ``ollama list`` prints it."""
+        model, _, tag = name.rpartition(":")
+        if tag == "latest" and ":" not in model.rpartition("/")[2]:
+            return (model,)
+        return () if ":" in name.rpartition("/")[2] else (f"{name}:latest",)
+
     def runs(self, words: Sequence[str]) -> bool:
         """Its server and its runners: ``--model …/blobs/sha256-DIGEST`` (llm/llama_server.go), in containers too."""
         program = words[0].rpartition("/")[2]
