@@ -75,7 +75,7 @@ class PlainProgress(Observer):
     def point(self, context: int, num_batch: int | None, total: int | None, note: str | None) -> None:
         """A line for each load, and the line through those of its batch so far."""
         size = "" if total is None else f" {format_size(total):>10}"
-        batch = "" if num_batch is None or self._short else f" at batch {num_batch}"
+        batch = "" if num_batch is None or self._short else f" at batch {num_batch:,}"
         if note is not None or total is None:
             self._line(f"  {context:>9,} tokens{batch}{size}  ({note or 'not measured'})", "yellow")
             return

@@ -148,8 +148,10 @@ def _moved(drift: Drift) -> tuple[str, ...]:
 
 
 def merged_text(found: Sequence[Merged]) -> Iterator[str]:
-    """What became of each artifact of a merge."""
+    """What became of each artifact of a merge; those that are the same here are only counted."""
     for one in found:
+        if one.action == "same":
+            continue
         where = clean(f"{one.source} -> {one.target}" if one.target else one.source)
         yield f"{one.action:>10}  {where}{f'  ({clean(one.reason)})' if one.reason else ''}"
         if one.action == "conflict" and one.drift is not None:

@@ -51,6 +51,8 @@ def merge(
     """
     shelves = [Store(source) for source in sources]
     for shelf in shelves:
+        if not shelf.root.is_dir():
+            raise NotFoundError(f"no such folder: {shelf.root}", code="no-such-store")
         if next(shelf.paths(), None) is None and next(shelf.runs(), None) is None:
             raise NotFoundError(f"no calibrations in {shelf.root}", code="no-such-store")
     for shelf in shelves:

@@ -127,8 +127,11 @@ def test_a_damaged_file_is_named_and_stops_nothing(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_calibrations_is_not_a_store(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="no calibrations"):
+    with pytest.raises(NotFoundError, match="no such folder"):
         merged(Store(tmp_path / "here"), Store(tmp_path / "nothing"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotFoundError, match="no calibrations"):
+        merged(Store(tmp_path / "here"), Store(tmp_path / "empty"))
 
 
 def test_a_run_brings_its_own_files_and_nothing_that_a_link_leads_to(tmp_path: Path) -> None:
