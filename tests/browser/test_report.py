@@ -93,6 +93,9 @@ def test_every_control_does_what_it_says(browser: Any, tmp_path: Path) -> None:
     tab.select_option(slots, "1")
     tab.select_option("#cards", "2")
     assert "harness check judges them together" in shown.text("#together")
+    tab.select_option(context, "3072")
+    assert shown.text(f"{row} .verdict") == "unknown"
+    assert "ollama/first: several cards are listed at powers of two" in shown.text("#together"), "why, for a phone too"
     tab.select_option("#cards", "1")
 
     tab.fill("#pick", "ollama")

@@ -328,6 +328,10 @@
         const alone = many > 1 ? here.map(one => planner.look(one.entry.planner, many, ...asked(one).slice(1, 3), available)) : null;
         const found = alone ?? planner.together(here.map(asked), available);
         here.forEach((one, index) => show(one, found[index], planner.largest(one.entry.planner, many, Number(one.slots.value), found[index].available / many)));
+        here.forEach((one, index) => {
+          const why = found[index].reason ?? (found[index].tight ? "within the uncertainty of the prediction" : null);
+          if (why) said.push(`${one.entry.key}: ${why}.`);
+        });
         if (here.length > 1 && alone) said.push(`On ${many} cards each model is judged alone: harness check judges them together.`);
         else if (here.length > 1)
           said.push(`Started in this order (${name}): ${here.map((one, index) => `${one.entry.key} ${found[index].fate ?? "unknown"}`).join(", ")}.`);
@@ -343,7 +347,6 @@
       const texts = [word, size(found.required), found.short ? size(found.short) : "–", layers, speed, largest === 0 ? "none" : count(largest)];
       out.forEach((cell, index) => { cell.textContent = texts[index]; });
       out[0].className = `verdict ${found.verdict}`;
-      out[0].title = found.reason ?? (found.tight ? "within the uncertainty of the prediction" : "");
     }
 
     choices.slice().sort((a, b) => isHost(a) - isHost(b)).slice(0, 2).forEach(addRow);
