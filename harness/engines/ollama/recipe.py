@@ -20,7 +20,7 @@ from harness.engines.ollama.api import connected
 from harness.engines.ollama.models import check_digest, described, present
 from harness.engines.ollama.names import manifest, models_folder, split_name, stored_digest
 from harness.engines.ollama.policy import OllamaPolicy, is_on
-from harness.errors import EngineError, NotFoundError, UnavailableError
+from harness.errors import EngineError, NotFoundError, UnavailableError, UsageError
 from harness.fit.load_plan import DEFAULT_BATCH
 from harness.model.finding import Finding
 from harness.model.gpu import LocalGpu
@@ -104,6 +104,13 @@ class Ollama(Engine):
 
     def resolve(self, name: str, options: Options) -> Source:
         """A GGUF file by its path, or a name of Ollama's, which a registry or the user's models folder has."""
+        keys, both, _ = (options.kv_cache_type or "").partition("/")
+        if both:  # it would warn in its log, and take f16
+            raise UsageError(
+                f"Ollama has one type for the keys and the values of its cache, not {options.kv_cache_type}",
+                hint=f"--kv-cache-type {keys}; --engine llama-server has two",
+                code="one-cache-type",
+            )
         if name.endswith(".gguf"):
             path = Path(name).expanduser()
             gguf.refuse_header_only(path)

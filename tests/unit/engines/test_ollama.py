@@ -10,7 +10,7 @@ import pytest
 from harness.engines.base import Options, Source
 from harness.engines.ollama.names import split_name
 from harness.engines.ollama.recipe import VOLUME, Ollama
-from harness.errors import NotFoundError, UnavailableError
+from harness.errors import NotFoundError, UnavailableError, UsageError
 from harness.model.record import EngineVersion, Gpu, LoadRequest, Model, Target
 from harness.prediction.memory import predict
 from harness.sandboxes.base import GpuRequest, Mount, Site
@@ -101,6 +101,11 @@ def test_the_batch_rule_follows_the_version(version: str, limits: tuple[tuple[in
 )
 def test_what_placement_keeps_free(version: str, env: dict[str, str], projector: int, reserve: int) -> None:
     assert Ollama.policy.reserve_bytes(version, env, projector) == reserve
+
+
+def test_two_types_of_cache_are_refused_before_anything_starts() -> None:
+    with pytest.raises(UsageError, match="one type for the keys and the values"):
+        Ollama().resolve("tiny", Options(kv_cache_type="q8_0/f16"))
 
 
 def test_the_server_is_alone_and_offline_but_for_the_pull() -> None:
