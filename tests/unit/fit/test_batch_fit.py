@@ -300,3 +300,22 @@ def test_planned_loads_have_the_bookkeeping_of_their_own_cells() -> None:
     )
     calibration = fit_record(msgspec.structs.replace(made, loads=(made.loads[0], *planned)))
     assert predict(calibration, 131_072, 4).total_bytes == pytest.approx(model.truth(131_072, 512, 4), rel=1e-5)
+
+
+@pytest.mark.parametrize(("off", "refused"), [(-6 * MIB, False), (6 * MIB, True)])
+def test_a_smallest_load_below_the_line_of_the_others_is_an_observation(off: int, refused: bool) -> None:
+    """An f32 cache, measured: 4 MiB less at 512 tokens than the line of 2,048 to 8,192 says. More would be another line."""
+    model = msgspec.structs.replace(PLAIN, weights=64 * MIB, overhead=30 * MIB)
+    loads = [model.load(LoadRequest(context=context, num_batch=512)) for context in (512, 2048, 4096, 8192)]
+    compute = loads[0].facts.devices[GPU].compute_bytes  # type: ignore[union-attr]
+    run = record(with_compute(loads[0], (compute or 0) + off), *loads[1:])
+    if refused:
+        with pytest.raises(UntrustedError, match="left out"):
+            fit_record(run)
+        return
+    calibration = fit_record(run)
+    assert [load.context for load in calibration.metadata.quality.loads] == [2048, 4096, 8192]
+    assert any(
+        "context 512: not a point of the fit (6.0 MiB below the line" in note for note in calibration.metadata.quality.notes
+    )
+    assert predict(calibration, 131_072).total_bytes == pytest.approx(model.truth(131_072, 512), rel=1e-4)
