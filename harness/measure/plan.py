@@ -53,7 +53,7 @@ def plan_calibration(policy: Policy, request: Request, options: Options, version
     if beyond:
         raise UsageError(
             f"{request.name} was trained on {train:,} tokens; a context of {max(beyond):,} is beyond that",
-            hint=f"use --ctx up to {train}",
+            hint=f"use --ctx up to {train}; a comma before three digits belongs to the number: '256 512' are two contexts",
             code="beyond-training",
         )
     contexts, notes = enough_contexts(request.contexts, request.num_batch, not policy.plans_anew)
@@ -100,7 +100,7 @@ def enough_contexts(
     if not smaller:
         raise UsageError(
             f"--ctx: one context of {largest:,} tokens gives no line, and a smaller one is below a batch of {floor:,}",
-            hint=f"--ctx {largest},{2 * largest}",
+            hint=f"--ctx '{largest} {2 * largest}', or --num-batch {largest // 2}",
             code="one-context",
         )
     named = " and ".join(f"{one:,}" for one in smaller)
