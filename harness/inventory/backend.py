@@ -231,7 +231,7 @@ def resolve_name(name: str, engine: Engine, catalog: Catalog, options: Options) 
         if name.startswith(("https://", "hf.co/", "hf://")):
             hint = f"its memory can be measured without a download: --header-only; or: {hint}"
         raise NotFoundError(
-            f"{engine.policy.title} cannot reach {name!r}: it loads GGUF files", hint=f"{hint}. {_contained(name, options)}",
+            f"{engine.policy.title} cannot reach {name!r}: it loads GGUF files", hint=f"{hint}; {_contained(name, options)}",
             code="no-such-model",
         )  # fmt: skip
     if entry is None:

@@ -303,7 +303,7 @@ def _started(
             watch.progress("hashing the model", 0, None)
             model = msgspec.structs.replace(source.model, digest=cached_sha256(source.path))
             source = msgspec.structs.replace(source, model=model)
-        watch.phase(f"starting {engine.name}", 1, 2)
+        watch.phase(f"starting {engine.name}", 1, 1)
         if engine.persistent:
             source = runner.prepare(source, request)
         running = runner.running or runner.start(source, request)
