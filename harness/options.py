@@ -19,7 +19,7 @@ import msgspec
 from harness.engines.registry import BUILT_IN, engine_names, is_engine
 from harness.errors import UsageError
 from harness.model.record import LoadRequest
-from harness.units import MAX_CONTEXT, parse_size, parse_token_list, parse_tokens, read_numbers, read_sizes
+from harness.units import MAX_CONTEXT, parse_reserve, parse_size, parse_token_list, parse_tokens, read_numbers, read_sizes
 
 SandboxChoice = Literal["auto", "docker", "process"]
 FlashAttention = Literal["auto", "on", "off"]
@@ -347,7 +347,7 @@ class QueryOptions(_Validated, frozen=True, kw_only=True):
     ] = None
     n_cpu_moe: Annotated[int, _placing(metavar="N", least=0, most=4096, help="First layers whose experts are on the host.")] = 0
     fit: Annotated[Literal["on", "off"], _placing(help="off: the engine moves nothing to the host.")] = "on"
-    reserve: Annotated[int | None, _placing(metavar="SIZE", read=parse_size, help="What the engine keeps free.")] = None
+    reserve: Annotated[int | None, _placing(metavar="SIZE", read=parse_reserve, help="What the engine keeps free.")] = None
     host_available: Annotated[int | None, _placing(metavar="SIZE", read=parse_size, help="Available host memory.")] = None
     store: Annotated[str | None, Option(metavar="DIR", help="Folder of calibrations and runs.")] = None
 

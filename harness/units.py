@@ -56,6 +56,11 @@ def parse_size(text: str) -> int:
     return value
 
 
+def parse_reserve(text: str) -> int:
+    """A size, or ``0``: the engine may fill its device (``--fit-target 0``)."""
+    return 0 if text.strip() == "0" else parse_size(text)
+
+
 #: A count of tokens as people type and print it; in a list, a comma before three digits belongs to the number.
 _TOKENS: Final = re.compile(r"(?P<number>\d{1,3}(?:[,_]\d{3})+(?!\d)|\d+)(?P<prefix>[km]?)", re.IGNORECASE | re.ASCII)
 

@@ -70,6 +70,7 @@ def test_a_reserve_of_ones_own_moves_the_edge(run: Command) -> None:
     answer = data(run("check", "made-up@8192", "--available", "5120", "--reserve", "256MiB", "--json"))
     assert (answer["verdict"], answer["reserve_bytes"]) == ("fits", 256 * MIB)
     assert data(run("check", "made-up@8192", "--available", "5120", "--reserve", "2GiB", "--json"))["verdict"] == "offload"
+    assert data(run("check", "made-up@8192", "--available", "5120", "--reserve", "0", "--json"))["reserve_bytes"] == 0
 
 
 def test_some_layers_by_choice_leave_the_rest_to_the_host(run: Command) -> None:
