@@ -16,7 +16,7 @@ act() {
     "$harness" "$@" >"$place/out" 2>&1
     status=$?
     printf '$ harness %s   [%s ms, status %d]\n' "$*" "$((($(date +%s%N) - began) / 1000000))" "$status"
-    sed 's/^/    /' "$place/out" | head -12
+    sed 's/^/    /' "$place/out" | head -30
 }
 
 story '1. A log and a figure of nvidia-smi'
