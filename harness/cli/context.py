@@ -92,16 +92,21 @@ def _repeating(result: CommandResult, option: str) -> CommandResult:
 
 
 def _refuse_empty(context: click.Context) -> None:
-    """Refuse an operand that is the empty text: of an unset variable, which would be this folder, or a default.
+    """Refuse an operand that is the empty text, typed or by its variable: it would be this folder, or a default.
 
     Raises:
         UsageError: it is one.
     """
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
-        if isinstance(parameter, click.Argument) and (value == "" or (isinstance(value, tuple) and "" in value)):
+        if not isinstance(parameter, click.Argument):
+            continue
+        if value == "" or (isinstance(value, tuple) and "" in value):
             what = parameter.make_metavar(context).strip("[").partition("[")[0].rstrip(".]")
             raise UsageError(f"{what} is empty", code="bad-name")
+        typed = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        if not typed and isinstance(parameter.envvar, str) and os.environ.get(parameter.envvar) == "":
+            raise UsageError(f"{parameter.envvar} is empty", hint="name a model, or unset the variable", code="bad-name")
 
 
 def _origins(store: str | None) -> Iterator[str]:

@@ -41,7 +41,7 @@ def held_by(engine: EngineName, servers: Sequence[RunningServer]) -> tuple[str, 
         for model in server.models:
             part = "all" if model.gpu_bytes == model.size_bytes else format_size(model.gpu_bytes)
             gpu = f", {part} of it on the GPU" if model.gpu_bytes else ""
-            context = f" at {model.context} tokens" if model.context else ""
+            context = f" at {model.context:,} tokens" if model.context else ""
             size = (
                 "it does not say how much"
                 if model.size_bytes is None

@@ -68,5 +68,5 @@ def _batches(
             yield Candidate(key, calibration, derived, settings.kv_cache_type, only)
         else:
             fixed, beyond = at_batch(calibration, batch)
-            said = (f"physical batch {batch} beyond {beyond} tokens, by its straight line",) if beyond else ()
+            said = (f"physical batch {batch:,} beyond {beyond:,} tokens, by its straight line",) if beyond else ()
             yield Candidate(key, fixed, (*derived, *said), settings.kv_cache_type, batch)

@@ -112,9 +112,10 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
     within = context <= metadata.quality.valid_to
     warnings: list[str] = []
     if not within:
-        warnings.append(f"context {context} is beyond {metadata.quality.valid_to}, the range of this calibration: extrapolated")
+        reach = f"{metadata.quality.valid_to:,}, the range of this calibration"
+        warnings.append(f"context {context:,} is beyond {reach}: extrapolated")
     if band.num_batch is not None and cells < band.num_batch:
-        warnings.append(f"context {context} is below the physical batch of {band.num_batch}: an upper bound")
+        warnings.append(f"context {context:,} is below the physical batch of {band.num_batch:,}: an upper bound")
     if weights is None:
         warnings.append(PARTS_UNKNOWN)
     elif overhead is None:

@@ -61,12 +61,12 @@ def derive(calibration: Calibration, asked: AskedSettings, *, ggml_caches: bool 
         flash = asked.flash_attention
     batches = {band.num_batch for band in calibration.metadata.bands}
     if asked.num_batch is not None and asked.num_batch not in batches:
-        measured = ", ".join(str(batch) for batch in sorted(batch for batch in batches if batch is not None)) or "unknown"
-        obstacles.append(f"physical batch {measured}, not {asked.num_batch}")
+        measured = ", ".join(f"{batch:,}" for batch in sorted(batch for batch in batches if batch is not None)) or "unknown"
+        obstacles.append(f"physical batch {measured}, not {asked.num_batch:,}")
     elif asked.num_batch is not None and len(batches) > 1:
         calibration, beyond = at_batch(calibration, asked.num_batch)
         if beyond is not None:
-            derived.append(f"physical batch {asked.num_batch} beyond {beyond} tokens, by its straight line")
+            derived.append(f"physical batch {asked.num_batch:,} beyond {beyond:,} tokens, by its straight line")
     shared = any(SHARED_CACHE in note for note in calibration.metadata.quality.notes)
     if ggml_caches and shared and asked.num_parallel not in (None, own.num_parallel):
         obstacles.append(f"one cache for {counted(own.num_parallel, 'slot')}, not {counted(asked.num_parallel or 1, 'slot')}")

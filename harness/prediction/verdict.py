@@ -105,7 +105,7 @@ def judge(
     metadata = calibration.metadata
     needed = predict(calibration, context, num_parallel)
     if not needed.within_range and not extrapolate:
-        reason = f"a context of {context} is beyond {metadata.quality.valid_to}, the range of this calibration"
+        reason = f"a context of {context:,} is beyond {metadata.quality.valid_to:,}, the range of this calibration"
         return unknown(calibration, needed, available, reason, rules)
     if not available:
         return unknown(calibration, needed, None, "the memory that is free is not known", rules)

@@ -47,7 +47,7 @@ def settings(one: Choice) -> str:
     """What to set."""
     words = [f"{one.context:,} tokens", f"{one.num_parallel} slots" if one.num_parallel > 1 else ""]
     words.append(f"KV cache {one.kv_cache_type}")
-    words.append("" if one.num_batch is None else f"physical batch {one.num_batch}")
+    words.append("" if one.num_batch is None else f"physical batch {one.num_batch:,}")
     words.append("" if not one.cards else f"on {' + '.join(one.cards)}")
     return ", ".join(filter(None, words))
 

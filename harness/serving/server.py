@@ -162,7 +162,7 @@ def serve(
     if judged.chosen is not None and judged.chosen.derived:
         watch.warn(f"tuned: {'; '.join(judged.chosen.derived)}")
     if context != question.context:
-        watch.warn(f"context {context} instead of {question.context}")
+        watch.warn(f"context {context:,} instead of {question.context:,}")
     options = completed(options, judged, store)
     if judged.chosen is not None and judged.chosen.method is None:
         watch.say(f"handed to {judged.chosen.calibration.engine}: {handed(options.model, options.image, options.env)}")

@@ -42,7 +42,7 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
     def beyond(self) -> str | None:
         """That the context asked for is beyond the calibrated range, where it is."""
         context, reach = self.tuning.demand.context or 0, self.chosen.calibration.metadata.quality.valid_to
-        return f"a context of {context} is beyond {reach}, the range of this calibration" if context > reach else None
+        return f"a context of {context:,} is beyond {reach:,}, the range of this calibration" if context > reach else None
 
     def to_json(self) -> dict[str, object]:
         """The object of ``tune --json``."""

@@ -33,6 +33,13 @@ def test_an_empty_operand_is_a_usage_error(run: Command, verb: str) -> None:
     assert (status, " is empty" in text) == (2, True), text
 
 
+def test_an_empty_variable_is_an_empty_operand(run: Command) -> None:
+    """A CI job's `MODEL=$UNSET make calibrate` must not measure the default model, and replace its calibration."""
+    done = run("calibrate", "--dry-run", HARNESS_MODEL="")
+    assert (done.returncode, "HARNESS_MODEL is empty" in done.stderr) == (2, True), done
+    assert run("show", "made-up", HARNESS_MODEL="").returncode == 0, "a model that is typed goes before the variable"
+
+
 @pytest.mark.parametrize("verb", ["rename made-up", "diff made-up", "check made-up@8192"])
 def test_an_empty_operand_behind_another_is_one_too(run: Command, tmp_path: Path, verb: str) -> None:
     assert said(run, verb, "")[0] == 2
@@ -84,7 +91,7 @@ def test_figures_of_what_is_not_calibrated_are_not_found(run: Command, verb: str
 @pytest.mark.parametrize("verb", ["check", "export compose", "tune"])
 def test_a_context_beyond_the_range_is_unknown(run: Command, verb: str) -> None:
     status, text = said(run, verb, "made-up@1000000")
-    assert (status, "a context of 1000000 is beyond 131072, the range of this calibration" in text) == (4, True), text
+    assert (status, "a context of 1,000,000 is beyond 131,072, the range of this calibration" in text) == (4, True), text
 
 
 @pytest.mark.parametrize("verb", ["check", "export compose", "tune"])

@@ -117,7 +117,7 @@ def allocate(calibration: Calibration, context: int, concurrency: int, available
         largest = sizing.max_context
         raise OffloadLikelyError(
             _reason(calibration, context, concurrency, sizing),
-            hint=f"largest context that fits: {largest}" if largest else "free memory on the GPU, or take a smaller model",
+            hint=f"largest context that fits: {largest:,}" if largest else "free memory on the GPU, or take a smaller model",
             code="does-not-fit",
         )
     vllm = sizing.vllm
@@ -241,11 +241,11 @@ def _largest(calibration: Calibration, blocks: KvBlocks, concurrency: int, card:
 def _reason(calibration: Calibration, context: int, concurrency: int, sizing: Sizing) -> str:
     valid, card = calibration.metadata.quality.valid_to, sizing.card
     if context > valid:
-        return f"a context of {context} is beyond {valid}, the range of this calibration"
+        return f"a context of {context:,} is beyond {valid:,}, the range of this calibration"
     sequences = f"{concurrency} sequences" if concurrency > 1 else "one sequence"
     verb = "need" if concurrency > 1 else "needs"
     rest = card.footprint if card.by_bytes else (card.budget or 0)
     return (
-        f"{sequences} of {context} tokens {verb} {format_size(sizing.kv_cache_bytes)} of KV cache beside {format_size(rest)} "
+        f"{sequences} of {context:,} tokens {verb} {format_size(sizing.kv_cache_bytes)} of KV cache beside {format_size(rest)} "
         f"and a margin of {format_size(sizing.margin_bytes)}, and {format_size(card.free)} are free"
     )

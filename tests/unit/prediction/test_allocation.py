@@ -149,12 +149,12 @@ def test_from_0_29_on_one_block_less_is_refused_at_the_start() -> None:
 def test_a_refusal_says_why_and_what_would_fit() -> None:
     with pytest.raises(OffloadLikelyError) as refused:
         allocate(vllm_calibration(), 131072, 4, (24 * GIB,))
-    assert "4 sequences of 131072 tokens need 64.00 GiB" in refused.value.message
-    assert refused.value.hint == "largest context that fits: 11040"
+    assert "4 sequences of 131,072 tokens need 64.00 GiB" in refused.value.message
+    assert refused.value.hint == "largest context that fits: 11,040"
 
 
 def test_a_context_beyond_the_model_is_refused() -> None:
-    with pytest.raises(UnknownVerdictError, match="beyond 131072"):
+    with pytest.raises(UnknownVerdictError, match="beyond 131,072"):
         allocate(vllm_calibration(), 131073, 1, (80 * GIB,))
 
 

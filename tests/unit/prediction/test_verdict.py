@@ -81,7 +81,7 @@ def test_beyond_the_range_is_unknown_unless_extrapolated() -> None:
     calibration = calibrated()
     beyond = judge(calibration, 200_000, 1, (80 * GIB,))
     assert beyond.verdict == "unknown"
-    assert "131072" in (beyond.reason or "")
+    assert "131,072" in (beyond.reason or "")
     assert judge(calibration, 200_000, 1, (80 * GIB,), extrapolate=True).verdict == "fits"
     assert judge(calibration, 8192, 1, None).verdict == "unknown"
 

@@ -185,7 +185,7 @@ def test_settings_that_were_not_measured_and_do_not_follow_are_unknown(tmp_path:
     for settings, text, command in (
         ({"kv_cache_type": "q4_0"}, "KV cache f16, not q4_0", "--kv-cache-type q4_0 --variant kv-q4_0"),
         ({"flash_attention": "disabled"}, "flash attention enabled, not disabled", "--flash-attention off --variant fl-off"),
-        ({"num_batch": 2048}, "physical batch 512, not 2048", "--num-batch 2048 --variant nu-2048"),
+        ({"num_batch": 2048}, "physical batch 512, not 2,048", "--num-batch 2048 --variant nu-2048"),
     ):
         (one,) = ask(store, "made-up", **settings).models
         assert one.verdict == "unknown"
@@ -329,7 +329,7 @@ def test_the_ollama_that_runs_here_says_its_version(ollama: tuple[int, list[byte
         assert [one.version for one in running(host, tmp_path)] == ["0.31.2"], host
     assert set(asked) == {b"/api/version", b"/api/ps"}, "nothing else is asked of it"
     (sentence,) = held_by("ollama", running(f":{port}", tmp_path))
-    assert "m:latest at 4096 tokens: it does not say how much" in sentence, "0 bytes is no size"
+    assert "m:latest at 4,096 tokens: it does not say how much" in sentence, "0 bytes is no size"
     assert "ollama stop m:latest" in sentence
     for host in ("10.1.2.3:11434", "https://example.org", "nonsense:x", "127.0.0.1:1", "127.0.0.1:99999"):
         assert running(host, tmp_path) == (), host
