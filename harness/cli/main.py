@@ -133,6 +133,12 @@ def main() -> None:
     """Run the command line and end with the contract's exit codes."""
     try:
         _main()
+    except SystemExit:
+        try:
+            sys.stdout.flush()
+        except OSError:  # said already; Python, which tries once more at the very end, would make the status 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
     except OSError:  # not even the failure can be said
         lose_streams()
         sys.exit(CannotWriteError.exit_code)
