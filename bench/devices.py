@@ -26,6 +26,7 @@ from unittest import mock
 
 import msgspec
 
+from bench.fitting import DONE, decision
 from bench.models import MODELS
 from harness.engines.llama_server.recipe import LlamaServer
 from harness.measure import dry_runs
@@ -53,7 +54,6 @@ EDGES: Final = (1.011, 1.003, 0.997, 0.989)
 SIZES: Final = ((1.0, 1.0), (1.0, 0.5), (0.5, 1.0, 1.0))
 #: What every remote device of the kind CPU says is free: all of the machine's memory (ggml-cpu.cpp).
 FREE: Final = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-_DONE: Final = "common_fit_params: "
 _FIRST: Final = re.compile(r"- RPC\d+ \(.*:\s*\d+ total,\s*(\d+) used,")
 #: A layout that the engine tries; the last one that it keeps is what it goes on with (``set ngl_per_device[``).
 _TRIED: Final = re.compile(r"id=\d+, n_layer=\s*(\d+), n_part=\s*(\d+), overflow_type=(\d), mem=\s*(\d+) MiB")
@@ -121,31 +121,21 @@ def decide(engine: Path, ports: Sequence[int], model: Path, context: int, target
     """Have llama-server place the layers, and end it before it loads them."""
     remote = ",".join(f"127.0.0.1:{port}" for port in ports)
     names = ",".join(f"RPC{index}" for index in range(len(ports)))
-    process = subprocess.Popen(
+    lines = decision(
         [
             engine / "llama-server", "-m", model, "--rpc", remote, "-dev", names, "-c", str(context), "-np", "1",
             "-b", "2048", "-ub", "512", "-fa", "on", "--fit-target", ",".join(map(str, targets)), "--no-ui", "--offline",
             "--host", "127.0.0.1", "--port", str(free_port()), "--log-verbosity", "4", "--no-log-prefix", "--no-log-timestamps",
         ],
-        env={**os.environ, "LD_LIBRARY_PATH": str(engine)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, errors="replace",
+        {**os.environ, "LD_LIBRARY_PATH": str(engine)},
     )  # fmt: skip
-    lines: list[str] = []
-    try:
-        for line in process.stdout or ():
-            lines.append(line)
-            if _DONE in line:
-                break
-    finally:
-        process.kill()
-        process.communicate(timeout=60)
     return read_decision(lines, len(ports))
 
 
 def read_decision(lines: Sequence[str], devices: int) -> Truth:
     """What the log of the fit says."""
     text = "".join(lines)
-    if _DONE not in text:
+    if DONE not in text:
         raise SystemExit(f"no decision: {text[-600:]}")
     first = tuple(int(used) for used in _FIRST.findall(text)[-devices:])
     if "no changes needed" in text:

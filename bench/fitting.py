@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +31,8 @@ from tests.support.truth import PROGRAMS, Device, free_port
 RESERVE: Final = 1024 * MIB
 #: Contexts of a calibration; everything judged lies beyond them.
 NEAR: Final = (1024, 2048, 4096)
-_DONE: Final = "common_fit_params: "
+#: The last line of a fit, and of it alone (common/fit.cpp).
+DONE: Final = "common_fit_params: "
 _ROW: Final = re.compile(r"\|\s+- (\w+) \([^|]*\|\s*\d+ =\s*\d+ \+ \(\s*(\d+) =\s*(\d+) \+")
 _PROJECTED: Final = re.compile(r"projected to use (\d+) MiB of device memory vs. (\d+) MiB")
 _PLACED: Final = re.compile(r"- \w+ \(.*:\s*(\d+) layers(?: \(\s*(\d+) overflowing\))?,\s*(\d+) MiB used")
@@ -105,7 +106,7 @@ def environment(device: Device) -> dict[str, str]:
 def engine_fit(device: Device, model: Path, kv_cache_type: str, context: int, target: int) -> Fitted:
     """Have the engine decide, and end it before it loads; a device that still clears up after the last one is asked again."""
     for _ in range(20):
-        text = _decide(device, model, kv_cache_type, context, target)
+        text = "".join(decision(command(device, model, kv_cache_type, context, target), environment(device)))
         if "Failed to connect" not in text:
             break
         time.sleep(0.25)
@@ -114,21 +115,19 @@ def engine_fit(device: Device, model: Path, kv_cache_type: str, context: int, ta
     return read_fit(text)
 
 
-def _decide(device: Device, model: Path, kv_cache_type: str, context: int, target: int) -> str:
-    process = subprocess.Popen(
-        command(device, model, kv_cache_type, context, target),
-        env=environment(device), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-    )  # fmt: skip
+def decision(command: Sequence[str | Path], env: Mapping[str, str]) -> list[str]:
+    """Lines of an engine's log up to the end of its fit; it is ended before it loads weights."""
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     lines: list[str] = []
     try:
         for line in process.stdout or ():
             lines.append(line)
-            if _DONE in line:
+            if DONE in line:
                 break
     finally:
         process.kill()
         process.communicate(timeout=60)
-    return "".join(lines)
+    return lines
 
 
 def read_fit(text: str) -> Fitted:

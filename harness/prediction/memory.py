@@ -57,6 +57,12 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         return document
 
 
+def beyond_range(calibration: Calibration, context: int) -> str | None:
+    """That a context, tokens per slot, is beyond what the calibration answers for; ``None`` where it is not."""
+    valid = calibration.metadata.quality.valid_to
+    return f"a context of {context:,} is beyond {valid:,}, the range of this calibration" if context > valid else None
+
+
 def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, num_batch: int | None = None) -> Prediction:
     """Memory at ``context`` tokens per slot with ``num_parallel`` slots.
 

@@ -12,7 +12,7 @@ from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.prediction.devices import Arranged, Devices, DeviceVerdict, arrange
 from harness.prediction.host import host_bytes
-from harness.prediction.memory import Prediction, predict
+from harness.prediction.memory import Prediction, beyond_range, predict
 from harness.prediction.one_memory import OneMemory, decode_speed, layers_total
 from harness.prediction.rules import Reason, Rules, Sized, Spread
 from harness.units import CELL_PADDING
@@ -104,8 +104,7 @@ def judge(
     """
     metadata = calibration.metadata
     needed = predict(calibration, context, num_parallel)
-    if not needed.within_range and not extrapolate:
-        reason = f"a context of {context:,} is beyond {metadata.quality.valid_to:,}, the range of this calibration"
+    if (reason := beyond_range(calibration, context)) is not None and not extrapolate:
         return unknown(calibration, needed, available, reason, rules)
     if not available:
         return unknown(calibration, needed, None, "the memory that is free is not known", rules)

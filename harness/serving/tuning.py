@@ -11,6 +11,7 @@ from harness.errors import ADVICE, UnknownVerdictError, UsageError
 from harness.inventory.machine import LocalMachine
 from harness.model.calibration import Calibration
 from harness.prediction.forced import NOTHING
+from harness.prediction.memory import beyond_range
 from harness.prediction.settings import AskedSettings, at_batch, derive
 from harness.prediction.tuning import Choice, Demand, Tuning
 from harness.prediction.tuning import tune as search
@@ -41,8 +42,7 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def beyond(self) -> str | None:
         """That the context asked for is beyond the calibrated range, where it is."""
-        context, reach = self.tuning.demand.context or 0, self.chosen.calibration.metadata.quality.valid_to
-        return f"a context of {context:,} is beyond {reach:,}, the range of this calibration" if context > reach else None
+        return beyond_range(self.chosen.calibration, self.tuning.demand.context or 0)
 
     def to_json(self) -> dict[str, object]:
         """The object of ``tune --json``."""

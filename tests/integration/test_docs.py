@@ -12,16 +12,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_reference_is_what_the_code_says() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "scripts/reference.py", "--check"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+def python(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """This Python in the root of the project, with more in its environment."""
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, check=False
     )
+
+
+def test_the_reference_is_what_the_code_says() -> None:
+    done = python("scripts/reference.py", "--check", PYTHONPATH=str(ROOT))
 
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -34,15 +33,7 @@ def test_every_page_is_in_the_index() -> None:
 
 @pytest.mark.requires("docs")
 def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site"), NO_MKDOCS_2_WARNING="1")
 
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "site" / "reference" / "cli.html").is_file()

@@ -13,20 +13,13 @@ from harness.engines.ollama.recipe import Ollama
 from harness.errors import NotPermittedError
 from harness.model.record import Model
 from tests.support.ollama import standin
-from tests.support.ollama_installed import program, store
+from tests.support.ollama_installed import own_ollama, store
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user with an Ollama of their own, and no other on the machine."""
-    program(tmp_path / "bin", Path("/engine"))
-    monkeypatch.setattr(native, "_SERVICE_STORES", (str(tmp_path / "service"),))
-    monkeypatch.setattr(native, "_UNITS", (str(tmp_path / "units"),))
-    monkeypatch.setattr(native, "processes", lambda _: ())
-    for name, value in {"HOME": str(tmp_path / "home"), "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("OLLAMA_MODELS", raising=False)
-    return tmp_path
+    return own_ollama(tmp_path, monkeypatch)
 
 
 def quiet(what: str, done: float, total: float | None) -> None:

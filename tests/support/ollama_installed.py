@@ -8,6 +8,9 @@ import shutil
 import sys
 from pathlib import Path
 
+import pytest
+
+from harness.engines.ollama import native
 from tests.support.images import OLLAMA_PROGRAM
 from tests.support.ollama import registry
 
@@ -22,6 +25,18 @@ def program(folder: Path, engine: Path, **env: str) -> Path:
     path.write_text(f'#!/bin/sh\nexport {settings}\nexec {sys.executable} {OLLAMA_PROGRAM} "$@"\n')
     path.chmod(0o755)
     return path
+
+
+def own_ollama(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user below ``folder`` with an Ollama of their own, and no other on the machine."""
+    program(folder / "bin", Path("/engine"))
+    monkeypatch.setattr(native, "_SERVICE_STORES", (str(folder / "service"),))
+    monkeypatch.setattr(native, "_UNITS", (str(folder / "units"),))
+    monkeypatch.setattr(native, "processes", lambda _: ())
+    for name, value in {"HOME": str(folder / "home"), "PATH": f"{folder / 'bin'}:/usr/bin:/bin"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("OLLAMA_MODELS", raising=False)
+    return folder
 
 
 def store(folder: Path, name: str = "tiny", tag: str = "latest") -> Path:

@@ -16,6 +16,7 @@ from harness.errors import OffloadLikelyError, UnknownVerdictError
 from harness.model.calibration import Calibration, KvBlocks
 from harness.model.record import VllmSettings
 from harness.prediction.allocation import Allocation, Deployment
+from harness.prediction.memory import beyond_range
 from harness.text import at_least, counted
 from harness.units import GIB, format_size, from_gib
 
@@ -239,9 +240,9 @@ def _largest(calibration: Calibration, blocks: KvBlocks, concurrency: int, card:
 
 
 def _reason(calibration: Calibration, context: int, concurrency: int, sizing: Sizing) -> str:
-    valid, card = calibration.metadata.quality.valid_to, sizing.card
-    if context > valid:
-        return f"a context of {context:,} is beyond {valid:,}, the range of this calibration"
+    if (beyond := beyond_range(calibration, context)) is not None:
+        return beyond
+    card = sizing.card
     sequences = f"{concurrency} sequences" if concurrency > 1 else "one sequence"
     verb = "need" if concurrency > 1 else "needs"
     rest = card.footprint if card.by_bytes else (card.budget or 0)

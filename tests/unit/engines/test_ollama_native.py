@@ -19,7 +19,7 @@ from harness.errors import BadInputError, HarnessError, NotFoundError, NotPermit
 from harness.prediction.settings import AskedSettings
 from harness.sandboxes.base import PRIVATE, GpuRequest, Site
 from tests.support.ollama import registry
-from tests.support.ollama_installed import program, store
+from tests.support.ollama_installed import own_ollama, store
 
 PROCESS = Site(sandbox="process", host="127.0.0.1", port=8080)
 
@@ -27,14 +27,7 @@ PROCESS = Site(sandbox="process", host="127.0.0.1", port=8080)
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user with an Ollama of their own, and no other on the machine."""
-    program(tmp_path / "bin", Path("/engine"))
-    monkeypatch.setattr(native, "_SERVICE_STORES", (str(tmp_path / "service"),))
-    monkeypatch.setattr(native, "_UNITS", (str(tmp_path / "units"),))
-    monkeypatch.setattr(native, "processes", lambda _: ())
-    for name, value in {"HOME": str(tmp_path / "home"), "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("OLLAMA_MODELS", raising=False)
-    return tmp_path
+    return own_ollama(tmp_path, monkeypatch)
 
 
 def found(name: str = "tiny", **options: str) -> Path:
