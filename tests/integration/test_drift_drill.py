@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,6 @@ def call(folder: Path, *arguments: str) -> dict[str, Any]:
         done = CliRunner().invoke(cli, [*arguments, "--json"])
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet_machine() -> Iterator[None]:
-    """The stand-in's speeds are set, whatever else goes on here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.measure.timing.CpuWatch.by_others", lambda _: 0.0)
-        yield
 
 
 @pytest.fixture(scope="module")

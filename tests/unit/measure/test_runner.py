@@ -24,7 +24,7 @@ from harness.errors import (
 )
 from harness.measure.dry_runs import measure_splits
 from harness.measure.speed import no_host_speed
-from harness.measure.timing import prompts_to_time
+from harness.measure.timing import CpuWatch, prompts_to_time
 from harness.model.record import Gpu, Load, LoadOutcome, LoadRequest, Machine, Speed
 from harness.prediction.memory import predict
 from harness.store.store import Store
@@ -619,6 +619,23 @@ def test_timings_that_never_agree_end_after_two_minutes_or_ten_seconds_of_a_busy
     assert len(timed((64, 1536), wild, seconds=4)) == pytest.approx(120 / 4, abs=2)
     assert len(timed((64, 1536), wild, seconds=4, others=0.5)) == pytest.approx(10 / 4, abs=2)
     assert set(timed((64, 1536), wild, seconds=4)) == {64}
+
+
+@pytest.mark.parametrize(
+    ("busy", "total", "own", "share"),
+    [
+        pytest.param(8.0, 10.0, 3.0, 0.5, id="half of ten CPU seconds"),
+        pytest.param(3.0, 10.0, 3.1, 0.0, id="the engine's alone"),
+        pytest.param(0.4, 0.4, 0.0, None, id="forty milliseconds on ten CPUs: a tick of each"),
+    ],
+)
+def test_the_share_that_others_take_of_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, busy: float, total: float, own: float, share: float | None
+) -> None:
+    machine, owned = iter([(100.0, 400.0), (100.0 + busy, 400.0 + total)]), iter([7.0, 7.0 + own])
+    monkeypatch.setattr("harness.measure.timing._machine", lambda: next(machine))
+    monkeypatch.setattr("harness.measure.timing._own", lambda _: next(owned))
+    assert CpuWatch(frozenset).by_others() == share
 
 
 def test_a_slow_prompt_is_timed_once_and_a_longer_one_follows_only_where_its_speed_would_be_given() -> None:
