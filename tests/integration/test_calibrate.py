@@ -132,19 +132,19 @@ def script(tmp_path: Path, body: str, mode: int = 0o755) -> str:
 
 
 @pytest.mark.parametrize(
-    ("body", "mode", "status", "says"),
+    ("body", "mode", "timeout", "status", "says"),
     [
-        ("echo 'bad \033[31mthing'; exit 3", 0o755, 70, "status 3"),
-        ("kill -ILL $$", 0o755, 70, "illegal instruction"),
-        ("exec sleep 600", 0o755, 75, "did not answer"),
-        ("exit 0", 0o644, 77, "not executable"),
+        ("echo 'bad \033[31mthing'; exit 3", 0o755, "200", 70, "status 3"),
+        ("kill -ILL $$", 0o755, "200", 70, "illegal instruction"),
+        ("exec sleep 600", 0o755, "1", 75, "did not answer"),
+        ("exit 0", 0o644, "200", 77, "not executable"),
     ],
 )
 def test_an_engine_that_does_not_work_is_named(
-    start: Start, tmp_path: Path, body: str, mode: int, status: int, says: str
+    start: Start, tmp_path: Path, body: str, mode: int, timeout: str, status: int, says: str
 ) -> None:
     binary = script(tmp_path, body, mode)
-    answer, err = finish(start("--engine-binary", binary, "--gpus", "none", "--timeout", "1", "--json"))
+    answer, err = finish(start("--engine-binary", binary, "--gpus", "none", "--timeout", timeout, "--json"))
     assert answer["exit_code"] == status
     assert says in answer["errors"][0]["message"]
     assert "\033" not in err

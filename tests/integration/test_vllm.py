@@ -72,7 +72,7 @@ def opened(model: Path, tmp_path: Path) -> Opened:
             engine_binary=None if place == "docker" else str(binary),
             image=_image() if place == "docker" else None,
             env={"STAND_IN": json.dumps(machine), **(env or {})},
-            timeout=20,
+            timeout=200,
             speed=speed,
         )
         return prepare(options, Store(tmp_path / "store"), tmp_path)
@@ -148,7 +148,7 @@ def test_a_served_model_gets_exactly_what_its_context_needs(opened: Opened, tmp_
         engine="vllm",
         gpus="none",
         engine_binary=session.options.engine_binary,
-        timeout=20,
+        timeout=200,
         env=session.options.env,
         allowed=OWN_FOLDER,
     )

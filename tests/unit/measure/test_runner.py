@@ -25,6 +25,7 @@ from harness.errors import (
 from harness.measure.dry_runs import measure_splits
 from harness.measure.speed import no_host_speed
 from harness.measure.timing import CpuWatch, prompts_to_time
+from harness.meters.sampler import Sampler
 from harness.model.record import Gpu, Load, LoadOutcome, LoadRequest, Machine, Speed
 from harness.prediction.memory import predict
 from harness.store.store import Store
@@ -376,6 +377,10 @@ def test_a_meter_that_reads_nothing_ends_the_run_after_its_first_load(
     on_gpu: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_gpu.blind = "the driver does not permit it"
+    settle = Sampler.settle
+    monkeypatch.setattr(  # the time is up after a reading
+        Sampler, "settle", lambda self, _, **__: settle(self, 0.0, alive=lambda: self.read_once() is not None)
+    )
     error = refused(UntrustedError, on_gpu, monkeypatch, tmp_path)
     assert (error.code, error.exit_code) == ("no-reading", 5)
     assert "does not permit it" in error.message
@@ -499,6 +504,7 @@ def test_a_model_whose_processes_stay_after_an_unload_ends_the_run(
         monkeypatch.setattr(persistent.running, "pids", lambda: frozenset({HOLDER}))
 
     persistent.plots["unload"] = stays
+    monkeypatch.setattr("harness.measure.load.UNLOAD", 0.0)
     assert refused(EngineError, persistent, monkeypatch, tmp_path, num_batch=512).code == "still-loaded"
 
 
