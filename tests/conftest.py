@@ -35,7 +35,7 @@ if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _CACHE = Path(sys.prefix) / "share" / "harness-tests"
-_PROBE_TIMEOUT_S = 30.0
+_PROBE_TIMEOUT_S = 200.0
 # Whether a test may start a Docker daemon of its own: only a machine that exists for tests says so.
 _MAY_START_DOCKERD = os.environ.get("HARNESS_CI_DOCKERD") == "1"
 _REQUIRED = pytest.StashKey[frozenset[str]]()

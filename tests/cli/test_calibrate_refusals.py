@@ -31,7 +31,7 @@ def calibrate(here: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
         env=environment(here, PYTHONSAFEPATH="1"),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     assert "Traceback" not in done.stderr

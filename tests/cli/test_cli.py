@@ -38,7 +38,7 @@ def run(tmp_path: Path) -> Run:
             env=environment(tmp_path, **env),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
             check=False,
         )
 
@@ -185,7 +185,7 @@ def test_parse_reads_standard_input(run: Run) -> None:
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     (facts,) = document(done)["data"]["loads"]
@@ -237,7 +237,7 @@ def test_standard_output_may_be_closed_full_or_left(tmp_path: Path, words: tuple
 
     def status(redirected: str) -> int:
         script = f"set -o pipefail; {call} {redirected}"
-        return subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False).returncode
+        return subprocess.run(["bash", "-c", script], capture_output=True, timeout=200, check=False).returncode
 
     assert status("| true") == 0
     assert status(">&-") == 0
@@ -265,7 +265,7 @@ def test_colours_are_for_terminals_that_want_them(
     clean = {key: value for key, value in os.environ.items() if not key.startswith("HARNESS_") and key != "NO_COLOR"}
     call = [sys.executable, "-m", "harness", *words]
     own = {"TERM": "xterm", "HARNESS_STORE": str(tmp_path / "store"), **env}
-    subprocess.run(call, env={**clean, **own}, stdout=theirs, stderr=theirs, timeout=60, check=False)
+    subprocess.run(call, env={**clean, **own}, stdout=theirs, stderr=theirs, timeout=200, check=False)
     os.close(theirs)
     text = os.read(ours, 1 << 16)
     os.close(ours)
@@ -314,7 +314,7 @@ def test_a_signal_ends_it_whatever_hangs(tmp_path: Path, frozen: socket.socket, 
         process = start("clean", "--json", DOCKER_HOST=f"unix://{tmp_path}/d.sock")
         link, _ = frozen.accept()
         process.send_signal(number)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=200)
         link.close()
     assert process.returncode == status
     assert json.loads(out)["exit_code"] == status
@@ -325,7 +325,7 @@ def test_where_no_stream_can_be_written_the_status_says_so(tmp_path: Path, words
     call = shlex.join([sys.executable, "-m", "harness", *words])
     script = f"{call} >/dev/full 2>/dev/full"
     env = {**os.environ, "HARNESS_STORE": str(tmp_path)}
-    assert subprocess.run(["bash", "-c", script], env=env, timeout=60, check=False).returncode == 73
+    assert subprocess.run(["bash", "-c", script], env=env, timeout=200, check=False).returncode == 73
 
 
 def test_a_terminal_of_ascii_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:

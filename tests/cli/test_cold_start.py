@@ -53,7 +53,7 @@ def test_a_verdict_loads_no_client_of_what_it_does_not_ask(tmp_path: Path, argum
     store_of(tmp_path, made_up())
     env = {**os.environ, "HARNESS_STORE": str(tmp_path), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", CODE, *arguments], cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", CODE, *arguments], cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=99
     )
     ended, modules = json.loads(done.stderr.splitlines()[-1])
     assert ended == status

@@ -143,7 +143,7 @@ def test_two_starts_in_a_row(place: Place) -> None:
 def test_secrets_are_private_files(place: Place) -> None:
     """A secret is a file of mode 0400 that only the engine is shown, gone after the end; no environment names it."""
     running = place.start("secret", "token", secrets={"token": "s3cret"})
-    until(lambda: has_line(running, "content"), "the secret")
+    until(lambda: has_line(running, "}\n"), "the secret")
     seen = json.loads(running.log.read_text())
     running.stop()
 

@@ -96,7 +96,7 @@ def test_whatever_ends_harness_ends_the_engine_and_keeps_the_record(
     runs = tmp_path / "store" / "runs"
     until(lambda: any(runs.glob("*/record.json")) and bool(engines_of(gemma_gguf)), "a load recorded, another running")
     process.send_signal(number)
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)
     assert process.returncode == status
     until(lambda: not engines_of(gemma_gguf), "the engine's end")
     record = json.loads(next(runs.glob("*/record.json")).read_text())
@@ -111,7 +111,7 @@ def test_two_calibrations_of_one_artifact_do_not_mix(start: Start, gemma_gguf: P
     second, _ = finish(start("--gpus", "none", "--ctx", "4096,8192", "--json"))
     assert second["exit_code"] == 75
     first.kill()
-    first.communicate(timeout=60)
+    first.communicate(timeout=200)
     until(lambda: not engines_of(gemma_gguf), "the engine's end")
 
 

@@ -38,7 +38,7 @@ def run(store: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess
         env={**os.environ, **env},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
 

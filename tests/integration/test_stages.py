@@ -42,14 +42,14 @@ def calibrating(tiny: Path, tmp_path: Path) -> Iterator[Any]:
         )
         started.append(process)
         assert process.stdout is not None
-        assert process.stdout.readline() == f"{stop_at}\n", process.communicate(timeout=60)
+        assert process.stdout.readline() == f"{stop_at}\n", process.communicate(timeout=200)
         return process
 
     yield begin
     for process in started:
         if process.poll() is None:
             process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=200)
 
 
 def record_of(tmp_path: Path) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def test_a_load_whose_engine_is_killed_is_named_and_made_again(calibrating: Any,
     (engine,) = engines_of(tiny)
     engine.kill()
     engine.wait(60)
-    _, error = process.communicate("\n", timeout=120)
+    _, error = process.communicate("\n", timeout=200)
     assert process.returncode == 0, error
     record = record_of(tmp_path)
     found = [(load["request"]["context"], load["outcome"]) for load in record["loads"]]

@@ -158,7 +158,7 @@ def test_a_served_model_gets_exactly_what_its_context_needs(opened: Opened, tmp_
         assert server.facts.vllm is not None
         assert (server.facts.vllm.max_model_len, server.facts.vllm.kv_tokens) == (8192, 66 * 128)
         assert (server.observed_placement, server.disagreement) == ("the KV cache holds 8,448 tokens", None)
-        assert httpx.get(f"{server.endpoint}/health", trust_env=False).status_code == httpx.codes.OK
+        assert httpx.get(f"{server.endpoint}/health", trust_env=False, timeout=200).status_code == httpx.codes.OK
     with pytest.raises(OffloadLikelyError), serve(question, options, session.store, on_offload="refuse", available=(64 * MIB,)):
         pass
 

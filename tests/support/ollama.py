@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-import socket
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,29 +47,27 @@ def registry() -> Path:
 @contextlib.contextmanager
 def standin(folder: Path, **env: str) -> Iterator[httpx.Client]:
     """A stand-in that runs as a process with its models in ``folder``, and a client of it; its log is ``folder/log``."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     settings = {
-        "OLLAMA_HOST": f"127.0.0.1:{port}",
+        "OLLAMA_HOST": "127.0.0.1:0",
         "OLLAMA_MODELS": str(folder / "models"),
         "STANDIN_REGISTRY": str(registry()),
         **env,
     }
     with (folder / "log").open("ab") as log:
+        began = log.tell()
         process = subprocess.Popen(
             [sys.executable, str(OLLAMA_PROGRAM), "serve"], env={**os.environ, **settings}, stdout=log, stderr=log
         )
+
+    def listens() -> re.Match[str] | None:
+        said = (folder / "log").read_text(errors="replace")[began:]
+        assert process.poll() is None, said
+        return re.search(r"Listening on \S+:(\d+) ", said)
+
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30.0) as client:
-            until(lambda: _answers(client), "the stand-in")
+        port = until(listens, "the stand-in")[1]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=200.0) as client:
             yield client
     finally:
         process.terminate()
-        process.wait(30)
-
-
-def _answers(client: httpx.Client) -> bool:
-    with contextlib.suppress(httpx.HTTPError):
-        return client.get("/api/version").is_success
-    return False
+        process.wait()

@@ -531,7 +531,7 @@ def serve() -> None:
     (MODELS / "blobs").mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, end)
     server = ThreadingHTTPServer((host, int(port)), Api)
-    slog(f"Listening on [::]:{port} (version {VERSION})")
+    slog(f"Listening on [::]:{server.server_port} (version {VERSION})")
     server.serve_forever()
 
 

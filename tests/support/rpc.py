@@ -91,6 +91,6 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         env={**os.environ, "LD_LIBRARY_PATH": str(folder), **environment},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=200,
         check=False,
     )

@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], what: str, limit: float = 60.0) -> T:
+def until(condition: Callable[[], T | None], what: str, limit: float = 200.0) -> T:
     """The first true value of ``condition``; a failure that names ``what`` after ``limit`` seconds."""
     deadline = time.monotonic() + limit
     while not (value := condition()):

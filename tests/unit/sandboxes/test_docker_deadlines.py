@@ -41,7 +41,7 @@ def test_a_dripping_daemon_is_cut_off(tmp_path: Path, talk: Callable[[Daemon], o
         with pytest.raises(HarnessError) as caught:
             talk(daemon)
         assert caught.value.code in ("docker-silent", "image-unavailable")
-        assert slow.asked.is_set()
+        assert slow.asked.wait(200)
 
 
 def test_no_wait_of_a_socket_lasts_beyond_its_deadline(tmp_path: Path) -> None:
