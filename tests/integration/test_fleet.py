@@ -102,15 +102,24 @@ def test_a_fleet_measures_what_one_machine_measures_and_reports_a_poisoned_cell(
         assert found.constants.kv_cache_gb_per_10k == same.constants.kv_cache_gb_per_10k
 
 
-def test_a_cell_whose_node_dies_runs_again_where_its_kind_comes_back(fleet: Fleet, model: Path, tmp_path: Path) -> None:
+def test_a_cell_whose_node_dies_runs_again_where_its_kind_comes_back(
+    fleet: Fleet, model: Path, engine_bin: Path, tmp_path: Path
+) -> None:
+    """The engine's loads are held back until the node is gone."""
     import ray
 
     from harness.sweep.ray import on_cluster
 
+    gate, held = tmp_path / "gate", tmp_path / "llama-server"
+    held.write_text(
+        f'#!/bin/sh\ncase "$*" in *{model}*) while [ ! -e {gate} ]; do sleep 0.1; done ;; esac\nexec {engine_bin} "$@"\n'
+    )
+    held.chmod(0o755)
     plan = tmp_path / "plan.yaml"
     plan.write_text(
         f"matrix: {{model: ['{model}'], machine: [gamma]}}\n"
-        "defaults: {engine: llama-server, sandbox: process, gpus: none, speed: false, ctx: '1024,1536,2048,3072,4096'}\n"
+        "defaults: {engine: llama-server, sandbox: process, gpus: none, speed: false, ctx: '1024,2048,4096',\n"
+        f"           engine_binary: '{held}'}}\n"
     )
     # To the head: a driver dies with the node that it is connected to.
     fleet.cluster.connect()
@@ -118,10 +127,11 @@ def test_a_cell_whose_node_dies_runs_again_where_its_kind_comes_back(fleet: Flee
         run = on_cluster(fleet.cluster.address, Store(tmp_path / "store"))
         with ThreadPoolExecutor(1) as pool:
             outcomes = pool.submit(lambda: list(run(load_plan(plan, here=False))))
-            until(lambda: bool(engines_of(model)) or outcomes.done(), "the cell's engine runs", 60)
+            until(lambda: bool(engines_of(model)) or outcomes.done(), "the cell's engine runs")
             fleet.cluster.remove_node(fleet.nodes["gamma"], allow_graceful=False)
-            until(lambda: not engines_of(model), "its engine ends with the node", 60)
+            until(lambda: not engines_of(model), "its engine ends with the node")
             assert not outcomes.done()
+            gate.touch()
             fleet.nodes["gamma"] = fleet.add("gamma")
             (outcome,) = outcomes.result(timeout=200)
     finally:
@@ -143,7 +153,7 @@ def test_a_killed_driver_leaves_nothing_running_and_is_resumed(fleet: Fleet, mod
         assert process.poll() is None
         os.kill(process.pid, signal.SIGKILL)
     kept = {path.name for path in store.glob("sweeps/plan/*.json")}
-    until(lambda: not engines_of(model), "no engine of it runs on", 60)
+    until(lambda: not engines_of(model), "no engine of it runs on")
 
     status, answer = sweep(*fleet.command(plan, store, "--resume"))
 
