@@ -208,7 +208,7 @@ Engine = Annotated[
         help="Engine whose calibration is meant, where several engines have one.",
     ),
 ]  # fmt: skip
-CacheType = Annotated[str | None, Option(metavar="T", help="f16, q8_0, q4_0, …", check=_check_cache_type)]
+CacheType = Annotated[str | None, Option(metavar="T", help="KV cache: f16, q8_0, q8_0/f16 (K/V), …", check=_check_cache_type)]
 Flash = Annotated[FlashAttention, Option(help="Flash attention; auto: the engine's own choice.")]
 NumBatch = Annotated[int | None, Option(
     metavar="N|auto", help="Physical batch of every load; auto: as the engine would choose.",
@@ -265,13 +265,13 @@ class CalibrationOptions(_Validated, frozen=True, kw_only=True):
     num_batch: NumBatch = None
     kv_cache_type: CacheType = None
     flash_attention: Flash = "auto"
-    num_parallel: Annotated[int, Option(least=1, most=MAX_SLOTS, help="Slots.")] = 1
+    num_parallel: Annotated[int, Option(least=1, most=MAX_SLOTS, help="Slots: sequences at once.")] = 1
     gpus: Annotated[
         str, Option(metavar="all|none|IDS", check=_check_gpus, help="GPUs of the engine: UUIDs, indices, or its own names.")
     ] = "all"
     image: Annotated[str | None, Option(metavar="REF", help="Image of the engine, by tag or digest.")] = None
     engine_binary: Annotated[str | None, Option(metavar="PATH", help="Your own llama-server, ollama or vllm.")] = None
-    models: Annotated[str | None, Option(metavar="VOLUME|DIR", help="Where the engine's models are already.")] = None
+    models: Annotated[str | None, Option(metavar="VOLUME|DIR", help="Volume or folder of the engine's models.")] = None
     env: Annotated[
         dict[str, str],
         Option(
@@ -312,7 +312,7 @@ class Overrides(RunOptions, frozen=True, kw_only=True):
     """What a user says for all calibrations alike; ``gpus`` is ``None`` for those that each was measured on."""
 
     gpus: Annotated[
-        str | None, Option(metavar="all|none|IDS", check=_check_gpus, help="Default: those that were used before.")
+        str | None, Option(metavar="all|none|IDS", check=_check_gpus, help="GPUs of the engine; default: as before.")
     ] = None  # type: ignore[assignment]
 
 
@@ -329,10 +329,10 @@ class QueryOptions(_Validated, frozen=True, kw_only=True):
             help="Tokens per slot (8192, 8k), where MODEL names none.",
         ),
     ] = None  # fmt: skip
-    num_parallel: Annotated[int, Option(least=1, most=4096, help="Slots.")] = 1
+    num_parallel: Annotated[int, Option(least=1, most=4096, help="Slots: sequences at once.")] = 1
     available: Annotated[
         tuple[int, ...] | None,
-        Option(metavar="SIZE[,SIZE]", help="Available memory of each device, instead of reading it.", read=read_sizes),
+        Option(metavar="SIZE[,SIZE]", help="Memory available (24GiB,24GiB: of each device).", read=read_sizes),
     ] = None
     gpu: Annotated[str | None, Option(metavar="ID", setting=False)] = None
     extrapolate: Annotated[bool, Option(setting=False, help="Answer beyond the calibrated range too, with a warning.")] = False
@@ -347,8 +347,8 @@ class QueryOptions(_Validated, frozen=True, kw_only=True):
     ] = None
     n_cpu_moe: Annotated[int, _placing(metavar="N", least=0, most=4096, help="First layers whose experts are on the host.")] = 0
     fit: Annotated[Literal["on", "off"], _placing(help="off: the engine moves nothing to the host.")] = "on"
-    reserve: Annotated[int | None, _placing(metavar="SIZE", read=parse_reserve, help="What the engine keeps free.")] = None
-    host_available: Annotated[int | None, _placing(metavar="SIZE", read=parse_size, help="Available host memory.")] = None
+    reserve: Annotated[int | None, _placing(metavar="SIZE", read=parse_reserve, help="Size kept free (1GiB, or 0).")] = None
+    host_available: Annotated[int | None, _placing(metavar="SIZE", read=parse_size, help="Host memory (64GiB).")] = None
     store: Annotated[str | None, Option(metavar="DIR", help="Folder of calibrations and runs.")] = None
 
 

@@ -96,13 +96,23 @@ def split_context(spec: str) -> tuple[str, int | None]:
     return (name, parse_tokens(tail)) if at and is_context(tail) else (spec, None)
 
 
+def _one_count(found: re.Match[str]) -> str:
+    parts = found[0].split(",")
+    if all(part[0] != "0" and int(part) >= CELL_PADDING for part in parts):
+        one, several, count = "".join(parts), " ".join(parts), len(parts)
+        raise ValueError(f"{found[0]!r} may be one context or {count}: write {one} for one, '{several}' for {count}")
+    return "_".join(parts)
+
+
 def parse_token_list(text: str) -> tuple[int, ...]:
     """Read counts of tokens with commas or spaces between them: ``8k,32k``, ``8192,16384``, ``8,192 16,384``.
 
+    ``8,192`` is one count, as it is printed: a context has :data:`CELL_PADDING` tokens or more, so 8 and 192 are none.
+
     Raises:
-        ValueError: one of them is none.
+        ValueError: one of them is none, or ``512,768`` may be one context or two.
     """
-    apart = re.sub(r"(?<![\d,])(\d{1,3})((?:,\d{3})+)(?!\d)", lambda found: found[0].replace(",", "_"), text)
+    apart = re.sub(r"(?<![\d,])(\d{1,3})((?:,\d{3})+)(?!\d)", _one_count, text)
     return tuple(parse_tokens(part) for part in re.split(r"[,\s]+", apart.strip()) if part) if text.strip() else ()
 
 

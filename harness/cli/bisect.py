@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from harness.cli.context import as_json, command, context_of, store_at
-from harness.cli.options import run_options, store_option
+from harness.cli.options import Text, run_options, store_option
 from harness.cli.output import CommandResult
 from harness.errors import NotFoundError
 from harness.options import RunOptions
@@ -23,7 +23,9 @@ from harness.units import parse_token_list
 @click.option("--bad", required=True, metavar="TAG", help="A version whose memory differs.")
 @click.option("--versions", metavar="TAG,TAG,…", help="Versions to choose from; default: all of the registry or index.")
 @click.option("--wheels", is_flag=True, help="Releases of the embedded engine instead of images.")
-@click.option("--ctx", metavar="N,N,…", help="Contexts of each step; default 2048,4096,8192.")
+@click.option(
+    "--ctx", metavar="N,N,…", type=Text("ctx", parse_token_list), help="Contexts of each step; default: 2048,4096,8192."
+)
 @run_options(
     "engine", "gpus", "models", "kv_cache_type", "flash_attention", "num_parallel", "env", "timeout", "image",
     image="The image without its tag; default: the pinned one.",
@@ -31,7 +33,14 @@ from harness.units import parse_token_list
 @store_option
 @command
 def cli(
-    model: str, good: str, bad: str, versions: str | None, wheels: bool, ctx: str | None, store: str | None, **given: Any
+    model: str,
+    good: str,
+    bad: str,
+    versions: str | None,
+    wheels: bool,
+    ctx: tuple[int, ...] | None,
+    store: str | None,
+    **given: Any,
 ) -> CommandResult:
     """Which version of an engine changed the memory of MODEL: a binary search between two tags of its image.
 
@@ -43,7 +52,7 @@ def cli(
     from harness.render.bisect import bisection_text, document
 
     model, context = context_of(model, None)
-    contexts = (context,) if context else parse_token_list(ctx) if ctx else CONTEXTS
+    contexts = (context,) if context else ctx or CONTEXTS
     if "/" in model and (known := store_at(store).find(model)):
         model, given["engine"] = known[0][1].metadata.model.name, known[0][1].engine
     options = RunOptions.of(given, model=model, contexts=contexts)

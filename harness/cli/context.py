@@ -37,7 +37,7 @@ _LINUX_ALONE: Final = frozenset({"bisect", "calibrate", "clean", "doctor", "reca
 
 
 #: A command that a text ends with, and the verbs that have no store.
-_NAMED: Final = re.compile(r"(?:^|: |^next +)harness (?P<verb>[a-z]+)(?: [^:;]*)?$")
+_NAMED: Final = re.compile(r"(?:^|: |^next +)harness (?P<verb>[a-z]+)(?: (?:[^:;]|:(?! ))*)?$")
 _WITHOUT_STORE: Final = frozenset({"completion", "help", "parse"})
 
 
@@ -52,8 +52,7 @@ def command(function: Callable[..., CommandResult]) -> Callable[..., CommandResu
         as_json, quiet, verbose = (kwargs.pop(name) for name in ("as_json", "quiet", "verbose"))
         context = click.get_current_context()
         name, everywhere = context.info_name or function.__name__, context.find_root().params
-        typed = kwargs.get("store") if context.get_parameter_source("store") is ParameterSource.COMMANDLINE else None
-        typed = typed or everywhere.get("store")
+        typed = _typed_store(context)
         if "store" in kwargs and typed:
             kwargs["store"] = typed
         try:
@@ -64,7 +63,7 @@ def command(function: Callable[..., CommandResult]) -> Callable[..., CommandResu
         except HarnessError as error:
             result = CommandResult(failure=error)
         if typed:
-            result = _repeating(result, f" --store {shlex.quote(typed)}")
+            result = _repeating(result, repeated(context))
         notes = (*result.notes, *_origins(kwargs.get("store"))) if verbose or everywhere.get("verbose") else result.notes
         quiet = quiet or bool(everywhere.get("quiet"))
         return msgspec.structs.replace(result, command=name, as_json=as_json, quiet=quiet, notes=notes)
@@ -72,12 +71,25 @@ def command(function: Callable[..., CommandResult]) -> Callable[..., CommandResu
     return wrapper
 
 
-def _repeating(result: CommandResult, option: str) -> CommandResult:
-    """The result with an option of the question behind each command of ours that it ends with."""
+def _typed_store(context: click.Context) -> str | None:
+    typed = context.params.get("store") if context.get_parameter_source("store") is ParameterSource.COMMANDLINE else None
+    return typed or context.find_root().params.get("store")
 
-    def repeated(text: str) -> str:
+
+def repeated(context: click.Context) -> Callable[[str], str]:
+    """What puts the store that was typed behind the command of ours that a text ends with; without one, texts stay."""
+    typed = _typed_store(context)
+    option = f" --store {shlex.quote(typed)}" if typed else ""
+
+    def text_of(text: str) -> str:
         named = _NAMED.search(text)
         return text if named is None or option in named[0] or named["verb"] in _WITHOUT_STORE else text + option
+
+    return text_of
+
+
+def _repeating(result: CommandResult, repeated: Callable[[str], str]) -> CommandResult:
+    """The result with an option of the question behind each command of ours that it ends with."""
 
     def lines() -> Iterator[str | Drawn]:
         for item in result.text():

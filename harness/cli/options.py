@@ -60,7 +60,7 @@ def _made(declaration: Declaration, changes: dict[str, Any]) -> Decorator:
         more |= {"type": kind, "default": option.spelled_default or declaration.default or None}
     if "type" in more and isinstance(more["type"], click.IntRange) and more["metavar"] is None:
         more["metavar"] = "N"
-    more |= {"show_default": more["default"] not in (None, (), False, True), **changes}
+    more |= {"show_default": more["default"] not in (None, ()) and not isinstance(more["default"], bool), **changes}
     if more["default"] is None:
         del more["default"]  # given as None it would count as a value of a required option
     return click.option(declaration.flag, declaration.field, **more)
@@ -94,8 +94,8 @@ store_option = query_options("store")
 filter_options = query_options(
     "engine", "variant", "kv_cache_type", "flash_attention", "num_batch",
     variant="This variant of the calibration, whatever differs.",
-    kv_cache_type="The calibration with this KV cache.",
-    flash_attention="The calibration with this setting.",
+    kv_cache_type="The calibration with this KV cache: f16, q8_0, q8_0/f16 (K/V), …",
+    flash_attention="The calibration with flash attention on or off; auto: whichever there is.",
     num_batch={"help": "The calibration with this physical batch.", "default": None, "show_default": False, "metavar": "N"},
 )  # fmt: skip
 #: A placement that is asked for.

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -31,6 +32,7 @@ class PlainProgress(Observer):
     """Plain lines, for logs and pipes."""
 
     def __init__(self) -> None:
+        self.repeated: Callable[[str], str] = str
         self._last = ""
         self._points: dict[int | None, dict[int, int]] = {}
         self._short = False
@@ -54,7 +56,7 @@ class PlainProgress(Observer):
 
     def warn(self, text: str) -> None:
         """A warning line."""
-        self._line(f"warning: {text}", "yellow")
+        self._line(f"warning: {self.repeated(text)}", "yellow")
 
     def phase(self, title: str, step: int, steps: int) -> None:
         """A line for each phase."""
@@ -174,9 +176,11 @@ class Quiet(PlainProgress):
 
 def watcher(quiet: bool) -> PlainProgress:
     """A live line on a terminal that can draw one, plain lines elsewhere; warnings alone with ``-q``."""
-    from harness.cli.context import is_quiet
+    import click
 
-    if is_quiet():
-        return Quiet()
+    from harness.cli.context import is_quiet, repeated
+
     drawn = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not quiet
-    return Live() if drawn else PlainProgress()
+    watch = Quiet() if is_quiet() else Live() if drawn else PlainProgress()
+    watch.repeated = repeated(click.get_current_context())
+    return watch

@@ -48,13 +48,16 @@ def prompts_to_time(
 
     The first one is timed until its speed has a bound, for two minutes at most; one that is slow is timed once. Each longer
     one follows once, unless the last one's rate makes it too long, or nothing of it would be given: repeats differ too much, or
-    on the host (``on_host``) others take the CPU. Repeats differ for as long as these run: ten seconds are spent then.
+    on the host (``on_host``) others take the CPU. Repeats differ for as long as these run: ten seconds are spent then, and on
+    the host no longer than the rest of ten could make up for what others have taken.
     """
     begin = clock()
     yield prompts[0]
     slow = clock() - begin > REPEAT_BUDGET
     while not slow and not repeats_agree(speeds):
-        if clock() - begin > (BUSY_BUDGET if _busy(cpu) else SPEED_BUDGET):
+        others = cpu.by_others() or 0.0
+        budget = SPEED_BUDGET if others <= OTHERS else BUSY_BUDGET * OTHERS / others if on_host else BUSY_BUDGET
+        if clock() - begin > budget:
             return
         yield prompts[0]
     for prompt in prompts[1:]:

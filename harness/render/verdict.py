@@ -47,6 +47,8 @@ def sentence(one: Assessment) -> str:
         known = "" if verdict.required_bytes is None else f" It needs {_size(verdict.required_bytes)}."
         return f"UNKNOWN: {one.reason}.{known}" + (f" {_capital(one.advice)}" if one.advice else "")
     head = "FITS" if one.verdict == "fits" else "WARNING: CPU OFFLOAD LIKELY"
+    if one.verdict == "offload" and verdict.basis == "host":  # nothing is offloaded there
+        head += f" (host memory {'runs' if verdict.short_bytes else 'may run'} out: the machine would swap, or end the engine)"
     asked = _asked(verdict)
     if one.chosen is not None and one.chosen.method is not None:
         head = f"{head}, {estimate_words(one.chosen.method, verdict)}"
@@ -122,8 +124,7 @@ def _need(verdict: Verdict) -> str:
     if verdict.tight and verdict.verdict != "fits":
         outcome += f", and the prediction is good to {_size(verdict.uncertainty_bytes)}: it may fit or not"
     outcome += "."
-    where_short = " The machine would swap, or end the engine." if verdict.basis == "host" and verdict.short_bytes else ""
-    return f"needs {need}{keeps}, {free} are available: {outcome}{where_short}"
+    return f"needs {need}{keeps}, {free} are available: {outcome}"
 
 
 def _sum(required: int | None, reserve: int | None, available: int | None) -> tuple[str, str, str, str]:

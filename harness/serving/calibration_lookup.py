@@ -224,7 +224,8 @@ def load(model: str, store: Store, wanted: CalibrationFilter | None = None) -> t
 
 def _by_other_names(model: str, store: Store, engine: str | None) -> list[tuple[Path, Calibration]]:
     """Calibrations under another name that an engine has for the same model."""
-    for one in (engine,) if engine else BUILT_IN:
+    head = model.partition("/")[0]
+    for one in (engine,) if engine else (head,) if head in BUILT_IN else BUILT_IN:
         for other in policy_of(one).other_names(model):
             if found := store.find(other, one):
                 return found

@@ -60,9 +60,44 @@ def test_lists_of_contexts_tell_numbers_from_separators() -> None:
     assert parse_token_list("8,192 16,384") == (8192, 16384)
     assert parse_token_list("512,1024") == (512, 1024)
     assert parse_token_list("8, 192") == (8, 192)
+    assert parse_token_list("131,072 1,048,576") == (131072, 1048576)
+    assert parse_token_list("512 768") == (512, 768)
     for text in ("0", "-1", "8.5k", "x", "8kk", "9" * 30):
         with pytest.raises(ValueError, match="a number of tokens is expected"):
             parse_tokens(text)
+
+
+@pytest.mark.parametrize(("text", "one", "several"), [
+    ("512,768", "512768", "512 768"),
+    ("524,288,8192", "524288", "524 288"),
+    ("256,512,768", "256512768", "256 512 768"),
+])  # fmt: skip
+def test_a_comma_that_may_mean_one_context_or_several_is_refused_with_both_spellings(text: str, one: str, several: str) -> None:
+    with pytest.raises(ValueError, match=f"write {one} for one, '{several}' for {several.count(' ') + 1}"):
+        parse_token_list(text)
+
+
+@pytest.mark.parametrize("verb", ["bisect --good 1 --bad 2", "calibrate --dry-run", "estimate"])
+def test_a_list_of_contexts_that_is_none_is_a_usage_error(run: Command, verb: str) -> None:
+    """Bisect ended with a traceback."""
+    for text in ("512,768", "x"):
+        done = run(*verb.split(), "plain", "--ctx", text)
+        assert (done.returncode, "--ctx" in done.stderr) == (2, True)
+
+
+def test_warnings_of_serve_repeat_the_store(run: Command, tmp_path: Path) -> None:
+    store_of(tmp_path / "second", made_up("elsewhere"))
+    store = ("--store", str(tmp_path / "second"))
+    done = run("serve", "not-there:7b", "--ctx", "8k", *store, "--", "true")
+    (warning,) = (line for line in done.stderr.splitlines() if line.startswith("warning: UNCALIBRATED"))
+    assert warning.endswith(f"harness calibrate not-there:7b {' '.join(store)}")
+    assert run("show", "not-there:7b", *store).stderr.endswith(f"harness calibrate not-there:7b {' '.join(store)}\n")
+
+
+def test_whole_numbers_of_one_and_none_show_their_default(run: Command) -> None:
+    """1 equals True and 0 equals False: their defaults were taken for those of switches."""
+    text = " ".join(run("check", "--help").stdout.split())
+    assert "--num-parallel N Slots: sequences at once. [default: 1;" in text
 
 
 @pytest.mark.parametrize("place", ["before", "behind"])
@@ -166,3 +201,11 @@ def test_quiet_lists_are_ids_alone(run: Command) -> None:
         "llama-server/my model", "llama-server/other", "llama-server/plain",
     ]  # fmt: skip
     assert run("recalibrate", "--dry-run", "-q").stdout.splitlines()[0] == "llama-server/my model"
+
+
+@pytest.mark.parametrize("name", ["llama-server/not-there", "ollama/not-there", "not-there"])
+def test_an_id_without_a_calibration_is_not_found(run: Command, name: str) -> None:
+    """Ollama's other names were tried for ids of other engines: "NAME:latest is an id of llama-server, not of ollama", 2."""
+    done = run("show", name)
+    assert (done.returncode, f"{name} has no calibration" in done.stderr) == (66, True)
+    assert run("check", f"{name}@8k", "--available", "24GiB").returncode == 4

@@ -627,6 +627,14 @@ def test_timings_that_never_agree_end_after_two_minutes_or_ten_seconds_of_a_busy
     assert set(timed((64, 1536), wild, seconds=4)) == {64}
 
 
+def test_on_the_host_timing_ends_when_others_have_taken_more_than_ten_seconds_allow() -> None:
+    """Half of the CPU for three seconds is 15 % of ten: no speed would be given even if the others ended now."""
+    wild = [10.0, 40.0, 80.0, 160.0, 320.0]
+    assert len(timed((64, 1536), wild, others=0.5)) == pytest.approx(10, abs=1)
+    assert len(timed((64, 1536), wild, others=0.5, on_host=True)) == pytest.approx(3, abs=1)
+    assert len(timed((64, 1536), wild, others=0.16, on_host=True)) == pytest.approx(9, abs=1)
+
+
 @pytest.mark.parametrize(
     ("busy", "total", "own", "share"),
     [
