@@ -21,6 +21,8 @@ from tests.support.vllm_artifacts import vllm_calibration
 pytestmark = pytest.mark.requires("playwright", "chromium")
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><!-- <b>'\"&amp;"
+#: How long a browser may take on a machine that does other things, too, milliseconds.
+_LIMIT = 200_000
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def browser() -> Iterator[Any]:
 
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with sync_playwright() as tool:
-        started = tool.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        started = tool.chromium.launch(executable_path=program, args=["--no-sandbox"], timeout=_LIMIT)
         yield started
         started.close()
 
@@ -41,6 +43,7 @@ class Shown:
 
     def __init__(self, tab: Any, file: Path) -> None:
         self.tab = tab
+        tab.set_default_timeout(_LIMIT)
         self.complaints: list[str] = []
         self.requests: list[str] = []
         tab.on("console", lambda message: self.complaints.append(message.text))

@@ -45,7 +45,7 @@ def meter(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 def gone() -> int:
     """The PID of a process that has ended and been waited for."""
     process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait(timeout=60)
+    process.wait(timeout=200)
     return process.pid
 
 

@@ -247,4 +247,4 @@ def test_a_daemon_that_dies_under_a_calibration_ends_it_and_comes_back_clean(
     record = record_of(tmp_path / "store")
     assert (record["status"], [load["outcome"] for load in record["loads"]]) == ("partial", ["ok"])
     daemon.start()
-    until(lambda: client.containers.list(all=True) == [], "the end of the container, by the reaper that waited", limit=90)
+    until(lambda: client.containers.list(all=True) == [], "the end of the container, by the reaper that waited", limit=240)

@@ -112,4 +112,4 @@ def test_killed_it_leaves_no_server_and_no_folder(tmp_path: Path, engine_bin: Pa
     process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until(lambda: set(PRIVATE.glob("harness-*")) - ours or process.poll() is not None, "the private folder")
     process.send_signal(signal.SIGKILL)
-    process.wait(30)
+    process.wait(200)

@@ -64,7 +64,7 @@ def test_a_program_that_cannot_run_says_why(reaper: Reaper, tmp_path: Path, prog
     with pytest.raises(kind):
         reaper.spawn((f"{tmp_path}/{program}",), env={}, cwd=tmp_path, log=tmp_path / "log")
 
-    assert reaper.wait(spawn(reaper, tmp_path, "leave", "0"), 60) == 0
+    assert reaper.wait(spawn(reaper, tmp_path, "leave", "0"), 200) == 0
 
 
 def test_a_log_that_cannot_be_written(reaper: Reaper, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_names_that_are_no_text(reaper: Reaper, tmp_path: Path) -> None:
 
     pid = reaper.spawn((sys.executable, "-c", code, odd), env={"ODD": odd}, cwd=folder, log=folder / odd)
 
-    assert reaper.wait(pid, 60) == 0
+    assert reaper.wait(pid, 200) == 0
     assert (folder / odd).read_bytes() == b"\xff\xc3\xa9" * 2 + os.fsencode(folder)
 
 
@@ -98,7 +98,7 @@ def test_children_that_outlive_the_engine_are_ended(reaper: Reaper, tmp_path: Pa
 
     pid = reaper.spawn((sys.executable, "-c", code), env={"PATH": os.defpath}, cwd=tmp_path, log=tmp_path / "log")
 
-    assert reaper.wait(pid, 60) == 9
+    assert reaper.wait(pid, 200) == 9
     assert reaper.pid is not None
     assert descendants(reaper.pid) == set()
 
@@ -116,7 +116,7 @@ def test_losing_the_reaper_ends_the_engine_and_voids_the_run(reaper: Reaper, tmp
 
     until(lambda: not any(alive(one) for one in family), "the end of the family")
     with pytest.raises(EngineError) as caught:
-        reaper.wait(pid, 60)
+        reaper.wait(pid, 200)
     assert caught.value.code == "supervision-lost"
     reaper.end(pid)  # nothing is left to end, and that is no error
 
@@ -172,7 +172,7 @@ def test_closing_twice_and_starting_again(tmp_path: Path) -> None:
 
     reaper.start()
 
-    assert reaper.wait(spawn(reaper, tmp_path, "leave", "4"), 60) == 4
+    assert reaper.wait(spawn(reaper, tmp_path, "leave", "4"), 200) == 4
     reaper.close()
 
 

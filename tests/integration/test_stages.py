@@ -63,7 +63,7 @@ def test_killed_at_a_stage_it_leaves_no_engine_and_every_finished_load(
 ) -> None:
     process = calibrating(stage)
     process.kill()
-    process.wait(60)
+    process.wait(200)
     until(lambda: not engines_of(tiny), f"the engine's end, harness killed at {stage!r}")
     record = record_of(tmp_path)
     assert (record["status"], len(record["loads"])) == ("partial", loads)
@@ -73,7 +73,7 @@ def test_a_load_whose_engine_is_killed_is_named_and_made_again(calibrating: Any,
     process = calibrating("loaded")
     (engine,) = engines_of(tiny)
     engine.kill()
-    engine.wait(60)
+    engine.wait(200)
     _, error = process.communicate("\n", timeout=200)
     assert process.returncode == 0, error
     record = record_of(tmp_path)

@@ -75,13 +75,13 @@ class GpuDaemon:
         """End it as a crash would: what it has started stays."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(60)
+            self._process.wait(200)
 
     def remove(self) -> None:
         """End it, with all that it has started, and remove its folder."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
-            self._process.wait(60)
+            self._process.wait(200)
         # A daemon that was killed leaves its folder mounted on itself.
         subprocess.run(["umount", "--lazy", f"{self.folder}/data"], check=False, stderr=subprocess.DEVNULL)
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -119,7 +119,7 @@ class Device:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._server.kill()
-        self._server.wait(60)
+        self._server.wait(200)
 
     def anonymous_bytes(self) -> int | None:
         """Anonymous memory of the device's process (``RssAnon`` of proc(5)); ``None`` where buffers are only reserved."""
@@ -221,7 +221,7 @@ def _load(
         anonymous = device.anonymous_bytes()
     finally:
         process.kill()
-        process.wait(60)
+        process.wait(200)
         pipe.close()
     (facts,) = [one for one in parse_log(bytes(output)) if one.complete]
     assert facts.fully_offloaded, facts

@@ -72,7 +72,7 @@ class Victim:
             os.kill(self.pid, number)
         else:
             os.killpg(self.pid, number)
-        self._process.wait(60)
+        self._process.wait(200)
 
 
 def kill_three_at(stage: str, place: Place, folder: Path) -> None:

@@ -195,7 +195,7 @@ class LlamaServer(Engine):
                 [binary, "--version"],
                 capture_output=True,
                 text=True,
-                timeout=20,
+                timeout=60,
                 check=False,
                 env=_library_env(command),
             )
