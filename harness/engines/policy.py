@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from harness.errors import UnknownVerdictError
 from harness.model.calibration import PARTS_UNKNOWN
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from harness.prediction.allocation import Allocation, Deployment
     from harness.prediction.settings import AskedSettings
     from harness.prediction.verdict import Verdict
+
+#: Variables of llama.cpp's server that place layers, and others that change memory (common/arg.cpp).
+LLAMA_PLACING: Final = ("LLAMA_ARG_N_GPU_LAYERS", "LLAMA_ARG_N_CPU_MOE", "LLAMA_ARG_FIT", "LLAMA_ARG_FIT_TARGET")
+LLAMA_MEMORY: Final = (
+    *("LLAMA_ARG_CPU_MOE", "LLAMA_ARG_OVERRIDE_TENSOR", "LLAMA_ARG_SPLIT_MODE", "LLAMA_ARG_TENSOR_SPLIT", "LLAMA_ARG_DEVICE"),
+    *("LLAMA_ARG_KV_OFFLOAD", "LLAMA_ARG_NO_KV_OFFLOAD", "LLAMA_ARG_SWA_FULL", "LLAMA_ARG_KV_UNIFIED", "LLAMA_ARG_OVERRIDE_KV"),
+    *("LLAMA_ARG_MMPROJ", "LLAMA_ARG_MODEL_DRAFT"),
+)
 
 
 class Policy(Rules):
@@ -48,12 +56,18 @@ class Policy(Rules):
     #: Variables of its server that change what a load takes, and are not calculated; those that place layers among them.
     memory_variables: ClassVar[tuple[str, ...]] = ()
     placing_variables: ClassVar[frozenset[str]] = frozenset()
+    #: Those of its server that a verdict is calculated with.
+    verdict_variables: ClassVar[tuple[str, ...]] = ()
     #: The variable for the number of slots.
     slots_variable: ClassVar[str] = ""
     #: Whether it can run with nothing on a GPU.
     runs_on_host: ClassVar[bool] = True
     #: Physical batch of embedding models, at most the context: Ollama's default for them (llm/llama_server.go).
     embedding_batch: ClassVar[int] = 2048
+
+    def uncalculated(self, calibration: Calibration, cards: int) -> tuple[str, ...]:
+        """:attr:`memory_variables` that count for a calibration where the machine has so many cards."""
+        return self.memory_variables
 
     def settings(self, source: Source, options: Options, num_batch: int | None) -> VllmSettings | None:
         """What its memory depends on beside the common settings, as asked; the log says later what was in force."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import msgspec
 
 from harness.engines.registry import policy_of
 from harness.model.facts import EngineName
 from harness.units import format_size
+
+#: How long a remote device may take to answer, seconds.
+_ANSWER: Final = 1.0
 
 
 class RunningModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +36,25 @@ class RunningServer(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[RunningModel, ...] = ()
     settings: dict[str, str] = {}
     readable: bool = False
+
+
+def remote_servers(env: Mapping[str, str]) -> tuple[str, ...]:
+    """Addresses of llama.cpp's remote devices (``LLAMA_ARG_RPC``)."""
+    return tuple(filter(None, (one.strip() for one in env.get("LLAMA_ARG_RPC", "").split(","))))
+
+
+def silence(server: str) -> str | None:
+    """Why ``HOST:PORT`` takes no connection; ``None`` where it does."""
+    import socket
+
+    host, _, port = server.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_ANSWER):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
+    except (ValueError, OverflowError):
+        return "not HOST:PORT"
 
 
 def held_by(engine: EngineName, servers: Sequence[RunningServer]) -> tuple[str, ...]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from harness.engines.running import remote_servers, silence
 from harness.meters.drm_devices import pci_displays, text_of
 from harness.model.finding import Finding
 
 #: PCI vendors of GPUs (pci.ids).
 _VENDORS: Final = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
-#: How long a remote device may take to answer, seconds.
-_ANSWER: Final = 1.0
 
 
 class _Link(NamedTuple):
@@ -55,16 +53,13 @@ def topology_findings(sys: Path = Path("/sys"), environ: Mapping[str, str] = os.
             subject="GPU topology", code="topology-mixed" if mixed else "topology", state="note" if hint else "ok",
             text="; ".join(map(str, links)), hint=hint,
         )  # fmt: skip
-    for server in filter(None, (one.strip() for one in environ.get("LLAMA_ARG_RPC", "").split(","))):
-        host, _, port = server.rpartition(":")
-        try:
-            with socket.create_connection((host, int(port)), timeout=_ANSWER):
-                yield Finding(subject=f"remote device {server}", code="rpc-ok", state="ok", text="answers (LLAMA_ARG_RPC)")
-        except (OSError, ValueError, OverflowError) as error:
-            yield Finding(
-                subject=f"remote device {server}", code="rpc-silent", state="missing", text=f"does not answer: {error}",
-                hint="start ggml-rpc-server there, or take it out of LLAMA_ARG_RPC",
-            )  # fmt: skip
+    for server in remote_servers(environ):
+        subject = f"remote device {server}"
+        if (why := silence(server)) is None:
+            yield Finding(subject=subject, code="rpc-ok", state="ok", text="answers (LLAMA_ARG_RPC)")
+        else:
+            hint = "start ggml-rpc-server there, or take it out of LLAMA_ARG_RPC"
+            yield Finding(subject=subject, code="rpc-silent", state="missing", text=f"does not answer: {why}", hint=hint)
 
 
 def _links(sys: Path) -> Iterator[_Link]:

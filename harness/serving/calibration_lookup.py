@@ -182,9 +182,10 @@ def choose(
         return identity
     asked = msgspec.structs.replace(wanted.asked, num_parallel=question.num_parallel, placed=wanted.forced != NOTHING)
     if wanted.surroundings and available is None and wanted.variant is None:
-        from harness.serving.surroundings import settings_here
+        from harness.serving.surroundings import as_set_here, settings_here
 
         asked, set_here = settings_here(calibration, asked, machine)
+        calibration = as_set_here(calibration, machine)
         if set_here:
             return f"{path.stem} was not calibrated with {' and '.join(set_here)}: its figures do not hold"
     at = derive(calibration, asked, ggml_caches=policy_of(calibration.engine).ggml_caches)

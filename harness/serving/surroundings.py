@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import msgspec
 
 from harness.engines.registry import policy_of
+from harness.errors import HarnessError
 from harness.inventory.machine import LocalMachine
 from harness.model.calibration import Calibration
 from harness.prediction.settings import AskedSettings
@@ -20,6 +21,17 @@ def environment_of(calibration: Calibration, machine: LocalMachine) -> Mapping[s
     """The variables that its engine has here: of a server that runs, else of this environment."""
     servers = [server for server in machine.running(calibration.engine) if server.readable]
     return servers[0].settings if servers else machine.environment
+
+
+def as_set_here(calibration: Calibration, machine: LocalMachine) -> Calibration:
+    """A calibration with the variables of a server here that its verdict is calculated with."""
+    env, policy = environment_of(calibration, machine), policy_of(calibration.engine)
+    settings = calibration.metadata.settings
+    here = {name: env[name] for name in policy.verdict_variables if env.get(name)}
+    served = any(server.readable for server in machine.running(calibration.engine))
+    kept = {name: value for name, value in settings.env.items() if not served or name not in policy.verdict_variables}
+    settings = msgspec.structs.replace(settings, env={**kept, **here})
+    return msgspec.structs.replace(calibration, metadata=msgspec.structs.replace(calibration.metadata, settings=settings))
 
 
 def settings_here(
@@ -32,7 +44,10 @@ def settings_here(
         asked: the settings of the question; they win.
         machine: this one.
     """
-    policy, own = policy_of(calibration.engine), calibration.metadata.settings
+    policy, metadata = policy_of(calibration.engine), calibration.metadata
+    own, on_gpu = metadata.settings, metadata.machine.target == "gpu"
+    gpus = machine.gpus_of(metadata.machine.meter, own.env) if on_gpu else ()
+    variables = policy.uncalculated(calibration, 0 if isinstance(gpus, HarnessError) else len(gpus))
     servers = [server for server in machine.running(calibration.engine) if server.readable]
     sources = [(f"the {policy.title} that runs here (port {one.port})", one.settings) for one in servers]
     obstacles = []
@@ -43,7 +58,7 @@ def settings_here(
                 asked = msgspec.structs.replace(asked, **{field: getattr(said, field)})
         obstacles += [
             f"{name}={env[name]} of {where}"
-            for name in policy.memory_variables
+            for name in variables
             if env.get(name) and env[name] != own.env.get(name) and not (asked.placed and name in policy.placing_variables)
         ]
         slots = env.get(policy.slots_variable, "")

@@ -17,6 +17,7 @@ from tests.support.background import Start, background, engines_of
 from tests.support.f16 import rpc_weights
 from tests.support.models import write_tiny_llama
 from tests.support.rpc import programs
+from tests.support.truth import free_port
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.requires("embedded")
@@ -129,6 +130,17 @@ def script(tmp_path: Path, body: str, mode: int = 0o755) -> str:
     path.write_text(f'#!/bin/sh\ncase "$1" in --list-devices | --version) exit 0 ;; esac\n{body}\n')
     path.chmod(mode)
     return str(path)
+
+
+def test_a_remote_device_that_is_gone_is_named_and_not_the_engine(start: Start, tmp_path: Path) -> None:
+    binary = tmp_path / "engine"
+    binary.write_text("#!/bin/sh\nexit 134\n")
+    binary.chmod(0o755)
+    gone = f"127.0.0.1:{free_port()}"
+    answer, _ = finish(start("--engine-binary", str(binary), "--gpus", "RPC0", "--env", f"LLAMA_ARG_RPC={gone}", "--json"))
+    (error,) = answer["errors"]
+    assert (error["code"], gone in error["message"]) == ("rpc-silent", True)
+    assert "ggml-rpc-server" in error["hint"]
 
 
 @pytest.mark.parametrize(

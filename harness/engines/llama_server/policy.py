@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from harness.engines.policy import Policy
+from harness.engines.policy import LLAMA_MEMORY, LLAMA_PLACING, Policy
 from harness.model.start_command import StartCommand
 from harness.options import asked_flash
 from harness.prediction.host import server_caches
@@ -25,13 +25,6 @@ ALIAS: Final = "LLAMA_ARG_ALIAS"
 OVERRIDE_KV: Final = "LLAMA_ARG_OVERRIDE_KV"
 
 
-#: Variables that place layers, which ``--gpu-layers`` and its like ask about, and others that change memory (common/arg.cpp).
-_PLACING: Final = ("LLAMA_ARG_N_GPU_LAYERS", "LLAMA_ARG_N_CPU_MOE", "LLAMA_ARG_FIT", "LLAMA_ARG_FIT_TARGET")
-_MEMORY: Final = (
-    *("LLAMA_ARG_CPU_MOE", "LLAMA_ARG_OVERRIDE_TENSOR", "LLAMA_ARG_SPLIT_MODE", "LLAMA_ARG_TENSOR_SPLIT", "LLAMA_ARG_DEVICE"),
-    *("LLAMA_ARG_KV_OFFLOAD", "LLAMA_ARG_NO_KV_OFFLOAD", "LLAMA_ARG_SWA_FULL", "LLAMA_ARG_KV_UNIFIED", "LLAMA_ARG_OVERRIDE_KV"),
-    *("LLAMA_ARG_MMPROJ", "LLAMA_ARG_MODEL_DRAFT"),
-)
 _FLASH: Final = {
     **dict.fromkeys(("on", "1", "true", "enabled"), "enabled"),
     **dict.fromkeys(("off", "0", "false", "disabled"), "disabled"),
@@ -46,8 +39,8 @@ class LlamaServerPolicy(Policy):
     has_dry_runs = True
     loads_files = True
     name_variables = (ALIAS,)
-    memory_variables = (*_PLACING, *_MEMORY)
-    placing_variables = frozenset(_PLACING)
+    memory_variables = (*LLAMA_PLACING, *LLAMA_MEMORY)
+    placing_variables = frozenset(LLAMA_PLACING)
     slots_variable = "LLAMA_ARG_N_PARALLEL"
 
     def runs(self, words: Sequence[str]) -> bool:

@@ -20,6 +20,7 @@ from harness.engines.cpu import cpu_flags
 from harness.engines.llama_server.embedded import embedded_build, embedded_command, missing_instructions
 from harness.engines.llama_server.policy import OVERRIDE_KV, LlamaServerPolicy
 from harness.engines.llama_server.xllamacpp_server import VARIABLES
+from harness.engines.running import remote_servers, silence
 from harness.errors import (
     BadInputError,
     EngineError,
@@ -222,6 +223,13 @@ class LlamaServer(Engine):
         except (OSError, subprocess.TimeoutExpired) as error:
             raise EngineError(f"{binary} does not run: {error}") from error
         if done.returncode != 0:
+            silent = [f"{one} ({why})" for one in remote_servers(env) if (why := silence(one)) is not None]
+            if silent:
+                raise EngineError(
+                    f"no answer from remote device {' and '.join(silent)}, which LLAMA_ARG_RPC names: llama.cpp lists no GPU",
+                    hint="start ggml-rpc-server there, or take it out of LLAMA_ARG_RPC",
+                    code="rpc-silent",
+                )
             raise EngineError(
                 f"{binary} --list-devices ended with {done.returncode}",
                 tail=tuple((done.stdout + done.stderr).splitlines()[-5:]),

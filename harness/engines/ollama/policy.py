@@ -28,7 +28,7 @@ from harness.engines.ollama.scheduler import (
     batch_fits,
     decide,
 )
-from harness.engines.policy import Policy
+from harness.engines.policy import LLAMA_MEMORY, LLAMA_PLACING, Policy
 from harness.errors import HarnessError, UnavailableError, UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.model.record import LoadRequest
@@ -64,6 +64,8 @@ _LIBRARY: Final = re.compile(r'msg="inference compute"[^\n]*? library=(\w+)')
 _OLD_DRIVER: Final = re.compile(
     r'msg="NVIDIA driver too old"[^\n]*? driver=(?P<driver>\S+) required_driver="(?P<needed>[^"\n]{1,40})"'
 )
+#: Which cards a server sees (ml/device.go, ``updateVisibleDevicesEnv``).
+VISIBLE: Final = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES")
 
 
 class OllamaPolicy(Policy):
@@ -74,6 +76,17 @@ class OllamaPolicy(Policy):
     devices_line = b'msg="inference compute"'
     program = "ollama"
     slots_variable = "OLLAMA_NUM_PARALLEL"
+    placing_variables = frozenset(LLAMA_PLACING)
+    verdict_variables = ("OLLAMA_SCHED_SPREAD", "OLLAMA_MAX_LOADED_MODELS")
+
+    def uncalculated(self, calibration: Calibration, cards: int) -> tuple[str, ...]:
+        """Since 0.30 what llama.cpp's server inherits, before it ``OLLAMA_GPU_OVERHEAD``; which of several cards are seen.
+
+        Since 0.30 that one decides about the automatic context alone (server/routes.go), and sched.go prints it.
+        """
+        new = since_llama_server(calibration.metadata.engine.version)
+        own = (*LLAMA_PLACING, *LLAMA_MEMORY) if new else ("OLLAMA_GPU_OVERHEAD",)
+        return (*own, *VISIBLE) if cards > 1 else own
 
     def other_names(self, name: str) -> tuple[str, ...]:
         """``latest`` is the tag of a name that has none (types/model/name.go); ``ollama list`` prints it."""

@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import msgspec
 
+from harness.engines.ollama.policy import VISIBLE
+from harness.engines.policy import LLAMA_MEMORY, LLAMA_PLACING
 from harness.engines.running import RunningModel, RunningServer
 from harness.text import one_line
 
@@ -28,6 +30,7 @@ _OURS: Final = re.compile(r"/harness-private-[0-9a-f]{16}/models$")
 SETTINGS: Final = (
     *("OLLAMA_NUM_PARALLEL", "OLLAMA_KV_CACHE_TYPE", "OLLAMA_FLASH_ATTENTION", "OLLAMA_CONTEXT_LENGTH", "OLLAMA_GPU_OVERHEAD"),
     *("OLLAMA_SCHED_SPREAD", "OLLAMA_MAX_LOADED_MODELS", "OLLAMA_MODELS", "OLLAMA_VULKAN", "OLLAMA_IGPU_ENABLE"),
+    *(*VISIBLE, *LLAMA_PLACING, *LLAMA_MEMORY),
 )
 
 

@@ -14,7 +14,7 @@ from harness.inventory.machine import LocalMachine
 from harness.model.calibration import Calibration
 from harness.model.gpu import LocalGpu
 from harness.model.record import Gpu
-from harness.serving.calibration_lookup import read_question
+from harness.serving.calibration_lookup import CalibrationFilter, read_question
 from harness.serving.capacity import plan
 from harness.serving.check import Assessment, check
 from harness.units import GIB
@@ -45,13 +45,16 @@ class Box:
 
     def holds(self, models: dict[str, float]) -> None:
         held = tuple(RunningModel(name=name, gpu_bytes=round(size * GIB)) for name, size in models.items())
-        server = RunningServer(pid=1, port=11434, version="0.33.0", models=held)
-        self.patch.setattr(LocalMachine, "running", lambda _, engine: (server,) if engine == "ollama" and held else ())
+        self.serves(RunningServer(pid=1, port=11434, version="0.33.0", models=held) if held else None)
+
+    def serves(self, server: RunningServer | None) -> None:
+        self.patch.setattr(LocalMachine, "running", lambda _, engine: (server,) if engine == "ollama" and server else ())
 
 
 def ask(folder: Path, calibration: Calibration, gpu: str | None = None, context: int = 8192) -> Assessment:
     store = store_of(folder, calibration)
-    (found,) = check([read_question(calibration.id, context)], store, LocalMachine(gpu)).models
+    wanted = CalibrationFilter(surroundings=True)
+    (found,) = check([read_question(calibration.id, context)], store, LocalMachine(gpu), wanted=wanted).models
     return found
 
 
@@ -113,6 +116,42 @@ def test_a_fourth_model_ends_the_first_and_no_engine_ends_those_of_another(
     other = ask(tmp_path / "other", made_up())
     assert other.details is not None
     assert other.details.available_bytes == 21 * GIB
+
+
+def set_so(**variables: str) -> RunningServer:
+    return RunningServer(pid=1, port=11434, version="0.33.0", settings=variables, readable=True)
+
+
+def test_the_switches_of_a_running_ollama_are_those_of_its_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = Box(monkeypatch, card("0", 22), card("1", 20))
+    assert devices(ask(tmp_path, ollama())) == ["GPU0"]
+    box.serves(set_so(OLLAMA_SCHED_SPREAD="1"))
+    assert devices(ask(tmp_path, ollama())) == ["GPU0", "GPU1"]
+    spread = ollama("spread")
+    settings = msgspec.structs.replace(spread.metadata.settings, env={"OLLAMA_SCHED_SPREAD": "1"})
+    spread = msgspec.structs.replace(spread, metadata=msgspec.structs.replace(spread.metadata, settings=settings))
+    box.serves(set_so(OLLAMA_MODELS="/models"))
+    assert devices(ask(tmp_path, spread)) == ["GPU0"]
+
+
+@pytest.mark.parametrize(
+    ("version", "variable", "cards", "named"),
+    [
+        ("0.33.0", "OLLAMA_GPU_OVERHEAD", 1, False),
+        ("0.24.0", "OLLAMA_GPU_OVERHEAD", 1, True),
+        ("0.33.0", "LLAMA_ARG_FIT_TARGET", 1, True),
+        ("0.24.0", "LLAMA_ARG_FIT_TARGET", 1, False),
+        ("0.33.0", "CUDA_VISIBLE_DEVICES", 1, False),
+        ("0.33.0", "CUDA_VISIBLE_DEVICES", 2, True),
+    ],
+)
+def test_what_a_running_ollama_is_set_to_and_no_calculation_covers_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, variable: str, cards: int, named: bool
+) -> None:
+    Box(monkeypatch, *(card(str(index), 22) for index in range(cards))).serves(set_so(**{variable: "1"}))
+    found = ask(tmp_path, msgspec.structs.replace(with_version(ollama(), version)))
+    assert (found.verdict == "unknown") == named
+    assert (f"{variable}=1 of the Ollama that runs here (port 11434)" in (found.reason or "")) == named
 
 
 def test_cards_that_the_calibration_never_saw_are_judged_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
