@@ -59,12 +59,13 @@ refuse_link() {
 
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
+pythons="python3 python3.11 python3.12 python3.13 python3.14"
 find_python() {
-    for python in python3 python3.11 python3.12 python3.13; do
+    for python in $pythons; do
         if new_enough "$python"; then return; fi
     done
     die 69 "Python 3.11 or newer is needed; python3 here is: $(python3 --version 2>&1 || true)" \
-        'tried: python3 python3.11 python3.12 python3.13. On Debian 12 and newer: apt-get install -y python3'
+        "tried: $pythons. On Debian 12 and newer: apt-get install -y python3"
 }
 
 # The wheels of the engine are for x86-64 and aarch64 with glibc, whose malloc makes what is measured repeatable; those of the

@@ -217,7 +217,9 @@ def arrange(held: Devices, spread: Spread, available: Sequence[int], names: Sequ
 
     def complete(layout: Layout) -> bool:
         """Nothing on the host: experts that one device has no room for may be on the next."""
-        return sum(part.layers for part in layout) == layers.total and placed_on(layers, layout).host_share < _NOTHING
+        if sum(part.layers for part in layout) != layers.total:
+            return False
+        return not any(part.partial for part in layout) or placed_on(layers, layout).host_share < _NOTHING
 
     def meets(layout: Layout, times: float) -> bool:
         return all(size <= target for size, target in zip(memory.at(layout, times), targets, strict=True))

@@ -9,10 +9,10 @@ neither weights nor compute buffers.
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from itertools import accumulate
+from functools import cache, partial
+from itertools import accumulate, pairwise
 from math import ceil, floor, inf
 from typing import Literal, NamedTuple
 
@@ -66,10 +66,14 @@ def default_split(total: int, shares: Sequence[float], gpu_layers: int | None = 
     running = [_float32(value) for value in accumulate(map(_float32, shares), lambda one, other: _float32(one + other))]
     bounds = [_float32(value / running[-1]) for value in running]
     count = total if gpu_layers is None else min(max(gpu_layers, 0), total)
-    layers = [0] * len(shares)
-    for index in range(count):
-        layers[min(bisect_right(bounds, _float32(_float32(index) / count)), len(shares) - 1)] += 1
-    return tuple(DevicePart(one) for one in layers)
+    ends = [*(bisect_left(_fractions(count), bound) for bound in bounds[:-1]), count]
+    return tuple(DevicePart(end - begin) for begin, end in pairwise((0, *ends)))
+
+
+@cache
+def _fractions(count: int) -> list[float]:
+    """Where each layer stands from 0 to 1."""
+    return [_float32(_float32(index) / count) for index in range(count)]
 
 
 def _float32(value: float) -> float:

@@ -111,7 +111,7 @@ def planner_table(calibration: Calibration, rules: Rules) -> PlannerTable:
 def offered_contexts(calibration: Calibration) -> tuple[int, ...]:
     """Powers of two and what is half-way between them, the ends of the bands, the loads, and the end of the range."""
     quality = calibration.metadata.quality
-    steps = [CELL_PADDING * 2**power for power in range(2, 20)]
+    steps = [CELL_PADDING * 2**power for power in range(3, 20)]
     found = {*steps, *(step * 3 // 2 for step in steps), *(band.up_to for band in calibration.metadata.bands)}
     found |= {load.context for load in quality.loads}
     return tuple(sorted(context for context in {*found, quality.valid_to} if 0 < context <= quality.valid_to))
@@ -236,10 +236,8 @@ class _Maker:
         for edge in self.rules.edges(self.calibration, context, num_parallel):
             sure |= {edge, -(-edge // cards)}
 
-        def edges() -> Iterator[int]:
-            yield from sure
-            for _, devices in kept.values():
-                yield from devices.edges()
+        def edges() -> set[int]:
+            return sure.union(*(devices.edges() for _, devices in kept.values()))
 
         begun = from_gib(self.calibration.metadata.placement.start_gb or 0.0)  # with that there is nothing to lay it over
         found = [step for low, high in pairwise((0, begun + 1, MOST)) for step in stepped(value, edges, low, high)]

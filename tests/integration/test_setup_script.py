@@ -265,7 +265,7 @@ def test_root_with_a_python_that_apt_cannot_mend_is_told(machine: Machine) -> No
 
 def test_an_old_python_is_named(machine: Machine) -> None:
     old = "#!/bin/sh\ncase $1 in --version) echo Python 3.9.2 ;; *) exit 1 ;; esac\n"
-    for name in ("python3", "python3.11", "python3.12", "python3.13"):
+    for name in ("python3", "python3.11", "python3.12", "python3.13", "python3.14"):
         machine.program(name, old)
     run = machine.setup()
 
@@ -273,10 +273,11 @@ def test_an_old_python_is_named(machine: Machine) -> None:
     assert "Python 3.11 or newer is needed; python3 here is: Python 3.9.2" in run.stderr
 
 
-def test_a_newer_python_beside_an_old_python3_is_found(machine: Machine) -> None:
-    machine.program("python3", "#!/bin/sh\nexit 1\n")
-    machine.program("python3.11", "#!/bin/sh\nexit 1\n")
-    machine.program("python3.12", _PYTHON)
+@pytest.mark.parametrize("newer", ["python3.12", "python3.14"])
+def test_a_newer_python_beside_an_old_python3_is_found(machine: Machine, newer: str) -> None:
+    for old in ("python3", "python3.11", "python3.12", "python3.13"):
+        machine.program(old, "#!/bin/sh\nexit 1\n")
+    machine.program(newer, _PYTHON)
 
     assert machine.setup().returncode == 0
 
