@@ -18,7 +18,7 @@ from harness.text import clean
 @click.command(context_settings={"allow_interspersed_args": True})
 @click.argument("model", metavar="MODEL[@CTX]", envvar="HARNESS_MODEL")
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
-@query_options("ctx", ctx="Tokens per slot.")
+@query_options("ctx")
 @run_options("num_parallel")
 @click.option(
     "--on-offload",
