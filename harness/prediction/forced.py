@@ -21,7 +21,7 @@ from harness.prediction.one_memory import decode_speed
 from harness.prediction.placement import Compute, Layers, Placed, layers_of, of_devices
 from harness.prediction.rules import Rules
 from harness.prediction.verdict import Verdict, judge, largest_where, named, unknown
-from harness.units import format_size, gib
+from harness.units import MIB, gib
 
 #: ``--gpu-layers all``: more than any model has.
 ALL: Final = 1 << 20
@@ -53,7 +53,7 @@ class Forced(msgspec.Struct, frozen=True, kw_only=True):
             "--gpu-layers": count,
             "--n-cpu-moe": self.cpu_moe or None,
             "--fit": None if self.fit else "off",
-            "--reserve": None if self.reserve is None else format_size(self.reserve),
+            "--reserve": None if self.reserve is None else f"{self.reserve / MIB:.8g}MiB" if self.reserve else "0",
         }
         return " ".join(f"{name} {value}" for name, value in given.items() if value is not None)
 

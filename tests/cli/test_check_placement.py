@@ -152,3 +152,11 @@ def test_on_host_memory_what_the_server_may_cache_is_judged_too(
     for more, tight in ((MIB, False), *(((-MIB, True),) if most else ())):
         answer = data(run("check", "made-up@8192", "--available", f"{(edge + more) / MIB}MiB", "--json"))
         assert (answer["verdict"], answer["tight"]) == ("fits", tight)
+
+
+@pytest.mark.parametrize("typed", [("--reserve", "0"), ("--reserve", "512MiB"), ("--gpu-layers", "all", "--reserve", "1.5MiB")])
+def test_a_placement_is_printed_as_it_can_be_typed(run: Command, tmp_path: Path, typed: tuple[str, ...]) -> None:
+    """``--reserve 0.0 MiB`` was two words, of which the first is no size."""
+    store_of(tmp_path / "store", on_host(made_up("in-host-memory")))
+    done = run("check", "in-host-memory@8k", "--available", "24GiB", *typed)
+    assert f"UNKNOWN: {' '.join(typed)}:" in done.stdout
