@@ -184,7 +184,7 @@ def fit_record(record: Record) -> Calibration:
         )
     measured = {fitted.num_batch for fitted in fits}
     notes.extend(
-        f"batch {batch} was not measured: up to {limit} tokens the constants of the next batch stand, which are larger"
+        f"batch {batch} was not measured: up to {limit:,} tokens the constants of the next batch stand, which are larger"
         for limit, batch in limits
         if batch not in measured and limit < ends[-1]
     )
@@ -226,7 +226,7 @@ def _on_lines(points: list[Point], by_law: bool, notes: list[str]) -> tuple[list
     if over <= 0 or (leave_one_out(again) or 0.0) > MAX_ERROR:
         return points, fits
     notes.append(
-        f"context {smallest.context}: not a point of the fit ({format_size(round(over))} below the line of the others, which "
+        f"context {smallest.context:,}: not a point of the fit ({format_size(round(over))} below the line of the others, which "
         "is an upper bound there)"
     )
     return others, again
@@ -269,11 +269,11 @@ def _reach(record: Record, last: BatchFit, notes: list[str]) -> int:
     elif not last.extrapolated and not confirms_law(last) and not _is_measured_line(last):
         why = "the compute buffers do not grow by whole rows of masks or scores, so a bend may follow"
     elif (failed := _failed(record, measured)) is not None and failed <= reach:
-        why = f"a load at {failed} tokens did not fit here"
+        why = f"a load at {failed:,} tokens did not fit here"
     else:
         return reach
     if measured < reach:
-        notes.append(f"valid to {measured}: {why}")
+        notes.append(f"valid to {measured:,}: {why}")
     return min(measured, reach)
 
 
@@ -335,11 +335,11 @@ def _doubts(fits: Sequence[BatchFit]) -> list[str]:
     for fitted in fits:
         if len(fitted.compute) > 1:
             bend = fitted.segments()[-2].up_to
-            notes.append(f"batch {fitted.num_batch}: compute buffers bend at {bend} tokens; both lines were measured")
+            notes.append(f"batch {fitted.num_batch}: compute buffers bend at {bend:,} tokens; both lines were measured")
         below = any(point.below_window for point in fitted.points)
         cells = fitted.window_cells
         if cells is not None and not below and fitted.points[0].flash_attention != "enabled":
-            notes.append(f"batch {fitted.num_batch}: below {cells} tokens (window and batch) no load was made")
+            notes.append(f"batch {fitted.num_batch}: below {cells:,} tokens (window and batch) no load was made")
     if size := fits[-1].cell_bytes:
         notes.append(f"each cell of a cache takes {size} bytes beside the log, its bookkeeping: counted in compute_gb_per_10k")
     if growth := max(fitted.growth for fitted in fits):

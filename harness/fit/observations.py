@@ -158,7 +158,7 @@ def _of_equal_weights(points: list[Point], notes: list[str]) -> list[Point]:
     most = max((point.weights for point in points), default=0.0)
     kept = [point for point in points if most - point.weights <= max(MIB, 2 * point.uncertainty)]
     notes.extend(
-        f"context {point.context}: not a point of the fit ({(most - point.weights) / MIB:.0f} MiB of weights are elsewhere)"
+        f"context {point.context:,}: not a point of the fit ({(most - point.weights) / MIB:.0f} MiB of weights are elsewhere)"
         for point in points
         if point not in kept
     )
@@ -167,10 +167,10 @@ def _of_equal_weights(points: list[Point], notes: list[str]) -> list[Point]:
 
 def _point(load: Load, record: Record, made: Point | None = None) -> tuple[Point | None, str | None]:
     """``made`` is the load that was made where others are planned: they have its overhead."""
-    asked = f"context {load.request.context}"
+    asked = f"context {load.request.context:,}"
     if load.outcome in ("failed", "skipped", "wont-fit"):
         why = load.reason or load.outcome
-        return None, why if f"{load.request.context} tokens" in why else f"{asked}: {why}"
+        return None, why if f"{load.request.context} tokens" in why.replace(",", "") else f"{asked}: {why}"
     facts = load.facts
     if facts is None:
         return None, f"{asked}: no log was read"
@@ -268,7 +268,7 @@ def refuse_disturbed(load: Load) -> None:
     Raises:
         UntrustedError: with what was seen.
     """
-    asked = f"context {load.request.context}"
+    asked = f"context {load.request.context:,}"
     plateau = load.busy or load.idle
     if plateau is None or plateau.basis != "device-delta":
         return
@@ -310,7 +310,7 @@ def _refuse_moved_baseline(record: Record) -> None:
 def _meter_notes(load: Load) -> list[str]:
     """What a reader of the figures should know about how a point was measured."""
     notes = []
-    asked = f"context {load.request.context}"
+    asked = f"context {load.request.context:,}"
     plateau = load.busy or load.idle
     if plateau is not None and plateau.basis == "device-delta":
         notes.append(f"{asked}: device-delta, the rise of the whole GPU ({plateau.reason})")
@@ -338,7 +338,7 @@ def _reported_note(record: Record) -> str | None:
         if abs(said - logged) > worst:
             worst = abs(said - logged)
             note = (
-                f"context {load.request.context}: the engine's own figure (/api/ps) is {said / MIB:.0f} MiB, its log adds up "
+                f"context {load.request.context:,}: the engine's own figure (/api/ps) is {said / MIB:.0f} MiB, its log adds up "
                 f"to {logged / MIB:.0f} MiB; the log is used"
             )
     return note

@@ -337,9 +337,9 @@ def _load(facts: LoadFacts, index: int, options: ImportOptions, target: Target) 
     parallel = facts.parallel or 1
     logged = None if facts.context_cells is None else facts.context_cells // parallel
     if asked is not None and logged is not None and not 0 <= logged - asked < 256:
-        raise BadInputError(f"--ctx says {asked}, and the log {logged} tokens a slot", code="context-differs")
+        raise BadInputError(f"--ctx says {asked:,}, and the log {logged:,} tokens a slot", code="context-differs")
     if logged == 0:
-        raise BadInputError(f"the log says {facts.context_cells} cells for {parallel} slots", code="facts-missing")
+        raise BadInputError(f"the log says {facts.context_cells:,} cells for {parallel} slots", code="facts-missing")
     if logged is None and asked is None:
         raise UsageError("the log does not say the context", hint="give it with --ctx", code="no-context")
     total = options.totals[index]

@@ -61,7 +61,7 @@ def refuse_killed(load: Load, folder: Path) -> None:
         EngineError: it was.
     """
     if load.outcome == "failed":
-        asked, reason = f"{load.request.context} tokens", load.reason or "it was killed"
+        asked, reason = f"{load.request.context:,} tokens", load.reason or "it was killed"
         raise EngineError(
             f"{reason if asked in reason else f'{asked}: {reason}'}; nothing says that memory was short",
             tail=() if load.log is None else last_lines(folder / load.log, 12),

@@ -75,7 +75,7 @@ def test_one_that_loses_range_is_no_success_and_replaces_nothing(run: Command, w
     shown = run("recalibrate", "made-up")
     text = " ".join((shown.stdout + shown.stderr).split())
     assert "valid to 8,192 tokens, before to 131,072" in text
-    assert "a load at 16384 tokens did not fit here" in text
+    assert "a load at 16,384 tokens did not fit here" in text
     assert run("recalibrate", "made-up", "--force", "--json").returncode == 0
     assert artifact(tmp_path).read_text() != kept
 

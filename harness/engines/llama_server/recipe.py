@@ -316,7 +316,7 @@ class LlamaServer(Engine):
             answer.raise_for_status()
             timings = answer.json()["timings"]
         except (httpx.HTTPError, ValueError, KeyError) as error:
-            raise EngineError(f"llama-server did not answer a prompt of {prompt} tokens: {error}", code=NO_ANSWER) from error
+            raise EngineError(f"llama-server did not answer a prompt of {prompt:,} tokens: {error}", code=NO_ANSWER) from error
         return Speed(
             prompt_tokens=int(timings["prompt_n"]),
             prompt_tokens_per_s=_rate(timings["prompt_n"], timings["prompt_ms"]),

@@ -210,7 +210,7 @@ class Ollama(Engine):
 
     def load(self, client: httpx.Client, source: Source, request: LoadRequest, options: Options) -> Reported | None:
         """A request without a prompt loads the model at the request's settings and keeps it."""
-        with connected(client, f"load {source.own_name} at {request.context} tokens") as sdk:
+        with connected(client, f"load {source.own_name} at {request.context:,} tokens") as sdk:
             if source.embedding:
                 sdk.embed(source.own_name, "time", options=_options(request, options), keep_alive=-1)
             else:
@@ -224,7 +224,7 @@ class Ollama(Engine):
     ) -> Speed:
         """A prompt of words. How many tokens a word takes is asked first, with a short one."""
         sample = 32
-        with connected(client, f"read a prompt of {prompt} tokens") as sdk:
+        with connected(client, f"read a prompt of {prompt:,} tokens") as sdk:
             ask = self._embed if source.embedding else self._write
             short = ask(sdk, source, request, options, sample, 1)
             words = max(1, round(prompt * sample / max(short.prompt_tokens, 1)))

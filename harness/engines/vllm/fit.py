@@ -90,7 +90,7 @@ def starts_of(record: Record) -> tuple[list[VllmStart], list[str]]:
             starts.append(VllmStart(load, load.facts.vllm))
         else:
             why = load.reason or (load.facts.failure if load.facts else None) or load.outcome
-            notes.append(f"context {load.request.context}: {why}")
+            notes.append(f"context {load.request.context:,}: {why}")
     return starts, notes
 
 
@@ -321,7 +321,7 @@ def _meter_notes(starts: Sequence[VllmStart], part: _Part, blocks: KvBlocks, rec
     if record.machine.meter not in ("nvml", "import"):
         return []
     return [
-        f"context {start.context}: the driver counts {format_size(beside)} beside the KV cache, the log "
+        f"context {start.context:,}: the driver counts {format_size(beside)} beside the KV cache, the log "
         f"{format_size(part.footprint)}"
         for start in starts
         if (beside := _beside(start, blocks, record)) is not None and abs(beside - part.footprint) > METER_TOLERANCE

@@ -174,9 +174,9 @@ class Vllm(Engine):
                 lines = (line for line in answer.iter_lines() if line.startswith("data:") and "[DONE]" not in line)
                 pieces = [time.monotonic() for _ in lines]
         except httpx.HTTPError as error:
-            raise EngineError(f"vLLM did not answer a prompt of {prompt} tokens: {error}", code=NO_ANSWER) from error
+            raise EngineError(f"vLLM did not answer a prompt of {prompt:,} tokens: {error}", code=NO_ANSWER) from error
         if not pieces:
-            raise EngineError(f"vLLM wrote nothing after a prompt of {prompt} tokens")
+            raise EngineError(f"vLLM wrote nothing after a prompt of {prompt:,} tokens")
         writing = pieces[-1] - pieces[0]
         return Speed(
             prompt_tokens=prompt,

@@ -115,7 +115,7 @@ def test_a_load_that_spilled_is_never_a_point(changes: dict[str, object]) -> Non
     spilled = load(32768, **changes)  # type: ignore[arg-type]
     calibration = fit_record(record(load(4096), load(8192), load(16384), spilled))
     assert [point.context for point in calibration.metadata.quality.loads] == [4096, 8192, 16384]
-    assert any(note.startswith("context 32768: not a point") for note in calibration.metadata.quality.notes)
+    assert any(note.startswith("context 32,768: not a point") for note in calibration.metadata.quality.notes)
 
 
 def test_with_two_loads_the_error_is_unknown_and_a_note_says_so() -> None:

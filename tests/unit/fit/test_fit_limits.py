@@ -116,7 +116,7 @@ def test_a_range_that_a_bend_cuts_short_is_said(train: int, said: bool) -> None:
     run = msgspec.structs.replace(run, model=msgspec.structs.replace(run.model, train_context=train))
     quality = fit_record(run).metadata.quality
     assert quality.valid_to == 32768
-    assert any("valid to 32768" in note for note in quality.notes) == said
+    assert any("valid to 32,768" in note for note in quality.notes) == said
 
 
 @pytest.mark.parametrize(
@@ -245,4 +245,4 @@ def test_a_context_that_did_not_fit_is_never_inside_the_range() -> None:
     ]
     quality = fit_record(record(*(load(context) for context in CONTEXTS), *killed)).metadata.quality
     assert quality.valid_to == 32768
-    assert any("a load at 65536 tokens did not fit here" in note for note in quality.notes)
+    assert any("a load at 65,536 tokens did not fit here" in note for note in quality.notes)

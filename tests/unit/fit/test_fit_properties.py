@@ -113,7 +113,7 @@ def test_one_figure_that_is_wrong_is_noticed(model: TrueModel, which: int, part:
     run = msgspec.structs.replace(run, loads=(*run.loads[:which], changed, *run.loads[which + 1 :]))
     if part == "weights_bytes" and size < 0:
         notes = left_out(run)
-        assert any(note.startswith(f"context {load.request.context}: not a point") for note in notes)
+        assert any(note.startswith(f"context {load.request.context:,}: not a point") for note in notes)
         return
     with pytest.raises(UntrustedError):
         fit_record(run)

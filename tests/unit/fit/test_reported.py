@@ -22,7 +22,7 @@ def said(context: int, off: int) -> Load:
 def test_where_the_engine_says_something_else_a_note_says_so_once(off: int) -> None:
     calibration = fit_record(record(said(8192, 0), said(16384, 0), said(32768, off)))
     (note,) = [note for note in calibration.metadata.quality.notes if "/api/ps" in note]
-    assert note.startswith("context 32768: ")
+    assert note.startswith("context 32,768: ")
     assert calibration.constants.kv_cache_gb_per_10k * (1 << 30) / 10_000 == pytest.approx(KV_PER_TOKEN, rel=0.001)
 
 

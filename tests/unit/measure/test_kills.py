@@ -77,5 +77,5 @@ def test_a_load_that_was_killed_is_made_once_more(tmp_path: Path, monkeypatch: p
     assert outcomes == [(1024, "ok"), (2048, "failed"), (2048, "ok"), (4096, "ok")]
     (said,) = [text for text in heard.warnings if "made again" in text]
     assert "SIGKILL" in said
-    assert said.count("2048 tokens") == 1
+    assert said.count("2,048 tokens") == 1
     assert [one.context for one in calibration.metadata.quality.loads] == [1024, 2048, 4096]
