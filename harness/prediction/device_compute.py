@@ -9,7 +9,7 @@ b11434, every split of five models over two ``ggml-rpc-server``: ``bench/devices
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from harness.model.calibration import SetCompute
@@ -50,13 +50,21 @@ _FIRST, _LATER, _BEHIND = 12.0, 7.0, -2.0
 #: What the last device takes in all, but for masks, if it has one layer and the output: behind the attention of the last layer
 #: only the tokens are left whose output is asked for. As one of a pipeline, and without copies.
 _LAST, _LAST_BEHIND = 11.0, 4.0
+#: A short convolution holds three batches at once where attention holds one (src/models/lfm2.cpp, ``in_proj``).
+_RECURRENT: Final = 2.0
 #: By how much that may be off, in the same unit, and as a share of what does not grow, if that is more.
 _OFF, _OFF_SHARE = 4.0, 0.25
 #: Where the width is not known, in parts of what does not grow: more than one device holds (b11434: 0.6 to 1.7), and the bound.
 _MORE, _MORE_OFF = 0.75, 1.0
 
 
-def by_law(kinds: str, layout: Layout, one: OneDevice, begin: float) -> list[tuple[float, float]]:
+def by_law(
+    kinds: str,
+    layout: Layout,
+    one: OneDevice,
+    begin: float,
+    behind: Callable[[int], float | None] | None = None,
+) -> list[tuple[float, float]]:
     """Bytes of each device as they follow from one device, and how far each may be off.
 
     Args:
@@ -64,6 +72,8 @@ def by_law(kinds: str, layout: Layout, one: OneDevice, begin: float) -> list[tup
         layout: over the devices.
         one: what one device takes with everything there.
         begin: what the first device with layers takes where something is on the host, as one device does with as much there.
+        behind: what one device takes from a layer on, behind others that hand over a batch alone; of devices that work out
+            nothing of what is on the host (remote ones have no ``offload_op``, ggml-rpc.cpp), else ``None``.
 
     Source: the scheduler keeps :data:`COPIES` of each input of a pipeline, and gives none of them back (ggml-backend.cpp,
     pass 5 of ``ggml_backend_sched_split_graph``): masks, and what passes from one device to the next.
@@ -74,25 +84,35 @@ def by_law(kinds: str, layout: Layout, one: OneDevice, begin: float) -> list[tup
     off = max(_OFF * (one.hidden or 0.0), share * one.constant)
     found, first = [], True
     for index, part in enumerate(layout):
-        own = letters[start : start + part.layers]
+        own, before = letters[start : start + part.layers], start
         start += part.layers
         attends, hidden = any(kind in "fb" for kind in own), one.hidden or 0.0
         # A mask that only the first layer needs is given back before the layers that need most.
         early = one.growing * (not any(kind in "fb" for kind in own[1:]))
         windowed = (COPIES - 1) * one.window_mask * ("w" in own)
+        # Remote, and of attention its first layer alone, whose mask is given back before the others need most.
+        alone = behind is not None and own and not any(kind in "fbw" for kind in own[1:])
         ends, size, doubt = len(own) == 2 and own[-1] == "o" and not first, 0.0, off
+        more_last = _RECURRENT * hidden * (own[:1] == "r")
         if not own or own == "o":
             doubt = off if own else 0.0
         elif piped:
             more = _MORE * one.constant if one.hidden is None else (_FIRST if first else _LATER) * hidden
-            size = _LAST * hidden if ends and hidden else one.constant + more
+            size = _LAST * hidden + more_last if ends and hidden else one.constant + more
             size += (one.growing + (COPIES - 1) * one.mask) * attends + windowed
             doubt += windowed
-        elif index == 0:
+        elif (index == 0 or (first and behind is not None)) and not (alone and letters[before - 1] == "r"):
             size, doubt = begin, off + early
+        elif ends and hidden:
+            size = _LAST_BEHIND * hidden + more_last + one.growing * attends
+            doubt += early * attends
         else:
-            size = _LAST_BEHIND * hidden if ends and hidden else max(one.constant + _BEHIND * hidden, 0.0)
-            size += one.growing * attends
+            least = max(one.constant + _BEHIND * hidden, 0.0)
+            known = None if behind is None else behind(before)
+            if alone:
+                size = max(least, _LAST_BEHIND * hidden + one.growing * attends)
+            else:
+                size = least + one.growing * attends if known is None else known
             # Where one device begins in the middle of the list, what is on the host is worked out on the first of the list
             # (``offload_op``), or on the host.
             doubt += max(early * attends, begin - size if first else 0.0)

@@ -94,6 +94,7 @@ class _Held:
         else:
             self.one = OneDevice(total, growing, row * cells, row * _window_cells(self.kinds, needed), hidden)
         self.compute = Compute(placement, layers, needed.context, round(self.one.full))
+        self.remote = bool(settings.env.get("LLAMA_ARG_RPC"))
         self.one_layer = 0.0 if placement.layers_gb else max(layers.dense)
         self._cache: dict[Layout, tuple[list[float], list[float], bool]] = {}
         self._new: list[tuple[list[float], list[float], bool]] = []
@@ -132,7 +133,7 @@ class _Held:
         else:
             offloaded = sum(part.layers for part in layout)
             begin = self.compute.split(offloaded) if offloaded < self.layers.total else self.compute.without_experts()
-            law = by_law(self.kinds, layout, self.one, begin)
+            law = by_law(self.kinds, layout, self.one, begin, self.compute.behind if self.remote else None)
             sizes = [part + compute for part, (compute, _) in zip(parts, law, strict=True)]
             compute_doubts = [less for _, less in law]
         share = self.needed.uncertainty_bytes / max(self.needed.total_bytes, 1)

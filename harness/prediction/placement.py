@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from itertools import accumulate
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 import msgspec
@@ -22,7 +23,7 @@ from harness.prediction.rules import Rules
 from harness.units import from_gib
 
 #: Dry runs of one calibration, at most.
-DRY_RUNS: Final = 6
+DRY_RUNS: Final = 9
 
 
 class Placed(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,7 +168,8 @@ class Compute:
 
     def __init__(self, placement: Placement, layers: Layers, context: int, full: int) -> None:
         self.grid, self.layers, self.context, self.full = placement.split_compute, layers, context, float(full)
-        self._alike = _alike(self.grid, placement.layer_kinds, layers.total)
+        self.kinds = placement.layer_kinds
+        self._alike = _alike(self.grid, self.kinds, layers.total)
         self._sizes: dict[tuple[SplitCompute, ...], float] = {}
 
     def split(self, count: int) -> float:
@@ -181,10 +183,21 @@ class Compute:
             self._sizes[rows] = interpolate(rows, self.context)
         return self._sizes[rows]
 
+    def behind(self, start: int) -> float | None:
+        """From layer ``start`` on, where what is before hands over a batch and no cache; ``None`` where no dry run was so."""
+        wanted = host_class(self.kinds, self.layers.total, self.layers.total - start)
+        rows = [row for row in self.grid if not row.experts_on_host and row.layers < self.layers.total]
+        alike = [row for row in rows if host_class(self.kinds, self.layers.total, row.layers) == (False, *wanted[1:])]
+        return interpolate(alike, self.context) if len({row.layers for row in alike}) == 1 else None
+
     def without_experts(self) -> float:
         """With every layer on the GPU, and experts of some on the host."""
         rows = [row for row in self.grid if row.experts_on_host]
         return interpolate(rows, self.context) if rows else self.full
+
+
+#: How alike two splits are (:func:`host_class`): the same, but for what is further off on the host, but for the device.
+_LIKE: Final = (itemgetter(0, 1, 2), itemgetter(0, 2), itemgetter(0, 1))
 
 
 @lru_cache
@@ -197,20 +210,23 @@ def _alike(grid: tuple[SplitCompute, ...], kinds: str | None, total: int) -> tup
     for count in range(total):
         wanted = host_class(kinds, total, count)
         rows = one_off if one_off and count == total - 1 else others
-        alike = [row for row in rows if host_class(kinds, total, row.layers) == wanted] or rows
+        classes = [host_class(kinds, total, row.layers) for row in rows]
+        like = ([row for row, one in zip(rows, classes, strict=True) if pick(one) == pick(wanted)] for pick in _LIKE)
+        alike = next(filter(None, like), rows)
         nearest = min((row.layers for row in alike), key=lambda layers: abs(layers - count), default=0)
         found.append(tuple(row for row in alike if row.layers == nearest))
     return tuple(found)
 
 
-def host_class(kinds: str | None, total: int, count: int) -> tuple[bool, bool]:
+def host_class(kinds: str | None, total: int, count: int) -> tuple[bool, bool, bool]:
     """What decides compute beside the number of layers.
 
     Whether the last layer on the host attends, and whether any there attends to everything (llama.cpp b10434: 390 or 163 MiB
-    for the same hybrid model as one more layer goes).
+    for the same hybrid model as one more layer goes); whether the first one on the device is recurrent (b11434: 39 or 41 MiB).
     """
-    host = (kinds or "f" * total)[: max(total - count, 0)]
-    return host[-1:] in ("f", "w", "b"), any(kind in "fb" for kind in host)
+    letters, on_host = kinds or "f" * total, max(total - count, 0)
+    host = letters[:on_host]
+    return host[-1:] in ("f", "w", "b"), any(kind in "fb" for kind in host), letters[on_host : on_host + 1] == "r"
 
 
 def interpolate(rows: Sequence[SplitCompute], context: int) -> float:
@@ -290,15 +306,15 @@ def plan_dry_runs(
 ) -> tuple[LoadRequest, ...]:
     """The dry runs that tell what compute costs when layers are split off: at most :data:`DRY_RUNS`.
 
-    ``layers`` without the output layer; ``contexts`` in ascending order. The two most frequent classes of splits
+    ``layers`` without the output layer; ``contexts`` in ascending order. The three most frequent classes of splits
     (:func:`host_class`) at three contexts; with one class, its second run is the split of a single layer. With experts, all
     layers without them take the place of every second context.
     """
     total = layers + 1
-    counts: dict[tuple[bool, bool], list[int]] = {}
+    counts: dict[tuple[bool, bool, bool], list[int]] = {}
     for count in range(2, total - 1):
         counts.setdefault(host_class(kinds, total, count), []).append(count)
-    classes = sorted(counts.values(), key=len, reverse=True)[:2]
+    classes = sorted(counts.values(), key=len, reverse=True)[:3]
     wanted = [members[len(members) // 2] for members in classes]
     if len(wanted) < 2 and total > 1:
         wanted.append(total - 1)
@@ -315,6 +331,6 @@ def plan_dry_runs(
         rest = [asked(context, total, experts_on_host=True) for context in dict.fromkeys((low, top))]
         last = [asked(top, one) for one in wanted[1:2]]
     else:
-        rest = [asked(context, one) for one in wanted[1:2] for context in dict.fromkeys((low, middle, top))]
+        rest = [asked(context, one) for one in wanted[1:] for context in dict.fromkeys((low, middle, top))]
         last = []
     return tuple([*first, *rest, *last][:DRY_RUNS])

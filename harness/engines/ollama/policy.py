@@ -303,10 +303,16 @@ def since_llama_server(version: str | None) -> bool:
 
 
 def estimated(calibration: Calibration, context: int, num_parallel: int = 1) -> int:
-    """What Ollama >= 0.30 estimates a model to take (``PredictServerVRAM``), bytes; our own figure without its shape."""
+    """What Ollama >= 0.30 estimates a model to take (``PredictServerVRAM``), bytes.
+
+    Without its shape (imported logs) its weights and caches as they are: the estimate counts no compute.
+    """
     placement = calibration.metadata.placement
     if placement.estimate_base_gb is None or placement.estimate_gb_per_10k is None:
-        return predict(calibration, context, num_parallel).total_bytes
+        needed = predict(calibration, context, num_parallel)
+        if needed.weights_bytes is None:
+            return needed.total_bytes
+        return needed.weights_bytes + (needed.fixed_cache_bytes or 0) + (needed.context_cache_bytes or 0)
     cells = context * num_parallel
     return from_gib(placement.estimate_base_gb + placement.estimate_gb_per_10k * cells / TOKENS_PER_UNIT)
 
