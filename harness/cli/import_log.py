@@ -37,6 +37,12 @@ from harness.units import parse_size, read_numbers
 @run_options("ctx", ctx={"envvar": None, "help": "Tokens per slot of each load, where the log does not say."})
 @click.option("--model", metavar="NAME", help="The model's name, where the log names only a file.")
 @click.option("--gpu", "gpus", multiple=True, metavar="NAME", help="The GPU's name, as the driver prints it; one each.")
+@click.option(
+    "--gpu-memory",
+    "card",
+    metavar="SIZE",
+    help="Memory of each GPU, as nvidia-smi prints it, where vLLM's log does not say it.",
+)
 @click.option("--variant", metavar="NAME", help="File it beside the default calibration.")
 @click.option("--force", is_flag=True, help="Overwrite the calibration of another GPU, model or settings.")
 @store_option
@@ -48,6 +54,7 @@ def cli(
     contexts: tuple[int, ...] | None,
     model: str | None,
     gpus: tuple[str, ...],
+    card: str | None,
     variant: str | None,
     force: bool,
     store: str | None,
@@ -61,8 +68,15 @@ def cli(
 
     try:
         sizes = tuple(parse_size(one) for total in totals for one in total.split(","))
+        memory = None if card is None else parse_size(card)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if card is not None and card.strip()[-1:] in "bB" and "ib" not in card.lower():
+        raise UsageError(
+            f"--gpu-memory {card} is decimal, and the memory of a GPU is not: 24 GB on a box are 24 GiB or a little less",
+            hint="give it as nvidia-smi prints it, for example 24564MiB",
+            code="decimal-size",
+        )
     options = ImportOptions(
         log=", ".join(Path(log).name for log in logs),
         totals=sizes,
@@ -72,6 +86,7 @@ def cli(
         gpus=gpus,
         variant=variant,
         force=force,
+        card=memory,
     )
     done = import_log([one for log in logs for one in read_log(log).loads], options, store_at(store))
     return CommandResult(

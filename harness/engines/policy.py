@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Final
 
+import msgspec
+
 from harness.errors import UnknownVerdictError
 from harness.model.calibration import PARTS_UNKNOWN
+from harness.model.facts import LoadFacts
+from harness.model.record import LoadRequest, VllmSettings
 from harness.prediction.rules import Rules
 
 if TYPE_CHECKING:
@@ -29,6 +33,15 @@ LLAMA_MEMORY: Final = (
     *("LLAMA_ARG_KV_OFFLOAD", "LLAMA_ARG_NO_KV_OFFLOAD", "LLAMA_ARG_SWA_FULL", "LLAMA_ARG_KV_UNIFIED", "LLAMA_ARG_OVERRIDE_KV"),
     *("LLAMA_ARG_MMPROJ", "LLAMA_ARG_MODEL_DRAFT"),
 )
+
+
+class LoggedLoad(msgspec.Struct, frozen=True):
+    """A load as its log describes it, with what was asked of it, its settings, and notes for the calibration."""
+
+    facts: LoadFacts
+    request: LoadRequest
+    settings: VllmSettings | None
+    notes: tuple[str, ...]
 
 
 class Policy(Rules):
@@ -212,11 +225,16 @@ class Policy(Rules):
         """What else the engine calls the model of a name."""
         return ()
 
-    def imported(self, facts: LoadFacts, total: int | None) -> tuple[LoadRequest, VllmSettings | None, tuple[str, ...]] | None:
-        """What was asked of a load that its log alone describes, and notes; ``None``: it follows from its parts and a total.
+    def imported(self, facts: LoadFacts, total: int | None, card: int | None) -> LoggedLoad | None:
+        """What was asked of a load that its log alone describes; ``None``: it follows from its parts and a total.
+
+        Args:
+            facts: of the log.
+            total: what all processes of the engine held, bytes, where it was read.
+            card: the memory of each GPU, bytes, where it is known.
 
         Raises:
-            UntrustedError: the log lacks figures. BadInputError: the total contradicts it.
+            UntrustedError: the log lacks figures. BadInputError: the total or the GPU's memory contradicts it.
         """
         return None
 

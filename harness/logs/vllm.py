@@ -110,6 +110,8 @@ class VllmReader:
             return
         if found := say.AVAILABLE.search(line):
             worker.available = _bytes(next(value for value in found.groups() if value is not None))
+            if "as specified" in found[0]:  # rounded; an option that is logged has every byte
+                start.set("kv_cache_memory_bytes", str(worker.available), weak=True)
             if " set (" in found[0]:
                 worker.kind = "host"
                 start.total = _bytes(found[6])
@@ -165,6 +167,10 @@ class VllmReader:
             worker.estimate = _bytes(pool[2]) if pool[2] else worker.estimate
         elif estimate := say.ESTIMATE.search(line):
             worker.estimate = _bytes(estimate[1])
+        elif shares := say.SHARES.search(line):
+            start, share = self._open(), number(shares[1])
+            start.utilization = start.utilization or share
+            start.graphs_share = share - number(shares[2])
 
     def _engine(self, line: str, speaker: Speaker, worker: Worker | None) -> None:
         found = say.ENGINE.search(line)
@@ -194,6 +200,7 @@ class VllmReader:
             if self._start is not None and self._start.ended:
                 self._close()
             self._settings(line)
+            self._open().arguments = True
         elif length := say.MAX_LEN.search(line):
             self._open().max_model_len = int(length[1] or length[2])
         elif model := say.LOADING.search(line):

@@ -72,6 +72,7 @@ class LoggedStart:
         self.number = number  # among the loads of the log
         self.version: str | None = None
         self.settings: dict[str, str] = {}
+        self.arguments = False  # those that differ from the defaults were printed
         self.weak: set[str] = set()
         self.workers: dict[tuple[str, str], Worker] = {}
         self.engines: set[Speaker] = set()
@@ -83,6 +84,7 @@ class LoggedStart:
         self.free: int | None = None
         self.total: int | None = None
         self.utilization: float | None = None
+        self.graphs_share: float | None = None
         self.requested: int | None = None
         self.flash: Literal["enabled"] | None = None
         self.compiled: bool | None = None
@@ -249,6 +251,8 @@ class LoggedStart:
                 pipeline_parallel=self.whole("pipeline_parallel_size"),
                 enforce_eager={"True": True, "False": False}.get(self.settings.get("enforce_eager", "")),
                 max_num_seqs=self.whole("max_num_seqs"),
+                arguments_logged=self.arguments,
+                graphs_share=self.graphs_share,
                 compiled=self.compiled,
                 failure_class=cause.kind if cause else ("other" if failed else None),
                 kv_cache_memory_bytes=asked,

@@ -25,6 +25,7 @@ CONCURRENCY: Final = re.compile(rf"Maximum concurrency for {_COUNT} tokens per r
 GRAPHS: Final = re.compile(rf"Graph capturing finished in {_N} secs?, took {_N} GiB")
 ESTIMATE: Final = re.compile(rf"Estimated CUDA graph memory: {_N} GiB")
 POOL: Final = re.compile(rf"CUDA graph pool memory: {_N} GiB \(actual\)(?:, {_N} GiB \(estimated\))?")
+SHARES: Final = re.compile(rf"current --gpu-memory-utilization={_N} is equivalent to --gpu-memory-utilization={_N} ")
 SUMMARY: Final = re.compile(
     rf"Free memory on device(?: \S{{1,40}})? \({_N}/{_N} GiB\) on startup\. "
     rf"Desired \w+ memory utilization is \({_N}, {_N} GiB\)"

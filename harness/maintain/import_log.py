@@ -16,6 +16,7 @@ import msgspec
 
 from harness import __version__
 from harness.engines.base import Source
+from harness.engines.policy import LoggedLoad
 from harness.engines.registry import policy_of
 from harness.errors import BadInputError, CannotWriteError, UntrustedError, UsageError
 from harness.fit.observations import spill_reason, understood
@@ -57,7 +58,10 @@ _BLOB: Final = re.compile(r"(?:^|[/\\])sha256-([0-9a-f]{64})$")
 
 
 class ImportOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What comes with a log: bytes of each load on its target, in the log's order, and what the log may not say."""
+    """What comes with a log: bytes of each load on its target, in the log's order, and what the log may not say.
+
+    ``card``: the memory of each GPU, bytes.
+    """
 
     log: str
     totals: tuple[int, ...]
@@ -67,6 +71,7 @@ class ImportOptions(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[str, ...] = ()
     variant: str | None = None
     force: bool = False
+    card: int | None = None
 
 
 def import_log(found: Sequence[LoadFacts], options: ImportOptions, store: Store) -> Result:
@@ -121,6 +126,12 @@ def _loads(found: Sequence[LoadFacts], options: ImportOptions) -> list[LoadFacts
     if not options.totals and policy_of(loads[0].engine).spills:
         raise UsageError(
             f"{options.log}: a load's parts do not say its overhead", hint="give a --total for each", code="no-total"
+        )
+    if options.card is not None and (policy_of(loads[0].engine).spills or not any(map(_on_gpu, loads))):
+        raise UsageError(
+            f"{options.log}: --gpu-memory is for an engine that is given a share of a GPU's memory, as vLLM",
+            hint="give a --total for each load",
+            code="no-share",
         )
     cards = max(len(_cards(facts)) for facts in loads)
     if options.gpus and len(options.gpus) != cards:
@@ -184,7 +195,7 @@ def _name(loads: Sequence[LoadFacts], options: ImportOptions) -> str:
 def _record(loads: Sequence[LoadFacts], options: ImportOptions, target: Target, name: str) -> Record:
     now, stem, first = datetime.now(UTC), artifact_name(model_stem(name)), loads[0]
     policy, totals = policy_of(first.engine), options.totals or (None,) * len(loads)
-    alone = [policy.imported(facts, total) for facts, total in zip(loads, totals, strict=True)]
+    alone = [policy.imported(facts, total, options.card) for facts, total in zip(loads, totals, strict=True)]
     _refuse_different(loads)
     blob = _BLOB.search(first.model or "")
     # One load says nothing of the contexts beyond it: constants then end where it stands.
@@ -209,12 +220,12 @@ def _record(loads: Sequence[LoadFacts], options: ImportOptions, target: Target, 
         settings=Settings(
             num_parallel=first.parallel or 1,
             kv_cache_type=first.kv_cache_type or UNKNOWN_CACHE,
-            vllm=alone[0][1] if alone[0] else None,
+            vllm=alone[0].settings if alone[0] else None,
         ),
         reserve_bytes=_reserve(loads),
         machine=Machine(target=target, sandbox="unknown", meter="import", gpus=tuple(Gpu(name=gpu) for gpu in options.gpus)),
         loads=tuple(
-            _load(facts, index, options, target) if by_log is None else _by_log(facts, by_log[0], totals[index])
+            _load(facts, index, options, target) if by_log is None else _by_log(by_log, totals[index])
             for index, (facts, by_log) in enumerate(zip(loads, alone, strict=True))
         ),
         notes=(
@@ -225,7 +236,11 @@ def _record(loads: Sequence[LoadFacts], options: ImportOptions, target: Target, 
                 else _LOGGED
             ),
             *(() if train or alone[0] else (_alone(first),)),
-            *((*alone[0][2], *_unnamed(loads, options)) if alone[0] else _better(loads, options)),
+            *(
+                (*dict.fromkeys(note for one in alone if one for note in one.notes), *_unnamed(loads, options))
+                if alone[0]
+                else _better(loads, options)
+            ),
         ),
     )
 
@@ -314,10 +329,17 @@ def _unnamed(loads: Sequence[LoadFacts], options: ImportOptions) -> Iterator[str
         yield "the GPU is not named: with --gpu NAME it answers for that GPU alone"
 
 
-def _by_log(facts: LoadFacts, request: LoadRequest, total: int | None) -> Load:
+def _by_log(logged: LoggedLoad, total: int | None) -> Load:
     """One load as its log has it, with the figure of others where there is one."""
     plateau = None if total is None else Plateau(total_bytes=total, readings=1)
-    return Load(request=request, outcome="ok", facts=facts, idle=plateau, busy=plateau, ready=facts.load_seconds)
+    return Load(
+        request=logged.request,
+        outcome="ok",
+        facts=logged.facts,
+        idle=plateau,
+        busy=plateau,
+        ready=logged.facts.load_seconds,
+    )
 
 
 def _alone(facts: LoadFacts) -> str:

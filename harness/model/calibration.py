@@ -233,6 +233,12 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     weights: Weights = "full"
     source: HeaderSource | None = None
 
+    @property
+    def of_one_length(self) -> bool:
+        """Whether vLLM's KV cache is known for sequences of one length alone, which bounds that of shorter ones."""
+        blocks = self.kv_blocks
+        return blocks is not None and blocks.fixed > 0 and blocks.size >= self.quality.valid_to
+
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One model on one engine, measured. ``id`` is ``engine/name``."""

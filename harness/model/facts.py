@@ -127,7 +127,11 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VllmFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The vLLM part of a load's facts. ``kv_cache_memory_bytes``: the size asked for, where it was asked for."""
+    """The vLLM part of a load's facts. ``kv_cache_memory_bytes``: the size asked for, where it was asked for.
+
+    ``arguments_logged``: the log names the options that were given, so that what it does not name had its default.
+    ``graphs_share``: what an estimate of the CUDA graphs took of the utilisation, as a share of the GPU's total.
+    """
 
     version: str | None = None
     workers: tuple[WorkerFacts, ...] = ()
@@ -146,6 +150,8 @@ class VllmFacts(msgspec.Struct, frozen=True, kw_only=True):
     pipeline_parallel: int | None = None
     enforce_eager: bool | None = None
     max_num_seqs: int | None = None
+    arguments_logged: bool = False
+    graphs_share: float | None = None
     compiled: bool | None = None
     failure_class: str | None = None
     needed_bytes: int | None = None

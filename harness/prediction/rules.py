@@ -72,7 +72,7 @@ class Sized(msgspec.Struct, frozen=True, kw_only=True):
     reserve_bytes: int
     available_bytes: int
     short_bytes: int
-    max_context: int
+    max_context: int | None
 
 
 class Reason(msgspec.Struct, frozen=True, kw_only=True):

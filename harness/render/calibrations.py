@@ -37,14 +37,18 @@ def _facts(calibration: Calibration) -> Iterator[tuple[str, str]]:
     metadata, constants = calibration.metadata, calibration.constants
     quality, model = metadata.quality, metadata.model
     yield "base", _base(calibration)
-    yield "KV cache", format_slope(constants.kv_cache_gb_per_10k)
+    blocks = metadata.kv_blocks
+    if blocks is not None and metadata.of_one_length:
+        most = format_size(blocks.of_sequence(blocks.size) * blocks.bytes)
+        yield "KV cache", f"{most} at most for a sequence of up to {blocks.size:,} tokens"
+    else:
+        yield "KV cache", format_slope(constants.kv_cache_gb_per_10k)
     yield "compute", format_slope(constants.compute_gb_per_10k)
     yield "valid to", f"{quality.valid_to:,} tokens"
     yield "model", " · ".join(str(part) for part in (model.name, model.architecture, model.quantization) if part)
     yield "engine", f"{calibration.engine} {metadata.engine.version or '(version unknown)'} on {devices_of(calibration)}"
     yield "settings", _settings(calibration)
-    if metadata.kv_blocks is not None:
-        blocks = metadata.kv_blocks
+    if blocks is not None and not metadata.of_one_length:
         fixed = f" and {blocks.fixed} per sequence" if blocks.fixed else ""
         yield "KV blocks", f"{format_size(blocks.bytes)} for {blocks.size} tokens × {blocks.per_block}{fixed}"
     if metadata.weights == "header":

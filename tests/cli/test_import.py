@@ -249,11 +249,10 @@ def test_a_log_of_vllm_alone_gives_what_a_gpu_takes(tmp_path: Path, log: str, to
 @pytest.mark.parametrize(
     ("log", "code", "error", "says"),
     [
-        ("0.32.0-cpu/engine-0", 5, "log-lacks-figures", "--total"),
-        ("0.28.0/v1-auto-fit", 5, "log-lacks-figures", "the tokens of a block"),
+        ("0.32.0-cpu/engine-0", 5, "log-lacks-figures", "on host memory"),
         ("0.11.2/v1-tp2-rank-0-speaks", 5, "log-lacks-figures", "what was requested"),
-        ("0.7.3/v1-early", 5, "log-lacks-figures", "what was requested"),
-        ("0.29.0/v1-explicit-bytes-then-free-too-low", 5, "log-lacks-figures", "the tokens of a block"),
+        ("0.7.3/v1-early", 5, "log-lacks-figures", "what was available"),
+        ("0.29.0/v1-explicit-bytes-then-free-too-low", 5, "log-lacks-figures", "given in bytes"),
         ("0.7.3/v0-seq-too-long", 65, "no-load", "no load that became ready"),
     ],
 )

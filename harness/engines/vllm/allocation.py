@@ -66,7 +66,10 @@ class _Card(msgspec.Struct, frozen=True):
 
 
 class Sizing(msgspec.Struct, frozen=True, kw_only=True):
-    """What a number of sequences needs on each GPU; bytes. ``short_bytes`` is what is missing there, 0 if it fits."""
+    """What a number of sequences needs on each GPU; bytes. ``short_bytes`` is what is missing there, 0 if it fits.
+
+    ``one_length``: what a sequence takes is known for one length alone, and is a bound for shorter ones.
+    """
 
     vllm: VllmSettings
     kv_blocks: KvBlocks
@@ -78,6 +81,7 @@ class Sizing(msgspec.Struct, frozen=True, kw_only=True):
     margin_bytes: int
     short_bytes: int
     max_context: int
+    one_length: bool
 
 
 def mismatches(calibration: Calibration, wanted: Deployment) -> list[str]:
@@ -161,6 +165,14 @@ def size(calibration: Calibration, context: int, concurrency: int, available: tu
     needed = concurrency * blocks.of_sequence(context) + NULL_BLOCKS
     spare = _spare(blocks, needed)
     kv = (needed + spare) * blocks.bytes
+    room, bound = card.room(), calibration.metadata.of_one_length
+    if bound and context < blocks.size and kv > room >= kv * context // blocks.size:
+        raise UnknownVerdictError(
+            f"{context:,} tokens take at most the {format_size(kv)} of KV cache of {blocks.size:,}, which do not fit, and the "
+            "log does not say how much less",
+            hint="import a log with VLLM_LOGGING_LEVEL=DEBUG, or of a start with this length",
+            code="may-fit",
+        )
     return Sizing(
         vllm=vllm,
         kv_blocks=blocks,
@@ -170,8 +182,9 @@ def size(calibration: Calibration, context: int, concurrency: int, available: tu
         kv_cache_bytes=kv,
         required_bytes=card.footprint + kv,
         margin_bytes=card.margin if card.by_bytes else JITTER,
-        short_bytes=max(kv - card.room(), 0),
+        short_bytes=max(kv - room, 0),
         max_context=_largest(calibration, blocks, concurrency, card),
+        one_length=bound,
     )
 
 

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from harness.engines.policy import Policy
+from harness.engines.policy import LoggedLoad, Policy
 from harness.engines.settings import ARGUMENTS, shown_words
 from harness.errors import EngineError, HarnessError, NotFoundError, NotPermittedError, UsageError, WontFitError
 from harness.model.calibration import Calibration
@@ -64,7 +64,7 @@ class VllmPolicy(Policy):
             reserve_bytes=sizing.margin_bytes,
             available_bytes=sizing.card.free,
             short_bytes=sizing.short_bytes,
-            max_context=sizing.max_context,
+            max_context=sizing.max_context or (None if sizing.one_length else 0),
         )
 
     def settings(self, source: Source, options: Options, num_batch: int | None) -> VllmSettings:
@@ -178,11 +178,11 @@ class VllmPolicy(Policy):
         """Weights, and compiled graphs."""
         return {"huggingface": "/root/.cache/huggingface", "vllm": "/root/.cache/vllm"}
 
-    def imported(self, facts: LoadFacts, total: int | None) -> tuple[LoadRequest, VllmSettings | None, tuple[str, ...]] | None:
-        """By its log alone; on host memory with the total."""
+    def imported(self, facts: LoadFacts, total: int | None, card: int | None) -> LoggedLoad | None:
+        """By its log alone, or with the memory of the GPU; on host memory with the total."""
         from harness.engines.vllm.imported import imported
 
-        return imported(facts, total)
+        return imported(facts, total, card)
 
     def fit(self, record: Record) -> Calibration:
         """From starts by share and by bytes."""

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from harness.engines.vllm.allocation import allocate
-from harness.engines.vllm.fit import VllmStart, block_interval
+from harness.engines.vllm.blocks import VllmStart, block_interval
 from harness.engines.vllm.releases import KV_BYTES
 from harness.errors import OffloadLikelyError, UnknownVerdictError
 from harness.fit.load_plan import LoadOrder, NextLoad
