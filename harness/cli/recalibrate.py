@@ -58,7 +58,7 @@ def cli(names: tuple[str, ...], stale: bool, dry_run: bool, **given: Any) -> Com
         return CommandResult(
             data={"calibrations": [target_json(one, one in wanted) for one in targets]},
             ids=tuple(written(one.key) for one in wanted),
-            text=partial(drift.survey_text, targets, stale),
+            text=partial(drift.survey_text, targets, store.root, stale),
         )
     from harness.cli.progress import watcher
 
@@ -67,7 +67,7 @@ def cli(names: tuple[str, ...], stale: bool, dry_run: bool, **given: Any) -> Com
         outcomes = recalibrate(wanted, store, finder, watch, asked=asked, force=here.force)
     return CommandResult(
         data={"calibrations": [outcome_json(one) for one in outcomes]},
-        text=partial(drift.outcomes_text, outcomes, len(targets), stale),
+        text=partial(drift.outcomes_text, outcomes, len(targets), store.root, stale),
         failure=next((one.error for one in outcomes if one.error is not None), None),
     )
 

@@ -19,7 +19,7 @@ from harness.model.record import Gpu, Machine, Target
 from harness.model.trace import MeterName
 from harness.options import SandboxChoice
 from harness.sandboxes.base import GpuRequest, SandboxName
-from harness.store.catalog import Catalog, gguf_path
+from harness.store.catalog import Catalog, gguf_path, is_here
 
 _BY_KERNEL: Final = "measured by the kernel's own count (DRM)"
 #: ``auto``, or the name of an engine.
@@ -226,8 +226,8 @@ def resolve_name(name: str, engine: Engine, catalog: Catalog, options: Options) 
             return str(gguf_path(name, entry))
         if Path(name).expanduser().exists() or name.endswith(".gguf"):
             return name
-        here = ", ".join(sorted(key for key, one in catalog.models.items() if one.gguf is not None)) or "none"
-        hint = f"works here: {here}, or the path of a .gguf file"
+        here = sorted(key for key, one in catalog.models.items() if is_here(one))
+        hint = f"works here: {', '.join((*here, 'or the path of a .gguf file' if here else 'the path of a .gguf file'))}"
         if name.startswith(("https://", "hf.co/", "hf://")):
             hint = f"its memory can be measured without a download: --header-only; or: {hint}"
         raise NotFoundError(

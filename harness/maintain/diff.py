@@ -79,7 +79,9 @@ def read_side(text: str, store: Store | None = None) -> Side:
     revision, colon, inside = text.partition(":")
     if not colon or not revision:
         known = (
-            f"no file or folder of that name; {store.missing(text)}" if store is not None else f"no such file or folder: {text}"
+            f"{store.missing(text)}, and no file or folder has that name"
+            if store is not None
+            else f"no such file or folder: {text}"
         )
         raise NotFoundError(known, code="no-such-file")
     return _revision(text, revision, inside)

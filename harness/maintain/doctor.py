@@ -5,6 +5,7 @@ Every finding has a code; docs/how-to/gpu-box.md says of those that concern GPUs
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from pathlib import Path
@@ -94,4 +95,7 @@ def _store(store: Path) -> Finding:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
+    if not os.access(folder, os.W_OK):
+        text = f"{store} cannot be written: what is in it answers, and nothing can be calibrated into it"
+        return Finding(subject="store", code="store-read-only", state="note", text=text, hint="--store DIR, or HARNESS_STORE")
     return Finding(subject="store", code="store", state="ok", text=f"{store} ({format_size(free)} free)")

@@ -148,10 +148,15 @@ _LISTED: Final = (
 )  # fmt: skip
 
 
+def none_in(root: object) -> str:
+    """That a store is empty, and how it gets its first calibration."""
+    return f"no calibrations in {clean(str(root))}; make one with: harness calibrate"
+
+
 def listing(found: Sequence[tuple[str, Calibration]], root: str) -> Iterator[str | Drawn]:
     """The calibrations of a store, each with its id and variant."""
     if not found:
-        yield f"no calibrations in {clean(root)}; make one with: harness calibrate"
+        yield none_in(root)
         return
     yield Table(_LISTED, [_listed(key, calibration) for key, calibration in found])
 

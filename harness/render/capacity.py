@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from harness.errors import ADVICE
+from harness.render.calibrations import none_in
 from harness.render.style import paint
 from harness.render.tables import Column, Drawn, Table, Verbatim
 from harness.text import clean, counted
@@ -172,7 +173,7 @@ def memory_markdown(memory: Memory) -> str:
 def plan_text(memories: Sequence[Memory], root: str, *, markdown: bool) -> Iterator[str | Drawn]:
     """Each memory with what fits it, as a table or as Markdown."""
     if not memories:
-        yield f"no calibrations in {clean(root)}; make one with: harness calibrate"
+        yield none_in(root)
     elif markdown:
         yield Verbatim("\n\n".join(memory_markdown(one) for one in memories))
     else:

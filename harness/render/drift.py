@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from harness.prediction.drift import Change, Drift, Figure, sentence, sentences
+from harness.render.calibrations import none_in
 from harness.render.style import paint
 from harness.render.tables import Column, Drawn, Table
 from harness.text import clean, counted, written
@@ -165,7 +166,7 @@ def merged_text(found: Sequence[Merged]) -> Iterator[str]:
         yield "nothing here was overwritten; harness diff shows more, --newer takes the newer one"
 
 
-def survey_text(targets: Sequence[SurveyedCalibration], only_stale: bool) -> Iterator[str]:
+def survey_text(targets: Sequence[SurveyedCalibration], root: object, only_stale: bool) -> Iterator[str]:
     """What is stale and why, and what would be loaded."""
     for target in targets:
         word, colour = ("stale", "yellow") if target.stale else ("as measured", "green")
@@ -180,13 +181,16 @@ def survey_text(targets: Sequence[SurveyedCalibration], only_stale: bool) -> Ite
             plan = ", ".join(f"{load.context:,} at batch {show(load.num_batch)}" for load in target.loads)
             yield paint(f"  would load {plan}", dim=True)
     if not targets:
-        yield "no calibrations"
+        yield none_in(root)
 
 
-def outcomes_text(outcomes: Sequence[Recalibration], total: int, only_stale: bool) -> Iterator[str | Drawn]:
+def outcomes_text(outcomes: Sequence[Recalibration], total: int, root: object, only_stale: bool) -> Iterator[str | Drawn]:
     """What each calibration that was measured again has become, of ``total``."""
-    if not outcomes:
-        yield f"nothing is stale in {counted(total, 'calibration')}" if only_stale else "no calibrations"
+    if not total:
+        yield none_in(root)
+    elif not outcomes:
+        what = "is stale in" if only_stale else "can be measured here of"
+        yield f"nothing {what} {counted(total, 'calibration')}"
     yield from pairs_text([one.pair() for one in outcomes if one.new is not None])
     for outcome in outcomes:
         if outcome.error is not None:

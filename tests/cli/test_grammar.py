@@ -85,6 +85,19 @@ def test_a_list_of_contexts_that_is_none_is_a_usage_error(run: Command, verb: st
         assert (done.returncode, "--ctx" in done.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("verb", ["list", "plan", "recalibrate", "recalibrate --stale", "recalibrate --dry-run"])
+def test_an_empty_store_is_said_in_one_way(run: Command, tmp_path: Path, verb: str) -> None:
+    done = run(*verb.split(), "--store", str(tmp_path / "empty"))
+    empty = tmp_path / "empty"
+    assert done.stdout == f"no calibrations in {empty}; make one with: harness calibrate --store {empty}\n"
+
+
+def test_doctor_says_that_a_store_is_read_only(run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, _: Path(path) != tmp_path / "store")
+    found = {one["code"]: one["state"] for one in json.loads(run("doctor", "--json").stdout)["data"]["findings"]}
+    assert found["store-read-only"] == "note"
+
+
 def test_warnings_of_serve_repeat_the_store(run: Command, tmp_path: Path) -> None:
     store_of(tmp_path / "second", made_up("elsewhere"))
     store = ("--store", str(tmp_path / "second"))

@@ -32,7 +32,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
             0,
             "SETTINGS: 95,488 tokens, KV cache q8_0, physical batch 512",
         ),
-        (("--available", "5GiB", "--min-ctx", "131072"), 3, "NOTHING REACHES IT: 131,072 tokens."),
+        (("--available", "5GiB", "--min-ctx", "131072"), 3, "OUT OF REACH: 131,072 tokens."),
         (("--available", "5GiB", "--min-ctx", "131072"), 3, "4,101.0 MiB more free memory: nothing else has to change"),
         (("--available", "5GiB", "--min-ctx", "131072", "--min-tokens-per-s", "7"), 0, "about 9.8 instead of 60 tokens/s"),
         (("--available", "7GiB", "--kv-cache-type", "q4_0"), 0, "131,072 tokens, KV cache q4_0"),

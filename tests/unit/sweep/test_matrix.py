@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,15 @@ def cells(text: str, *, here: bool = False) -> tuple[Cell, ...]:
 
 def asked(text: str, *names: str) -> list[tuple[Any, ...]]:
     return [tuple(getattr(cell, name) for name in names) for cell in cells(text)]
+
+
+def test_the_plans_of_the_page_are_plans() -> None:
+    """The first one named two cells for one file."""
+    page = (Path(__file__).parents[3] / "docs/how-to/sweep.md").read_text(encoding="utf-8")
+    plans = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "matrix:" in block]
+    assert plans
+    for plan in plans:
+        assert cells(plan)
 
 
 def test_a_matrix_is_every_combination_in_its_own_order() -> None:
