@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 ANSWER_LIMIT: Final = 30.0
 #: How long closing waits for containers that the daemon does not let go, seconds; the reaper goes on without us.
 CONTAINERS_LIMIT: Final = 5.0
-#: Reapers that go on; kept so that their end is collected.
-_lingering: list[subprocess.Popen[bytes]] = []
 #: Where an engine finds the folder that holds its secrets.
 SECRETS_VARIABLE: Final = "HARNESS_SECRETS"
 _PROGRAM: Final = Path(__file__).with_name("reaper_main.py")
@@ -225,7 +223,7 @@ class Reaper:
             process.wait(CONTAINERS_LIMIT if self._watching else ANSWER_LIMIT)
         except subprocess.TimeoutExpired:
             if self._watching:
-                _lingering.append(process)
+                threading.Thread(target=process.wait, name="harness-reaper-end", daemon=True).start()  # collects its end
             else:
                 process.kill()
                 process.wait()

@@ -65,11 +65,11 @@ def test_only_what_is_abandoned_goes_and_only_when_told(client: DockerClient, tm
         assert done.returncode == 0, done.stdout
         del found["abandoned"]
         assert seen() == found
-        left = {names.get(str(one.name)) for one in client.containers.list(all=True)}
+        left = {names.get(str(one.name)) for one in client.containers.list(all=True, ignore_removed=True)}
         assert {"in-use", "foreign"} <= left
         assert "abandoned" not in left
         assert f"kept  volume {volume.name}" in run(tmp_path).stdout
     finally:
-        for one in client.containers.list(all=True, filters={"label": f"{RUN}={mine[RUN]}"}):
+        for one in client.containers.list(all=True, ignore_removed=True, filters={"label": f"{RUN}={mine[RUN]}"}):
             one.remove(force=True)
         volume.remove()

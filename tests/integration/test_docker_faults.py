@@ -156,7 +156,7 @@ def test_somebody_removes_the_container(place: DockerPlace, client: DockerClient
     running = place.start("sleep")
     assert running.exit_status() is None
 
-    client.containers.list(filters={"label": f"harness.run={place.sandbox.run}"})[0].remove(force=True)
+    client.containers.list(ignore_removed=True, filters={"label": f"harness.run={place.sandbox.run}"})[0].remove(force=True)
 
     with pytest.raises(EngineError) as caught:
         until(lambda: ended(running), "the end")

@@ -32,6 +32,7 @@ def commands(page: Path) -> list[tuple[str, int]]:
     return found
 
 
+@pytest.mark.timeout(900)  # measurements of a real model, on a machine that does other things, too
 @pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
 def test_what_a_page_shows_works_in_its_order(page: str, tmp_path: Path) -> None:
     shown = commands(ROOT / page)
@@ -45,7 +46,5 @@ def test_what_a_page_shows_works_in_its_order(page: str, tmp_path: Path) -> None
 
     assert shown, "the page shows no command"
     for command, status in shown:
-        done = subprocess.run(
-            ["bash", "-ec", command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
-        )
+        done = subprocess.run(["bash", "-ec", command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == status, f"$ {command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"

@@ -70,7 +70,7 @@ class Driver(threading.Thread):
 
     def processes(self, program: bytes) -> set[int]:
         """Those of the daemon's containers that run a program, or that an interpreter runs it in."""
-        containers = [str(one.id) for one in self.client.containers.list()]
+        containers = [str(one.id) for one in self.client.containers.list(ignore_removed=True)]
         found = set()
         for folder in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
@@ -181,7 +181,7 @@ def test_a_gpu_is_calibrated(daemon: GpuDaemon, driver: Driver, image: str, clie
         assert load["busy"]["devices"] == {UUID: load["busy"]["total_bytes"]}
         assert load["trace"]["device_peak_bytes"] >= load["busy"]["total_bytes"]
         assert not load["trace"].get("other_processes")
-    assert client.containers.list(all=True) == []
+    assert client.containers.list(all=True, ignore_removed=True) == []
 
 
 def test_where_the_driver_names_no_process_the_rise_of_the_gpu_is_measured_and_named(
@@ -212,7 +212,7 @@ def test_another_process_in_the_middle_is_noted_and_figures_by_process_stand(
     assert status == 0, (document["errors"], err)
     notes = document["data"]["calibration"]["metadata"]["quality"]["notes"]
     assert any(f"process {os.getpid()} by 2,048.0 MiB" in note for note in notes)
-    assert client.containers.list(all=True) == []
+    assert client.containers.list(all=True, ignore_removed=True) == []
 
 
 def test_a_gpu_that_is_lost_voids_the_run_at_once(
@@ -227,7 +227,7 @@ def test_a_gpu_that_is_lost_voids_the_run_at_once(
 
     assert (status, document["errors"][0]["code"]) == (5, "gpu-lost")
     assert record_of(tmp_path / "store")["status"] == "partial"
-    assert client.containers.list(all=True) == []
+    assert client.containers.list(all=True, ignore_removed=True) == []
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # the SDK's own, where it cannot connect
@@ -247,4 +247,8 @@ def test_a_daemon_that_dies_under_a_calibration_ends_it_and_comes_back_clean(
     record = record_of(tmp_path / "store")
     assert (record["status"], [load["outcome"] for load in record["loads"]]) == ("partial", ["ok"])
     daemon.start()
-    until(lambda: client.containers.list(all=True) == [], "the end of the container, by the reaper that waited", limit=240)
+    until(
+        lambda: client.containers.list(all=True, ignore_removed=True) == [],
+        "the end of the container, by the reaper that waited",
+        limit=240,
+    )

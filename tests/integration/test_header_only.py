@@ -63,7 +63,8 @@ def test_a_header_measures_what_the_weights_do(tmp_path: Path, server: RangeServ
     bases = [from_gib(one["constants"]["base_vram_gb"]) for one in (header, full)]
     assert abs(bases[0] - bases[1]) < MIB
     assert header["constants"]["kv_cache_gb_per_10k"] == full["constants"]["kv_cache_gb_per_10k"]
-    assert header["constants"]["compute_gb_per_10k"] == full["constants"]["compute_gb_per_10k"]
+    growths = [from_gib(one["constants"]["compute_gb_per_10k"]) * 4096 / 10_000 for one in (header, full)]
+    assert abs(growths[0] - growths[1]) < MIB / 8, "of 4 MiB; a few pages of a heap come and go between two runs"
     status, moved = harness(tmp_path, "diff", str(kept), second["data"]["artifact"])
     assert (status, moved["exit_code"]) == (0, 0)
 

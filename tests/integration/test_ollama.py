@@ -66,7 +66,7 @@ def volume(client: DockerClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
 def nothing_stays(image: str, client: DockerClient) -> Iterator[None]:
     """However a calibration ends, no container of it is left."""
     yield
-    assert client.containers.list(all=True, filters={"ancestor": image}) == []
+    assert client.containers.list(all=True, ignore_removed=True, filters={"ancestor": image}) == []
 
 
 def calibrate(folder: Path, image: str, model: str = str(registry() / "tiny.gguf"), **request: Any) -> Result:

@@ -220,7 +220,7 @@ def test_ollama_is_served_from_its_container_and_the_container_is_gone(start: St
         found = json.loads(out)
         assert found["asked"] == found["loaded"]
         assert found["context"] == 2048
-        assert client.containers.list(all=True, filters={"ancestor": image}) == []
+        assert client.containers.list(all=True, ignore_removed=True, filters={"ancestor": image}) == []
         assert not leftovers(tmp_path / "store")
     finally:
         client.close()
