@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.engines.settings import asked_flash
 from harness.errors import UsageError, refuse_other_systems
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
-from harness.options import ALL_LAYERS, Allowed, QueryOptions, RunOptions, TuneOptions, asked_flash, read_available
+from harness.options import ALL_LAYERS, Allowed, QueryOptions, RunOptions, TuneOptions, read_available
 from harness.prediction.memory import Prediction
 from harness.prediction.memory import predict as _predict
 from harness.store.store import Store, default_root

@@ -92,13 +92,17 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
             ValueError: what it can be.
         """
         option = self.option
-        if value is None:
+        if value is None and self.default is None:
             return
         if option.choices and value not in option.choices:
             raise ValueError(f"{value!r} is not one of {', '.join(option.choices)}")
+        try:
+            msgspec.convert(value, self.kind)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"{value!r} cannot be: {error}") from error
         for number in value if isinstance(value, tuple) else (value,):
             if option.least is not None and not option.least <= number <= (option.most or number):
-                upto = "" if option.most is None else f" and at most {option.most:g}"
+                upto = "" if option.most is None else f" and at most {option.most:,.10g}"
                 raise ValueError(f"{number} is out of range: at least {option.least:g}{upto}")
         if option.check is not None:
             option.check(value)
@@ -128,16 +132,22 @@ def read_available(available: str | int | Sequence[int] | None) -> tuple[int, ..
     """Free memory as :mod:`harness.api` takes it, in bytes of each device; ``None``: it is to be read.
 
     Raises:
-        UsageError: it is no size.
+        UsageError: it is no size, or of no device.
     """
-    if available is None or isinstance(available, int):
-        return None if available is None else (available,)
-    if not isinstance(available, str):
-        return tuple(available)
+    if available is None:
+        return None
+    if isinstance(available, str):
+        try:
+            return read_sizes(available)
+        except ValueError as error:
+            raise UsageError(f"--available: {error}", hint="one size, or one for each device: 24GiB,24GiB") from error
     try:
-        return read_sizes(available)
-    except ValueError as error:
-        raise UsageError(f"--available: {error}", hint="one size, or one for each device: 24GiB,24GiB") from error
+        sizes = msgspec.convert((available,) if isinstance(available, int) else available, tuple[int, ...])
+    except msgspec.ValidationError:
+        sizes = ()
+    if not sizes or min(sizes) < 0:
+        raise UsageError(f"available memory is a size, or bytes of each device, not {available!r}")
+    return sizes
 
 
 def _read_batch(text: str) -> int | None:
@@ -382,17 +392,3 @@ def settings() -> dict[str, Declaration]:
 def shared(options: CalibrationOptions) -> dict[str, Any]:
     """The fields that all classes of calibration options have, to build another of them."""
     return {name: getattr(options, name) for name in CalibrationOptions.__struct_fields__}
-
-
-_RECORDED: Final[dict[str, Literal["enabled", "disabled"]]] = {"on": "enabled", "off": "disabled"}
-
-
-def recorded_flash(asked: str | None) -> Literal["enabled", "disabled"] | None:
-    """Flash attention as records have it, of ``auto``, ``on`` or ``off``; ``None``: it is not said."""
-    return _RECORDED.get(asked or "") or next((word for word in _RECORDED.values() if word == asked), None)
-
-
-def asked_flash(recorded: str | None) -> FlashAttention:
-    """The choice that leads to what a record has."""
-    asked: dict[str | None, FlashAttention] = {"enabled": "on", "disabled": "off"}
-    return asked.get(recorded, "auto")

@@ -79,16 +79,18 @@ def _ask(item: pytest.Item, markers: list[pytest.Mark]) -> list[Assessment]:
     import harness
 
     answers = item.config.stash[_ANSWERS]
-    contexts: dict[str, Any] = {}
-    options: dict[str, Any] = {}
+    asked: dict[str, dict[str, Any]] = {}
     for marker in reversed(markers):  # the one nearest to the test comes last, and wins
-        given = dict(marker.kwargs)
-        ctx = given.pop("ctx", None)
-        contexts |= dict.fromkeys(marker.args, ctx)
-        options |= given
-    if not contexts:
+        asked |= {name: dict(marker.kwargs) for name in marker.args}
+    if not asked or not all(marker.args for marker in markers):
         raise pytest.UsageError(f"{item.nodeid}: needs_model names no model")
-    specs = [name if ctx is None else f"{name}@{ctx}" for name, ctx in contexts.items() if not _served(name, ctx)]
+    contexts = {name: given.pop("ctx", None) for name, given in asked.items()}
+    options = next(iter(asked.values()))
+    if any(given != options for given in asked.values()):
+        raise pytest.UsageError(
+            f"{item.nodeid}: its models are asked about together, so all but ctx has to be the same for each"
+        )
+    specs = [name if ctx is None else f"{name}@{ctx}" for name, ctx in contexts.items() if options or not _served(name, ctx)]
     if not specs:
         return []
     options.setdefault("available", os.environ.get("HARNESS_AVAILABLE"))

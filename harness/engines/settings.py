@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from typing import Final
+from typing import Final, Literal
+
+from harness.errors import UsageError
 
 _NUMBER: Final = r"-?\d{1,12}(?:\.\d{1,9})?"
 _SWITCH: Final = r"(?i:0|1|on|off|true|false|yes|no|auto|enabled?|disabled?)"
@@ -215,3 +217,31 @@ def unknown_options(text: str) -> tuple[str, ...]:
         return (text,)
     names = [word.partition("=")[0] for word in words if word.startswith("-")]
     return tuple(name for name in names if name not in _SWITCHES and name not in _OPTIONS)
+
+
+#: Flash attention as it is asked for, and as records have it.
+_FLASH: Final[dict[str, Literal["enabled", "disabled"]]] = {"on": "enabled", "off": "disabled"}
+
+
+def recorded_flash(said: str | None) -> Literal["enabled", "disabled"] | None:
+    """Flash attention as records have it, of a choice or of what one has; ``None``: it is left to the engine."""
+    return next((word for asked, word in _FLASH.items() if said in (asked, word)), None)
+
+
+def asked_flash(said: str | None) -> Literal["auto", "on", "off"]:
+    """The choice that leads to what a record has; a choice stays what it is.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    choices: dict[str | None, Literal["auto", "on", "off"]] = {
+        None: "auto",
+        "auto": "auto",
+        "on": "on",
+        "off": "off",
+        "enabled": "on",
+        "disabled": "off",
+    }
+    if said not in choices:
+        raise UsageError(f"flash attention is enabled or disabled, not {said!r}")
+    return choices[said]

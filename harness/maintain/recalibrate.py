@@ -12,6 +12,7 @@ from typing import Final, Literal
 import msgspec
 
 from harness.engines.registry import policy_of
+from harness.engines.settings import asked_flash
 from harness.errors import CannotWriteError, HarnessError, NotFoundError, UnavailableError, UntrustedError, UsageError
 from harness.fit.load_plan import DEFAULT_BATCH, BatchLimits, slot_limits, still_covers
 from harness.inventory.installed import Installed
@@ -22,7 +23,7 @@ from harness.measure.events import Observer
 from harness.measure.prepare import prepare
 from harness.model.calibration import Calibration, artifact_name
 from harness.model.record import LoadRequest, Machine
-from harness.options import Overrides, RunOptions, asked_flash
+from harness.options import Overrides, RunOptions
 from harness.prediction.drift import Change, Drift
 from harness.prediction.staleness import Environment, Staleness, age, matching_gpu
 from harness.store.catalog import pinned_image

@@ -6,11 +6,10 @@ import msgspec
 
 from harness.engines.base import Options, Source
 from harness.engines.policy import Policy
-from harness.engines.settings import shown_env
+from harness.engines.settings import recorded_flash, shown_env
 from harness.errors import UsageError
 from harness.fit.load_plan import DEFAULT_BATCH, DEFAULT_CONTEXTS, BatchLimits, still_covers
 from harness.model.record import LoadRequest, Settings
-from harness.options import recorded_flash
 from harness.units import CELL_PADDING
 
 

@@ -16,7 +16,7 @@ import msgspec
 from harness.errors import HarnessError, UnavailableError, UsageError
 from harness.installation import install_hint
 from harness.inventory.machine import LocalMachine
-from harness.options import TuneOptions, read_available
+from harness.options import QueryOptions, TuneOptions, read_available
 from harness.store.store import Store
 
 if TYPE_CHECKING:
@@ -44,11 +44,14 @@ class AgentTools:
             available: free memory of each device, for example 24GiB or 24GiB,12GiB; left out, it is read from this machine.
             num_parallel: sequences at once.
         """
-        from harness.serving.calibration_lookup import read_question
+        from harness.serving.calibration_lookup import CalibrationFilter, read_question
         from harness.serving.check import check
 
-        asked = [read_question(spec, None, num_parallel) for spec in models]
-        found = check(asked, self._store, LocalMachine(), available=read_available(available), measured_only=True).to_json()
+        query = QueryOptions(num_parallel=num_parallel, available=read_available(available), measured_only=True)
+        found = check(
+            [read_question(spec, None, query.num_parallel) for spec in models], self._store, LocalMachine(),
+            wanted=CalibrationFilter.of(query, surroundings=True), available=query.available, measured_only=True,
+        ).to_json()  # fmt: skip
         each = [{**one, "label": _label(one)} for one in found["models"]]  # type: ignore[attr-defined]
         return {"verdict": found["verdict"], "label": _worst([one["label"] for one in each]), "models": each}
 
@@ -60,10 +63,14 @@ class AgentTools:
             available: free memory of each device, for example 24GiB; left out, it is read from this machine.
             context: tokens per slot at which models are put together.
         """
-        from harness.serving.capacity import plan
+        from harness.serving.calibration_lookup import CalibrationFilter
+        from harness.serving.capacity import TOGETHER, plan
 
-        free = read_available(available)
-        found = plan(models or (), self._store, LocalMachine(), available=free, context=context)
+        query = QueryOptions(ctx=context, available=read_available(available))
+        found = plan(
+            models or (), self._store, LocalMachine(), wanted=CalibrationFilter.of(query, surroundings=True),
+            available=query.available, context=query.ctx or TOGETHER, measured_only=True,
+        )  # fmt: skip
         memories = [one.to_json() for one in found.memories]
         for memory in memories:
             for one in memory["models"]:  # type: ignore[attr-defined]
@@ -113,10 +120,9 @@ class AgentTools:
         for model in models:
             if not self._network and (is_address(model) or not model.endswith(".gguf")):
                 raise UsageError(f"{model}: only local .gguf files are read", hint="start the server with --network")
+        asked = tuple(QueryOptions(ctx=one).ctx or 0 for one in contexts or ())
         free = read_available(available)
-        found = estimates(
-            models, self._store, LocalMachine(), wanted=CalibrationFilter(), contexts=contexts or (), available=free
-        )
+        found = estimates(models, self._store, LocalMachine(), wanted=CalibrationFilter(), contexts=asked, available=free)
         return {"label": "estimated", **msgspec.to_builtins(found)}
 
 

@@ -10,7 +10,7 @@ from typing import Final, Literal, get_args
 import msgspec
 
 from harness.engines.registry import BUILT_IN, policy_of
-from harness.engines.settings import settings_alone
+from harness.engines.settings import recorded_flash, settings_alone
 from harness.errors import HarnessError, NotFoundError, UsageError
 from harness.inventory.machine import LocalMachine
 from harness.inventory.weights import Identity, calibrations_of, identify
@@ -18,7 +18,7 @@ from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.model.gpu import LocalGpu
 from harness.model.planned import Method
-from harness.options import QueryOptions, recorded_flash
+from harness.options import QueryOptions
 from harness.prediction.forced import NOTHING, Forced
 from harness.prediction.rules import LoadedModel, Rules
 from harness.prediction.settings import AskedSettings, derive

@@ -10,7 +10,7 @@ import msgspec
 
 from harness.engines.registry import policy_of
 from harness.engines.running import held_by
-from harness.errors import ADVICE, BadInputError
+from harness.errors import ADVICE, BadInputError, UsageError
 from harness.inventory.machine import LocalMachine, residents
 from harness.inventory.weights import names_file
 from harness.model.calibration import Calibration
@@ -125,8 +125,10 @@ def check(
     """Verdicts; several models share what is free, in their order.
 
     Raises:
-        UsageError: several engines have a model. BadInputError, ConfigError: a file that cannot be read.
+        UsageError: no model, or several engines have one. BadInputError, ConfigError: a file that cannot be read.
     """
+    if not questions:
+        raise UsageError("no model is named", hint="MODEL@CTX", code="no-model")
     wanted = wanted or CalibrationFilter()
     chosen = [choose_or_estimate(one, store, machine, wanted, available, measured_only=measured_only) for one in questions]
     verdicts: dict[int, tuple[Verdict, Fate | None]] = {}

@@ -18,6 +18,7 @@ import msgspec
 from harness.engines.base import Options
 from harness.engines.gguf import Header, describe, read_header, server_estimate, tensor_bytes
 from harness.engines.registry import EMBEDDED, policy_of, version_here
+from harness.engines.settings import asked_flash
 from harness.engines.shape import shape_of
 from harness.errors import BadInputError, HarnessError, UntrustedError
 from harness.headers.sources import Found, find, is_remote, open_client
@@ -27,7 +28,6 @@ from harness.model.calibration import Calibration, artifact_name
 from harness.model.gpu import LocalGpu
 from harness.model.planned import Method
 from harness.model.record import Load, LoadRequest, Record, Settings, Target
-from harness.options import asked_flash
 from harness.prediction.estimate import (
     DEFAULT_OVERHEAD,
     EstimatedModel,

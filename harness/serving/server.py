@@ -16,7 +16,7 @@ import msgspec
 from harness import __version__
 from harness.engines.policy import Policy
 from harness.engines.registry import policy_of
-from harness.engines.settings import shown_env
+from harness.engines.settings import asked_flash, shown_env
 from harness.errors import (
     CannotWriteError,
     EngineError,
@@ -34,7 +34,7 @@ from harness.measure.setup import opened
 from harness.model.calibration import artifact_name
 from harness.model.facts import EngineName, LoadFacts
 from harness.model.record import EngineVersion, Load, LoadRequest, Record, Settings
-from harness.options import Overrides, RunOptions, asked_flash
+from harness.options import Overrides, RunOptions
 from harness.prediction.verdict import Verdict
 from harness.prediction.verification import disagreement
 from harness.render.verdict import sentence, title

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,3 +67,39 @@ def test_a_log_is_read_from_its_path_text_or_bytes() -> None:
     (facts,) = harness.parse_log(log)
     assert facts.context_cells == 8192
     assert harness.parse_log(log.read_text()) == harness.parse_log(log.read_bytes()) == [facts]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"available": -5}, "size"),
+        ({"available": []}, "size"),
+        ({"available": [24 * GIB, None]}, "size"),
+        ({"available": 1.5}, "size"),
+        ({"available": True}, "size"),
+        ({"reserve": -5}, "size"),
+        ({"num_parallel": "4"}, "--num-parallel"),
+        ({"num_parallel": True}, "--num-parallel"),
+        ({"gpu_layers": 1.5}, "--gpu-layers"),
+        ({"fit": None}, "--fit"),
+        ({"flash_attention": "yes"}, "flash attention"),
+    ],
+)
+def test_a_value_that_no_option_has_is_not_passed_over(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    store_of(tmp_path, made_up())
+    with pytest.raises(UsageError, match=said):
+        harness.check("made-up@8192", store=tmp_path, **{"available": "24GiB", **options})
+
+
+def test_flash_attention_is_understood_as_options_and_as_records_say_it(tmp_path: Path) -> None:
+    store_of(tmp_path, made_up())
+
+    def found(said: str) -> str:
+        return harness.check("made-up@8192", available="24GiB", flash_attention=said, store=tmp_path).verdict  # type: ignore[arg-type]
+
+    assert (found("on"), found("off")) == (found("enabled"), found("disabled")) == ("fits", "unknown")
+
+
+def test_no_model_is_no_fit(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no model"):
+        harness.check(ctx=8192, available="24GiB", store=tmp_path)

@@ -12,16 +12,15 @@ import pytest
 from harness.cli.context import load_settings
 from harness.cli.main import COMMANDS
 from harness.cli.main import cli as group
+from harness.engines.settings import asked_flash, recorded_flash
 from harness.errors import UsageError
 from harness.options import (
     CalibrationOptions,
     Overrides,
     QueryOptions,
     RunOptions,
-    asked_flash,
     declarations,
     read_available,
-    recorded_flash,
     settings,
     shared,
 )

@@ -92,8 +92,11 @@ def test_a_model_that_is_served_in_front_of_the_tests_is_not_asked_about_again(
 
         @pytest.mark.needs_model("made-up", ctx=65537)
         def test_more_than_there(): ...
+
+        @pytest.mark.needs_model("made-up", ctx=65536, num_parallel=4)
+        def test_other_slots(): ...
     """
-    suite.run(tests=served).assert_outcomes(passed=1, skipped=1)
+    suite.run(tests=served).assert_outcomes(passed=1, skipped=2)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +105,7 @@ def test_a_model_that_is_served_in_front_of_the_tests_is_not_asked_about_again(
         ('needs_model("made-up")', "missing context"),
         ('needs_model("made-up", ctx=0)', "a number of tokens is expected"),
         ("needs_model()", "names no model"),
+        ('needs_model("made-up", ctx=8, num_parallel=8)\n@pytest.mark.needs_model("second", ctx=8)', "the same for each"),
     ],
 )
 def test_a_marker_that_asks_nothing_is_an_error(suite: Suite, mark: str, says: str) -> None:

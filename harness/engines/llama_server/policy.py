@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from harness.engines.policy import LLAMA_MEMORY, LLAMA_PLACING, Policy
+from harness.engines.settings import asked_flash
 from harness.model.start_command import StartCommand
-from harness.options import asked_flash
 from harness.prediction.host import server_caches
 from harness.prediction.rules import SERVER_CACHES, Growth, fit_reserve
 from harness.prediction.settings import AskedSettings
