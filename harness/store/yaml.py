@@ -74,13 +74,14 @@ def parse_yaml(text: bytes, where: str) -> Any:
     """The plain values of a YAML document: mappings, lists, texts, numbers, switches and nothing. ``where`` names it in errors.
 
     Raises:
-        BadInputError: not YAML, larger or deeper than any of ours, or with tags, references or absurd numbers.
+        BadInputError: not YAML in UTF-8, larger or deeper than any of ours, or with tags, references or absurd numbers.
     """
     if len(text) > _LARGEST_FILE:
         raise BadInputError(f"{where} exceeds {_LARGEST_FILE >> 20} MiB", code="bad-yaml")
     if len(_NESTING.findall(text)) > _MOST_NESTING:
         raise BadInputError(f"{where} is nested too deeply", code="bad-yaml")
     try:
+        text.decode()  # libyaml takes UTF-16 too, in whose bytes none of this is found
         if _REFERS.search(text) or _depth(text) > _DEEPEST:
             _check_events(text, where)
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader, in C where there is one

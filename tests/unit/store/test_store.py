@@ -271,6 +271,12 @@ def test_what_would_end_the_yaml_library_is_refused_before_it(tmp_path: Path, de
         read_calibration(tmp_path / "deep.yaml")
 
 
+def test_yaml_is_utf_8_since_what_is_looked_for_in_it_is(tmp_path: Path) -> None:
+    (tmp_path / "deep.yaml").write_bytes(("- " * 100_000).encode("utf-16"))
+    with pytest.raises(BadInputError, match="utf-8"):
+        read_calibration(tmp_path / "deep.yaml")
+
+
 def test_an_enormous_file_is_not_read_to_its_end(tmp_path: Path) -> None:
     with (tmp_path / "huge.yaml").open("wb") as file:
         file.truncate(1 << 40)  # as sparse as a file can be
