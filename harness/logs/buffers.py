@@ -17,7 +17,7 @@ from harness.logs.parts import MANY, MANY_LINES, Cache, LoggedModel, Projector
 from harness.model.facts import device_kind
 
 BUFFER: Final = re.compile(
-    r"(?<![\w~])(?P<where>[\w~]{1,80}):\s{1,80}(?P<device>\S{1,80}(?: [^\s=:]{1,80}){0,8}?)\s{1,80}"
+    r"(?<![\w~])(?P<where>[\w~]{1,80}):\s{1,80}(?P<device>\S{1,80}(?<!:)(?: [^\s=:]{1,80}){0,8}?)\s{1,80}"
     r"(?P<what>model |KV |RS |compute |output |LoRA |DSV4 \w{1,16} state |)buffer size\s{0,8}=\s{0,16}" + SIZE + " Mi?B"
 )
 TOTAL: Final = re.compile(

@@ -122,6 +122,8 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
         warnings.append(f"context {context:,} is beyond {reach}: extrapolated")
     if band.num_batch is not None and cells < band.num_batch:
         warnings.append(f"context {context:,} is below the physical batch of {band.num_batch:,}: an upper bound")
+    if blocks is not None and metadata.of_one_length and context < blocks.size:
+        warnings.append(f"an upper bound: the log says what a sequence of {blocks.size:,} tokens takes, and not of fewer")
     if weights is None:
         warnings.append(PARTS_UNKNOWN)
     elif overhead is None:

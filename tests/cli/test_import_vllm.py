@@ -235,3 +235,6 @@ def test_the_screen_says_that_the_cache_is_a_bound(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 0, result.output
     assert "at most for a sequence of up to 8,192 tokens" in result.output
+    for context, bound in (("2048", True), ("8192", False)):
+        shown = CliRunner().invoke(cli, ["predict", "acme/Tern-8B", "--ctx", context, "--store", str(tmp_path / "store")])
+        assert ("an upper bound" in shown.output) is bound

@@ -432,3 +432,15 @@ def test_compressor_states_add_to_what_no_context_makes_longer_and_new_kinds_are
     assert (mib(facts, "recurrent", "CUDA0"), facts.unread.count) == (11.31, 0)
     facts = only(MAIN + "llama_new_thing:      CUDA0 index table buffer size =    70.00 MiB\n" + READY)
     assert (mib(facts, "weights", "CUDA0"), facts.unread.count) == (400.0, 1)
+
+
+def test_a_program_that_names_itself_before_a_line_names_no_device() -> None:
+    """Android's log: with one blank after llama.cpp's function, that function was read as the first word of a device."""
+    (facts,) = parse_log(
+        "I Chat: load_tensors: offloaded 5/33 layers to GPU\n"
+        "I Chat: load_tensors:      Vulkan0 model buffer size =   662.50 MiB\n"
+        "I Chat: llama_kv_cache:    Vulkan0 KV buffer size =    15.00 MiB\n"
+        "I Chat: llama_context:    Vulkan0 compute buffer size =     0.59 MiB\n"
+        "I Chat: llama_context: Vulkan_Host compute buffer size =     1.01 MiB\n"
+    )
+    assert {name: device.kind for name, device in facts.devices.items()} == {"Vulkan0": "gpu", "Vulkan_Host": "host"}

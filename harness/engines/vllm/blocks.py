@@ -155,6 +155,8 @@ def fit_blocks(starts: Sequence[VllmStart], *, whole: bool = False) -> KvBlocks:
         raise UntrustedError("the block size is not known, or differs between starts", code="no-blocks")
     cost = block_bytes(starts)
     needs = sorted({(-(-start.context // size), need) for start in starts if (need := start.of_sequence) is not None})
+    if not needs and whole:
+        return _whole_sequences(starts)
     if not needs:
         raise UntrustedError("the concurrency that would tell blocks per sequence was not said", code="no-blocks")
     if all(blocks == need for blocks, need in needs):
