@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +20,8 @@ from harness.measure.calibrate import Result, Session
 from harness.measure.events import Observer
 from harness.measure.prepare import prepare
 from harness.options import RunOptions
+from harness.ownership import MARK
+from harness.sandboxes.reaper_main import HOME_PREFIX
 from harness.store.store import Store
 from harness.units import GIB
 from tests.support.models import KV_PER_TOKEN
@@ -29,12 +33,24 @@ pytestmark = pytest.mark.requires("embedded")
 PRIVATE = Path("/var/tmp")
 
 
+def private_folders(*owners: int | None) -> set[Path]:
+    """Those of engines that these processes have started (``None``: of no known owner), and not of a run beside the tests."""
+    found = set()
+    for folder in PRIVATE.glob(f"{HOME_PREFIX}*"):
+        owner = None
+        with contextlib.suppress(OSError, ValueError):
+            owner = json.loads((folder / MARK).read_bytes())["pid"]
+        if owner in owners:
+            found.add(folder)
+    return found
+
+
 @pytest.fixture
-def ours() -> Iterator[set[Path]]:
-    """No private folder is left, however a test ends."""
-    before = set(PRIVATE.glob("harness-*"))
-    yield before
-    until(lambda: set(PRIVATE.glob("harness-*")) <= before, "the private folders to go")
+def ours() -> Iterator[list[int]]:
+    """The processes that may start engines; none of their private folders is left, however a test ends."""
+    owners, before = [os.getpid()], private_folders(None)
+    yield owners
+    until(lambda: private_folders(None, *owners) <= before, "the private folders to go")
 
 
 def ready(folder: Path, binary: Path, model: str = "tiny", **given: Any) -> Session:
@@ -48,11 +64,12 @@ def calibrate(folder: Path, binary: Path, model: str = "tiny", hook: Any = lambd
 
 
 def test_a_model_of_the_user_s_is_measured_and_nothing_of_theirs_is_touched(
-    tmp_path: Path, engine_bin: Path, ours: set[Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, engine_bin: Path, ours: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their server runs meanwhile: it is asked nothing that changes it, and their store is as it was."""
     models = store(tmp_path / "models")
     before = state(models)
+    monkeypatch.setattr("harness.engines.ollama.servers._ANSWER", 200.0)
     with standin(tmp_path, OLLAMA_MODELS=str(models), STANDIN_VERSION="0.32.0") as client:
         monkeypatch.setenv("OLLAMA_HOST", f"{client.base_url.host}:{client.base_url.port}")
         session = ready(tmp_path, program(tmp_path / "bin", engine_bin), models=str(models))
@@ -70,12 +87,12 @@ def test_a_model_of_the_user_s_is_measured_and_nothing_of_theirs_is_touched(
     assert slope == pytest.approx(KV_PER_TOKEN, rel=0.001)
 
 
-def test_a_file_is_measured_without_a_copy(tmp_path: Path, engine_bin: Path, ours: set[Path]) -> None:
+def test_a_file_is_measured_without_a_copy(tmp_path: Path, engine_bin: Path, ours: list[int]) -> None:
     biggest = 0
 
     def look(_: str) -> None:
         nonlocal biggest
-        for folder in set(PRIVATE.glob("harness-*")) - ours:
+        for folder in private_folders(*ours):
             biggest = max(biggest, *(path.lstat().st_size for path in folder.rglob("*")), 0)
 
     result = calibrate(tmp_path, program(tmp_path / "bin", engine_bin), str(registry() / "tiny.gguf"), look)
@@ -83,7 +100,7 @@ def test_a_file_is_measured_without_a_copy(tmp_path: Path, engine_bin: Path, our
     assert 0 < biggest < 1 << 20, "links and small files"
 
 
-def test_an_upgrade_during_the_run_is_seen(tmp_path: Path, engine_bin: Path, ours: set[Path]) -> None:
+def test_an_upgrade_during_the_run_is_seen(tmp_path: Path, engine_bin: Path, ours: list[int]) -> None:
     binary = program(tmp_path / "bin", engine_bin)
 
     def upgrade(stage: str) -> None:
@@ -95,7 +112,7 @@ def test_an_upgrade_during_the_run_is_seen(tmp_path: Path, engine_bin: Path, our
     assert caught.value.code == "engine-changed"
 
 
-def test_a_program_of_another_architecture_is_said(tmp_path: Path, ours: set[Path]) -> None:
+def test_a_program_of_another_architecture_is_said(tmp_path: Path, ours: list[int]) -> None:
     binary = tmp_path / "ollama"
     binary.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(57))
     binary.chmod(0o755)
@@ -103,13 +120,14 @@ def test_a_program_of_another_architecture_is_said(tmp_path: Path, ours: set[Pat
         calibrate(tmp_path, binary, models=str(store(tmp_path / "models")))
 
 
-def test_killed_it_leaves_no_server_and_no_folder(tmp_path: Path, engine_bin: Path, ours: set[Path]) -> None:
+def test_killed_it_leaves_no_server_and_no_folder(tmp_path: Path, engine_bin: Path, ours: list[int]) -> None:
     """SIGKILL, so that nothing of ours can tidy up: the reaper does."""
     binary, models = program(tmp_path / "bin", engine_bin), store(tmp_path / "models")
     command = [sys.executable, "-m", "harness", "calibrate", "tiny", "--engine", "ollama", "--gpus", "none", "--no-speed"]
     command += ["--engine-binary", str(binary), "--models", str(models), "--store", str(tmp_path / "store")]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until(lambda: set(PRIVATE.glob("harness-*")) - ours or process.poll() is not None, "the private folder")
+    ours[:] = [process.pid]
+    until(lambda: private_folders(*ours) or process.poll() is not None, "the private folder")
     process.send_signal(signal.SIGKILL)
     process.wait(200)

@@ -318,9 +318,10 @@ def test_another_build_of_the_engine_is_said(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.fixture
-def ollama() -> Iterator[tuple[int, list[bytes]]]:
-    """A server that answers as Ollama does, and keeps what it was asked; its port."""
+def ollama(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, list[bytes]]]:
+    """A server that answers as Ollama does, and keeps what it was asked; its port. It is given time to answer."""
     asked: list[bytes] = []
+    monkeypatch.setattr("harness.engines.ollama.servers._ANSWER", 200.0)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
