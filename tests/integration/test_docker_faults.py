@@ -26,6 +26,7 @@ from harness.sandboxes.base import GpuRequest, Mount, Running
 from harness.sandboxes.docker import DockerSandbox
 from harness.sandboxes.docker_client import Daemon
 from harness.sandboxes.leftovers import leftovers, remove, sweep
+from harness.sandboxes.process import free_port
 from harness.sandboxes.reaper import Reaper
 from tests.support.places import DockerPlace, engine_image, marked_processes
 from tests.support.proxy import Proxy
@@ -166,7 +167,7 @@ def test_somebody_removes_the_container(place: DockerPlace, client: DockerClient
 
 def test_a_port_of_ones_own(place: DockerPlace) -> None:
     """The port asked for is the port used, and a taken one is refused before anything starts."""
-    free = place.sandbox.site().port + 20_000
+    free = free_port()
     site = place.sandbox.site(free)
     running = place.start("serve", site.host, str(site.port), site=site)
 
