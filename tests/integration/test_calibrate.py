@@ -109,6 +109,7 @@ def test_whatever_ends_harness_ends_the_engine_and_keeps_the_record(
 def test_two_calibrations_of_one_artifact_do_not_mix(start: Start, gemma_gguf: Path) -> None:
     first = start("--gpus", "none", "--ctx", "4096,8192,16384", "--json")
     until(lambda: bool(engines_of(gemma_gguf)), "the first one's engine")
+    first.send_signal(signal.SIGSTOP)  # it holds what it holds, and cannot be done before the second asks
     second, _ = finish(start("--gpus", "none", "--ctx", "4096,8192", "--json"))
     assert second["exit_code"] == 75
     first.kill()
