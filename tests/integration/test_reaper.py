@@ -136,18 +136,20 @@ def test_a_forked_child_of_harness_does_not_keep_the_engine(tmp_path: Path) -> N
     seen, tell = os.pipe()
     owner = os.fork()
     if owner == 0:
-        reaper = Reaper()
-        reaper.start()
-        engine = spawn(reaper, tmp_path, "sleep")
-        holder = os.fork()
-        if holder == 0:
-            signal.pause()
-        os.write(tell, f"{engine} {holder}".encode())
-        os._exit(0)
+        try:
+            reaper = Reaper()
+            reaper.start()
+            engine = spawn(reaper, tmp_path, "sleep")
+            holder = os.fork()
+            if holder == 0:
+                signal.pause()
+            os.write(tell, f"{engine} {holder}".encode())
+        finally:
+            os._exit(0)  # a child that fails is no second run of the tests
+    os.close(tell)
     engine, holder = map(int, os.read(seen, 100).split())
     os.waitpid(owner, 0)
     os.close(seen)
-    os.close(tell)
     try:
         until(lambda: not alive(engine), "the end of the engine")
     finally:
@@ -204,7 +206,7 @@ def secrets_folder(reaper: Reaper, folder: Path) -> Path:
     reaper.spawn(
         (sys.executable, str(PROGRAM), "secret", "token"), env=env, cwd=folder, log=folder / "log", secrets={"token": "t0ken"}
     )
-    until(lambda: "content" in (folder / "log").read_text(), "the secret")
+    until(lambda: (folder / "log").read_text().endswith("\n"), "the secret")
     return Path(json.loads((folder / "log").read_text())["path"]).parent
 
 
@@ -227,11 +229,14 @@ def test_a_token_does_not_outlive_a_killed_harness(tmp_path: Path) -> None:
     log = tmp_path / "log"
     child = os.fork()
     if child == 0:
-        owner = Reaper()
-        owner.start()
-        secrets_folder(owner, tmp_path)
-        (tmp_path / "up").touch()
-        signal.pause()
+        try:
+            owner = Reaper()
+            owner.start()
+            secrets_folder(owner, tmp_path)
+            (tmp_path / "up").touch()
+            signal.pause()
+        finally:
+            os._exit(0)
     until((tmp_path / "up").exists, "the engine")
     folder = Path(json.loads(log.read_text())["path"]).parent
     assert folder.exists()
