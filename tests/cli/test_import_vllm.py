@@ -193,16 +193,19 @@ def of_sequence(context: int) -> int:
     return -(-context // 16) + 5 * min(-(-context // 16), WINDOW_BLOCKS)
 
 
-def test_a_model_with_windows_whose_log_reads_like_any_other_is_never_said_to_fit_where_it_does_not(tmp_path: Path) -> None:
-    """Since 0.20 tokens are the concurrency times the length, so that its cache per token at one length is no line's."""
+@pytest.mark.parametrize(
+    ("version", "named"), [("0.25.1", ""), ("0.25.1", ", 'block_size': 16"), ("0.17.0", ""), ("0.17.0", ", 'block_size': 16")]
+)
+def test_a_model_with_windows_is_never_said_to_fit_where_it_does_not(tmp_path: Path, version: str, named: str) -> None:
+    """Since 0.20 tokens are the concurrency times the length, so that its log reads like that of any other model."""
     number = 4 * GIB // PAGE
     times = number / of_sequence(LENGTH)
-    text = log(
-        "0.25.1", int(times * LENGTH), times, available=4.0, arguments="'gpu_memory_utilization': 0.7, 'max_num_seqs': 4"
-    )
+    tokens = number // 6 * 16 if version == "0.17.0" else int(times * LENGTH)
+    text = log(version, tokens, times, available=4.0, arguments=f"'gpu_memory_utilization': 0.7, 'max_num_seqs': 4{named}")
     calibration = made(tmp_path, text, "--gpu-memory", "24564MiB")
     base = from_gib(calibration.constants.base_vram_gb - (calibration.metadata.breakdown_gb.fixed_cache or 0.0))
-    assert "how the KV cache of one sequence grows" in " ".join(calibration.metadata.quality.notes)
+    assert calibration.metadata.of_one_length
+    assert any("how the KV cache of one sequence grows" in note for note in calibration.metadata.quality.notes)
     whole, codes = of_sequence(LENGTH) * PAGE, set()
     for context in (512, 2048, 4096, LENGTH):
         needs = base + (of_sequence(context) + 1) * PAGE

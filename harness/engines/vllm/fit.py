@@ -114,6 +114,11 @@ def fit_vllm(record: Record) -> Calibration:
     if error is not None and error > MAX_ERROR:
         raise UntrustedError(f"a start left out is predicted with an error of {error:.2%} in its blocks", code="not-a-line")
     notes += part_notes + _meter_notes(starts, part, blocks, record)
+    if blocks.size != main.block_size:
+        notes.append(
+            f"the log does not say how the KV cache of one sequence grows: one of up to {blocks.size:,} tokens is bounded by "
+            "what the full length takes (a log with VLLM_LOGGING_LEVEL=DEBUG names the blocks, and is exact)"
+        )
     if error is None:
         notes.append("max_error was not measured: it needs a second start by bytes")
     vllm = _settings(record, main)

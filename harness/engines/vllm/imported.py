@@ -67,12 +67,7 @@ def imported(facts: LoadFacts, total: int | None, card: int | None) -> LoggedLoa
     )  # fmt: skip
     if not said.max_num_seqs:
         notes += ("the log does not say how many sequences run at once: it answers for one",)
-    if start.number is None:
-        notes += (
-            f"the log does not say how the KV cache of one sequence grows: one of up to {start.context:,} tokens is bounded by "
-            "what the full length takes (a log with VLLM_LOGGING_LEVEL=DEBUG names the blocks, and is exact)",
-        )
-    elif said.num_gpu_blocks is None and said.block_size is None:
+    if start.number is not None and said.num_gpu_blocks is None and said.block_size is None:
         notes += (f"the log does not name the tokens of a block: {start.block_size} at most, which are taken",)
     return LoggedLoad(facts, request, settings, notes)
 
