@@ -190,7 +190,9 @@ class Store:
 
         keys = {f"{path.parent.name}/{path.stem}": path for path in self.paths()}
         names = {**{path.stem: key for key, path in keys.items()}, **{key: key for key in keys}}
-        near = dict.fromkeys(names[one] for one in get_close_matches(artifact_name(name), names, n=3, cutoff=0.75))
+        typed = artifact_name(name)
+        close = get_close_matches(typed, names, n=3, cutoff=0.75) or [one for one in names if one.startswith(f"{typed}-")][:3]
+        near = dict.fromkeys(names[one] for one in close)
         meant = f" (did you mean {' or '.join(map(written, near))}?)" if near else ""
         return f"{name} has no calibration in {self.root}{meant}"
 
