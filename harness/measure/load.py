@@ -18,7 +18,7 @@ from harness.measure.events import Observer
 from harness.measure.kills import KillWatch
 from harness.measure.load_state import LoadState
 from harness.measure.program import ProgramWatch
-from harness.measure.timing import CpuWatch, prompt_length, prompts_to_time
+from harness.measure.timing import CpuWatch, busy_before, prompt_length, prompts_to_time
 from harness.meters.base import DeviceMeter, Meter
 from harness.meters.sampler import Sampler
 from harness.model.record import EngineVersion, Gpu, Load, LoadOutcome, LoadRequest, Speed
@@ -330,6 +330,9 @@ class LoadRunner:
     def time_speed(self, source: Source, request: LoadRequest, prompts: Sequence[int]) -> Load:
         """A load under the engine's own defaults, and one timed request for each prompt length."""
         started = self.now()
+        why = busy_before(CpuWatch(frozenset)) if self.options.target == "host" else None
+        if why is not None:
+            return Load(request=request, outcome="skipped", reason=why, started=started, ended=self.now())
         state = LoadState()
         speeds: list[Speed] = []
         outcome: LoadOutcome = "failed"

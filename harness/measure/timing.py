@@ -24,6 +24,10 @@ REPEAT_BUDGET: Final = 5.0
 SPEED_BUDGET: Final = 120.0
 BUSY_BUDGET: Final = 10.0
 OTHERS: Final = 0.15
+#: A host of which others take more than this for so long, seconds, is not timed: even a single prompt would be a minute's wait.
+MOST_OTHERS: Final = 0.5
+WATCH_SECONDS: Final = 3.0
+WATCHES: Final = 12
 #: CPU seconds of a machine below which shares of them are not known: its clock has ticks of 10 ms (proc_stat(5)).
 LEAST_CPU_SECONDS: Final = 0.5
 
@@ -64,6 +68,17 @@ def prompts_to_time(
         if (on_host and _busy(cpu)) or not _in_budget(speeds[-1], prompt):
             return
         yield prompt
+
+
+def busy_before(cpu: CpuWatch, sleep: Callable[[float], None] = time.sleep) -> str | None:
+    """Why nothing is timed on the host: others take more than half of its CPU, for three seconds; ``None``: they do not."""
+    share = None
+    for _ in range(WATCHES):
+        share = cpu.by_others()
+        if share is not None and share <= MOST_OTHERS:
+            return None
+        sleep(WATCH_SECONDS / WATCHES)
+    return None if share is None else f"other processes took {share:.0%} of the CPU before it was to be timed"
 
 
 def _busy(cpu: CpuWatch) -> bool:

@@ -51,7 +51,7 @@ def test_host_memory_is_measured_and_fit_gives_the_same_bytes(start: Start, gemm
     }  # fmt: skip
     assert calibration["metadata"]["quality"]["max_error"] < 0.01
     speed, notes = calibration["metadata"]["performance"]["decode_tokens_per_s"], calibration["metadata"]["quality"]["notes"]
-    assert (speed or 0) > 0 or any("speed is not given" in note for note in notes), "a busy machine leaves no bound"
+    assert (speed or 0) > 0 or any(note.startswith("speed") for note in notes), "a busy machine leaves none"
     assert "4,096 tokens" in err
     artifact, record = Path(answer["data"]["artifact"]), Path(answer["data"]["record"])
     again = tmp_path / "again.yaml"

@@ -110,7 +110,7 @@ def test_a_file_is_measured_end_to_end(image: str, tmp_path: Path) -> None:
     assert metadata["quality"]["valid_to"] == TRAIN_CONTEXT
     assert metadata["quality"]["max_error"] < 0.01
     speed, notes = metadata["performance"]["decode_tokens_per_s"], metadata["quality"]["notes"]
-    assert (speed or 0) > 0 or any("speed is not given" in note for note in notes), "a busy machine leaves no bound"
+    assert (speed or 0) > 0 or any(note.startswith("speed") for note in notes), "a busy machine leaves none"
     assert image in done.stderr
 
 

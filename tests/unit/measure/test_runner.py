@@ -24,7 +24,7 @@ from harness.errors import (
 )
 from harness.measure.dry_runs import measure_splits
 from harness.measure.speed import no_host_speed
-from harness.measure.timing import CpuWatch, prompts_to_time
+from harness.measure.timing import CpuWatch, busy_before, prompts_to_time
 from harness.meters.sampler import Sampler
 from harness.model.record import Gpu, Load, LoadOutcome, LoadRequest, Machine, Speed
 from harness.prediction.memory import predict
@@ -625,6 +625,26 @@ def test_timings_that_never_agree_end_after_two_minutes_or_ten_seconds_of_a_busy
     assert len(timed((64, 1536), wild, seconds=4)) == pytest.approx(120 / 4, abs=2)
     assert len(timed((64, 1536), wild, seconds=4, others=0.5)) == pytest.approx(10 / 4, abs=2)
     assert set(timed((64, 1536), wild, seconds=4)) == {64}
+
+
+@pytest.mark.parametrize(
+    ("shares", "watched", "timed"),
+    [
+        pytest.param([0.3], 0, True, id="half is others'"),
+        pytest.param([None, 0.9, 0.4], 2, True, id="a burst passes"),
+        pytest.param([0.9] * 12, 12, False, id="busy for three seconds"),
+        pytest.param([None] * 12, 12, True, id="no share can be told"),
+    ],
+)
+def test_a_host_that_others_keep_busy_is_not_timed(shares: list[float | None], watched: int, timed: bool) -> None:
+    """One prompt took 100 s beside seven other users of two CPUs, and gave no speed."""
+    slept: list[float] = []
+    left = iter(shares)
+    cpu = Cpu()
+    cpu.by_others = lambda: next(left)  # type: ignore[method-assign]
+    why = busy_before(cpu, slept.append)  # type: ignore[arg-type]
+    assert (len(slept), why is None) == (watched, timed)
+    assert timed or why == "other processes took 90% of the CPU before it was to be timed"
 
 
 def test_on_the_host_timing_ends_when_others_have_taken_more_than_ten_seconds_allow() -> None:
