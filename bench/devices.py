@@ -181,7 +181,8 @@ def cases(engine: Path, ports: Sequence[int], model: Path, calibrations: Sequenc
             truth = msgspec.structs.replace(truth, layers=first_split) if truth.kept else truth
             for calibration, some in zip(calibrations, found, strict=True):
                 # The engine splits by what is free, which is alike on every one of these devices.
-                env = {"LLAMA_ARG_FIT_TARGET": ",".join(map(str, targets))}
+                remote = calibration.metadata.settings.env["LLAMA_ARG_RPC"]
+                env = {"LLAMA_ARG_RPC": remote, "LLAMA_ARG_FIT_TARGET": ",".join(map(str, targets))}
                 settings = msgspec.structs.replace(calibration.metadata.settings, env=env)
                 metadata = msgspec.structs.replace(calibration.metadata, settings=settings)
                 acted = msgspec.structs.replace(calibration, metadata=metadata)

@@ -17,7 +17,7 @@ import msgspec
 from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.prediction.device_compute import COPIES, DeviceCompute, OneDevice, by_law
-from harness.prediction.layout import Layout, default_split, fit, refit
+from harness.prediction.layout import Layout, default_split, fit, pipelined, refit
 from harness.prediction.memory import Prediction
 from harness.prediction.placement import Compute, Layers, Placed, layers_of, of_devices, placed_on
 from harness.prediction.rules import Rules, Spread
@@ -205,11 +205,12 @@ def arrange(held: Devices, spread: Spread, available: Sequence[int], names: Sequ
     first_split = default_split(layers.total, shares)
 
     @cache
-    def final(times: float) -> Layout:
-        """The layout where every device holds so many times its uncertainty more than predicted."""
+    def final(times: float, without_copies: float | None = None) -> Layout:
+        """The layout if every device holds so many times its uncertainty more than predicted; without copies, so many."""
 
         def upper(layout: Layout) -> list[float]:
-            return memory.at(layout, times)
+            apart = without_copies is not None and not pipelined(layout, layers.total)
+            return memory.at(layout, (without_copies or 0.0) if apart else times)
 
         if not spread.rearranges:
             met = all(one <= target for one, target in zip(upper(first_split), targets, strict=True))
@@ -245,7 +246,8 @@ def arrange(held: Devices, spread: Spread, available: Sequence[int], names: Sequ
         for times, layout in layouts
     ]
     below = certain is None and not moe and spread.rearranges and all(staying)
-    below = below and (len({layout for _, layout in layouts}) == 1 or not by_law)
+    if below and by_law:  # how far the search goes follows from differences: they may be off, too
+        below = len({*(layout for _, layout in layouts), final(1.0, -1.0), final(-1.0, 1.0)}) == 1
     certain = final(0.0) if below else certain
     # Where it fits at both ends, the split is that of the predicted figures: the upper end may leave another one.
     certain = likely if certain is not None and likely is not None else certain

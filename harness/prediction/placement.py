@@ -7,6 +7,7 @@ layer, then, if all of those fit, its experts, from the front.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -23,7 +24,7 @@ from harness.prediction.rules import Rules
 from harness.units import from_gib
 
 #: Dry runs of one calibration, at most.
-DRY_RUNS: Final = 9
+DRY_RUNS: Final = 10
 
 
 class Placed(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,9 +187,9 @@ class Compute:
     def behind(self, start: int) -> float | None:
         """From layer ``start`` on, where what is before hands over a batch and no cache; ``None`` where no dry run was so."""
         wanted = host_class(self.kinds, self.layers.total, self.layers.total - start)
-        rows = [row for row in self.grid if not row.experts_on_host and row.layers < self.layers.total]
-        alike = [row for row in rows if host_class(self.kinds, self.layers.total, row.layers) == (False, *wanted[1:])]
-        return interpolate(alike, self.context) if len({row.layers for row in alike}) == 1 else None
+        counts = [row.layers for row in self.grid if not row.experts_on_host and row.layers < self.layers.total]
+        like = (one for one in counts if host_class(self.kinds, self.layers.total, one) == (False, *wanted[1:]))
+        return None if (count := next(like, None)) is None else self.split(count)
 
     def without_experts(self) -> float:
         """With every layer on the GPU, and experts of some on the host."""
@@ -213,7 +214,8 @@ def _alike(grid: tuple[SplitCompute, ...], kinds: str | None, total: int) -> tup
         classes = [host_class(kinds, total, row.layers) for row in rows]
         like = ([row for row, one in zip(rows, classes, strict=True) if pick(one) == pick(wanted)] for pick in _LIKE)
         alike = next(filter(None, like), rows)
-        nearest = min((row.layers for row in alike), key=lambda layers: abs(layers - count), default=0)
+        contexts = Counter(row.layers for row in alike)  # one context alone tells no line: that of the first dry run
+        nearest = min(contexts, key=lambda layers: (contexts[layers] == 1, abs(layers - count)), default=0)
         found.append(tuple(row for row in alike if row.layers == nearest))
     return tuple(found)
 
