@@ -28,6 +28,9 @@ MOST_UNCERTAINTY: Final = 0.30
 SHARED_CACHE: Final = "the slots share one cache"
 #: Constants and the last band are the same figures, GiB.
 _ROUNDED: Final = 2e-6
+#: How far a load may lie above its own line, beside the known error: relative, and GiB (fits end with 5 at 1 %).
+_OFF_LINE: Final = 0.02
+_OFF_LINE_GB: Final = 0.016
 #: What ends a line, moves a cursor or turns the direction of a text round (Unicode: Cc, line and paragraph ends, bidi).
 _CONTROL: Final = re.compile("[\\x00-\\x08\\x0a-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]")
 #: A day, as records begin their times (ISO 8601): by it one calibration is newer than another.
@@ -109,9 +112,9 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class SplitCompute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Compute on the GPU when only ``layers`` layers (the output is one) or no experts are there, from the engine's dry run."""
 
-    layers: int
+    layers: Annotated[int, msgspec.Meta(ge=0)]
     context: Positive
-    compute_gb: float
+    compute_gb: NonNegative
     experts_on_host: bool = False
 
 
@@ -125,7 +128,7 @@ class SetCompute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     layers: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
     partial: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
     contexts: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)]
-    compute_gb: tuple[tuple[float, ...], ...]
+    compute_gb: tuple[tuple[NonNegative, ...], ...]
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -146,10 +149,10 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     output_weights_gb: NonNegative | None
     split_compute: tuple[SplitCompute, ...] = ()
     set_compute: tuple[SetCompute, ...] = ()
-    layer_kinds: str | None = None
+    layer_kinds: Annotated[str, msgspec.Meta(pattern="^[fwrb]*$")] | None = None
     layers_gb: tuple[NonNegative, ...] = ()
     experts_gb: tuple[NonNegative, ...] = ()
-    expert_use: float | None = None
+    expert_use: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     width: Positive | None = None
     estimate_base_gb: NonNegative | None = None
     estimate_gb_per_10k: NonNegative | None = None
@@ -342,13 +345,35 @@ def from_document(document: object, where: str = "artifact") -> Calibration:
                 f"{where} contradicts itself: {name} is {getattr(constants, name)}, and {getattr(last, name)} in its last band",
                 code="bad-artifact",
             )
-    valid_to, trained = calibration.metadata.quality.valid_to, calibration.metadata.model.train_context
+    quality, trained = calibration.metadata.quality, calibration.metadata.model.train_context
+    valid_to = quality.valid_to
     for what, end in (("its last band ends at", last.up_to), ("the model was trained on", trained)):
         if end is not None and valid_to > end:
             raise BadInputError(
                 f"{where} contradicts itself: valid_to is {valid_to}, and {what} {end} tokens", code="bad-artifact"
             )
+    for load in calibration.metadata.quality.loads:
+        said = _line_at(calibration, load)
+        allowed = _OFF_LINE_GB + (_OFF_LINE + (quality.max_error or 0.0)) * load.total_gb
+        if said is not None and load.total_gb - said > allowed:
+            raise BadInputError(
+                f"{where} contradicts itself: {load.context:,} tokens took {load.total_gb} GiB, and its line says {said:.6f}",
+                code="bad-artifact",
+            )
     return calibration
+
+
+def _line_at(calibration: Calibration, load: MeasuredLoad) -> float | None:
+    """What the line of a load's band says that the load took, GiB.
+
+    ``None`` where its batch has none, where vLLM fills a budget, and where scores of attention do not shrink further.
+    """
+    metadata, slots = calibration.metadata, calibration.metadata.settings.num_parallel
+    band = calibration.band_for(load.context, load.num_batch)
+    if metadata.settings.vllm is not None or load.num_batch != band.num_batch or load.context < 1024:
+        return None
+    cells, of_more_slots = load.context / 10_000, (slots - 1) * (band.fixed_cache_gb or 0.0)
+    return band.base_vram_gb + of_more_slots + cells * (slots * band.kv_cache_gb_per_10k + band.compute_gb_per_10k)
 
 
 def is_sane(value: object, *, texts: bool = True) -> bool:

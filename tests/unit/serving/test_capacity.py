@@ -128,7 +128,8 @@ def small(name: str) -> Calibration:
     twentieth = {field: (getattr(metadata.breakdown_gb, field) or 0.0) / 20 for field in whole}
     breakdown = msgspec.structs.replace(metadata.breakdown_gb, **twentieth)
     band = msgspec.structs.replace(band, **parts, fixed_cache_gb=(band.fixed_cache_gb or 0.0) / 20)
-    changed = msgspec.structs.replace(metadata, bands=(band,), breakdown_gb=breakdown)
+    quality = msgspec.structs.replace(metadata.quality, loads=())
+    changed = msgspec.structs.replace(metadata, bands=(band,), breakdown_gb=breakdown, quality=quality)
     return msgspec.structs.replace(made, constants=constants, metadata=changed)
 
 

@@ -302,6 +302,8 @@ def test_an_enormous_file_is_not_read_to_its_end(tmp_path: Path) -> None:
         (r"max_error: \S+", "max_error: -1.0"),  # an interval of less than nothing
         (r"valid_to: \d+", "valid_to: 999999999999"),  # beyond the last band, and beyond what the model was trained on
         (r"valid_to:", "valid_to: 256\n    valid_to:"),
+        (r"reserve_gb:", "expert_use: 5.0, reserve_gb:"),
+        (r"reserve_gb:", "layer_kinds: 'zz', reserve_gb:"),
     ],
 )
 def test_figures_that_nothing_can_be_calculated_with_are_refused(calibration: Calibration, pattern: str, wrong: str) -> None:
@@ -309,6 +311,20 @@ def test_figures_that_nothing_can_be_calculated_with_are_refused(calibration: Ca
     assert wrong in text
     with pytest.raises(BadInputError):
         parse_calibration(text.encode(), "it")
+
+
+def test_a_line_below_its_own_loads_is_refused(calibration: Calibration) -> None:
+    made, metadata = calibration, calibration.metadata
+    first, *others = metadata.quality.loads
+    for factor, refused in ((1.01, False), (1.1, True), (0.5, False)):
+        load = msgspec.structs.replace(first, total_gb=first.total_gb * factor)
+        quality = msgspec.structs.replace(metadata.quality, loads=(load, *others))
+        text = to_yaml(msgspec.structs.replace(made, metadata=msgspec.structs.replace(metadata, quality=quality)))
+        if refused:
+            with pytest.raises(BadInputError, match="its line says"):
+                parse_calibration(text.encode(), "it")
+        else:
+            parse_calibration(text.encode(), "it")
 
 
 def test_variants_lie_beside_the_default_and_are_plain_words(store: Store, calibration: Calibration) -> None:
