@@ -24,7 +24,7 @@ from harness.meters.host import HostMeter
 from harness.model.record import Gpu, Load
 from harness.model.trace import MeterName, Reading
 from harness.options import RunOptions
-from harness.ownership import KIND, LABEL
+from harness.ownership import KIND, LABEL, OWNER_PID
 from harness.sandboxes.docker_client import Daemon
 from harness.store.store import Store, read_record
 from harness.units import GIB
@@ -34,6 +34,7 @@ from tests.support.ollama import TRAIN_CONTEXT, registry
 
 if TYPE_CHECKING:
     from docker import DockerClient
+from tests.support.waiting import alive
 
 pytestmark = pytest.mark.requires("docker", "embedded")
 CONTEXTS = (1024, 2048, 4096)
@@ -64,14 +65,16 @@ def volume(client: DockerClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
 
 @pytest.fixture(autouse=True)
 def nothing_stays(image: str, client: DockerClient) -> Iterator[None]:
-    """However a calibration ends, no container of it is left."""
+    """However a calibration ends, no container of it is left; those of a run beside the tests have another owner, who lives."""
     yield
-    assert client.containers.list(all=True, ignore_removed=True, filters={"ancestor": image}) == []
+    found = client.containers.list(all=True, ignore_removed=True, filters={"ancestor": image})
+    owners = [int(one.labels[OWNER_PID]) for one in found]
+    assert not [pid for pid in owners if pid == os.getpid() or not alive(pid)]
 
 
 def calibrate(folder: Path, image: str, model: str = str(registry() / "tiny.gguf"), **request: Any) -> Result:
     """Calibrate on host memory, with the knobs of the stand-in among the request' ``env``."""
-    asked_for = {"contexts": CONTEXTS, "speed": False, "timeout": 60.0, **request}
+    asked_for = {"contexts": CONTEXTS, "speed": False, "timeout": 200.0, **request}
     asked = RunOptions(model=model, engine="ollama", gpus="none", image=image, **asked_for)
     return prepare(asked, Store(folder / "store"), folder).calibrate(Observer())
 
@@ -155,7 +158,7 @@ def test_an_engine_that_fails_is_named_and_what_was_measured_is_kept(
     image: str, tmp_path: Path, fault: str, kind: type[HarnessError], code: str, kept: int
 ) -> None:
     with pytest.raises(kind) as caught:
-        calibrate(tmp_path, image, env={"STANDIN_FAULT": fault}, timeout=2.0 if fault.startswith("hang") else 60.0)
+        calibrate(tmp_path, image, env={"STANDIN_FAULT": fault}, timeout=2.0 if fault.startswith("hang") else 200.0)
     assert caught.value.code == code
     if fault == "crash@2":
         assert isinstance(caught.value, EngineError)
@@ -192,8 +195,11 @@ def test_a_runner_that_is_killed_again_ends_the_run(image: str, tmp_path: Path) 
     assert not list(tmp_path.glob("store/**/*.yaml"))
 
 
-def test_a_file_that_ollama_keeps_with_other_bytes_is_known_by_its_own(image: str, tmp_path: Path) -> None:
+def test_a_file_that_ollama_keeps_with_other_bytes_is_known_by_its_own(
+    image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its speed is timed by a second server, which is sent the file too; and a second run finds the same model."""
+    monkeypatch.setattr("harness.measure.timing.SPEED_BUDGET", 0.0)  # a busy machine would time it again for two minutes
     file = registry() / "tiny.gguf"
     for run in range(2):
         result = calibrate(tmp_path, image, env={"STANDIN_REWRITES": "1"}, speed=run == 0, contexts=(1024, 2048))

@@ -54,7 +54,7 @@ def ours() -> Iterator[list[int]]:
 
 
 def ready(folder: Path, binary: Path, model: str = "tiny", **given: Any) -> Session:
-    wished = {"contexts": (1024, 2048, 4096), "speed": False, "timeout": 60.0, **given}
+    wished = {"contexts": (1024, 2048, 4096), "speed": False, "timeout": 200.0, **given}
     asked = RunOptions(model=model, engine="ollama", gpus="none", engine_binary=str(binary), **wished)
     return prepare(asked, Store(folder / "store"), folder)
 

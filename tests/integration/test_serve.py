@@ -19,6 +19,7 @@ import harness
 from harness.inventory.digests import cached_sha256
 from harness.model.calibration import Calibration
 from harness.model.record import Gpu, Machine
+from harness.ownership import OWNER_PID
 from harness.store.store import Store
 from tests.support.background import Start, background, engines_of
 from tests.support.calibrations import made_up, on_host, store_of
@@ -220,7 +221,8 @@ def test_ollama_is_served_from_its_container_and_the_container_is_gone(start: St
         found = json.loads(out)
         assert found["asked"] == found["loaded"]
         assert found["context"] == 2048
-        assert client.containers.list(all=True, ignore_removed=True, filters={"ancestor": image}) == []
+        ours = {"label": f"{OWNER_PID}={process.pid}"}
+        assert client.containers.list(all=True, ignore_removed=True, filters=ours) == []
         assert not leftovers(tmp_path / "store")
     finally:
         client.close()

@@ -23,7 +23,7 @@ def main(model: str, store: str, stop_at: str) -> None:
             sys.stdout.flush()
             sys.stdin.readline()
 
-    options = RunOptions(model=model, engine="llama-server", gpus="none", contexts=(1024, 2048, 4096), speed=False, timeout=60)
+    options = RunOptions(model=model, engine="llama-server", gpus="none", contexts=(1024, 2048, 4096), speed=False, timeout=200)
     prepare(options, Store(Path(store)), Path.cwd()).calibrate(Observer(), hook)
 
 
