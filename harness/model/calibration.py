@@ -392,7 +392,11 @@ def is_sane(value: object, *, texts: bool = True) -> bool:
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of the artifact."""
+    from inspect import cleandoc
+
     schema = msgspec.json.schema(Calibration)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "harness calibration"
+    for definition in schema["$defs"].values():  # Python 3.13 and later have no indent there
+        definition["description"] = cleandoc(definition["description"])
     return schema

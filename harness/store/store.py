@@ -109,7 +109,9 @@ class Store:
             folders = [folder.name for folder in self.root.iterdir() if folder.is_dir()]
         except NotADirectoryError as error:
             raise UsageError(f"{self.root} is a file; a store is a folder", hint="--store DIR", code="no-store") from error
-        except OSError:
+        except PermissionError as error:
+            raise NotPermittedError(f"{self.root} cannot be read: {error.strerror}") from error
+        except FileNotFoundError:
             folders = []
         return [*BUILT_IN, *(name for name in sorted(folders) if name not in BUILT_IN and name != RUNS and is_engine(name))]
 
