@@ -181,6 +181,7 @@ def test_memory_of_the_host_is_not_pooled_with_a_cards(browser: Any, tmp_path: P
 def test_an_engine_that_pages_its_cache_has_its_own_settings_and_a_line(browser: Any, tmp_path: Path) -> None:
     shown = show(browser, tmp_path, [ReportEntry(key="vllm/tern", calibration=vllm_calibration())])
 
+    assert shown.tab.locator("#overview th button").count() == 0, "one calibration is not sorted"
     assert "max num seqs 64" in shown.text("#vllm-tern dl")
     assert "slot" not in shown.text("#vllm-tern dl")
     shown.tab.wait_for_selector("#vllm-tern .plot svg.main-svg")

@@ -208,7 +208,7 @@
       lines.sort((a, b) => last(a) - last(b) || (last(a) ? 0 : sign * compare(a.values[index], b.values[index])));
       body.append(...lines.map(one => one.line));
     }
-    const heads = columns.map(([name], index) => element("button", {type: "button", onclick: event => sort(index, event.target.closest("th"))}, name));
+    const heads = lines.length < 2 ? undefined : columns.map(([name], index) => element("button", {type: "button", onclick: event => sort(index, event.target.closest("th"))}, name));
 
     const shown = element("span", {role: "status", class: "muted"});
     const filter = element("input", {id: "filter", type: "search", placeholder: "name, card, engine, date", oninput: () => {
