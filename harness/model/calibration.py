@@ -395,8 +395,6 @@ def json_schema() -> dict[str, Any]:
     from inspect import cleandoc
 
     schema = msgspec.json.schema(Calibration)
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    schema["title"] = "harness calibration"
     for definition in schema["$defs"].values():  # Python 3.13 and later have no indent there
         definition["description"] = cleandoc(definition["description"])
-    return schema
+    return schema | {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "harness calibration"}
