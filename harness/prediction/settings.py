@@ -17,6 +17,10 @@ from harness.text import counted
 
 #: The heap of a process with another type of cache (deepseek2, q8_0 instead of f16, b11434: 1.3 MiB more).
 _HEAP_GB: Final = 2 / 1024
+#: A cache that is quantised has the graph turn keys and queries (Hadamard): compute holds a batch of them more. cohere2 over an
+#: rpc device, b11434, q8_0 instead of f16: 1.06 times width · u · 4 bytes. Where no width is known, that of 70B models counts.
+_TURNED: Final = 2.0
+_WIDTH: Final = 8192
 
 
 class AskedSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,9 +177,13 @@ def _with_cache(calibration: Calibration, made: tuple[str, str], wanted: tuple[s
         compute_gb_per_10k=last.compute_gb_per_10k,
     )
     placement = msgspec.structs.replace(metadata.placement, set_compute=())  # dry runs of the other caches
-    quality = metadata.quality
+    spread = metadata.quality.overhead_spread_gb or 0.0
     if metadata.machine.meter == "host":
-        quality = msgspec.structs.replace(quality, overhead_spread_gb=max(quality.overhead_spread_gb or 0.0, _HEAP_GB))
+        spread = max(spread, _HEAP_GB)
+    if copies:
+        batch = max(band.num_batch or 0 for band in metadata.bands)
+        spread += _TURNED * (metadata.placement.width or _WIDTH) * batch * 4 / (1 << 30)
+    quality = msgspec.structs.replace(metadata.quality, overhead_spread_gb=spread or None)
     metadata = msgspec.structs.replace(
         metadata, bands=bands, settings=settings, breakdown_gb=breakdown, placement=placement, quality=quality
     )

@@ -196,3 +196,11 @@ def test_every_choice_is_what_check_says_of_these_settings(free: int, context: i
         said = judge(calibration, one.context, one.num_parallel, tuple(available[card] for card in cards), RULES)
         assert (one.verdict, one.required_bytes) == (said.verdict, said.required_bytes)
         assert not one.meets or (one.verdict == "fits" and one.context >= context and one.num_parallel == slots)
+
+
+def test_the_bound_of_a_cache_that_is_quantised_holds_the_batch_that_is_turned() -> None:
+    placement = msgspec.structs.replace(MADE_UP.metadata.placement, width=4096)
+    made = msgspec.structs.replace(MADE_UP, metadata=msgspec.structs.replace(MADE_UP.metadata, placement=placement))
+    batch = max(band.num_batch or 0 for band in made.metadata.bands)
+    other = derive(made, AskedSettings(kv_cache_type="q8_0")).calibration
+    assert predict(other, 8192).uncertainty_bytes >= predict(made, 8192).uncertainty_bytes + 4096 * batch * 4
