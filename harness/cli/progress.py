@@ -182,5 +182,6 @@ def watcher(quiet: bool) -> PlainProgress:
 
     drawn = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not quiet
     watch = Quiet() if is_quiet() else Live() if drawn else PlainProgress()
-    watch.repeated = repeated(click.get_current_context())
+    if (context := click.get_current_context(silent=True)) is not None:
+        watch.repeated = repeated(context)
     return watch
