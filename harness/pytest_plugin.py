@@ -93,10 +93,10 @@ def _ask(item: pytest.Item, markers: list[pytest.Mark]) -> list[Assessment]:
     specs = [name if ctx is None else f"{name}@{ctx}" for name, ctx in contexts.items() if options or not _served(name, ctx)]
     if not specs:
         return []
-    options.setdefault("available", os.environ.get("HARNESS_AVAILABLE"))
     key = (*specs, *sorted((name, str(value)) for name, value in options.items()))
     if key not in answers:
         try:
+            options.setdefault("available", os.environ.get("HARNESS_AVAILABLE"))
             answers[key] = list(harness.check(*specs, **options).models)
         except harness.HarnessError as error:
             pytest.fail(f"needs_model: {error.message}" + (f" ({error.hint})" if error.hint else ""), pytrace=False)

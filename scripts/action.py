@@ -76,10 +76,10 @@ def guard() -> int:
     if not models:
         say("error", "no model is named: give `models` or `models-file`", None)
         return 2
-    groups = [models] if os.environ.get("HARNESS_TOGETHER") == "true" else [[one] for one in models]
+    groups = [models] if os.environ.get("ACTION_TOGETHER") == "true" else [[one] for one in models]
     rows, worst = [], 0
     for group in groups:
-        status, data, errors = harness("check", *group, *given("--available", "HARNESS_CARD"))
+        status, data, errors = harness("check", *group, *given("--available", "ACTION_CARD"))
         worst = max(worst, status if status in (0, 3, 4) else 9)
         for error in errors:
             say("error", f"{' '.join(group)}: {error['message']}", None)
@@ -92,7 +92,7 @@ def guard() -> int:
             rows.append(f"| together | | {cell(data['verdict'])} |")
         if not data:
             rows.append(f"| {cell(' '.join(group))} | | not understood |")
-    card = os.environ.get("HARNESS_CARD") or "what is free here"
+    card = os.environ.get("ACTION_CARD") or "what is free here"
     summary(f"### harness: {cell(card)}\n\n| model | context | verdict |\n| --- | ---: | --- |\n" + "\n".join(rows) + "\n")
     return {9: 1}.get(worst, worst)
 
@@ -117,7 +117,7 @@ def measure() -> int:
     before = Path(tempfile.mkdtemp(prefix="harness-before-"))
     subprocess.run(["git", "archive", "--format=tar", "-o", str(before / "old.tar"), "HEAD", str(STORE)], check=True)
     subprocess.run(["tar", "-xf", str(before / "old.tar"), "-C", str(before)], check=True)
-    status, data, errors = harness("recalibrate", "--stale", *shlex.split(os.environ.get("HARNESS_ARGS", "")))
+    status, data, errors = harness("recalibrate", "--stale", *shlex.split(os.environ.get("ACTION_ARGS", "")))
     failed = {one["calibration"]: one["error"]["message"] for one in data.get("calibrations", ()) if one.get("error")}
     if errors and not failed:
         failed = {"harness": errors[0]["message"]}
@@ -132,12 +132,12 @@ def measure() -> int:
     parts = [MARKER, f"### harness: {cell(bumps())}", "", drifted.stdout.strip()]
     flips, lines = verdicts(before / STORE)
     if lines:
-        parts += ["", f"#### Verdicts on {cell(os.environ.get('HARNESS_CARD') or 'the card here')}: {flips} flip", "", *lines]
+        parts += ["", f"#### Verdicts on {cell(os.environ.get('ACTION_CARD') or 'the card here')}: {flips} flip", "", *lines]
     if failed:
         parts += ["", "#### Failed", "", *(f"- {cell(key)}: {cell(message)}" for key, message in failed.items())]
     text = "\n".join(parts)
     text = text if len(text) < LONGEST else text[:LONGEST] + "\n\n… (cut)"
-    Path(os.environ["HARNESS_COMMENT"]).write_text(text + "\n", encoding="utf-8")
+    Path(os.environ["ACTION_COMMENT"]).write_text(text + "\n", encoding="utf-8")
     summary(text)
     return 0 if status in (0, 6) else status
 
@@ -161,7 +161,7 @@ def verdicts(before: Path) -> tuple[int, list[str]]:
     lines, flips = [], 0
     for spec in wanted_models():
         answers = [
-            harness("check", spec, "--store", str(store), *given("--available", "HARNESS_CARD")) for store in (before, STORE)
+            harness("check", spec, "--store", str(store), *given("--available", "ACTION_CARD")) for store in (before, STORE)
         ]
         known = [data["models"][0] if data.get("models") else None for _, data, _ in answers]
         old, new = (one["verdict"] if one else "unknown" for one in known)
@@ -211,8 +211,8 @@ def event() -> dict[str, Any]:
 
 def wanted_models() -> list[str]:
     """``MODEL@CTX`` of the input and of a file, where ``#`` begins a comment."""
-    found = os.environ.get("HARNESS_MODELS", "").split()
-    file = os.environ.get("HARNESS_MODELS_FILE")
+    found = os.environ.get("ACTION_MODELS", "").split()
+    file = os.environ.get("ACTION_MODELS_FILE")
     if file:
         for line in Path(file).read_text(encoding="utf-8").splitlines():
             found += line.partition("#")[0].split()
@@ -221,7 +221,7 @@ def wanted_models() -> list[str]:
 
 def program() -> str:
     """harness, as it was installed."""
-    return os.environ.get("HARNESS_PROGRAM") or "harness"
+    return os.environ.get("ACTION_PROGRAM") or "harness"
 
 
 def harness(*arguments: str) -> tuple[int, dict[str, Any], list[dict[str, Any]]]:

@@ -20,7 +20,7 @@ from harness.cli.output import CommandResult, warn
 from harness.errors import HarnessError, UsageError, refuse_other_systems
 from harness.options import settings
 from harness.render.tables import Drawn, Verbatim
-from harness.store.config import find_file, read_file, unknown_variables
+from harness.store.config import find_file, read_file, unknown_variables, variable
 from harness.store.config import settings as set_values
 from harness.store.store import Store, default_root
 from harness.text import clean
@@ -104,21 +104,22 @@ def _repeating(result: CommandResult, repeated: Callable[[str], str]) -> Command
 
 
 def _refuse_empty(context: click.Context) -> None:
-    """Refuse an operand that is the empty text, typed or by its variable: it would be this folder, or a default.
+    """Refuse an operand that is the empty text, and a variable that is: each would be this folder, this machine, or a default.
 
     Raises:
-        UsageError: it is one.
+        UsageError: there is one.
     """
     for parameter in context.command.params:
-        value = context.params.get(parameter.name or "")
+        name = parameter.name or ""
+        value = context.params.get(name)
+        typed = context.get_parameter_source(name) is ParameterSource.COMMANDLINE or context.find_root().params.get(name)
+        if isinstance(parameter.envvar, str) and not typed:
+            variable(os.environ, parameter.envvar)
         if not isinstance(parameter, click.Argument):
             continue
         if value == "" or (isinstance(value, tuple) and "" in value):
             what = parameter.make_metavar(context).strip("[").partition("[")[0].rstrip(".]")
             raise UsageError(f"{what} is empty", code="bad-name")
-        typed = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
-        if not typed and isinstance(parameter.envvar, str) and os.environ.get(parameter.envvar) == "":
-            raise UsageError(f"{parameter.envvar} is empty", hint="name a model, or unset the variable", code="bad-name")
 
 
 def _origins(store: str | None) -> Iterator[str]:

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from harness import options
-from harness.errors import ConfigError
+from harness.errors import ConfigError, UsageError
 
 #: No configuration is larger, bytes, and no number in one.
 _LARGEST_FILE: Final = 1 << 20
 _LARGEST_NUMBER: Final = 1e12
 #: Environment variables that are no settings of commands.
 _OTHERS: Final = frozenset({"HARNESS_ENDPOINT", "HARNESS_CONTEXT", "HARNESS_REQUIRE", "HARNESS_CI_DOCKERD"})
+
+
+def variable(environment: Mapping[str, str], name: str) -> str | None:
+    """A ``HARNESS_…`` variable; ``None`` where it is not set.
+
+    Raises:
+        UsageError: it is set and empty. That is a script's own variable which was not set: the default would answer a question
+            that was not asked (this machine's memory instead of a card's, another store).
+    """
+    value = environment.get(name)
+    if value == "":
+        raise UsageError(f"{name} is empty", hint="give it a value, or unset it", code="empty-variable")
+    return value
 
 
 def find_file(here: Path) -> Path | None:

@@ -28,6 +28,7 @@ from harness.errors import (
 from harness.model.calibration import Calibration, artifact_name, from_document, is_sane, json_schema, to_document
 from harness.model.facts import EngineName
 from harness.model.record import RECORD_VERSION, Record
+from harness.store.config import variable
 from harness.store.run_folder import read_plain, whole_file
 from harness.store.yaml import read_calibration, to_yaml
 from harness.text import written
@@ -350,8 +351,12 @@ def schema_text() -> str:
 
 
 def default_root(environment: dict[str, str], here: Path) -> Path:
-    """The store: ``HARNESS_STORE``, or ``models/calibrations`` of the nearest project, or the user's data folder."""
-    if configured := environment.get("HARNESS_STORE"):
+    """The store: ``HARNESS_STORE``, or ``models/calibrations`` of the nearest project, or the user's data folder.
+
+    Raises:
+        UsageError: ``HARNESS_STORE`` is empty.
+    """
+    if configured := variable(environment, "HARNESS_STORE"):
         return Path(configured)
     for folder in (here, *here.parents):
         if (folder / "harness.toml").is_file() or (folder / "models" / "catalog.yaml").is_file():

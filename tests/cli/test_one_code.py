@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,27 @@ def test_an_empty_variable_is_an_empty_operand(run: Command) -> None:
     done = run("calibrate", "--dry-run", HARNESS_MODEL="")
     assert (done.returncode, "HARNESS_MODEL is empty" in done.stderr) == (2, True), done
     assert run("show", "made-up", HARNESS_MODEL="").returncode == 0, "a model that is typed goes before the variable"
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"),
+    [
+        *itertools.product(["check", "plan", "tune", "export compose", "predict", "estimate"], ["AVAILABLE", "STORE"]),
+        *[("check", name) for name in ("NUM_PARALLEL", "KV_CACHE_TYPE", "FLASH_ATTENTION", "ENGINE")],
+        *[("calibrate", name) for name in ("CTX", "GPUS", "IMAGE", "ENGINE_BINARY")],
+    ],
+)
+def test_an_empty_variable_is_no_answer_about_something_else(run: Command, verb: str, name: str) -> None:
+    """Taken as unset, `HARNESS_AVAILABLE=$CARD` of a job without CARD judges the memory of the machine that runs the job."""
+    done = run(*verb.split(), "made-up", **{f"HARNESS_{name}": ""})
+    assert (done.returncode, f"HARNESS_{name} is empty" in done.stderr, "unset it" in done.stderr) == (2, True, True), done
+
+
+def test_what_is_typed_goes_before_an_empty_variable(run: Command, tmp_path: Path) -> None:
+    assert run("check", "made-up@8192", "--available", "64GiB", HARNESS_AVAILABLE="").returncode == 0
+    for words in (("list", "--store", "store"), ("--store", "store", "list")):
+        done = run(*words, HARNESS_STORE="")
+        assert (done.returncode, "made-up" in done.stdout) == (0, True), done
 
 
 @pytest.mark.parametrize("verb", ["rename made-up", "diff made-up", "check made-up@8192"])

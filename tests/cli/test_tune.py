@@ -30,7 +30,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         (
             ("--available", "7GiB", "--min-ctx", "80000"),
             0,
-            "SETTINGS: 95,488 tokens, KV cache q8_0, physical batch 512",
+            "SETTINGS: 89,344 tokens, KV cache q8_0, physical batch 512",
         ),
         (("--available", "5GiB", "--min-ctx", "131072"), 3, "OUT OF REACH: 131,072 tokens."),
         (("--available", "5GiB", "--min-ctx", "131072"), 3, "4,101.0 MiB more free memory: nothing else has to change"),

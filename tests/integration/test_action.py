@@ -217,16 +217,22 @@ def test_the_reusable_workflow_keeps_forks_and_tokens_apart() -> None:
             assert "token" not in step.get("with", {}) or job is comment
 
 
-def test_the_component_for_gitlab_is_yaml_and_shell(project: Path, program: str) -> None:
+@pytest.mark.parametrize(("card", "statuses"), [("7GiB", {3}), ("", {0, 3, 4})])
+def test_the_component_for_gitlab_is_yaml_and_shell(project: Path, program: str, card: str, statuses: set[int]) -> None:
+    """With no card named it is the runner's own memory, which may hold any verdict, and is no error."""
     spec, jobs = yaml.safe_load_all((ROOT / "templates/guard.yml").read_text())
     (job,) = jobs.values()
     used = set(re.findall(r"\$\[\[ inputs\.(\w+) \]\]", (ROOT / "templates/guard.yml").read_text()))
     assert used == set(spec["spec"]["inputs"])
-    env = {"HARNESS_MODELS": "made-up@8192 made-up@131072", "HARNESS_AVAILABLE": "7GiB"}
+    inputs = {"models": "made-up@8192 made-up@131072", "available": card}
+    env = {
+        name: re.sub(r"\$\[\[ inputs\.(\w+) \]\]", lambda found: inputs[found[1]], text)
+        for name, text in job["variables"].items()
+    }
     path = f"{Path(program).parent}:/usr/bin:/bin"
     done = subprocess.run(
         ["bash", "-e", "-c", "\n".join(job["script"])], cwd=project, env={**env, "PATH": path}, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
-    assert done.returncode == 3
-    assert "FITS" in done.stdout
+    assert (done.returncode in statuses, "error" in done.stderr) == (True, False), done
+    assert not card or "FITS" in done.stdout

@@ -53,6 +53,13 @@ def test_a_test_whose_model_would_spill_is_skipped_with_the_sentence(suite: Suit
     )
 
 
+def test_an_empty_variable_is_not_this_machines_memory(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARNESS_AVAILABLE", "")
+    done = suite.run()
+    done.assert_outcomes(errors=3)
+    done.stdout.fnmatch_lines(["*needs_model: --available: not a size: ''*"])
+
+
 def test_options_choose_and_come_before_the_ini_file(suite: Suite, pytester: pytest.Pytester) -> None:
     done = suite.run("--model-offload", "fail", "--model-unknown", "fail")
     done.assert_outcomes(passed=1, errors=2)
