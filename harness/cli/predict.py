@@ -62,6 +62,6 @@ def _with_memory(
     if verdict.verdict == "unknown" and forced != NOTHING:
         raise UnknownVerdictError(verdict.reason or "unknown")
     fields = ("verdict", "available_bytes", "layers_total", "layers_offloaded", "layers_overflowing", "decode_tokens_per_s")
-    more = ("required_bytes", "host_required_bytes", "forced", "out_of_memory")
+    more = ("required_bytes", "host_required_bytes", "forced", "out_of_memory", "at_most")
     found = {field: getattr(verdict, field) for field in (*fields, *more)}
     return found if available is not None else {**found, "verdict": None, "available_bytes": None, "out_of_memory": None}

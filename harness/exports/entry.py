@@ -80,10 +80,13 @@ def origin(entry: Entry) -> Iterator[str]:
     where = " + ".join(gpu.name for gpu in metadata.machine.gpus) if entry.on_gpu else "host memory"
     engine = f"{entry.calibration.engine} {metadata.engine.version or ''}".strip()
     yield one_line(f"{entry.model}: harness calibration {entry.key} of {metadata.calibrated_at} ({engine}, {where or 'a GPU'})")
+    most = "at most " if verdict.at_most else ""
     slots = f" x {verdict.num_parallel} slots" if verdict.num_parallel > 1 else ""
     bound = f" +/- {format_size(verdict.uncertainty_bytes, 1)}" if verdict.uncertainty_bytes else ""
     kept = f", {format_size(verdict.reserve_bytes, 1)} kept free" if verdict.reserve_bytes else ""
-    yield one_line(f"{verdict.context} tokens{slots}: {format_size(verdict.required_bytes, 1)}{bound}{kept} ({verdict.source})")
+    yield one_line(
+        f"{verdict.context} tokens{slots}: {most}{format_size(verdict.required_bytes, 1)}{bound}{kept} ({verdict.source})"
+    )
     yield from (one_line(f"derived: {text}") for text in entry.derived)
 
 

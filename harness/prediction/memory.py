@@ -33,7 +33,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """Memory of one model on its target; bytes. The parts sum to ``total_bytes`` (unknown overhead counts 0).
 
     All parts are ``None`` where the engine's log was not understood: then the total alone was measured. The true value is
-    within ``uncertainty_bytes`` of ``total_bytes``: a prediction interval, which is wider beyond the loads.
+    within ``uncertainty_bytes`` of ``total_bytes``: a prediction interval, which is wider beyond the loads. ``at_most``: the
+    total is a bound from above, and how much less it is was not said.
     """
 
     context: int
@@ -49,6 +50,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     uncertainty_bytes: int
     speed: SpeedPrediction
     warnings: tuple[str, ...] = ()
+    at_most: bool = False
 
     def to_json(self) -> dict[str, object]:
         """The object of ``predict --json``."""
@@ -61,6 +63,12 @@ def beyond_range(calibration: Calibration, context: int) -> str | None:
     """That a context, tokens per slot, is beyond what the calibration answers for; ``None`` where it is not."""
     valid = calibration.metadata.quality.valid_to
     return f"a context of {context:,} is beyond {valid:,}, the range of this calibration" if context > valid else None
+
+
+def is_bound(calibration: Calibration, context: int) -> bool:
+    """Whether memory at ``context`` tokens per slot is known as a bound alone: the model takes at most that."""
+    blocks = calibration.metadata.kv_blocks
+    return blocks is not None and calibration.metadata.of_one_length and context < blocks.size
 
 
 def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, num_batch: int | None = None) -> Prediction:
@@ -122,7 +130,8 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
         warnings.append(f"context {context:,} is beyond {reach}: extrapolated")
     if band.num_batch is not None and cells < band.num_batch:
         warnings.append(f"context {context:,} is below the physical batch of {band.num_batch:,}: an upper bound")
-    if blocks is not None and metadata.of_one_length and context < blocks.size:
+    at_most = is_bound(calibration, context)
+    if blocks is not None and at_most:
         warnings.append(f"an upper bound: the log says what a sequence of {blocks.size:,} tokens takes, and not of fewer")
     if weights is None:
         warnings.append(PARTS_UNKNOWN)
@@ -142,6 +151,7 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
         uncertainty_bytes=_interval(calibration, band, cells, total, num_parallel),
         speed=predict_speed(calibration, context),
         warnings=tuple(warnings),
+        at_most=at_most,
     )
 
 

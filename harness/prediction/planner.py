@@ -18,7 +18,7 @@ import msgspec
 from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.prediction.layout import Layout
-from harness.prediction.memory import Prediction, predict
+from harness.prediction.memory import Prediction, is_bound, predict
 from harness.prediction.one_memory import OneMemory, decode_speed, layers_total
 from harness.prediction.placement import Placer, placed_on
 from harness.prediction.rules import LoadedModel, Rules
@@ -72,7 +72,7 @@ class PlannerTable(msgspec.Struct, frozen=True, kw_only=True):
 
     ``most_loaded``: so many models are never loaded at once, ``None`` where the engine has no such limit. ``parts`` are bytes
     at each context for one slot: weights, overhead, fixed cache, compute, context cache; ``None`` where they are not known.
-    ``layers_total`` counts the output layer.
+    ``layers_total`` counts the output layer. ``at_most``: of each context, whether what it takes is a bound from above.
     """
 
     cards: tuple[int, ...]
@@ -84,6 +84,7 @@ class PlannerTable(msgspec.Struct, frozen=True, kw_only=True):
     cells: tuple[tuple[tuple[PlannerCell, ...], ...], ...]
     most_loaded: int | None
     parts: tuple[tuple[int | None, ...] | None, ...]
+    at_most: tuple[bool, ...]
 
 
 def planner_table(calibration: Calibration, rules: Rules) -> PlannerTable:
@@ -105,6 +106,7 @@ def planner_table(calibration: Calibration, rules: Rules) -> PlannerTable:
         cells=cells,
         most_loaded=rules.most_loaded(calibration, measured_on),
         parts=tuple(_parts(_predicted(calibration, context)) for context in contexts),
+        at_most=tuple(is_bound(calibration, context) for context in contexts),
     )
 
 

@@ -39,6 +39,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     ``host_required_bytes`` is what it takes of host memory for certain, ``host_short_bytes`` what is missing there. ``forced``
     are options that place layers: ``fits_by_rule`` then says whether the engine's own rule, which keeps
     ``rule_reserve_bytes`` free, would keep all on the GPU, and what does not fit is ``out_of_memory``, not an offload.
+    ``at_most``: ``required_bytes`` is a bound from above.
     """
 
     model: str
@@ -71,6 +72,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     fits_by_rule: bool | None = None
     rule_reserve_bytes: int | None = None
     out_of_memory: bool = False
+    at_most: bool = False
 
 
 def judge(
@@ -341,6 +343,7 @@ def _verdict(
         devices=devices,
         reasons=reasons,
         host_required_bytes=host,
+        at_most=needed.at_most,
     )
 
 

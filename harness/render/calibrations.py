@@ -9,6 +9,7 @@ from typing import Final
 from harness.model.calibration import PARTS_UNKNOWN, Calibration
 from harness.model.record import LoadRequest
 from harness.prediction.allocation import Allocation
+from harness.prediction.memory import is_bound
 from harness.render.style import paint
 from harness.render.tables import Column, Drawn, Fields, Hanging, Table, Verbatim
 from harness.text import clean, counted, written
@@ -69,7 +70,12 @@ def _base(calibration: Calibration) -> str:
     sizes = [None if size is None else from_gib(size) for size in named.values()]
     *parts, total = format_sum(*sizes, 0)
     made_of = " + ".join(f"{name} {size.removesuffix(' MiB')}" for name, size in zip(named, parts, strict=True))
-    return f"{total} = {made_of}"
+    return f"{at_most(calibration)}{total} = {made_of}"
+
+
+def at_most(calibration: Calibration) -> str:
+    """What stands before constants that are bounds."""
+    return "at most " if calibration.metadata.of_one_length else ""
 
 
 def _settings(calibration: Calibration) -> str:
@@ -166,8 +172,9 @@ def _listed(key: str, calibration: Calibration) -> tuple[str, ...]:
     error, weights = metadata.quality.max_error, metadata.breakdown_gb.weights
     return (
         paint(written(key), bold=True),
-        size_of(constants.base_vram_gb),
-        format_slope(constants.kv_cache_gb_per_10k + constants.compute_gb_per_10k).removesuffix(" KiB/token"),
+        at_most(calibration) + size_of(constants.base_vram_gb),
+        at_most(calibration)
+        + format_slope(constants.kv_cache_gb_per_10k + constants.compute_gb_per_10k).removesuffix(" KiB/token"),
         f"{metadata.quality.valid_to:,}",
         "–" if error is None else f"{error:.2%}",
         clean(metadata.model.quantization or "–"),
@@ -189,9 +196,10 @@ def allocation_remarks(allocation: Allocation, calibration: Calibration) -> str:
     """What an allocation takes and from what it follows, as comments of a shell."""
     metadata = calibration.metadata
     on = metadata.machine.gpus[0].name if metadata.machine.gpus else "host memory"
+    cache = ("at most " if is_bound(calibration, allocation.context) else "") + format_size(allocation.kv_cache_bytes)
     return clean(
         f"# {allocation.blocks} blocks of {allocation.block_size} tokens and {allocation.spare_blocks} to spare: "
-        f"{format_size(allocation.kv_cache_bytes)} beside {format_size(allocation.footprint_bytes)}, "
+        f"{cache} beside {format_size(allocation.footprint_bytes)}, "
         f"{format_size(allocation.available_bytes)} are free · largest context {allocation.max_context:,}\n"
         f"# measured with vLLM {metadata.engine.version or '(version unknown)'} on {on}"
     )

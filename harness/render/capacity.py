@@ -81,7 +81,7 @@ def cells(row: CapacityRow) -> list[str]:
         clean(row.name),
         row.chosen.calibration.engine,
         _context(row) + slots,
-        format_size(verdict.required_bytes, 1),
+        ("at most " if verdict.at_most else "") + format_size(verdict.required_bytes, 1),
         _spare(row),
         _rate(verdict.decode_tokens_per_s),
         _rate(row.full_decode_tokens_per_s),

@@ -33,7 +33,7 @@ def _parts(prediction: Prediction) -> list[tuple[str, str]]:
         *parts, total = format_sum(*sizes.values(), prediction.total_bytes)
         rows = list(zip(sizes, parts, strict=True))
     bound = [] if prediction.uncertainty_bytes is None else [("good to", f"± {format_size(prediction.uncertainty_bytes)}")]
-    return [*rows, (paint("total", bold=True), paint(total, bold=True)), *bound]
+    return [*rows, (paint("total, at most" if prediction.at_most else "total", bold=True), paint(total, bold=True)), *bound]
 
 
 def _speeds(prediction: Prediction) -> list[str]:
@@ -56,7 +56,7 @@ def _sentence(found: Mapping[str, object]) -> str:
     free = f"with {format_size(size, 1)} free" if isinstance(size, int) else ""
     free = " ".join(filter(None, (free, f"with {forced}" if forced else "")))
     if found["verdict"] == "unknown":
-        return f"{free}: not known"
+        return f"{free}: not known" + (", it may fit or not" if found["at_most"] else "")
     layers, total, speed = found["layers_offloaded"], found["layers_total"], found["decode_tokens_per_s"]
     stays = "it does not fit" if layers is None else f"{layers} of {total} layers stay on the GPU"
     where = "everything fits" if found["verdict"] == "fits" else stays

@@ -44,7 +44,7 @@ def sentence(one: Assessment) -> str:
     if verdict is None:
         return f"UNCALIBRATED: {one.reason}. Calibrate it: {one.advice}"
     if one.verdict == "unknown":
-        known = "" if verdict.required_bytes is None else f" It needs {_size(verdict.required_bytes)}."
+        known = "" if verdict.required_bytes is None else f" It needs {_most(verdict)}{_size(verdict.required_bytes)}."
         return f"UNKNOWN: {one.reason}.{known}" + (f" {_capital(one.advice)}" if one.advice else "")
     head = "FITS" if one.verdict == "fits" else "WARNING: CPU OFFLOAD LIKELY"
     if one.verdict == "offload" and verdict.basis == "host":  # nothing is offloaded there
@@ -115,6 +115,10 @@ def _size(size: int | None) -> str:
     return format_size(size, 1)
 
 
+def _most(verdict: Verdict) -> str:
+    return "at most " if verdict.at_most else ""
+
+
 def _need(verdict: Verdict) -> str:
     if len(verdict.devices) > 1:
         return _need_each(verdict)
@@ -124,7 +128,7 @@ def _need(verdict: Verdict) -> str:
     if verdict.tight and verdict.verdict != "fits":
         outcome += f", and the prediction is good to {_size(verdict.uncertainty_bytes)}: it may fit or not"
     outcome += "."
-    return f"needs {need}{keeps}, {free} are available: {outcome}"
+    return f"needs {_most(verdict)}{need}{keeps}, {free} are available: {outcome}"
 
 
 def _sum(required: int | None, reserve: int | None, available: int | None) -> tuple[str, str, str, str]:

@@ -90,7 +90,7 @@ FIELDS: Final = (
     *("basis", "source", "required_bytes", "reserve_bytes", "available_bytes", "short_bytes", "uncertainty_bytes"),
     *("margin_bytes", "tight", "max_context", "layers_total", "layers_offloaded", "layers_overflowing"),
     *("decode_tokens_per_s", "devices", "reasons", "host_required_bytes", "host_available_bytes", "host_short_bytes"),
-    *("host_growth_bytes", "forced", "fits_by_rule", "out_of_memory"),
+    *("host_growth_bytes", "forced", "fits_by_rule", "out_of_memory", "at_most"),
 )
 
 

@@ -141,7 +141,8 @@ def _entry(
         image=by_digest(engine) if in_container else pinned_image(calibration.engine, Path.cwd()),
         folder=folder,
     )
-    return entry, free, chosen.warnings
+    bound = f"{calibration.metadata.model.name} at {verdict.context:,} tokens takes at most what is set aside for it"
+    return entry, free, (*chosen.warnings, *((bound,) if verdict.at_most else ()))
 
 
 def _can_be_written(choice: Choice) -> bool:

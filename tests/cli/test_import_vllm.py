@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from harness.cli.main import cli
+from harness.engines.registry import policy_of
 from harness.model.calibration import Calibration
+from harness.prediction.memory import predict
+from harness.prediction.planner import planner_table
+from harness.prediction.verdict import judge
 from harness.store.store import Store
 from harness.units import GIB, from_gib
 
@@ -241,3 +247,71 @@ def test_the_screen_says_that_the_cache_is_a_bound(tmp_path: Path) -> None:
     for context, bound in (("2048", True), ("8192", False)):
         shown = CliRunner().invoke(cli, ["predict", "acme/Tern-8B", "--ctx", context, "--store", str(tmp_path / "store")])
         assert ("an upper bound" in shown.output) is bound
+
+
+@pytest.fixture
+def bounded(tmp_path: Path) -> Path:
+    """A store whose calibration is known for 8,192 tokens alone: 4 GiB of cache hold 1.39 of such sequences."""
+    text = log("0.25.1", 11359, 1.39, available=4.0, arguments="'gpu_memory_utilization': 0.7")
+    made(tmp_path, text, "--gpu-memory", "24564MiB")
+    return tmp_path / "store"
+
+
+def said(store: Path, *arguments: str) -> str:
+    return CliRunner().invoke(cli, [*arguments, "--store", str(store)]).output
+
+
+def may_fit(store: Path) -> str:
+    """Free memory with which 2,048 tokens may fit, MiB: above their share of the cache, below that of the full length."""
+    (path,) = store.rglob("*.yaml")
+    calibration = Store(store).read(path)
+    needed = predict(calibration, 2048).total_bytes
+    return f"{(needed - GIB) >> 20}MiB"
+
+
+def test_no_command_shows_a_bound_as_a_figure(bounded: Path) -> None:
+    free, model = may_fit(bounded), "acme/Tern-8B"
+    checked = CliRunner().invoke(cli, ["check", model, "--ctx", "2048", "--available", free, "--store", str(bounded)])
+    assert checked.exit_code == 4
+    assert "It needs at most" in " ".join(checked.output.split())
+    predicted = said(bounded, "predict", model, "--ctx", "2048", "--available", free)
+    assert "total, at most" in predicted
+    assert "it may fit or not" in predicted
+    assert "at most" in said(bounded, "show", model)
+    assert "at most" in said(bounded, "list")
+    assert "at most" not in said(bounded, "predict", model, "--ctx", "8192")
+    exported = said(bounded, "export", "vllm", f"{model}@2048", "--available", "24564MiB")
+    assert "2048 tokens: at most" in exported
+    allocated = said(bounded, "allocate", model, "--ctx", "2048", "--available", "24564MiB")
+    assert "to spare: at most" in allocated
+
+
+def test_an_allocation_by_a_bound_is_that_of_the_full_length(bounded: Path) -> None:
+    """Never less than a sequence takes: that is not known, and the full length is more."""
+    sizes = [
+        json.loads(said(bounded, "allocate", "acme/Tern-8B", "--ctx", context, "--available", "24564MiB", "--json"))["data"]
+        for context in ("512", "2048", "8192")
+    ]
+    assert len({size["kv_cache_bytes"] for size in sizes}) == 1
+    assert sizes[0]["kv_cache_bytes"] >= 4 * GIB / 1.395
+
+
+@pytest.mark.requires("quickjs")
+def test_the_page_answers_as_check_does_where_the_cache_is_a_bound(bounded: Path) -> None:
+    import quickjs
+
+    (path,) = bounded.rglob("*.yaml")
+    calibration = Store(bounded).read(path)
+    rules, script = policy_of("vllm"), quickjs.Context()
+    table = planner_table(calibration, rules)
+    script.eval((files("harness.report") / "assets" / "planner.js").read_text(encoding="utf-8"))
+    script.eval(f"const table = {msgspec.json.encode(table).decode()};")
+    words = set()
+    for context in table.contexts:
+        for free in range(10 * GIB, 24 * GIB, GIB // 8):
+            page = json.loads(script.eval(f"JSON.stringify(planner.look(table, 1, 1, {context}, {free}))"))
+            truth = judge(calibration, context, 1, (free,), rules)
+            assert (page["verdict"], page["bounded"]) == (truth.verdict, context < 8192), (context, free)
+            words.add(page["verdict"])
+            assert not (page["verdict"] == "unknown" and page["short"])
+    assert words == {"fits", "offload", "unknown"}

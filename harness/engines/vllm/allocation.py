@@ -16,7 +16,7 @@ from harness.errors import OffloadLikelyError, UnknownVerdictError
 from harness.model.calibration import Calibration, KvBlocks
 from harness.model.record import VllmSettings
 from harness.prediction.allocation import Allocation, Deployment
-from harness.prediction.memory import beyond_range
+from harness.prediction.memory import beyond_range, is_bound
 from harness.text import at_least, counted
 from harness.units import GIB, format_size, from_gib
 
@@ -166,7 +166,7 @@ def size(calibration: Calibration, context: int, concurrency: int, available: tu
     spare = _spare(blocks, needed)
     kv = (needed + spare) * blocks.bytes
     room, bound = card.room(), calibration.metadata.of_one_length
-    if bound and context < blocks.size and kv > room >= kv * context // blocks.size:
+    if is_bound(calibration, context) and kv > room >= kv * context // blocks.size:
         raise UnknownVerdictError(
             f"{context:,} tokens take at most the {format_size(kv)} of KV cache of {blocks.size:,}, which do not fit, and the "
             "log does not say how much less",

@@ -40,6 +40,7 @@
     return element("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": label},
       element("table", {role: "table"}, element("thead", {}, element("tr", {role: "row"}, ...head)), body));
   }
+  const most = entry => entry.planner.at_most.includes(true) ? "at most " : "";
   const hardware = doc => doc.metadata.machine.gpus.map(gpu => gpu.name).join(", ") || "host memory";
   const meter = doc => doc.metadata.machine.meter === "log" ? "logged, not measured" : `measured by ${doc.metadata.machine.meter}`;
 
@@ -182,8 +183,8 @@
     // [name, kind, what it is sorted by, how it is shown]
     const columns = [
       ["calibration", "name", entry => entry.key, (key, entry) => element("a", {href: `#${entry.anchor}`, onclick: () => open(entry)}, key)],
-      ["base", "number", entry => entry.document.constants.base_vram_gb * GIB, size],
-      ["KV, KiB/token", "number", entry => entry.document.constants.kv_cache_gb_per_10k, slope],
+      ["base", "number", entry => entry.document.constants.base_vram_gb * GIB, (bytes, entry) => most(entry) + size(bytes)],
+      ["KV, KiB/token", "number", entry => entry.document.constants.kv_cache_gb_per_10k, (gib, entry) => most(entry) + slope(gib)],
       ["compute, KiB/token", "number", entry => entry.document.constants.compute_gb_per_10k, slope],
       ["valid to", "number", entry => entry.document.metadata.quality.valid_to, count],
       ["error", "number", entry => entry.document.metadata.quality.max_error, value => known(value) ? `${(100 * value).toFixed(3)} %` : "–"],
@@ -344,7 +345,7 @@
         : `${found.layersOffloaded} of ${found.layersTotal}${found.layersOverflowing ? `, ${found.layersOverflowing} overflowing` : ""}`;
       const word = {fits: "fits", offload: "CPU OFFLOAD LIKELY", unknown: "unknown"}[found.verdict];
       const speed = found.verdict !== "offload" || !known(found.decode) ? rate(found.decode, entry.speed_uncertainty) : `about ${decimals(found.decode, 1)}`;
-      const texts = [word, size(found.required), found.short ? size(found.short) : "–", layers, speed, largest === 0 ? "none" : count(largest)];
+      const texts = [word, (found.bounded ? "at most " : "") + size(found.required), found.short ? size(found.short) : "–", layers, speed, largest === 0 ? "none" : count(largest)];
       out.forEach((cell, index) => { cell.textContent = texts[index]; });
       out[0].className = `verdict ${found.verdict}`;
     }

@@ -23,15 +23,17 @@ const planner = (() => {
     if (!steps.length) return {verdict: "unknown", reason, available: free * cards};
     const [verdict, tight, required, reserve, needs] = table.answers[at(steps, free)];
     const [layersOffloaded, layersOverflowing, decode] = table.layouts[at(layouts, free)];
-    const short = needs.reduce((sum, need) => sum + Math.max(need - free, 0), 0);
+    const bounded = table.at_most[table.contexts.indexOf(context)];
+    const short = verdict === "unknown" ? null : needs.reduce((sum, need) => sum + Math.max(need - free, 0), 0);
     return {verdict, tight, required, reserve, short, available: free * cards, layersTotal: table.layers_total, layersOffloaded,
-      layersOverflowing, decode, reason: null};
+      layersOverflowing, decode, bounded, reason: verdict === "unknown" ? "it takes at most this, and may fit or not" : null};
   }
 
-  // The largest of the table's contexts that fits; 0 where none does, null where that is not known.
+  // The largest of the table's contexts that fits; 0 where none does, null where that is not known or some may.
   function largest(table, cards, slots, free) {
-    const found = table.contexts.map(context => look(table, cards, slots, context, free).verdict);
-    if (found.every(verdict => verdict === "unknown")) return null;
+    const answers = table.contexts.map(context => look(table, cards, slots, context, free)), found = answers.map(one => one.verdict);
+    const may = !found.includes("fits") && answers.some(one => one.bounded && one.verdict === "unknown");
+    if (may || found.every(verdict => verdict === "unknown")) return null;
     return table.contexts[found.lastIndexOf("fits")] ?? 0;
   }
 
