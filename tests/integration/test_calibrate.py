@@ -123,7 +123,7 @@ def test_a_context_that_cannot_fit_is_an_observation_and_the_plan_shrinks(start:
     assert answer["exit_code"] == 0, answer
     quality = answer["data"]["calibration"]["metadata"]["quality"]
     assert [load["context"] for load in quality["loads"]] == [4096, 8192, 6144]
-    assert any("64000000" in note and "could not allocate" in note for note in quality["notes"])
+    assert any("64,000,000" in note and "could not allocate" in note for note in quality["notes"])
 
 
 def script(tmp_path: Path, body: str, mode: int = 0o755) -> str:
