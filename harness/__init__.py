@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         predict,
         require_fit,
         serve,
+        surroundings,
         tune,
     )
     from harness.errors import HarnessError, OffloadLikelyError, UnknownVerdictError
@@ -61,6 +62,7 @@ __all__ = [
     "predict",
     "require_fit",
     "serve",
+    "surroundings",
     "tune",
 ]
 _HOMES: Final = {

@@ -12,7 +12,7 @@ from harness.engines.settings import asked_flash
 from harness.errors import UsageError, refuse_other_systems
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
-from harness.options import ALL_LAYERS, Allowed, QueryOptions, RunOptions, TuneOptions, read_available
+from harness.options import ALL_LAYERS, Allowed, QueryOptions, RunOptions, TuneOptions, declarations, read_available
 from harness.prediction.memory import Prediction
 from harness.prediction.memory import predict as _predict
 from harness.store.store import Store, default_root
@@ -102,6 +102,35 @@ def predict(
     if isinstance(model, str):
         model = load_calibration(model, engine=engine, variant=variant, store=store)
     return _predict(model, ctx, num_parallel)
+
+
+def surroundings() -> dict[str, Any]:
+    """What ``HARNESS_…`` variables and the nearest ``harness.toml`` say of a question, as arguments of :func:`check`.
+
+    The command line takes them by itself; functions here take what they are given alone, but for the store.
+
+    Raises:
+        UsageError: a variable is empty, or its value cannot be. ConfigError: the file's.
+    """
+    import msgspec
+
+    from harness.store.config import find_file, read_file, variable
+
+    written, found = read_file(find_file(Path.cwd())), {}
+    for name, one in declarations(QueryOptions).items():
+        value = variable(os.environ, one.variable) if one.variable else None
+        value = written.get(name) if value is None and one.variable else value
+        if value is None:
+            continue
+        try:
+            read = one.option.read if isinstance(value, str) else None
+            value = read(value) if read else msgspec.convert(value, one.kind, strict=False)
+            one.validate(value)
+        except ValueError as error:
+            raise UsageError(f"{one.variable} or {name} of harness.toml: {error}") from error
+        if value != one.default:
+            found[name] = value
+    return found
 
 
 def check(

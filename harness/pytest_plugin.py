@@ -93,11 +93,11 @@ def _ask(item: pytest.Item, markers: list[pytest.Mark]) -> list[Assessment]:
     specs = [name if ctx is None else f"{name}@{ctx}" for name, ctx in contexts.items() if options or not _served(name, ctx)]
     if not specs:
         return []
-    key = (*specs, *sorted((name, str(value)) for name, value in options.items()))
-    if key not in answers:
-        try:
-            options.setdefault("available", os.environ.get("HARNESS_AVAILABLE"))
+    try:
+        options = harness.surroundings() | options
+        key = (*specs, *sorted((name, str(value)) for name, value in options.items()))
+        if key not in answers:
             answers[key] = list(harness.check(*specs, **options).models)
-        except harness.HarnessError as error:
-            pytest.fail(f"needs_model: {error.message}" + (f" ({error.hint})" if error.hint else ""), pytrace=False)
+    except harness.HarnessError as error:
+        pytest.fail(f"needs_model: {error.message}" + (f" ({error.hint})" if error.hint else ""), pytrace=False)
     return answers[key]

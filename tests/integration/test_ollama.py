@@ -254,6 +254,6 @@ def test_a_device_is_measured_after_a_prompt_and_what_spills_ends_the_plan_earli
     assert first.request_seconds > 0
     quality = result.calibration.metadata.quality
     assert [load.context for load in quality.loads] == [1024, 2048, 1536]
-    assert any("4096" in note and "only 1 of 3 layers are on the GPU" in note for note in quality.notes)
+    assert any("4,096" in note and "only 1 of 3 layers are on the GPU" in note for note in quality.notes)
     assert any("/api/ps" in note for note in quality.notes), "the stand-in says that nothing is on the GPU"
     assert result.calibration.constants.kv_cache_gb_per_10k * GIB / 10_000 == pytest.approx(KV_PER_TOKEN, rel=0.001)

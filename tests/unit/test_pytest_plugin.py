@@ -57,7 +57,36 @@ def test_an_empty_variable_is_not_this_machines_memory(suite: Suite, monkeypatch
     monkeypatch.setenv("HARNESS_AVAILABLE", "")
     done = suite.run()
     done.assert_outcomes(errors=3)
-    done.stdout.fnmatch_lines(["*needs_model: --available: not a size: ''*"])
+    done.stdout.fnmatch_lines(["*needs_model: HARNESS_AVAILABLE is empty (give it a value, or unset it)*"])
+
+
+@pytest.mark.parametrize("where", ["variable", "file"])
+def test_settings_count_as_for_the_command_line(
+    suite: Suite, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """What fits with one slot does not with eight; what the marker says comes first."""
+    tests = """
+        import pytest
+
+        @pytest.mark.needs_model("made-up@4096")
+        def test_as_it_is_set(): ...
+
+        @pytest.mark.needs_model("made-up@4096", num_parallel=1)
+        def test_as_it_is_marked(): ...
+    """
+    suite.run(tests=tests).assert_outcomes(passed=2)
+    if where == "variable":
+        monkeypatch.setenv("HARNESS_NUM_PARALLEL", "32")
+    else:
+        (pytester.path / "harness.toml").write_text("num_parallel = 32\n")
+    suite.run(tests=tests).assert_outcomes(passed=1, skipped=1)
+
+
+def test_a_setting_that_cannot_be_is_no_answer(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARNESS_KV_CACHE_TYPE", "q8")
+    done = suite.run()
+    done.assert_outcomes(errors=3)
+    done.stdout.fnmatch_lines(["*needs_model: HARNESS_KV_CACHE_TYPE or kv_cache_type of harness.toml*q8*"])
 
 
 def test_options_choose_and_come_before_the_ini_file(suite: Suite, pytester: pytest.Pytester) -> None:
