@@ -12,7 +12,7 @@ from harness.engines.settings import asked_flash
 from harness.errors import UsageError, refuse_other_systems
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
-from harness.options import ALL_LAYERS, Allowed, QueryOptions, RunOptions, TuneOptions, declarations, read_available
+from harness.options import ALL_LAYERS, Allowed, QueryOptions, RunOptions, TuneOptions, read_available
 from harness.prediction.memory import Prediction
 from harness.prediction.memory import predict as _predict
 from harness.store.store import Store, default_root
@@ -112,25 +112,9 @@ def surroundings() -> dict[str, Any]:
     Raises:
         UsageError: a variable is empty, or its value cannot be. ConfigError: the file's.
     """
-    import msgspec
+    from harness.store.config import of_question
 
-    from harness.store.config import find_file, read_file, variable
-
-    written, found = read_file(find_file(Path.cwd())), {}
-    for name, one in declarations(QueryOptions).items():
-        value = variable(os.environ, one.variable) if one.variable else None
-        value = written.get(name) if value is None and one.variable else value
-        if value is None:
-            continue
-        try:
-            read = one.option.read if isinstance(value, str) else None
-            value = read(value) if read else msgspec.convert(value, one.kind, strict=False)
-            one.validate(value)
-        except ValueError as error:
-            raise UsageError(f"{one.variable} or {name} of harness.toml: {error}") from error
-        if value != one.default:
-            found[name] = value
-    return found
+    return of_question(dict(os.environ), Path.cwd())
 
 
 def check(

@@ -7,8 +7,10 @@ file is read but headers of models, and nothing is fetched unless the user allow
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -17,6 +19,7 @@ from harness.errors import HarnessError, UnavailableError, UsageError
 from harness.installation import install_hint
 from harness.inventory.machine import LocalMachine
 from harness.options import QueryOptions, TuneOptions, read_available
+from harness.store.config import of_question
 from harness.store.store import Store
 
 if TYPE_CHECKING:
@@ -36,18 +39,24 @@ class AgentTools:
     def __init__(self, store: Store, *, network: bool = False) -> None:
         self._store, self._network = store, network
 
-    def check(self, models: list[str], available: str | None = None, num_parallel: int = 1) -> dict[str, Any]:
+    def _query(self, available: str | None, **given: Any) -> QueryOptions:
+        """A question: what was given, else what ``HARNESS_…`` and ``harness.toml`` say, which the command line goes by, too."""
+        given["available"] = read_available(available)
+        said = {name: value for name, value in given.items() if value is not None}
+        return QueryOptions(**(of_question(dict(os.environ), Path.cwd()) | said))
+
+    def check(self, models: list[str], available: str | None = None, num_parallel: int | None = None) -> dict[str, Any]:
         """Will these models fit in memory, or be offloaded to the CPU?
 
         Args:
             models: each MODEL@CTX, for example qwen2.5:7b@8192; several are checked as running at once, in this order.
             available: free memory of each device, for example 24GiB or 24GiB,12GiB; left out, it is read from this machine.
-            num_parallel: sequences at once.
+            num_parallel: sequences at once; left out, as this machine is set, else 1.
         """
         from harness.serving.calibration_lookup import CalibrationFilter, read_question
         from harness.serving.check import check
 
-        query = QueryOptions(num_parallel=num_parallel, available=read_available(available), measured_only=True)
+        query = self._query(available, num_parallel=num_parallel, measured_only=True)
         found = check(
             [read_question(spec, None, query.num_parallel) for spec in models], self._store, LocalMachine(),
             wanted=CalibrationFilter.of(query, surroundings=True), available=query.available, measured_only=True,
@@ -66,10 +75,10 @@ class AgentTools:
         from harness.serving.calibration_lookup import CalibrationFilter
         from harness.serving.capacity import TOGETHER, plan
 
-        query = QueryOptions(ctx=context, available=read_available(available))
+        query = self._query(available, ctx=context)
         found = plan(
             models or (), self._store, LocalMachine(), wanted=CalibrationFilter.of(query, surroundings=True),
-            available=query.available, context=query.ctx or TOGETHER, measured_only=True,
+            num_parallel=query.num_parallel, available=query.available, context=query.ctx or TOGETHER, measured_only=True,
         )  # fmt: skip
         memories = [one.to_json() for one in found.memories]
         for memory in memories:
@@ -96,11 +105,14 @@ class AgentTools:
             available: free memory of each device, for example 24GiB; left out, it is read from this machine.
         """
         from harness.prediction.tuning import Demand
+        from harness.serving.calibration_lookup import CalibrationFilter
         from harness.serving.tuning import tune
 
+        query = self._query(available)
         asked = TuneOptions(min_ctx=min_ctx, min_tokens_per_s=min_tokens_per_s, slots=slots)
         demand = Demand(context=asked.min_ctx, tokens_per_s=asked.min_tokens_per_s, num_parallel=asked.slots)
-        found = tune(model, self._store, LocalMachine(), demand, available=read_available(available)).to_json()
+        wanted = CalibrationFilter.of(query)
+        found = tune(model, self._store, LocalMachine(), demand, wanted=wanted, available=query.available).to_json()
         settings = found["settings"]
         label = settings["source"] if isinstance(settings, dict) else "unknown" if not found["choices"] else "measured"
         return {"label": _LABELS.get(str(label), "unknown"), **found}
@@ -120,9 +132,11 @@ class AgentTools:
         for model in models:
             if not self._network and (is_address(model) or not model.endswith(".gguf")):
                 raise UsageError(f"{model}: only local .gguf files are read", hint="start the server with --network")
-        asked = tuple(QueryOptions(ctx=one).ctx or 0 for one in contexts or ())
-        free = read_available(available)
-        found = estimates(models, self._store, LocalMachine(), wanted=CalibrationFilter(), contexts=asked, available=free)
+        query, asked = self._query(available), tuple(QueryOptions(ctx=one).ctx or 0 for one in contexts or ())
+        found = estimates(
+            models, self._store, LocalMachine(), wanted=CalibrationFilter.of(query), contexts=asked, available=query.available,
+            kv_cache_types=(query.kv_cache_type,) if query.kv_cache_type else (), num_parallel=query.num_parallel,
+        )  # fmt: skip
         return {"label": "estimated", **msgspec.to_builtins(found)}
 
 

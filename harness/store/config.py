@@ -88,3 +88,27 @@ def settings(environment: dict[str, str], here: Path) -> dict[str, tuple[Any, st
         if one.variable and environment.get(one.variable):
             found[key] = (environment[one.variable], one.variable)
     return found
+
+
+def of_question(environment: dict[str, str], here: Path) -> dict[str, Any]:
+    """The settings of a question about calibrations that are not at their default, as fields of ``QueryOptions``.
+
+    Raises:
+        UsageError: a variable is empty, or a value cannot be. ConfigError: the file's.
+    """
+    import msgspec
+
+    found, written = {}, settings(environment, here)
+    for name, one in options.declarations(options.QueryOptions).items():
+        if not one.variable or (variable(environment, one.variable) is None and name not in written):
+            continue
+        value = written[name][0]
+        try:
+            read = one.option.read if isinstance(value, str) else None
+            value = read(value) if read else msgspec.convert(value, one.kind, strict=False)
+            one.validate(value)
+        except ValueError as error:
+            raise UsageError(f"{one.variable} or {name} of harness.toml: {error}", code=one.option.code) from error
+        if value != one.default:
+            found[one.field] = value
+    return found
