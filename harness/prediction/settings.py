@@ -2,7 +2,8 @@
 
 Settings are part of a calibration's identity. The KV cache is an array of blocks, so another type changes it by the ratio of
 block sizes (ggml ``ggml-common.h``, ``block_q8_0`` and others); recurrent state is f32 whatever the type. Slots multiply the
-caches. Flash attention changes the compute buffers by an amount that only a measurement tells.
+caches. Flash attention changes the compute buffers by an amount that only a measurement tells, and reads an f32 cache through
+f16 copies, hidden below other buffers up to some context (embedded b11549, 65 536 tokens: 28 MiB more than the blocks).
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ def derive(calibration: Calibration, asked: AskedSettings, *, ggml_caches: bool 
             obstacles.append(name)
         elif flash != "enabled" and wanted[1] in QUANTIZED:
             obstacles.append(f"{name}, which needs flash attention")
+        elif flash != "disabled" and "f32" in (wanted[1], (made or wanted)[1]):
+            obstacles.append(f"{name}: flash attention copies such a cache to f16, and what the copies take was not measured")
         else:
             calibration = scaled
             derived.append(f"KV cache {asked.kv_cache_type} from {own.kv_cache_type}, by the sizes of their blocks")

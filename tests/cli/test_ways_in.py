@@ -26,7 +26,7 @@ SETTINGS = [
     ("num_parallel", 32, "offload"),
     ("available", "4GiB", "offload"),
     ("kv_cache_type", "q5_0", "fits"),
-    ("kv_cache_type", "f32", "offload"),
+    ("kv_cache_type", "f32", "unknown"),
     ("flash_attention", "off", "unknown"),
     ("num_batch", 2048, "unknown"),
     ("engine", "vllm", "unknown"),
