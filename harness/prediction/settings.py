@@ -15,6 +15,7 @@ import msgspec
 from harness.model.calibration import SHARED_CACHE, Band, Calibration
 from harness.model.kv_types import QUANTIZED, VALUE_BYTES
 from harness.text import counted
+from harness.units import GIB, TOKENS_PER_UNIT
 
 #: The heap of a process with another type of cache (deepseek2, q8_0 instead of f16, b11434: 1.3 MiB more).
 _HEAP_GB: Final = 2 / 1024
@@ -154,16 +155,20 @@ def _with_cache(calibration: Calibration, made: tuple[str, str], wanted: tuple[s
     if fixed and window and recurrent:
         return None
     fixed_ratio = 1.0 if recurrent else ratio
-    copies = (wanted[0] in QUANTIZED) - (made[0] in QUANTIZED)
-    more = copies * _layer_f16_gb(calibration, made[0]) if metadata.machine.meter == "nvml" else 0.0
+    copies = (wanted[0] != "f16") - (made[0] != "f16")
+    if metadata.machine.meter != "nvml" or metadata.settings.flash_attention == "disabled":
+        copies = 0
 
     def scaled(band: Band) -> Band:
         own = band.fixed_cache_gb or 0.0
         fixed_cache = own * fixed_ratio
+        more = copies * _layer_f16_gb(calibration, made[0])
+        if band.compute_gb_per_10k + more < _mask_gb(band):  # too little to hold such copies: an engine that reserved none
+            more = max(more, 0.0)
         return msgspec.structs.replace(
             band,
             kv_cache_gb_per_10k=band.kv_cache_gb_per_10k * ratio,
-            compute_gb_per_10k=max(band.compute_gb_per_10k + more, 0.0),
+            compute_gb_per_10k=band.compute_gb_per_10k + more,
             fixed_cache_gb=fixed_cache,
             base_vram_gb=band.base_vram_gb + fixed_cache - own,
         )
@@ -183,9 +188,9 @@ def _with_cache(calibration: Calibration, made: tuple[str, str], wanted: tuple[s
     spread = metadata.quality.overhead_spread_gb or 0.0
     if metadata.machine.meter == "host":
         spread = max(spread, _HEAP_GB)
-    if copies:
+    if (wanted[0] in QUANTIZED) != (made[0] in QUANTIZED):
         batch = max(band.num_batch or 0 for band in metadata.bands)
-        spread += _TURNED * (metadata.placement.width or _WIDTH) * batch * 4 / (1 << 30)
+        spread += _TURNED * (metadata.placement.width or _WIDTH) * batch * 4 / GIB
     quality = msgspec.structs.replace(metadata.quality, overhead_spread_gb=spread or None)
     metadata = msgspec.structs.replace(
         metadata, bands=bands, settings=settings, breakdown_gb=breakdown, placement=placement, quality=quality
@@ -196,8 +201,14 @@ def _with_cache(calibration: Calibration, made: tuple[str, str], wanted: tuple[s
 def _layer_f16_gb(calibration: Calibration, made: str) -> float:
     """GiB per 10 000 tokens of the keys and values of one layer in f16.
 
-    CUDA's flash attention reads a quantised cache through such a copy, reserved with the compute buffers (llama.cpp #23907).
+    CUDA's flash attention reads a cache of any other type through such a copy, reserved with the compute buffers (llama.cpp
+    #23907; ggml-cuda ``fattn-common.cuh``, ``ggml_cuda_flash_attn_ext_get_f16_extra_data``: ``K->type != GGML_TYPE_F16``).
     """
     kinds = calibration.metadata.placement.layer_kinds or ""
     layers = sum(kind in "fb" for kind in kinds) or calibration.metadata.model.layers or 1
     return calibration.constants.kv_cache_gb_per_10k / layers * VALUE_BYTES["f16"] / VALUE_BYTES[made]
+
+
+def _mask_gb(band: Band) -> float:
+    """GiB per 10 000 tokens of the mask of flash attention, f16, which compute buffers hold at least."""
+    return (band.num_batch or 0) * VALUE_BYTES["f16"] * TOKENS_PER_UNIT / GIB * 0.99

@@ -213,3 +213,16 @@ def test_an_f32_cache_is_derived_only_where_no_flash_attention_copies_it(made: s
         found = derive(with_settings(MADE_UP, kv_cache_type=made, flash_attention=flash), AskedSettings(kv_cache_type=asked))
         assert bool(found.derived) == derived, flash
         assert bool(found.obstacles) != derived, flash
+
+
+def test_copies_in_f16_go_with_every_cache_of_another_type_on_a_gpu() -> None:
+    """CUDA reserves them for bf16 as for q8_0; taken away they are only where compute was large enough to hold them."""
+    plain = MADE_UP.constants.compute_gb_per_10k
+    for asked in ("bf16", "q8_0", "q4_0"):
+        other = with_settings(derive(MADE_UP, AskedSettings(kv_cache_type=asked)).calibration, kv_cache_type=asked)
+        copy = MADE_UP.constants.kv_cache_gb_per_10k / (MADE_UP.metadata.placement.layer_kinds or "").count("f")
+        assert other.constants.compute_gb_per_10k == pytest.approx(plain + copy), asked
+        back = derive(other, AskedSettings(kv_cache_type="f16")).calibration
+        assert back.constants.compute_gb_per_10k == pytest.approx(plain), asked
+    older = with_settings(MADE_UP, kv_cache_type="q8_0")  # an engine that reserved none
+    assert derive(older, AskedSettings(kv_cache_type="f16")).calibration.constants.compute_gb_per_10k == plain
