@@ -3,10 +3,10 @@
     python -m bench.beyond [--only settings|contexts] [--models dense,moe] [--print-only]
 
 On this machine's CPU with the embedded engine, so it runs anywhere; it writes two tables of docs/explanation/verdicts.md. First
-the grid of settings: f16, q8_0 and q4_0 caches, flash attention on and off, 1, 2 and 4 slots, asked of a calibration of one of
-them. What is derived is compared with loads of just those settings; what is not derived has to be unknown, and nothing may fit
-that does not. Then twelve models, calibrated at 2,048 to 8,192 tokens and loaded at 4, 8 and 16 times that: is what they take
-inside the prediction interval?
+the grid of settings: f32, f16, bf16, q8_0 and q4_0 caches, flash attention on and off, 1, 2 and 4 slots, asked of a calibration
+of one of them. What is derived is compared with loads of just those settings; what is not derived has to be unknown, nothing
+may fit that does not. Then twelve models, calibrated at 2,048 to 8,192 tokens and loaded 4, 8 and 16 times as far: is what they
+take inside the prediction interval?
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FAR: Final = (32_768, 65_536, 131_072)
 #: Loads above this are left out: buffers are made resident.
 LARGEST: Final = 3 * GIB
 CONTEXT: Final = 8192
-CACHES: Final = ("f16", "q8_0", "q4_0")
+CACHES: Final = ("f32", "f16", "bf16", "q8_0", "q4_0")
 SLOTS: Final = (1, 2, 4)
 #: Calibrations that the grid is asked of: cache, flash attention, slots.
 ASKED_OF: Final = (("f16", "on", 1), ("q8_0", "on", 2), ("f16", "off", 1))
