@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.engines.registry import policy_of
 from harness.engines.settings import asked_flash
 from harness.errors import UsageError, refuse_other_systems
 from harness.model.calibration import Calibration
@@ -97,10 +98,12 @@ def predict(
     Beyond the calibrated range it answers with ``within_range=False`` and a warning.
 
     Raises:
-        ValueError: ``ctx`` or ``num_parallel`` below one. Otherwise as :func:`load_calibration`.
+        ValueError: ``ctx`` or ``num_parallel`` below one. UsageError: more slots than the engine can have. Otherwise as
+            :func:`load_calibration`.
     """
     if isinstance(model, str):
         model = load_calibration(model, engine=engine, variant=variant, store=store)
+    policy_of(model.engine).check_slots(num_parallel)
     return _predict(model, ctx, num_parallel)
 
 

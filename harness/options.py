@@ -29,8 +29,8 @@ KV_CACHE_TYPES: Final = (
     *("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"),
     *("auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "fp8_ds_mla"),
 )
-#: The most sequences of one server (llama.h, ``LLAMA_MAX_SEQ``).
-MAX_SLOTS: Final = 256
+#: The most sequences of any server; what an engine can have is its own (:attr:`harness.prediction.rules.Rules.max_slots`).
+MAX_SLOTS: Final = 4096
 #: ``--gpu-layers all``: more than any model has.
 ALL_LAYERS: Final = 1 << 20
 
@@ -339,7 +339,7 @@ class QueryOptions(_Validated, frozen=True, kw_only=True):
             help="Tokens per slot (8192, 8k), where MODEL names none.",
         ),
     ] = None  # fmt: skip
-    num_parallel: Annotated[int, Option(least=1, most=4096, help="Slots: sequences at once.")] = 1
+    num_parallel: Annotated[int, Option(least=1, most=MAX_SLOTS, help="Slots: sequences at once.")] = 1
     available: Annotated[
         tuple[int, ...] | None,
         Option(metavar="SIZE[,SIZE]", help="Memory available (24GiB,24GiB: of each device).", read=read_sizes),

@@ -178,8 +178,11 @@ def _type_name(hint: Any) -> str:
 def errors_page() -> str:
     """Every error by its code, with the messages and hints that stand in the code."""
     found: dict[tuple[int, str], dict[str, str]] = {}
-    for path in sorted((ROOT / "harness").rglob("*.py")):
-        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "harness").rglob("*.py"))]
+    shared = {name: text for tree in trees for name, text in _texts(tree).items() if not name.startswith("_")}
+    for tree in trees:
+        texts = shared | _texts(tree)
+        for call in ast.walk(tree):
             if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
                 continue
             kind = getattr(errors, call.func.id, None)
@@ -190,7 +193,9 @@ def errors_page() -> str:
             for code in _codes(given.get("code"), kind.default_code):
                 messages = found.setdefault((kind.exit_code, code), {})
                 if message is not None:
-                    messages[message] = (_said(given["hint"]) if "hint" in given else None) or messages.get(message, "")
+                    hint = given.get("hint")
+                    said = texts.get(hint.id) if isinstance(hint, ast.Name) else hint and _said(hint)
+                    messages[message] = said or messages.get(message, "")
     parts = ["# Errors\n\n", NOTE, _ERRORS_INTRODUCTION]
     status = None
     for (exit_code, code), messages in sorted(found.items()):
@@ -206,6 +211,15 @@ _ERRORS_INTRODUCTION: Final = """\
 Every failure has a status for scripts ([exit codes](exit-codes.md)), a code that is finer and as stable (`errors[].code` with
 `--json`), a message, and often a hint. Here they are as they stand in the code; `…` is what a message fills in.
 """
+
+
+def _texts(tree: ast.Module) -> dict[str, str]:
+    """The texts that a module names: its constants."""
+    return {
+        node.target.id: said
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value and (said := _said(node.value))
+    }
 
 
 def _codes(node: ast.expr | None, default: str) -> list[str]:

@@ -12,6 +12,7 @@ from harness.cli.context import command, store_at
 from harness.cli.options import PLACING, query_options, store_option
 from harness.cli.output import CommandResult
 from harness.cli.select import select_or_estimate
+from harness.engines.registry import policy_of
 from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.options import QueryOptions
@@ -36,6 +37,7 @@ def cli(model: str, store: str | None, **given: Any) -> CommandResult:
     asked = read_question(model, query.ctx, query.num_parallel)
     query = msgspec.structs.replace(query, ctx=asked.context)
     key, calibration, source, notes = select_or_estimate(store_at(store), asked.model, query)
+    policy_of(calibration.engine).check_slots(query.num_parallel)
     prediction = predict(calibration, asked.context, query.num_parallel)
     forced = CalibrationFilter.of(query).forced
     placed = query.available is not None or forced != NOTHING
@@ -52,7 +54,6 @@ def _with_memory(
     calibration: Calibration, prediction: Prediction, available: tuple[int, ...] | None, forced: Forced
 ) -> dict[str, object]:
     """The verdict with so much memory free, or with more than enough: layers on the GPU and the speed that is left."""
-    from harness.engines.registry import policy_of
     from harness.prediction.forced import judge_as_asked
 
     rules, free = policy_of(calibration.engine), available or (1 << 50,)

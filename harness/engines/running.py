@@ -13,6 +13,8 @@ from harness.units import format_size
 
 #: How long a remote device may take to answer, seconds.
 _ANSWER: Final = 1.0
+#: What to do about one that takes none.
+SILENT_HINT: Final = "start ggml-rpc-server there, or take it out of LLAMA_ARG_RPC"
 
 
 class RunningModel(msgspec.Struct, frozen=True, kw_only=True):

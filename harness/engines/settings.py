@@ -220,7 +220,7 @@ def unknown_options(text: str) -> tuple[str, ...]:
 
 
 #: Flash attention as it is asked for, and as records have it.
-_FLASH: Final[dict[str, Literal["enabled", "disabled"]]] = {"on": "enabled", "off": "disabled"}
+_FLASH: Final[dict[Literal["on", "off"], Literal["enabled", "disabled"]]] = {"on": "enabled", "off": "disabled"}
 
 
 def recorded_flash(said: str | None) -> Literal["enabled", "disabled"] | None:
@@ -234,14 +234,9 @@ def asked_flash(said: str | None) -> Literal["auto", "on", "off"]:
     Raises:
         UsageError: it is neither.
     """
-    choices: dict[str | None, Literal["auto", "on", "off"]] = {
-        None: "auto",
-        "auto": "auto",
-        "on": "on",
-        "off": "off",
-        "enabled": "on",
-        "disabled": "off",
-    }
-    if said not in choices:
-        raise UsageError(f"flash attention is enabled or disabled, not {said!r}")
-    return choices[said]
+    if said in (None, "auto"):
+        return "auto"
+    for asked, word in _FLASH.items():
+        if said in (asked, word):
+            return asked
+    raise UsageError(f"flash attention is enabled or disabled, not {said!r}")

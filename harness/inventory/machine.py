@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from harness.engines.registry import BUILT_IN, EMBEDDED, policy_of, recipe_of, running_servers, version_here
-from harness.errors import ADVICE, HarnessError, UnavailableError
+from harness.errors import ADVICE, HarnessError, UnavailableError, UsageError
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.model.gpu import LocalGpu
@@ -102,6 +102,17 @@ class LocalMachine:
             return chosen
         there = ", ".join(f"{one.key} ({one.name})" for one in found)
         return UnavailableError(f"there is no GPU {self.gpu}; there are: {there}", code="no-such-gpu")
+
+    def check_sizes(self, available: Sequence[int] | None) -> None:
+        """Refuse memory of several devices beside the one GPU that was asked for.
+
+        Raises:
+            UsageError: several sizes.
+        """
+        if self.gpu is not None and len(available or ()) > 1:
+            raise UsageError(
+                f"--gpu {self.gpu} is one GPU, and --available has {len(available or ())} sizes", hint="one size, or no --gpu"
+            )
 
     @cached_property
     def environment(self) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from harness.engines.running import remote_servers, silence
+from harness.engines.running import SILENT_HINT, remote_servers, silence
 from harness.meters.drm_devices import pci_displays, text_of
 from harness.model.finding import Finding
 
@@ -58,8 +58,8 @@ def topology_findings(sys: Path = Path("/sys"), environ: Mapping[str, str] = os.
         if (why := silence(server)) is None:
             yield Finding(subject=subject, code="rpc-ok", state="ok", text="answers (LLAMA_ARG_RPC)")
         else:
-            hint = "start ggml-rpc-server there, or take it out of LLAMA_ARG_RPC"
-            yield Finding(subject=subject, code="rpc-silent", state="missing", text=f"does not answer: {why}", hint=hint)
+            text = f"does not answer: {why}"
+            yield Finding(subject=subject, code="rpc-silent", state="missing", text=text, hint=SILENT_HINT)
 
 
 def _links(sys: Path) -> Iterator[_Link]:

@@ -36,6 +36,7 @@ def prepare(run: RunOptions, store: Store, here: Path) -> Session:
     catalog = read_catalog(find_catalog(here))
     engine_name, reasons = choose_engine(run.engine, run.sandbox, options, name, catalog)
     engine = recipe_of(engine_name)
+    engine.policy.check_slots(run.num_parallel)
     place, why = choose_sandbox(engine, run.sandbox, options)
     options = msgspec.structs.replace(options, sandbox=place)
     reasons = (*reasons, *why)

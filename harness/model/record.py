@@ -73,7 +73,7 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked of the engine at every load; ``num_batch`` is ``None`` where each band has its own."""
 
-    num_parallel: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)] = 1
+    num_parallel: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 1
     num_batch: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)] | None = None
     kv_cache_type: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,31}(/[A-Za-z0-9_.+-]{1,32})?$")] = "f16"
     flash_attention: Literal["enabled", "disabled"] | None = None

@@ -11,7 +11,7 @@ from typing import ClassVar, Final
 
 import msgspec
 
-from harness.errors import UnknownVerdictError
+from harness.errors import UnknownVerdictError, UsageError
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.prediction.memory import Prediction
@@ -122,6 +122,21 @@ class Rules:
     spills: ClassVar[bool] = True
     #: Whether its KV cache is an array of ggml blocks, so that another type changes it by the ratio of their sizes.
     ggml_caches: ClassVar[bool] = True
+    #: The most sequences of one server (llama.h, ``LLAMA_MAX_SEQ``).
+    max_slots: ClassVar[int] = 256
+
+    def check_slots(self, num_parallel: int) -> None:
+        """Refuse a number of slots with which the engine does not start.
+
+        Raises:
+            UsageError: it is more than :attr:`max_slots`.
+        """
+        if num_parallel > self.max_slots:
+            raise UsageError(
+                f"{self.title} has at most {self.max_slots:,} slots, not {num_parallel:,}",
+                hint=f"ask for {self.max_slots} or fewer",
+                code="too-many-slots",
+            )
 
     def placement(self, calibration: Calibration) -> Rule:
         """The placement rule of the version that a calibration was made with.

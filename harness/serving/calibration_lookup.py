@@ -173,10 +173,12 @@ def choose(
     Raises:
         UsageError: several engines have the model. BadInputError, ConfigError: a file that cannot be read.
     """
+    machine.check_sizes(available)
     found = _pick(question, store, machine, wanted, available)
     if isinstance(found, str):
         return found
     path, calibration = found
+    policy_of(calibration.engine).check_slots(question.num_parallel)
     identity = identify(question.model, calibration)
     if identity not in get_args(Identity):
         return identity
@@ -270,10 +272,10 @@ def _same(
     at = derive(calibration, wanted.asked)
     if at.obstacles or at.derived:
         return False
-    if available is not None:
+    if available is not None and machine.gpu is None:
         return True  # a card that is not here
     if calibration.metadata.machine.target == "host":
-        return isinstance(machine.nvidia, HarnessError)
+        return machine.gpu is None and isinstance(machine.nvidia, HarnessError)
     present = _present(calibration, machine)
     return not isinstance(present, HarnessError) and _matching(calibration, present) is not None
 
@@ -314,7 +316,10 @@ def _room(gpu: LocalGpu) -> int:
 
 
 def _here(path: Path, calibration: Calibration, machine: LocalMachine, available: tuple[int, ...] | None) -> CalibrationMatch:
-    """What is free for a calibration, and what differs from where it was made."""
+    """What is free for a calibration, and what differs from where it was made.
+
+    ``available`` is of a card that is not here, or of the GPU that ``machine`` was asked for.
+    """
     other: list[str] = []
     newer = []
     version = machine.engine_version(calibration)
@@ -322,12 +327,15 @@ def _here(path: Path, calibration: Calibration, machine: LocalMachine, available
         newer.append(f"{calibration.engine} {calibration.metadata.engine.version}, here it is {version}")
     gpus: tuple[LocalGpu, ...] = ()
     obstacle, notes = None, []
-    if available is None and calibration.metadata.machine.target == "host":
+    on_host = calibration.metadata.machine.target == "host"
+    if on_host and machine.gpu is not None:
+        available, obstacle = None, f"it was calibrated in host memory, not on GPU {machine.gpu}: leave --gpu out"
+    elif on_host and available is None:
         available = None if machine.host_bytes is None else (machine.host_bytes,)
-    elif available is None:
+    elif available is None or machine.gpu is not None:
         present = _present(calibration, machine)
         if isinstance(present, HarnessError):
-            obstacle = present.message
+            available, obstacle = None, present.message
         else:
             gpus = _used(calibration, present)
             strange = {gpu.name for gpu in gpus} - {gpu.name for gpu in calibration.metadata.machine.gpus}
@@ -340,7 +348,7 @@ def _here(path: Path, calibration: Calibration, machine: LocalMachine, available
                 if one.driver and drivers and one.driver not in drivers
             ]
             free = tuple(one.free_bytes for one in gpus)
-            available = None if None in free else free  # type: ignore[assignment]
+            available = available or (None if None in free else free)  # type: ignore[assignment]
             if available is None:
                 obstacle = next((one.why for one in gpus if one.why), "the driver does not say how much is free")
     name = shlex.quote(key_of(calibration, path))

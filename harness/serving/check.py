@@ -279,7 +279,8 @@ def _judged(
             warnings.append(f"{shared[0]} shares the machine's memory: layers that go to the host take the same memory")
     reason, advice = verdict.reason, None
     if verdict.verdict == "unknown":
-        reason, advice = (one.obstacle or reason), ADVICE if one.available is None else None
+        unread = one.available is None and machine is not None and (machine.gpu is None or bool(one.gpus))
+        reason, advice = (one.obstacle or reason), ADVICE if unread else None
         train = one.calibration.metadata.model.train_context
         if question.context > one.calibration.metadata.quality.valid_to:
             contexts = ",".join(str(question.context // part) for part in (4, 2, 1) if question.context >= part)

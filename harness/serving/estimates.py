@@ -67,8 +67,9 @@ class Readable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def place_of(machine: LocalMachine, available: tuple[int, ...] | None) -> Place:
-    """Memory that was given is a card's; else NVIDIA's GPUs, those that the engine lists, or the host's memory."""
-    if available is not None:
+    """Memory that was given is a card's, or the chosen GPU's; else NVIDIA's GPUs, those the engine lists, or host memory."""
+    machine.check_sizes(available)
+    if available is not None and machine.gpu is None:
         return Place(target="gpu", available=available)
     gpus = machine.nvidia
     if isinstance(gpus, HarnessError) and machine.gpu is None:
@@ -79,7 +80,7 @@ def place_of(machine: LocalMachine, available: tuple[int, ...] | None) -> Place:
         return Place(target="host", available=None if machine.host_bytes is None else (machine.host_bytes,))
     own = tuple(gpu for gpu in gpus if not gpu.shared) or gpus
     free = tuple(gpu.free_bytes for gpu in own)
-    return Place(target="gpu", gpus=own, available=None if None in free else tuple(one or 0 for one in free))
+    return Place(target="gpu", gpus=own, available=available or (None if None in free else tuple(one or 0 for one in free)))
 
 
 def readable(name: str) -> bool:
@@ -165,6 +166,7 @@ def estimate_of(
         inputs = round(input_share * shape.input_bytes * weights_bytes / max(shape.weights_bytes, 1))
         shape = msgspec.structs.replace(shape, weights_bytes=weights_bytes, input_bytes=inputs)
     engine = wanted.engine or EMBEDDED
+    policy_of(engine).check_slots(question.num_parallel)
     subject = EstimatedModel(
         model=describe(here.header, here.name, here.digest), shape=shape, tensors=tensor_bytes(here.header),
         estimate=server_estimate(here.header, here.size),

@@ -12,6 +12,7 @@ from harness.units import GIB
 from tests.support.calibrations import made_up, on_host, store_of
 from tests.support.command import Command, Done
 from tests.support.fake_nvml import FakeDriver, compile_library
+from tests.support.vllm_artifacts import vllm_calibration
 
 
 @pytest.fixture
@@ -103,3 +104,30 @@ def test_a_store_of_any_size_is_not_read(run: Command, tmp_path: Path) -> None:
     for number in range(50):
         store.path_of("llama-server", f"other-{number}").write_text("{ not even YAML")
     assert run("check", "made-up@8192", "--available", "24g").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("check", "made-up@8192", "--num-parallel", "300"),
+        ("plan", "made-up", "--num-parallel", "300"),
+        ("predict", "made-up@8192", "--num-parallel", "300"),
+        ("tune", "made-up", "--slots", "300"),
+        ("export", "llama-server", "made-up", "--slots", "300"),
+        ("calibrate", "made-up", "--num-parallel", "300", "--engine", "llama-server", "--dry-run"),
+        ("serve", "made-up@8192", "--num-parallel", "300", "--engine", "llama-server", "--", "true"),
+    ],
+)
+def test_more_slots_than_an_engine_can_have_is_a_usage_error(run: Command, tmp_path: Path, words: tuple[str, ...]) -> None:
+    store_of(tmp_path / "store", made_up())
+    available = ("--available", "9999GiB") if words[0] not in ("calibrate", "serve") else ()
+    done = run(words[0], *available, *words[1:])
+    assert done.returncode == 2, done.stdout
+    assert "llama-server has at most 256 slots, not 300" in done.stderr
+
+
+def test_vllm_may_have_as_many_sequences_as_it_was_calibrated_for(run: Command, tmp_path: Path) -> None:
+    store_of(tmp_path / "store", vllm_calibration(max_num_seqs=300))
+    words = ("check", "vllm/acme--tern-8b@1024", "--available", "80GiB", "--num-parallel")
+    assert run(*words, "300").returncode == 0
+    assert run(*words, "301").returncode == 4

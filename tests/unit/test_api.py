@@ -80,6 +80,8 @@ def test_a_log_is_read_from_its_path_text_or_bytes() -> None:
         ({"reserve": -5}, "size"),
         ({"num_parallel": "4"}, "--num-parallel"),
         ({"num_parallel": True}, "--num-parallel"),
+        ({"num_parallel": 300}, "llama-server has at most 256 slots"),
+        ({"gpu": "0", "available": "24GiB,24GiB"}, "--gpu 0 is one GPU"),
         ({"gpu_layers": 1.5}, "--gpu-layers"),
         ({"fit": None}, "--fit"),
         ({"flash_attention": "yes"}, "flash attention"),

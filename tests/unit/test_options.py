@@ -37,7 +37,7 @@ from harness.sweep.matrix import Cell, read_plan
         ({"contexts": (8192, 0)}, "--ctx: 0 is out of range"),
         ({"contexts": ((1 << 31) + 1,)}, "--ctx"),
         ({"num_batch": 0}, "--num-batch"),
-        ({"num_parallel": 257}, "--num-parallel: 257.*at most 256"),
+        ({"num_parallel": 4097}, "--num-parallel: 4097.*at most 4,096"),
         ({"kv_cache_type": "q8"}, "--kv-cache-type: 'q8'.*q8_0, q4_0"),
         ({"kv_cache_type": "nonsense"}, "--kv-cache-type"),
         ({"kv_cache_type": ""}, "--kv-cache-type"),
@@ -59,7 +59,7 @@ def test_cache_types_of_every_engine_can_be_asked_about(kind: str) -> None:
 
 
 def test_limits_are_values_that_can_be() -> None:
-    assert RunOptions(num_parallel=256, contexts=(1, 1 << 31), num_batch=1, timeout=0.001).num_parallel == 256
+    assert RunOptions(num_parallel=4096, contexts=(1, 1 << 31), num_batch=1, timeout=0.001).num_parallel == 4096
     assert QueryOptions(num_parallel=4096, ctx=1 << 31).ctx == 1 << 31
 
 

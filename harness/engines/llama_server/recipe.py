@@ -20,7 +20,7 @@ from harness.engines.cpu import cpu_flags
 from harness.engines.llama_server.embedded import embedded_build, embedded_command, missing_instructions
 from harness.engines.llama_server.policy import OVERRIDE_KV, LlamaServerPolicy
 from harness.engines.llama_server.xllamacpp_server import VARIABLES
-from harness.engines.running import remote_servers, silence
+from harness.engines.running import SILENT_HINT, remote_servers, silence
 from harness.errors import (
     BadInputError,
     EngineError,
@@ -227,7 +227,7 @@ class LlamaServer(Engine):
             if silent:
                 raise EngineError(
                     f"no answer from remote device {' and '.join(silent)}, which LLAMA_ARG_RPC names: llama.cpp lists no GPU",
-                    hint="start ggml-rpc-server there, or take it out of LLAMA_ARG_RPC",
+                    hint=SILENT_HINT,
                     code="rpc-silent",
                 )
             raise EngineError(

@@ -49,6 +49,7 @@ class VllmPolicy(Policy):
     runs_on_host = False
     dummy_weights = True
     plans_anew = True
+    max_slots = 4096
 
     def runs(self, words: Sequence[str]) -> bool:
         """``vllm serve``, by its program or by Python."""

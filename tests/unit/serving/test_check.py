@@ -403,6 +403,25 @@ class TestGpus:
         assert one.verdict == "unknown"
         assert "NVIDIA Test B" in str(one.reason)
 
+    def test_a_gpu_is_judged_with_the_memory_that_is_given_for_it(self, driver: FakeDriver, tmp_path: Path) -> None:
+        store = store_of(tmp_path, made_up(gpu="NVIDIA Test B"), here=made_up(gpu="NVIDIA Test A"))
+        for number, variant in (("0", "here"), ("1", None)):
+            (one,) = ask(store, "made-up", available=(6 * GIB,), gpu=number).models
+            assert one.chosen is not None
+            assert one.details is not None
+            assert (one.chosen.variant, one.warnings, one.details.available_bytes) == (variant, (), 6 * GIB)
+
+    def test_memory_of_a_gpu_that_is_not_here_is_no_answer(self, driver: FakeDriver, tmp_path: Path) -> None:
+        (one,) = ask(store_of(tmp_path, made_up()), "made-up", available=CARD, gpu="7").models
+        assert (one.verdict, one.advice) == ("unknown", None)
+        assert "there is no GPU 7" in str(one.reason)
+
+    def test_a_calibration_in_host_memory_says_nothing_of_a_gpu(self, driver: FakeDriver, tmp_path: Path) -> None:
+        for available in (None, CARD):
+            (one,) = ask(store_of(tmp_path, on_host(made_up())), "made-up", available=available, gpu="0").models
+            assert (one.verdict, one.advice) == ("unknown", None)
+            assert "calibrated in host memory, not on GPU 0" in str(one.reason)
+
     def test_a_gpu_that_cannot_be_read_is_unknown_and_advises(self, driver: FakeDriver, tmp_path: Path) -> None:
         driver.unload()
         (one,) = ask(store_of(tmp_path, made_up()), "made-up", available=None).models
