@@ -44,7 +44,7 @@ CONTEXT: Final = 8192
 CACHES: Final = ("f32", "f16", "bf16", "q8_0", "q4_0")
 SLOTS: Final = (1, 2, 4)
 #: Calibrations that the grid is asked of: cache, flash attention, slots.
-ASKED_OF: Final = (("f16", "on", 1), ("q8_0", "on", 2), ("f16", "off", 1))
+ASKED_OF: Final = (("f16", "on", 1), ("q8_0", "on", 2), ("f16", "off", 1), ("f32", "on", 1))
 GRID_MODELS: Final = ("dense", "window")
 MODES: Final[tuple[tuple[str, FlashAttention], ...]] = (("f16", "on"), ("f32", "on"), ("q8_0", "on"), ("f16", "off"))
 DERIVED: Final = 0.005

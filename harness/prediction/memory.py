@@ -190,10 +190,11 @@ def _interval(calibration: Calibration, band: Band, cells: int, total: int, num_
     else:
         beside = max(growth - calibration.metadata.settings.num_parallel * band.slot_overhead_gb_per_10k, 0.0)
         grown = round(slots * (reading + cells * from_gib(beside) / TOKENS_PER_UNIT))
-    grown += slots * from_gib(band.recurrent_gb or 0.0)
+    copied = from_gib(_copies_gb(calibration, band)) / TOKENS_PER_UNIT
+    grown += slots * (from_gib(band.recurrent_gb or 0.0) + round(copied * cells))
     away_from = (cells - low) * (cells - high) if away else 0
     curve = from_gib((band.curve_gb_per_10k2 or 0.0) * away_from / TOKENS_PER_UNIT**2)
-    copies = from_gib(_copies_gb(calibration, band) * max(cells - pad_cells(high), 0) / TOKENS_PER_UNIT)
+    copies = round(copied * max(cells - pad_cells(high), 0))
     width = round(max(error * total, (max(error * largest, spread) + reading) * times)) + grown + curve + copies
     if cells >= low or calibration.metadata.settings.flash_attention == "disabled":
         return width
@@ -203,13 +204,22 @@ def _interval(calibration: Calibration, band: Band, cells: int, total: int, num_
     return min(width, at_low + round(doubt) - total)
 
 
+def is_cast(calibration: Calibration) -> bool:
+    """Whether the graph holds f16 copies of a layer's keys and values, of all slots: an f32 cache with flash attention.
+
+    llama.cpp ``llm_graph_context::build_attn_mha`` (src/llama-graph.cpp) casts them for ``ggml_flash_attn_ext``.
+    """
+    settings = calibration.metadata.settings
+    return "f32" in settings.kv_cache_type and settings.flash_attention != "disabled"
+
+
 def _copies_gb(calibration: Calibration, band: Band) -> float:
     """GiB per 10 000 tokens of f16 copies of one layer's f32 keys and values; 0 where none are made.
 
     Where it is not known which layers attend to everything, one of a model with other layers may have all.
     """
     metadata = calibration.metadata
-    if "f32" not in metadata.settings.kv_cache_type or metadata.settings.flash_attention == "disabled":
+    if not is_cast(calibration):
         return 0.0
     kinds = metadata.placement.layer_kinds
     attending = sum(kind in "fb" for kind in kinds or "") or (1 if band.fixed_cache_gb else metadata.model.layers or 1)

@@ -14,6 +14,7 @@ import msgspec
 
 from harness.model.calibration import SHARED_CACHE, Band, Calibration
 from harness.model.kv_types import QUANTIZED, VALUE_BYTES
+from harness.prediction.memory import is_cast
 from harness.text import counted
 from harness.units import GIB, TOKENS_PER_UNIT
 
@@ -76,6 +77,9 @@ def derive(calibration: Calibration, asked: AskedSettings, *, ggml_caches: bool 
     shared = any(SHARED_CACHE in note for note in calibration.metadata.quality.notes)
     if ggml_caches and shared and asked.num_parallel not in (None, own.num_parallel):
         obstacles.append(f"one cache for {counted(own.num_parallel, 'slot')}, not {counted(asked.num_parallel or 1, 'slot')}")
+    elif ggml_caches and is_cast(calibration) and asked.num_parallel not in (None, own.num_parallel):
+        slots = f"{counted(own.num_parallel, 'slot')}, not {counted(asked.num_parallel or 1, 'slot')}"
+        obstacles.append(f"{slots}: flash attention copies an f32 cache to f16 for each, and that was not measured")
     wanted, made = _types(asked.kv_cache_type), _types(own.kv_cache_type)
     if wanted is not None and wanted != made:
         name = f"KV cache {own.kv_cache_type}, not {asked.kv_cache_type}"

@@ -223,6 +223,16 @@ def test_a_calibration_of_a_small_cache_never_answers_for_a_large_one_with_its_f
     assert (own.verdict, asked.verdict) == ("fits", "offload")
 
 
+def test_slots_of_an_f32_cache_are_not_derived_where_flash_attention_copies_it(tmp_path: Path) -> None:
+    """Each slot has copies of its own (qwen2 of 14 heads, 8,192 tokens: compute of 22.8 MiB for one slot, 34.5 for four)."""
+    for flash, verdict in (("enabled", "unknown"), ("disabled", "fits")):
+        store = store_of(tmp_path / flash, of_kinds("f" * 28, kv_cache_type="f32", flash_attention=flash))
+        assert ask(store, "made-up").verdict == "fits"
+        four = CheckRequest(model="made-up", context=8192, num_parallel=4)
+        (one,) = check([four], store, LocalMachine(), available=CARD).models
+        assert one.verdict == verdict, one.reason
+
+
 def test_a_quantised_cache_without_flash_attention_is_no_setting(tmp_path: Path) -> None:
     store = store_of(tmp_path, of_kinds("f" * 28, flash_attention="disabled"))
     (one,) = ask(store, "made-up", kv_cache_type="q8_0").models
