@@ -9,8 +9,9 @@ import msgspec
 from harness.engines.registry import policy_of
 from harness.errors import BadInputError
 from harness.measure.engine_log import read_facts
-from harness.model.calibration import Calibration, from_document, to_document
+from harness.model.calibration import Calibration, to_document
 from harness.model.record import Record
+from harness.model.validation import from_document
 from harness.store.run_folder import is_plain
 from harness.store.store import read_record
 from harness.text import one_line

@@ -18,7 +18,8 @@ import msgspec
 from harness.engines.settings import ARGUMENTS, is_setting, settings_alone
 from harness.errors import BadInputError, NotFoundError, NotPermittedError, UntrustedError
 from harness.maintain.refit import fitted
-from harness.model.calibration import Calibration, artifact_name, is_sane, to_document
+from harness.model.calibration import Calibration, artifact_name, to_document
+from harness.model.domains import unsound
 from harness.model.facts import DeviceFacts, FitFacts, LoadFacts, Unread
 from harness.model.record import EngineVersion, Load, Machine, Record, Settings
 from harness.model.trace import Occupancy, Plateau
@@ -101,8 +102,8 @@ def check(path: Path) -> Shared:
         document = msgspec.json.decode(data)
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadInputError(f"{path} is not a shared calibration: {error}", code="bad-share") from error
-    if not is_sane(document):
-        raise BadInputError(f"{path} contains control characters, or numbers out of range", code="bad-share")
+    if (why := unsound(document)) is not None:
+        raise BadInputError(f"{path} is not a shared calibration: {why}", code="bad-share")
     if scrubbed(found.record) != found.record:
         raise BadInputError(f"{path} contains more than may be shared: make it with harness share", code="bad-share")
     if to_document(fitted(found.record, str(path))) != to_document(found.calibration):

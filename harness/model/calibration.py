@@ -11,13 +11,24 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from harness.errors import BadInputError, ConfigError
+from harness.model.domains import (
+    AcceptedError,
+    Count,
+    CountOrZero,
+    Date,
+    GrowthGb,
+    MemoryGb,
+    Name,
+    Rate,
+    RunName,
+    Share,
+    SizeGb,
+    Tokens,
+)
 from harness.model.facts import EngineName
 from harness.model.record import EngineVersion, HeaderSource, Machine, Model, Settings, Weights
 
 SCHEMA_VERSION: Final = 1
-#: No figure of an artifact comes near it (bytes of a block, tokens, GiB).
-_LARGEST: Final = 1e15
 
 #: What is said of a calibration whose parts are ``null``.
 PARTS_UNKNOWN: Final = "parts unknown: this engine's log was not understood"
@@ -26,26 +37,14 @@ SPEED_UNCERTAINTY: Final = 0.15
 MOST_UNCERTAINTY: Final = 0.30
 #: What is noted of slots that share one cache: then the constants hold for their number alone.
 SHARED_CACHE: Final = "the slots share one cache"
-#: Constants and the last band are the same figures, GiB.
-_ROUNDED: Final = 2e-6
-#: How far a load may lie above its own line, beside the known error: relative, and GiB (fits end with 5 at 1 %).
-_OFF_LINE: Final = 0.02
-_OFF_LINE_GB: Final = 0.016
-#: What ends a line, moves a cursor or turns the direction of a text round (Unicode: Cc, line and paragraph ends, bidi).
-_CONTROL: Final = re.compile("[\\x00-\\x08\\x0a-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]")
-#: A day, as records begin their times (ISO 8601): by it one calibration is newer than another.
-_DATE: Final = re.compile(r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])(?:T|$)", re.ASCII)
-
-Positive = Annotated[int, msgspec.Meta(gt=0)]
-NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Constants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The two constants (and the growth of compute buffers) of the band of the largest context; one slot."""
 
-    base_vram_gb: NonNegative
-    kv_cache_gb_per_10k: NonNegative
-    compute_gb_per_10k: float = 0.0
+    base_vram_gb: SizeGb
+    kv_cache_gb_per_10k: SizeGb
+    compute_gb_per_10k: GrowthGb = 0.0
 
 
 class Breakdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -54,11 +53,11 @@ class Breakdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ``overhead`` is ``null`` where only the log was read; all parts are where the log was not understood.
     """
 
-    weights: float | None
-    fixed_cache: float | None
-    compute: float | None
-    overhead: float | None
-    budget: float | None = None
+    weights: SizeGb | None
+    fixed_cache: SizeGb | None
+    compute: GrowthGb | None
+    overhead: GrowthGb | None
+    budget: SizeGb | None = None
 
 
 class Band(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -72,26 +71,26 @@ class Band(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     state of recurrent layers.
     """
 
-    up_to: Positive
-    num_batch: Positive | None
-    base_vram_gb: NonNegative
-    kv_cache_gb_per_10k: NonNegative
-    compute_gb_per_10k: float
-    fixed_cache_gb: NonNegative | None
-    overhead_gb: float | None = None
-    overhead_gb_per_10k: NonNegative | None = None
-    slot_overhead_gb: NonNegative | None = None
-    slot_overhead_gb_per_10k: NonNegative | None = None
-    curve_gb_per_10k2: NonNegative | None = None
-    recurrent_gb: NonNegative | None = None
+    up_to: Tokens
+    num_batch: Tokens | None
+    base_vram_gb: SizeGb
+    kv_cache_gb_per_10k: SizeGb
+    compute_gb_per_10k: GrowthGb
+    fixed_cache_gb: SizeGb | None
+    overhead_gb: GrowthGb | None = None
+    overhead_gb_per_10k: SizeGb | None = None
+    slot_overhead_gb: SizeGb | None = None
+    slot_overhead_gb_per_10k: SizeGb | None = None
+    curve_gb_per_10k2: SizeGb | None = None
+    recurrent_gb: SizeGb | None = None
 
 
 class MeasuredLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One point of the fit; ``planned``: not made, but planned by the engine, with the overhead of the load that was."""
 
-    context: Positive
-    num_batch: int | None
-    total_gb: NonNegative
+    context: Tokens
+    num_batch: Tokens | None
+    total_gb: MemoryGb
     planned: bool = False
 
 
@@ -102,19 +101,19 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """
 
     loads: tuple[MeasuredLoad, ...]
-    max_error: NonNegative | None
-    overhead_spread_gb: NonNegative | None
-    valid_to: Positive
+    max_error: AcceptedError | None
+    overhead_spread_gb: SizeGb | None
+    valid_to: Tokens
     notes: tuple[str, ...] = ()
-    plan_error: NonNegative | None = None
+    plan_error: AcceptedError | None = None
 
 
 class SplitCompute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Compute on the GPU when only ``layers`` layers (the output is one) or no experts are there, from the engine's dry run."""
 
-    layers: Annotated[int, msgspec.Meta(ge=0)]
-    context: Positive
-    compute_gb: NonNegative
+    layers: CountOrZero
+    context: Tokens
+    compute_gb: SizeGb
     experts_on_host: bool = False
 
 
@@ -125,10 +124,10 @@ class SetCompute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     host. ``compute_gb`` has a row for each of ``contexts``, a figure for each device.
     """
 
-    layers: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
-    partial: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
-    contexts: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)]
-    compute_gb: tuple[tuple[NonNegative, ...], ...]
+    layers: tuple[CountOrZero, ...]
+    partial: tuple[CountOrZero, ...] = ()
+    contexts: Annotated[tuple[Tokens, ...], msgspec.Meta(min_length=1)]
+    compute_gb: tuple[tuple[SizeGb, ...], ...]
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -144,27 +143,27 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     layers. ``estimate_*`` is what Ollama estimates (file and cache).
     """
 
-    reserve_gb: NonNegative | None
-    layer_weights_gb: NonNegative | None
-    output_weights_gb: NonNegative | None
+    reserve_gb: SizeGb | None
+    layer_weights_gb: SizeGb | None
+    output_weights_gb: SizeGb | None
     split_compute: tuple[SplitCompute, ...] = ()
     set_compute: tuple[SetCompute, ...] = ()
-    layer_kinds: Annotated[str, msgspec.Meta(pattern="^[fwrb]*$")] | None = None
-    layers_gb: tuple[NonNegative, ...] = ()
-    experts_gb: tuple[NonNegative, ...] = ()
-    expert_use: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
-    width: Positive | None = None
-    estimate_base_gb: NonNegative | None = None
-    estimate_gb_per_10k: NonNegative | None = None
-    start_gb: NonNegative | None = None
-    host_gb: NonNegative | None = None
+    layer_kinds: Annotated[str, msgspec.Meta(pattern="^[fwrb]+$")] | None = None
+    layers_gb: tuple[SizeGb, ...] = ()
+    experts_gb: tuple[SizeGb, ...] = ()
+    expert_use: Share | None = None
+    width: Tokens | None = None
+    estimate_base_gb: SizeGb | None = None
+    estimate_gb_per_10k: SizeGb | None = None
+    start_gb: MemoryGb | None = None
+    host_gb: SizeGb | None = None
 
 
 class DepthSpeed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Decode speed with ``depth`` tokens already in the cache."""
 
-    depth: int
-    decode_tokens_per_s: Annotated[float, msgspec.Meta(gt=0)]
+    depth: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+    decode_tokens_per_s: Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 
 
 class Performance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -174,12 +173,12 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     processes may have cost, if that is more; absent where neither is known.
     """
 
-    load_s: NonNegative | None
-    prompt_tokens_per_s: NonNegative | None
-    decode_tokens_per_s: NonNegative | None
-    host_decode_tokens_per_s: NonNegative | None
+    load_s: Rate | None
+    prompt_tokens_per_s: Rate | None
+    decode_tokens_per_s: Rate | None
+    host_decode_tokens_per_s: Rate | None
     depths: tuple[DepthSpeed, ...] = ()
-    spread: NonNegative | None = None
+    spread: Rate | None = None
 
     @property
     def uncertainty(self) -> float:
@@ -203,10 +202,10 @@ class KvBlocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tokens that it has begun: one, or one for each group of layers of a hybrid model.
     """
 
-    size: Positive
-    bytes: Positive
-    per_block: Positive = 1
-    fixed: Annotated[int, msgspec.Meta(ge=0)] = 0
+    size: Tokens
+    bytes: Annotated[int, msgspec.Meta(ge=1, le=1 << 50)]
+    per_block: Count = 1
+    fixed: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 0
 
     def of_sequence(self, context: int) -> int:
         """Blocks of one sequence of ``context`` tokens."""
@@ -220,8 +219,8 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     is where that header was read.
     """
 
-    schema_version: Positive
-    calibrated_at: str
+    schema_version: Annotated[int, msgspec.Meta(ge=1)]
+    calibrated_at: Date
     model: Model
     engine: EngineVersion
     settings: Settings
@@ -231,7 +230,7 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     quality: Quality
     placement: Placement
     performance: Performance
-    run: str | None
+    run: RunName | None
     kv_blocks: KvBlocks | None = None
     weights: Weights = "full"
     source: HeaderSource | None = None
@@ -246,7 +245,7 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One model on one engine, measured. ``id`` is ``engine/name``."""
 
-    id: str
+    id: Name
     engine: EngineName
     constants: Constants
     metadata: Metadata
@@ -309,85 +308,6 @@ def to_document(calibration: Calibration) -> dict[str, Any]:
     if not metadata["engine"]["named"]:
         del metadata["engine"]["named"]
     return document
-
-
-def from_document(document: object, where: str = "artifact") -> Calibration:
-    """Read an artifact's mappings.
-
-    Raises:
-        ConfigError: the schema is newer than this program.
-        BadInputError: the document is not an artifact.
-    """
-    version = None
-    if isinstance(document, dict) and isinstance(metadata := document.get("metadata"), dict):
-        version = metadata.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise ConfigError(
-            f"{where}: schema_version {version} is newer than {SCHEMA_VERSION}, the newest that this harness reads",
-            hint="upgrade harness",
-            code="newer-schema",
-        )
-    try:
-        calibration = msgspec.convert(document, Calibration, strict=True)
-    except msgspec.ValidationError as error:
-        raise BadInputError(f"{where} is not a calibration: {error}", code="bad-artifact") from error
-    if not is_sane(msgspec.to_builtins(calibration)):
-        raise BadInputError(
-            f"{where} is not a calibration: a number is out of range, or a text contains control characters",
-            code="bad-artifact",
-        )
-    if not _DATE.match(calibration.metadata.calibrated_at):
-        raise BadInputError(f"{where} is not a calibration: calibrated_at is not a date", code="bad-artifact")
-    last, constants = calibration.metadata.bands[-1], calibration.constants
-    for name in ("base_vram_gb", "kv_cache_gb_per_10k", "compute_gb_per_10k"):
-        if abs(getattr(constants, name) - getattr(last, name)) > _ROUNDED:
-            raise BadInputError(
-                f"{where} contradicts itself: {name} is {getattr(constants, name)}, and {getattr(last, name)} in its last band",
-                code="bad-artifact",
-            )
-    quality, trained = calibration.metadata.quality, calibration.metadata.model.train_context
-    valid_to = quality.valid_to
-    for what, end in (("its last band ends at", last.up_to), ("the model was trained on", trained)):
-        if end is not None and valid_to > end:
-            raise BadInputError(
-                f"{where} contradicts itself: valid_to is {valid_to}, and {what} {end} tokens", code="bad-artifact"
-            )
-    for load in calibration.metadata.quality.loads:
-        said = _line_at(calibration, load)
-        allowed = _OFF_LINE_GB + (_OFF_LINE + (quality.max_error or 0.0)) * load.total_gb
-        if said is not None and load.total_gb - said > allowed:
-            raise BadInputError(
-                f"{where} contradicts itself: {load.context:,} tokens took {load.total_gb} GiB, and its line says {said:.6f}",
-                code="bad-artifact",
-            )
-    return calibration
-
-
-def _line_at(calibration: Calibration, load: MeasuredLoad) -> float | None:
-    """What the line of a load's band says that the load took, GiB.
-
-    ``None`` where its batch has none, where vLLM fills a budget, and where scores of attention do not shrink further.
-    """
-    metadata, slots = calibration.metadata, calibration.metadata.settings.num_parallel
-    band = calibration.band_for(load.context, load.num_batch)
-    if metadata.settings.vllm is not None or load.num_batch != band.num_batch or load.context < 1024:
-        return None
-    cells, of_more_slots = load.context / 10_000, (slots - 1) * (band.fixed_cache_gb or 0.0)
-    return band.base_vram_gb + of_more_slots + cells * (slots * band.kv_cache_gb_per_10k + band.compute_gb_per_10k)
-
-
-def is_sane(value: object, *, texts: bool = True) -> bool:
-    """Whether every number can be calculated with, and no text has control characters: one line may not look like two.
-
-    Without ``texts``, numbers alone are looked at.
-    """
-    if isinstance(value, dict):
-        return all(is_sane(key, texts=texts) and is_sane(one, texts=texts) for key, one in value.items())
-    if isinstance(value, list | tuple):
-        return all(is_sane(one, texts=texts) for one in value)
-    if isinstance(value, str):
-        return not texts or not _CONTROL.search(value)
-    return not isinstance(value, int | float) or abs(value) < _LARGEST
 
 
 def json_schema() -> dict[str, Any]:

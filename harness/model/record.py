@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from harness.model.domains import Count, Digest, MemoryGb, Name, Tokens
 from harness.model.facts import EngineName, LoadFacts
 from harness.model.trace import MemoryTrace, MeterName, Occupancy, Plateau
 
@@ -32,13 +33,13 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     0.30 on adds what a header lacks.
     """
 
-    name: str
-    digest: str | None = None
-    stored_digest: str | None = None
-    architecture: str | None = None
-    quantization: str | None = None
-    train_context: int | None = None
-    layers: int | None = None
+    name: Name
+    digest: Digest | None = None
+    stored_digest: Digest | None = None
+    architecture: Name | None = None
+    quantization: Name | None = None
+    train_context: Tokens | None = None
+    layers: Count | None = None
 
 
 class EngineVersion(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,9 +48,9 @@ class EngineVersion(msgspec.Struct, frozen=True, kw_only=True):
     ``named`` is whether the user named the program or the image; else it was the embedded, the installed or the pinned one.
     """
 
-    version: str | None = None
-    image: str | None = None
-    image_digest: str | None = None
+    version: Name | None = None
+    image: Name | None = None
+    image_digest: Digest | None = None
     named: bool = False
 
 
@@ -59,13 +60,13 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True):
     ``arguments`` are the options that the user added; everything else is what was in force, ``None`` where it was not said.
     """
 
-    model: str
-    tensor_parallel: int = 1
-    pipeline_parallel: int = 1
-    max_num_seqs: int
-    max_num_batched_tokens: int | None = None
-    dtype: str | None = None
-    quantization: str | None = None
+    model: Name
+    tensor_parallel: Count = 1
+    pipeline_parallel: Count = 1
+    max_num_seqs: Count
+    max_num_batched_tokens: Tokens | None = None
+    dtype: Name | None = None
+    quantization: Name | None = None
     enforce_eager: bool = False
     arguments: tuple[str, ...] = ()
 
@@ -74,7 +75,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked of the engine at every load; ``num_batch`` is ``None`` where each band has its own."""
 
     num_parallel: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 1
-    num_batch: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)] | None = None
+    num_batch: Tokens | None = None
     kv_cache_type: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,31}(/[A-Za-z0-9_.+-]{1,32})?$")] = "f16"
     flash_attention: Literal["enabled", "disabled"] | None = None
     env: dict[str, str] = {}
@@ -116,10 +117,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     """One GPU of a run. ``uuid`` is NVIDIA's; of a GPU that the meter ``drm`` reads it is the PCI address."""
 
-    name: str
-    uuid: str | None = None
-    memory_gb: float | None = None
-    driver: str | None = None
+    name: Name
+    uuid: Name | None = None
+    memory_gb: MemoryGb | None = None
+    driver: Name | None = None
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,7 +133,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     sandbox: Literal["docker", "process", "unknown"]
     meter: MeterName
     gpus: tuple[Gpu, ...] = ()
-    total_cuda_gb: float | None = None
+    total_cuda_gb: MemoryGb | None = None
 
 
 class Tensors(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,8 +161,8 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 class HeaderSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where a header was read: an address or a file, and the revision there. For people: nothing is fetched from it."""
 
-    address: str
-    revision: str | None = None
+    address: Name
+    revision: Name | None = None
 
 
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,8 +175,8 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     given instead.
     """
 
-    context: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
-    num_batch: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)] | None = None
+    context: Tokens
+    num_batch: Tokens | None = None
     purpose: Purpose = "point"
     gpu_layers: int | None = None
     experts_on_host: bool = False

@@ -25,9 +25,11 @@ from harness.errors import (
     NotPermittedError,
     UsageError,
 )
-from harness.model.calibration import Calibration, artifact_name, from_document, is_sane, json_schema, to_document
+from harness.model.calibration import Calibration, artifact_name, json_schema, to_document
+from harness.model.domains import unsound
 from harness.model.facts import EngineName
 from harness.model.record import RECORD_VERSION, Record
+from harness.model.validation import from_document
 from harness.store.config import variable
 from harness.store.run_folder import read_plain, whole_file
 from harness.store.yaml import read_calibration, to_yaml
@@ -330,10 +332,9 @@ def read_record(path: Path) -> Record:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInputError(f"{file} is not a record: {error}", code="bad-record") from error
     written = (record.id, record.run, record.model, record.engine, record.settings, record.machine)
-    if not is_sane(msgspec.to_builtins(written)) or not is_sane(msgspec.to_builtins(record), texts=False):
-        raise BadInputError(
-            f"{file} is not a record: a number is out of range, or a text contains control characters", code="bad-record"
-        )
+    why = unsound(msgspec.to_builtins(written)) or unsound(msgspec.to_builtins(record), texts=False)
+    if why is not None:
+        raise BadInputError(f"{file} is not a record: {why}", code="bad-record")
     return record
 
 

@@ -11,10 +11,13 @@ from typing import Any, Final
 
 import yaml
 
+from harness.engines.registry import is_engine, policy_of
 from harness.errors import BadInputError, NotFoundError, NotPermittedError
 from harness.files import AT_ONCE, PLAIN
-from harness.model.calibration import Calibration, from_document, to_document
+from harness.model.calibration import Calibration, to_document
+from harness.model.validation import from_document
 from harness.text import one_line
+from harness.units import MIB, format_size, from_gib
 
 #: What nests YAML within a line. libyaml recurses in C: tens of thousands of them end the whole process.
 _NESTING: Final = re.compile(rb"[\[{]|[-?]\s")
@@ -218,4 +221,24 @@ def parse_calibration(text: bytes, where: str) -> Calibration:
         document = parse_yaml(text, where)
     except BadInputError as error:
         raise BadInputError(error.message, code="bad-artifact") from error
-    return from_document(document, where)
+    calibration = from_document(document, where)
+    _check_reserve(calibration, where)
+    return calibration
+
+
+def _check_reserve(calibration: Calibration, where: str) -> None:
+    """What an engine keeps free follows from its version and variables: less would let a model fit that does not.
+
+    Raises:
+        BadInputError: the artifact says less.
+    """
+    metadata, recorded = calibration.metadata, calibration.metadata.placement.reserve_gb
+    if recorded is None or metadata.machine.target == "host" or not is_engine(calibration.engine):
+        return
+    policy = policy_of(calibration.engine)
+    own = policy.reserve_bytes(metadata.engine.version, metadata.settings.env)
+    if own is not None and from_gib(recorded) < own - MIB:
+        raise BadInputError(
+            f"{where} contradicts itself: reserve_gb is {recorded}, and {policy.title} keeps {format_size(own)} free",
+            code="bad-artifact",
+        )

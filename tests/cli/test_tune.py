@@ -61,7 +61,10 @@ def test_only_files_of_the_same_weights_engine_and_card_are_put_beside_each_othe
     q8 = with_settings(MADE_UP, kv_cache_type="q8_0")
     other_card = made_up(gpu="NVIDIA Test B")
     other_weights = msgspec.structs.replace(
-        q8, metadata=msgspec.structs.replace(q8.metadata, model=msgspec.structs.replace(q8.metadata.model, digest="sha256:00"))
+        q8,
+        metadata=msgspec.structs.replace(
+            q8.metadata, model=msgspec.structs.replace(q8.metadata.model, digest=f"sha256:{'00' * 32}")
+        ),
     )
     shelf = store_of(
         tmp_path, MADE_UP, q8=q8, card=with_settings(other_card, kv_cache_type="q4_0"), weights=other_weights,

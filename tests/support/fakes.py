@@ -76,7 +76,7 @@ class World:
         self.left = 0
         self.basis: Literal["process", "device-delta"] = "process"
         self.embedding = False
-        self.digest = "sha256:aa"
+        self.digest = f"sha256:{'a' * 64}"
         self.layer_kinds: str | None = None
         self.dry_runs_end: DryRunEnd = "printed"
 
@@ -186,7 +186,7 @@ class FakeRunning:
 
     @property
     def image(self) -> ImageFacts | None:
-        return ImageFacts(reference="fake:1", digest="sha256:f0") if self.world.sandbox_name == "docker" else None
+        return ImageFacts(reference="fake:1", digest=f"sha256:{'f0' * 32}") if self.world.sandbox_name == "docker" else None
 
     def pids(self) -> frozenset[int]:
         if self.status is not None:

@@ -43,7 +43,7 @@ def vllm_calibration(
             schema_version=1,
             calibrated_at="2026-11-01T00:00:00Z",
             model=Model(name="acme/tern-8b", train_context=valid_to),
-            engine=EngineVersion(version=version, image="vllm/vllm-openai:v1", image_digest="sha256:00"),
+            engine=EngineVersion(version=version, image="vllm/vllm-openai:v1", image_digest=f"sha256:{'00' * 32}"),
             settings=Settings(
                 kv_cache_type="bfloat16",
                 vllm=VllmSettings(

@@ -23,6 +23,7 @@ from harness.prediction.staleness import Staleness
 from harness.store.store import Store
 from tests.support.records import load, record
 
+IMAGE_DIGEST = f"sha256:{'a' * 64}"
 CARD = Gpu(name="NVIDIA Card", uuid="GPU-1", memory_gb=12.0, driver="550.1")
 OTHER = Gpu(name="NVIDIA Other", uuid="GPU-2", memory_gb=24.0, driver="550.1")
 
@@ -31,8 +32,8 @@ def made(*gpus: Gpu, settings: Settings | None = None, image: str | None = "olla
     base = fit_record(record(load(8192), load(16384), load(32768)))
     metadata = msgspec.structs.replace(
         base.metadata,
-        model=Model(name="qwen2.5:0.5b", digest="sha256:m", train_context=131072),
-        engine=EngineVersion(version="0.33.0", image=image, image_digest="sha256:a"),
+        model=Model(name="qwen2.5:0.5b", digest=f"sha256:{'e' * 64}", train_context=131072),
+        engine=EngineVersion(version="0.33.0", image=image, image_digest=IMAGE_DIGEST),
         machine=Machine(target="gpu", sandbox="docker", meter="nvml", gpus=gpus or (CARD,)),
         settings=settings or base.metadata.settings,
         run=None,
@@ -146,7 +147,7 @@ def test_an_image_that_was_named_stays_the_one_to_compare_with(tmp_path: Path) -
     calibration = of_engine(made(image="ollama/ollama:0.24.0"), named=True)
     assert finder_at(tmp_path).image(calibration) == "ollama/ollama:0.24.0"
     assert finder_at(tmp_path, image="ollama/ollama:0.34.0").image(calibration) == "ollama/ollama:0.34.0"
-    assert rerun_options(target(calibration), finder_at(tmp_path, CARD)).image == "ollama/ollama:0.24.0@sha256:a"
+    assert rerun_options(target(calibration), finder_at(tmp_path, CARD)).image == f"ollama/ollama:0.24.0@{IMAGE_DIGEST}"
 
 
 def test_what_runs_here_comes_before_what_was_named_and_the_pin(tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_a_calibration_of_others_runs_no_code_and_starts_no_image(tmp_path: Path
         rerun_options(image, finder_at(tmp_path, CARD))
     assert rerun_options(image, finder_at(tmp_path, CARD, image="mine/ollama:1")).image == "mine/ollama:1"
     allowed = rerun_options(image, finder_at(tmp_path, CARD, allowed=Allowed(image=True)))
-    assert allowed.image == "evil/ollama:1@sha256:a"  # by the digest that was recorded, not by its tag
+    assert allowed.image == f"evil/ollama:1@{IMAGE_DIGEST}"  # by the digest that was recorded, not by its tag
 
 
 def test_the_pinned_tag_replaces_only_an_image_of_its_repository(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from harness.engines.ollama.policy import OllamaPolicy
-from harness.model.calibration import Calibration, Placement, SetCompute, from_document
+from harness.model.calibration import Calibration, Placement, SetCompute
 from harness.model.record import Gpu
+from harness.model.validation import from_document
 from harness.prediction.verdict import Verdict
 from harness.render.reasons import explained
 from harness.units import GIB, MIB
