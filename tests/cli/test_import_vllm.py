@@ -286,6 +286,29 @@ def test_no_command_shows_a_bound_as_a_figure(bounded: Path) -> None:
     assert "to spare: at most" in allocated
 
 
+def test_a_plan_and_an_export_say_that_their_figure_is_a_bound(bounded: Path) -> None:
+    model, free = "acme/Tern-8B@2048", ("--available", "24564MiB")
+    planned = said(bounded, "plan", model, "--available", may_fit(bounded)).splitlines()
+    assert any(line.startswith("acme/Tern-8B ") and "  at most " in line for line in planned), "its row, not the remark below"
+    for spec, warned in ((model, True), ("acme/Tern-8B@8192", False)):
+        exported = CliRunner().invoke(cli, ["export", "vllm", spec, *free, "--store", str(bounded)])
+        assert exported.exit_code == 0, exported.output
+        assert ("acme/Tern-8B at 2,048 tokens takes at most what is set aside for it" in exported.stderr) is warned
+
+
+@pytest.mark.parametrize("form", [(), ("--markdown",)])
+def test_a_difference_says_which_side_is_a_bound(bounded: Path, tmp_path: Path, form: tuple[str, ...]) -> None:
+    (bound,) = bounded.rglob("*.yaml")
+    (exact := tmp_path / "exact").mkdir()
+    made(exact, DENSE, "--gpu-memory", "24564MiB")
+    (dense,) = exact.rglob("*.yaml")
+    sides = {(bound, dense): "the old", (dense, bound): "the new", (dense, dense): None}
+    for (old, new), who in sides.items():
+        text = " ".join(said(bounded, "diff", str(old), str(new), *form).split())
+        assert (f"base and KV cache of {who} calibration are bounds: at most these" in text) is (who is not None)
+        assert ("at most" in text) is (who is not None), text
+
+
 def test_an_allocation_by_a_bound_is_that_of_the_full_length(bounded: Path) -> None:
     """Never less than a sequence takes: that is not known, and the full length is more."""
     sizes = [
