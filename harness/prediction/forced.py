@@ -7,6 +7,7 @@ the experts of the first N layers on the host (``common/arg.cpp``).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -14,7 +15,7 @@ import msgspec
 from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.prediction.devices import DeviceVerdict
-from harness.prediction.host import host_bytes
+from harness.prediction.host import host_bytes, with_growth
 from harness.prediction.layout import DevicePart
 from harness.prediction.memory import Prediction, predict
 from harness.prediction.one_memory import decode_speed
@@ -81,6 +82,7 @@ def judge_as_asked(
     extrapolate: bool = False,
     names: tuple[str, ...] | None = None,
     search: bool = True,
+    env: Mapping[str, str] | None = None,
 ) -> Verdict:
     """:func:`harness.prediction.verdict.judge` with a placement that was asked for.
 
@@ -93,12 +95,14 @@ def judge_as_asked(
         asked = msgspec.structs.replace(
             calibration, metadata=msgspec.structs.replace(calibration.metadata, placement=placement)
         )
-    verdict = judge(asked, context, num_parallel, available, rules, extrapolate=extrapolate, names=names, search=search)
-    needed = predict(calibration, context, num_parallel)
+    verdict = judge(
+        asked, context, num_parallel, available, rules, extrapolate=extrapolate, names=names, search=search, env=env
+    )  # fmt: skip
+    needed = usual = predict(calibration, context, num_parallel)
     title = rules.title
 
     def cannot(why: str) -> Verdict:
-        return unknown(calibration, needed, available, why, rules)
+        return with_growth(unknown(calibration, usual, available, why, rules), calibration, usual, rules, env)
 
     if forced == NOTHING or verdict.verdict == "unknown" or not available:
         return verdict
@@ -117,7 +121,9 @@ def judge_as_asked(
         free = available[cards[0]]
         needed = predict(calibration, context, num_parallel, num_batch=rules.batch(calibration, context, num_parallel, free))
         held = hold(calibration, needed, forced, rules)
-        most = largest_where(calibration, lambda one: _fits(calibration, one, num_parallel, free, forced, rules))
+        most = verdict.max_context
+        if search:
+            most = largest_where(calibration, lambda one: _fits(calibration, one, num_parallel, free, forced, rules))
     except UnknownVerdictError as error:
         return cannot(error.message)
     margin = free - held.required
@@ -127,7 +133,7 @@ def judge_as_asked(
         name=name, required_bytes=held.required, reserve_bytes=0, available_bytes=free, short_bytes=max(-margin, 0),
         layers=placed.offloaded,
     )  # fmt: skip
-    return msgspec.structs.replace(
+    found = msgspec.structs.replace(
         verdict,
         verdict="fits" if margin >= held.doubt else "offload",
         required_bytes=held.required,
@@ -150,6 +156,7 @@ def judge_as_asked(
         rule_reserve_bytes=verdict.reserve_bytes,
         out_of_memory=margin < held.doubt,
     )
+    return with_growth(found, calibration, usual, rules, env)
 
 
 def _fits(calibration: Calibration, context: int, num_parallel: int, free: int, forced: Forced, rules: Rules) -> bool:

@@ -17,8 +17,9 @@ from harness.prediction.placement import Placed
 from harness.units import MIB, from_gib
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
+    from harness.prediction.rules import Growth, Rules
     from harness.prediction.verdict import Verdict
 
 #: llama.cpp's server (common/common.h): ``cache_ram_mib``, and the checkpoints of a slot.
@@ -62,19 +63,57 @@ def server_caches(calibration: Calibration, needed: Prediction, env: Mapping[str
     return cache + count * (needed.fixed_cache_bytes or 0)
 
 
-def with_host(verdict: Verdict, available: int | None, growth: int = 0) -> Verdict:
+def growth_of(
+    calibration: Calibration, verdict: Verdict, needed: Prediction, rules: Rules, env: Mapping[str, str] | None
+) -> Growth | None:
+    """What a server with ``env`` may come to take of host memory beside what a verdict counts; ``None``: nothing is known."""
+    if verdict.required_bytes is None or (verdict.basis == "gpu" and verdict.host_required_bytes is None):
+        return None
+    return rules.may_grow(calibration, needed, {**calibration.metadata.settings.env, **(env or {})})
+
+
+def with_growth(
+    verdict: Verdict, calibration: Calibration, needed: Prediction, rules: Rules, env: Mapping[str, str] | None
+) -> Verdict:
+    """The verdict with what the engine may come to take of host memory; for a model that is all there, it is judged."""
+    growth = growth_of(calibration, verdict, needed, rules, env)
+    return with_host(msgspec.structs.replace(verdict, host_growth_bytes=0 if growth is None else growth.most), None)
+
+
+class HostMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """Host memory beside what is free of a GPU, and what servers on it are set to.
+
+    ``available`` is bytes, ``None`` where it is not known; ``environments`` the variables that each engine has here, over those
+    of a calibration. ``growth`` is what models that were started before may come to take of it, bytes.
+    """
+
+    available: int | None = None
+    environments: Mapping[str, Mapping[str, str]] = {}
+    growth: int = 0
+
+    def beside(self, verdicts: Iterable[Verdict]) -> HostMemory:
+        """What models that stay leave of it; those all in host memory are judged by what is free there (``--available``)."""
+        some = [one for one in verdicts if one.verdict != "unknown"]
+        held = sum(one.host_required_bytes or 0 for one in some if one.basis == "gpu")
+        growth = sum(one.host_growth_bytes or 0 for one in some)
+        left = None if self.available is None else max(self.available - held, 0)
+        return msgspec.structs.replace(self, available=left, growth=self.growth + growth)
+
+
+def with_host(verdict: Verdict, available: int | None, before: int = 0) -> Verdict:
     """The verdict with the side of the host judged: what it cannot hold does not fit, whatever the GPU holds.
 
-    ``available`` is host memory, ``None`` where it is not known; ``growth`` what the engine may come to take there later
-    (:meth:`harness.prediction.rules.Rules.may_grow`): where that would not fit, the verdict is ``tight``.
+    ``available`` is host memory, ``None`` where it is not known. Where the host could not hold what the engine may come to take
+    there later (``host_growth_bytes``, and ``before`` of models that were started earlier), what fits is ``tight``.
     """
-    required = verdict.host_required_bytes
+    required, growth = verdict.host_required_bytes, verdict.host_growth_bytes or 0
     if verdict.basis == "host":
-        held, short_bytes = verdict.available_bytes, verdict.short_bytes
         left = (verdict.margin_bytes or 0) - (verdict.uncertainty_bytes or 0)
-        judged = msgspec.structs.replace(verdict, host_available_bytes=held, host_short_bytes=short_bytes)
+        judged = msgspec.structs.replace(
+            verdict, host_available_bytes=verdict.available_bytes, host_short_bytes=verdict.short_bytes
+        )
     elif verdict.verdict == "unknown" or required is None or available is None:
-        return msgspec.structs.replace(verdict, host_available_bytes=available, host_growth_bytes=growth)
+        return msgspec.structs.replace(verdict, host_available_bytes=available)
     else:
         left = available - required
         judged = msgspec.structs.replace(
@@ -83,5 +122,4 @@ def with_host(verdict: Verdict, available: int | None, growth: int = 0) -> Verdi
             host_available_bytes=available,
             host_short_bytes=max(-left, 0),
         )
-    tight = judged.tight or (judged.verdict == "fits" and left < growth)
-    return msgspec.structs.replace(judged, host_growth_bytes=growth, tight=tight)
+    return msgspec.structs.replace(judged, tight=judged.tight or (judged.verdict == "fits" and left < growth + before))

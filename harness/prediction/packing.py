@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from harness.model.calibration import Calibration
 from harness.prediction.forced import NOTHING, Forced
+from harness.prediction.host import HostMemory
 from harness.prediction.rules import LoadedModel, Rules
 from harness.prediction.together import Fate, judge_together
 from harness.prediction.verdict import Verdict
@@ -60,13 +61,15 @@ def pack(
     forced: Forced = NOTHING,
     shown: int = 6,
     loaded: Sequence[tuple[Rules, LoadedModel]] = (),
+    host: HostMemory = HostMemory(),  # noqa: B008 - frozen
 ) -> Packings:
     """The largest sets of two models and more that stay loaded together; those with all ``preferred`` models come first.
 
-    ``loaded`` are models that run already, as for :func:`harness.prediction.together.judge_together`. A set is started with its
-    largest model: an engine that goes by an estimate of its own ends fewer then.
+    ``loaded`` are models that run already, ``host`` is memory beside GPUs, as for
+    :func:`harness.prediction.together.judge_together`. A set is started with its largest model: an engine that goes by an
+    estimate of its own ends fewer then.
     """
-    search = _Search(models, available, names, forced, loaded)
+    search = _Search(models, available, names, forced, loaded, host)
     found: list[tuple[int, ...]] = []
     complete = True
     for kept in range(len(preferred), -1, -1):
@@ -93,8 +96,9 @@ class _Search:
         names: tuple[str, ...] | None,
         forced: Forced,
         loaded: Sequence[tuple[Rules, LoadedModel]],
+        host: HostMemory,
     ) -> None:
-        self.loaded = loaded
+        self.loaded, self.host = loaded, host
         self.room = sum(available) + sum(size for _, one in loaded for size in one.on_devices.values())
         self.models, self.available, self.names, self.forced = models, available, names, forced
         self.order = sorted(range(len(models)), key=lambda one: models[one].required_bytes)
@@ -150,7 +154,7 @@ class _Search:
             asked = model.context if context is None else min(context, top)
             requests.append((model.calibration, asked, model.num_parallel, model.rules))
         verdicts, fates = judge_together(
-            requests, self.available, forced=self.forced, names=self.names, search=False, loaded=self.loaded
+            requests, self.available, forced=self.forced, names=self.names, search=False, loaded=self.loaded, host=self.host
         )
         if context is None and "offload" not in fates:
             for one, verdict in zip(members, verdicts, strict=True):

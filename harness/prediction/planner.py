@@ -36,13 +36,19 @@ _Steps = tuple[list[tuple[int, int]], list[tuple[int, int]]]
 
 
 class PlannerAnswer(NamedTuple):
-    """What holds from a step on. ``needs`` are the bytes that each device has to have free for nothing to be short."""
+    """What holds from a step on. ``needs`` are the bytes that each device has to have free for nothing to be short.
+
+    ``growth`` is what a server in host memory may come to take beside it, with the variables of the calibration; from ``calm``
+    free bytes on that fits as well.
+    """
 
     verdict: Outcome
     tight: bool
     required_bytes: int
     reserve_bytes: int
     needs: tuple[int, ...]
+    growth: int = 0
+    calm: int = 0
 
 
 class PlannerLayout(NamedTuple):
@@ -73,6 +79,7 @@ class PlannerTable(msgspec.Struct, frozen=True, kw_only=True):
     ``most_loaded``: so many models are never loaded at once, ``None`` where the engine has no such limit. ``parts`` are bytes
     at each context for one slot: weights, overhead, fixed cache, compute, context cache; ``None`` where they are not known.
     ``layers_total`` counts the output layer. ``at_most``: of each context, whether what it takes is a bound from above.
+    ``uncounted`` says in words what a server may take of host memory later.
     """
 
     cards: tuple[int, ...]
@@ -85,6 +92,7 @@ class PlannerTable(msgspec.Struct, frozen=True, kw_only=True):
     most_loaded: int | None
     parts: tuple[tuple[int | None, ...] | None, ...]
     at_most: tuple[bool, ...]
+    uncounted: str | None
 
 
 def planner_table(calibration: Calibration, rules: Rules) -> PlannerTable:
@@ -107,6 +115,7 @@ def planner_table(calibration: Calibration, rules: Rules) -> PlannerTable:
         most_loaded=rules.most_loaded(calibration, measured_on),
         parts=tuple(_parts(_predicted(calibration, context)) for context in contexts),
         at_most=tuple(is_bound(calibration, context) for context in contexts),
+        uncounted=maker.uncounted,
     )
 
 
@@ -127,7 +136,8 @@ class _Maker:
         self.answers: dict[PlannerAnswer, int] = {}
         self.layouts: dict[PlannerLayout, int] = {}
         self._of_engine: dict[Layout, int] = {}  # what it says does not depend on context or slots
-        on_host = calibration.metadata.machine.target == "host"
+        self.on_host = on_host = calibration.metadata.machine.target == "host"
+        self.uncounted: str | None = None
         total, overflowing = (None, None) if on_host else (layers_total(calibration), 0)
         self._whole = self._layout(total, overflowing, decode_speed(calibration, None))
         self._unknown = self._layout(None, None, None)
@@ -162,8 +172,18 @@ class _Maker:
 
         return _flat(stepped(evicts, self.rules.edges(self.calibration, context, num_parallel)))
 
+    def _growth(self, context: int, num_parallel: int) -> int:
+        """What a server comes to take beside a model in host memory, at most, bytes."""
+        env = self.calibration.metadata.settings.env
+        needed = predict(self.calibration, context, num_parallel)
+        if not self.on_host or (found := self.rules.may_grow(self.calibration, needed, env)) is None:
+            return 0
+        self.uncounted = found.what
+        return found.most
+
     def _one(self, context: int, num_parallel: int) -> _Steps:
         """On one device, or in host memory."""
+        growth = self._growth(context, num_parallel)
         memory = OneMemory(self.calibration, context, num_parallel, self.rules)
         begins = [free for free, _ in stepped(memory.batch, self.rules.edges(self.calibration, context, num_parallel))]
         steps: list[tuple[int, int]] = []
@@ -172,11 +192,13 @@ class _Maker:
             needed = memory.needed(start)
             reserve, doubt = memory.reserve(needed), needed.uncertainty_bytes
             top = needed.total_bytes + reserve
-            edges = sorted({start, *(edge for edge in (top - doubt, top + doubt) if start < edge < end)})
+            calm = top + doubt + growth if self.on_host else 0
+            edges = sorted({start, *(edge for edge in (top - doubt, top + doubt, calm) if start < edge < end)})
             enough = next((edge for edge in edges if not memory.spills(edge)[0]), end)
             for edge in edges:
                 verdict: Outcome = "offload" if edge < enough else "fits"
-                answer = PlannerAnswer(verdict, memory.spills(edge)[1], needed.total_bytes, reserve, (top,))
+                tight = memory.spills(edge)[1] or (verdict == "fits" and edge < calm)
+                answer = PlannerAnswer(verdict, tight, needed.total_bytes, reserve, (top,), growth, calm)
                 steps.append((edge, self._answer(answer)))
             if enough > start:
                 layouts += self._placed(memory.placer(needed), reserve, start, enough)
@@ -186,7 +208,7 @@ class _Maker:
 
     def _placed(self, placer: Placer, reserve: int, low: int, high: int) -> Iterator[tuple[int, int]]:
         """Layouts from ``low`` to before ``high`` bytes that are free."""
-        if placer.layers is None or self.calibration.metadata.machine.target == "host":
+        if placer.layers is None or self.on_host:
             yield low, self._unknown
             return
 

@@ -17,7 +17,7 @@ from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.model.kv_types import VALUE_BYTES
 from harness.prediction.candidates import Candidate, candidates
-from harness.prediction.host import with_host
+from harness.prediction.host import HostMemory, with_host
 from harness.prediction.memory import decode_at_depth, predict
 from harness.prediction.rules import Rules
 from harness.prediction.settings import AskedSettings, derive
@@ -71,8 +71,10 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     available_bytes: int | None
     margin_bytes: int | None
     uncertainty_bytes: int | None
+    tight: bool
     host_required_bytes: int | None
     host_short_bytes: int | None
+    host_growth_bytes: int | None
     decode_tokens_per_s: float | None
     prompt_tokens_per_s: float | None
     changes: tuple[SettingChange, ...]
@@ -121,7 +123,7 @@ def tune(
     *,
     names: tuple[str, ...] | None = None,
     asked: AskedSettings | None = None,
-    host_available: int | None = None,
+    host: HostMemory = HostMemory(),  # noqa: B008 - frozen
 ) -> Tuning:
     """The choices for one model on a budget, the cheapest first.
 
@@ -133,7 +135,7 @@ def tune(
         rules: the engine's.
         names: of the devices.
         asked: settings that are given and stay.
-        host_available: free bytes of the host beside the devices; ``None``: not known, and then not asked for.
+        host: memory beside the devices; where it is not known, it is not asked for.
 
     Raises:
         UnknownVerdictError: nothing can be said of any of them, with the reason of the first.
@@ -144,7 +146,7 @@ def tune(
     first = found[0]
     wanted = demand.context or largest_context(first.calibration, demand.num_parallel, available, rules)
     context = wanted or min(USUAL_CONTEXT, first.calibration.metadata.quality.valid_to)
-    search = _Search(first, context, demand, available, names, rules, host_available)
+    search = _Search(first, context, demand, available, names, rules, host)
     pairs = [pair for one in found for pair in search.of(one)]
     if not pairs and search.unknown is not None:
         raise UnknownVerdictError(search.unknown)
@@ -181,9 +183,9 @@ class _Search:
         available: tuple[int, ...],
         names: tuple[str, ...] | None,
         rules: Rules,
-        host_available: int | None,
+        host: HostMemory,
     ) -> None:
-        self.host_available = host_available
+        self.host, self.env = host, host.environments.get(rules.name)
         self.first, self.context, self.demand = first, context, demand
         self.available, self.names, self.rules = available, named(available, names), rules
         self.least: int | None = None
@@ -220,7 +222,7 @@ class _Search:
             return
         if not most:
             return
-        verdict = judge(one.calibration, most, slots, free, self.rules, names=names)
+        verdict = judge(one.calibration, most, slots, free, self.rules, names=names, env=self.env)
         if verdict.verdict != "fits":
             self.unknown = self.unknown or verdict.reason
             return
@@ -233,14 +235,6 @@ class _Search:
         obstacles = derive(one.calibration, asked, ggml_caches=self.rules.ggml_caches).obstacles
         self.unknown = self.unknown or (f"calibrated with {' and '.join(obstacles)}" if obstacles else None)
         return not obstacles
-
-    def _beside(self, one: Candidate, verdict: Verdict) -> Verdict:
-        """The same with host memory judged, as ``check`` does; a choice that lacks it does not meet the demand."""
-        if verdict.basis == "host" or not self.rules.spills:
-            return verdict
-        needed = predict(one.calibration, verdict.context, verdict.num_parallel)
-        growth = self.rules.may_grow(one.calibration, needed, one.calibration.metadata.settings.env)
-        return with_host(verdict, self.host_available, 0 if growth is None else growth.most)
 
     def short(self) -> int | None:
         """What is missing without a change, so that it fits for certain; ``None`` where that is not known."""
@@ -268,7 +262,9 @@ class _Search:
         if on_host or not self.rules.spills or not self._answers(one, self.demand.num_parallel):
             return
         try:
-            verdict = judge(one.calibration, self.context, self.demand.num_parallel, free, self.rules, names=names)
+            verdict = judge(
+                one.calibration, self.context, self.demand.num_parallel, free, self.rules, names=names, env=self.env
+            )  # fmt: skip
         except UnknownVerdictError:
             return
         if verdict.verdict == "offload" and verdict.layers_offloaded is not None:
@@ -277,7 +273,7 @@ class _Search:
     def _choice(self, one: Candidate, cards: tuple[int, ...], verdict: Verdict, speed: float | None) -> tuple[_Cost, Choice]:
         demand, settings = self.demand, one.calibration.metadata.settings
         whole = verdict.verdict == "fits"
-        host = self._beside(one, verdict)
+        host = with_host(verdict, self.host.available)  # a choice that lacks host memory does not meet the demand
         pinned = () if len(cards) == len(self.available) else tuple(device.name for device in verdict.devices)
         misses = None
         if verdict.num_parallel < demand.num_parallel:
@@ -314,14 +310,16 @@ class _Search:
             gpu_layers=None if whole else verdict.layers_offloaded,
             layers_total=verdict.layers_total,
             layers_overflowing=verdict.layers_overflowing,
-            verdict=verdict.verdict,
+            verdict=host.verdict,
             required_bytes=verdict.required_bytes,
             reserve_bytes=verdict.reserve_bytes,
             available_bytes=verdict.available_bytes,
             margin_bytes=verdict.margin_bytes,
             uncertainty_bytes=verdict.uncertainty_bytes,
+            tight=host.tight,
             host_required_bytes=host.host_required_bytes,
             host_short_bytes=host.host_short_bytes,
+            host_growth_bytes=host.host_growth_bytes,
             decode_tokens_per_s=speed,
             prompt_tokens_per_s=performance.prompt_tokens_per_s if whole and not one.derived and not cost.batch else None,
             changes=tuple(self._changes(one, pinned, verdict)),

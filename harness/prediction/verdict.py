@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -11,7 +11,7 @@ import msgspec
 from harness.errors import UnknownVerdictError
 from harness.model.calibration import Calibration
 from harness.prediction.devices import Arranged, Devices, DeviceVerdict, arrange
-from harness.prediction.host import host_bytes
+from harness.prediction.host import host_bytes, with_growth
 from harness.prediction.memory import Prediction, beyond_range, predict
 from harness.prediction.one_memory import OneMemory, decode_speed, layers_total
 from harness.prediction.rules import Reason, Rules, Sized, Spread
@@ -86,6 +86,7 @@ def judge(
     names: tuple[str, ...] | None = None,
     search: bool = True,
     kept: Kept | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> Verdict:
     """What the engine will do with a model at ``context`` tokens per slot.
 
@@ -100,28 +101,34 @@ def judge(
         names: of the devices; numbered by default.
         search: also look for ``max_context``, which takes most of the time.
         kept: filled with what does not depend on ``available``: one dictionary for questions that differ in nothing else.
+        env: variables of the server that will run, over those of the calibration: what it may come to take of host memory
+            (``host_growth_bytes``) goes by them.
 
     Raises:
         ValueError: context or slots below one.
     """
     metadata = calibration.metadata
     needed = predict(calibration, context, num_parallel)
-    if (reason := beyond_range(calibration, context)) is not None and not extrapolate:
-        return unknown(calibration, needed, available, reason, rules)
-    if not available:
-        return unknown(calibration, needed, None, "the memory that is free is not known", rules)
-    if metadata.machine.target == "host" and len(available) > 1:
-        reason = f"calibrated in host memory, to be judged on {_devices(len(available))}"
-        return unknown(calibration, needed, None, reason, rules)
-    try:
-        sized = rules.sized(calibration, needed.context, needed.num_parallel, available)
-        if sized is not None:
-            return _sized(calibration, needed, sized, rules)
-        return _Memory(
-            calibration, num_parallel, available, named(available, names), rules, search, {} if kept is None else kept
-        ).judge(context)
-    except UnknownVerdictError as error:
-        return unknown(calibration, needed, available, error.message, rules)
+
+    def found() -> Verdict:
+        if (reason := beyond_range(calibration, context)) is not None and not extrapolate:
+            return unknown(calibration, needed, available, reason, rules)
+        if not available:
+            return unknown(calibration, needed, None, "the memory that is free is not known", rules)
+        if metadata.machine.target == "host" and len(available) > 1:
+            reason = f"calibrated in host memory, to be judged on {_devices(len(available))}"
+            return unknown(calibration, needed, None, reason, rules)
+        try:
+            sized = rules.sized(calibration, needed.context, needed.num_parallel, available)
+            if sized is not None:
+                return _sized(calibration, needed, sized, rules)
+            return _Memory(
+                calibration, num_parallel, available, named(available, names), rules, search, {} if kept is None else kept
+            ).judge(context)
+        except UnknownVerdictError as error:
+            return unknown(calibration, needed, available, error.message, rules)
+
+    return with_growth(found(), calibration, needed, rules, env)
 
 
 def named(available: Sequence[int], names: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ def memory_table(memory: Memory) -> Iterator[str | Drawn]:
     rows = []
     for row in memory.rows:
         name, engine, context, *rest = cells(row)
-        colour = "red" if row.largest_context == 0 else "green" if _whole(row) else "yellow"
+        colour = "red" if row.largest_context == 0 else "green" if _whole(row) and not row.verdict.tight else "yellow"
         middle = (paint(engine, dim=True) if several else "", paint(context, colour), _bar(row, memory))
         rows.append((paint(name, bold=True), *middle, *rest))
     yield paint(heading(memory), "cyan", bold=True)
@@ -90,11 +90,12 @@ def cells(row: CapacityRow) -> list[str]:
 
 def _spare(row: CapacityRow) -> str:
     verdict = row.verdict
-    if verdict.short_bytes:
-        return f"-{format_size(verdict.short_bytes, 1)}"
+    if short := verdict.short_bytes or verdict.host_short_bytes:
+        return f"-{format_size(short, 1)}"
     if verdict.verdict != "fits" or verdict.available_bytes is None or verdict.required_bytes is None:
         return "–"
-    return format_size(verdict.available_bytes - verdict.required_bytes - (verdict.reserve_bytes or 0), 1)
+    spare = format_size(verdict.available_bytes - verdict.required_bytes - (verdict.reserve_bytes or 0), 1)
+    return f"{spare}, tight" if verdict.tight else spare
 
 
 def _context(row: CapacityRow) -> str:
@@ -102,7 +103,7 @@ def _context(row: CapacityRow) -> str:
         return "–"
     if row.largest_context:
         return f"{row.largest_context:,}"
-    if row.verdict.layers_offloaded is None or row.verdict.basis == "host":
+    if row.verdict.layers_offloaded is None or row.verdict.host_short_bytes:
         return "none fits"
     return f"{row.verdict.layers_offloaded}/{row.verdict.layers_total} layers"
 
@@ -134,6 +135,7 @@ def notes(memory: Memory) -> list[str]:
     lines = [f"not known for {', '.join(names)}: {reason}" for reason, names in reasons.items()]
     if memory.available_bytes is None:
         lines.append(ADVICE)
+    lines += _beside(memory)
     for group in memory.groups:
         pairs = list(zip(group.models, group.contexts, strict=True))
         if len(set(group.contexts)) == 1:
@@ -141,13 +143,29 @@ def notes(memory: Memory) -> list[str]:
         else:
             members = ": " + " + ".join(f"{model} at {context:,}" for model, context in pairs)
         more = "" if group.largest_context <= max(group.contexts) else f", and up to {group.largest_context:,} tokens each"
-        lines.append(f"together{members} ({format_size(group.required_bytes, 1)}){more}")
+        later = f", tight: {format_size(group.host_growth_bytes, 1)} more later, at most" if group.tight else ""
+        lines.append(f"together{members} ({format_size(group.required_bytes, 1)}){more}{later}")
     if not memory.groups and sum(bool(row.largest_context) for row in memory.rows) > 1:
         lines.append("together: no two of them")
     lines += [_kept(one) for one in memory.limits]
     if not memory.all_sets:
         lines.append("there are more such sets: name the models that matter, or put them first with --prefer")
     return [clean(line) for line in lines]
+
+
+def _beside(memory: Memory) -> Iterator[str]:
+    """Host memory that lacks, or that servers may come to take."""
+    for row in memory.rows:
+        if row.verdict.basis == "gpu" and row.verdict.host_short_bytes:
+            short = format_size(row.verdict.host_short_bytes, 1)
+            yield f"{row.name}: host memory is short by {short} for its part: the machine would swap, or end the engine"
+    tight: dict[str, list[str]] = {}
+    for row in memory.rows:
+        if row.verdict.verdict == "fits" and row.verdict.tight:
+            most = format_size(row.verdict.host_growth_bytes, 1)
+            tight.setdefault(row.uncounted or "", []).append(f"{row.name} up to {most}")
+    for what, rows in tight.items():
+        yield f"tight: later {what} may take more of host memory than is left: {', '.join(rows)}"
 
 
 def _kept(limit: KeptLoaded) -> str:

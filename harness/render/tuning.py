@@ -57,8 +57,10 @@ def consequence(one: Choice) -> str:
     size = f"needs {format_size(one.required_bytes, 1)}"
     if one.reserve_bytes:
         size += f" and keeps {format_size(one.reserve_bytes, 1)} free"
-    if one.verdict == "fits":
+    if one.gpu_layers is None:
         place = f"{format_size(one.margin_bytes, 1)} to spare"
+        if one.tight:
+            place += f", tight: its server may take up to {format_size(one.host_growth_bytes, 1)} more of host memory later"
     else:
         place = f"{one.gpu_layers} of {one.layers_total} layers stay on the GPU"
     speed = "speed not measured" if one.decode_tokens_per_s is None else f"about {_rate(one.decode_tokens_per_s)} tokens/s"
@@ -91,7 +93,7 @@ def _speed(one: Choice, tuning: Tuning, change: SettingChange) -> str:
 def _other(one: Choice, tuning: Tuning) -> str:
     changes = "; ".join(_costs(one, tuning)) or "no change"
     reached = f"{one.context:,} tokens" + (f" × {one.num_parallel} slots" if one.num_parallel > 1 else "")
-    held = "" if one.verdict == "fits" else ", on GPU and host"
+    held = "" if one.gpu_layers is None else ", on GPU and host"
     lacks = f"; it lacks {format_size(one.host_short_bytes, 1)} of host memory" if one.host_short_bytes else ""
     return f"{changes} → {reached}{held} ({one.source}){lacks}"
 

@@ -13,13 +13,14 @@ from harness.engines.running import held_by
 from harness.errors import HarnessError, NotFoundError, UnknownVerdictError
 from harness.inventory.machine import LocalMachine
 from harness.prediction.forced import Forced
+from harness.prediction.host import HostMemory
 from harness.prediction.memory import decode_at_depth, predict
 from harness.prediction.packing import PackedModel, Packings, pack
 from harness.prediction.rules import LoadedModel, Rules
 from harness.prediction.together import Fate, judge_together
 from harness.prediction.verdict import Verdict, largest_where, named
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, calibrating, read_question
-from harness.serving.check import SOURCES, choose_or_estimate, ended_for
+from harness.serving.check import SOURCES, choose_or_estimate, ended_for, host_of, uncounted
 from harness.store.store import Store
 
 #: Context at which models are put together, tokens per slot, where none is given.
@@ -33,8 +34,9 @@ SHOWN: Final = 6
 class CapacityRow(msgspec.Struct, frozen=True, kw_only=True):
     """One model: ``largest_context`` tokens per slot (0: none fits, ``None``: not known) and what it takes there, bytes.
 
-    ``verdict`` is at that context, or at the smallest that was asked about where none fits. ``full_decode_tokens_per_s`` is the
-    speed when the context is full. ``reason`` says why nothing is known. ``alias`` is the name where several have the model's.
+    The largest context is one at which ``check`` says that it fits. ``verdict`` is at that context, or at the smallest that was
+    asked about where none fits. ``full_decode_tokens_per_s`` is the speed when the context is full. ``reason`` says why nothing
+    is known. ``alias`` is the name where several have the model's.
     """
 
     request: CheckRequest
@@ -55,11 +57,17 @@ class CapacityRow(msgspec.Struct, frozen=True, kw_only=True):
         estimated = " (estimated)" if self.chosen.method is not None else ""
         return self.chosen.calibration.metadata.model.name + variant + estimated
 
+    @property
+    def uncounted(self) -> str | None:
+        """What its server may come to take of host memory, in words; ``None``: nothing that is known."""
+        return uncounted(self.chosen.calibration, self.verdict)
+
     def to_json(self) -> dict[str, object]:
         """One entry of ``models[]``."""
         metadata = self.chosen.calibration.metadata
         fields = ("verdict", "context", "required_bytes", "reserve_bytes", "available_bytes", "short_bytes", "layers_total")
-        more = ("layers_offloaded", "layers_overflowing", "decode_tokens_per_s")
+        more = ("layers_offloaded", "layers_overflowing", "decode_tokens_per_s", "uncertainty_bytes", "tight", "at_most")
+        host = ("host_required_bytes", "host_available_bytes", "host_short_bytes", "host_growth_bytes")
         return {
             "model": self.chosen.calibration.metadata.model.name,
             "id": self.chosen.calibration.id,
@@ -70,7 +78,8 @@ class CapacityRow(msgspec.Struct, frozen=True, kw_only=True):
             "train_context": metadata.model.train_context,
             "valid_to": metadata.quality.valid_to,
             "weights_bytes": self.weights_bytes,
-            **{field: getattr(self.verdict, field) for field in (*fields, *more)},
+            **{field: getattr(self.verdict, field) for field in (*fields, *more, *host)},
+            "uncounted": self.uncounted,
             "full_decode_tokens_per_s": self.full_decode_tokens_per_s,
             "reason": self.reason,
         }
@@ -79,6 +88,7 @@ class CapacityRow(msgspec.Struct, frozen=True, kw_only=True):
 class Group(msgspec.Struct, frozen=True, kw_only=True):
     """Models that stay loaded together, each at its context, where the largest is started first. Bytes.
 
+    ``tight``: they fit, and the host could not hold ``host_growth_bytes`` beside them, which their servers may come to take.
     ``largest_context``: up to so many tokens a slot all of them stay (each to the end of its range). ``cards`` say what each
     device holds of each model.
     """
@@ -87,6 +97,8 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     contexts: tuple[int, ...]
     fates: tuple[Fate | None, ...]
     required_bytes: int
+    tight: bool
+    host_growth_bytes: int
     largest_context: int
     cards: dict[str, dict[str, int]]
 
@@ -196,7 +208,8 @@ def plan(
         warnings += chosen.warnings
         try:
             loaded = chosen.loaded(machine if available is None else None)
-            rows.append(_row(question, chosen, (wanted or CalibrationFilter()).forced, loaded))
+            host = host_of([chosen], wanted or CalibrationFilter(), machine, here=available is None)
+            rows.append(_row(question, chosen, (wanted or CalibrationFilter()).forced, loaded, host))
         except UnknownVerdictError as error:
             if len(specs) == 1:
                 raise
@@ -209,8 +222,9 @@ def plan(
     if missing := [spec for spec in prefer if not any(spec in _names_of(one) for one in rows)]:
         raise NotFoundError(f"--prefer names what is not planned: {', '.join(missing)}", code="not-planned")
     forced = (wanted or CalibrationFilter()).forced
+    host = host_of([row.chosen for row in rows], wanted or CalibrationFilter(), machine, here=available is None)
     memories = tuple(
-        _memory(name, some, preferred, forced, machine if available is None else None)
+        _memory(name, some, preferred, forced, machine if available is None else None, host)
         for name, some in _by_memory(rows).items()
     )
     return CapacityPlan(memories=memories, warnings=tuple(dict.fromkeys(warnings)))
@@ -237,7 +251,11 @@ def _questions(specs: Sequence[str], store: Store, num_parallel: int, context: i
 
 
 def _row(
-    question: CheckRequest, chosen: CalibrationMatch, forced: Forced, loaded: Sequence[tuple[Rules, LoadedModel]]
+    question: CheckRequest,
+    chosen: CalibrationMatch,
+    forced: Forced,
+    loaded: Sequence[tuple[Rules, LoadedModel]],
+    host: HostMemory,
 ) -> CapacityRow:
     """A model by itself, beside what runs (``loaded``) unless its engine ends that for it."""
     calibration, slots = chosen.calibration, question.num_parallel
@@ -246,7 +264,7 @@ def _row(
     def judged(context: int, *, search: bool) -> Verdict:
         request = (calibration, context, slots, rules)
         (verdict,), _ = judge_together(
-            [request], chosen.available, forced=forced, names=chosen.names, search=search, loaded=loaded
+            [request], chosen.available, forced=forced, names=chosen.names, search=search, loaded=loaded, host=host
         )
         return verdict
 
@@ -276,7 +294,12 @@ def _names_of(row: CapacityRow) -> tuple[str, ...]:
 
 
 def _memory(
-    key: tuple[str, ...], rows: list[CapacityRow], preferred: Sequence[str], forced: Forced, machine: LocalMachine | None
+    key: tuple[str, ...],
+    rows: list[CapacityRow],
+    preferred: Sequence[str],
+    forced: Forced,
+    machine: LocalMachine | None,
+    host: HostMemory,
 ) -> Memory:
     """``machine`` is ``None`` for cards that are not here."""
     chosen = rows[0].chosen
@@ -287,7 +310,7 @@ def _memory(
     free = chosen.available or ()
     if key[0] == "host" and len(free) > 1:
         free = ()  # several cards are not the host's memory
-    packed, groups = _groups(rows, free, preferred, forced, chosen.loaded(machine))
+    packed, groups = _groups(rows, free, preferred, forced, chosen.loaded(machine), host)
     return Memory(
         name=name,
         available_bytes=sum(free) if free else None,
@@ -316,6 +339,7 @@ def _groups(
     preferred: Sequence[str],
     forced: Forced,
     loaded: Sequence[tuple[Rules, LoadedModel]],
+    host: HostMemory,
 ) -> tuple[Packings, list[Group]]:
     """The largest sets that stay loaded; over several devices each model is laid over what those before it leave."""
     usable = [row for row in rows if row.largest_context]
@@ -330,7 +354,9 @@ def _groups(
         models.append(PackedModel(calibration, context, row.request.num_parallel, rules, size, reserve))
     places = {str(row.chosen.path): index for index, row in enumerate(usable)}
     first = [places[one] for one in preferred if one in places]
-    found = pack(models, available, preferred=first, names=rows[0].chosen.names, forced=forced, shown=SHOWN, loaded=loaded)
+    found = pack(
+        models, available, preferred=first, names=rows[0].chosen.names, forced=forced, shown=SHOWN, loaded=loaded, host=host
+    )  # fmt: skip
     groups = []
     for one in found.found:
         placed = dict(sorted(zip(one.members, one.verdicts, strict=True)))
@@ -344,6 +370,8 @@ def _groups(
                 contexts=tuple(models[member].context for member in placed),
                 fates=tuple("resident" for _ in placed),
                 required_bytes=sum(verdict.required_bytes or 0 for verdict in placed.values()),
+                tight=any(verdict.tight for verdict in one.verdicts),
+                host_growth_bytes=sum(verdict.host_growth_bytes or 0 for verdict in one.verdicts),
                 largest_context=one.largest_context,
                 cards=cards,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,9 +16,8 @@ from harness.inventory.weights import names_file
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.model.planned import Method
-from harness.prediction.host import with_host
+from harness.prediction.host import HostMemory, growth_of
 from harness.prediction.memory import predict
-from harness.prediction.rules import Growth
 from harness.prediction.together import Fate, judge_together
 from harness.prediction.verdict import Outcome, Source, Verdict
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, calibrating, choose
@@ -57,8 +56,7 @@ class Assessment(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def uncounted(self) -> str | None:
         """What a server of the user's takes beside what was measured; ``None``: nothing that is known."""
-        growth = None if self.chosen is None or self.details is None else growth_of(self.chosen.calibration, self.details, {})
-        return None if growth is None else growth.what
+        return None if self.chosen is None or self.details is None else uncounted(self.chosen.calibration, self.details)
 
     def to_json(self) -> dict[str, object]:
         """One entry of ``check --json``'s ``models[]``."""
@@ -132,6 +130,7 @@ def check(
     wanted = wanted or CalibrationFilter()
     chosen = [choose_or_estimate(one, store, machine, wanted, available, measured_only=measured_only) for one in questions]
     verdicts: dict[int, tuple[Verdict, Fate | None]] = {}
+    host = host_of([one for one in chosen if isinstance(one, CalibrationMatch)], wanted, machine, here=available is None)
     for places in _sharing(chosen):
         given = [(index, one) for index in places if isinstance(one := chosen[index], CalibrationMatch)]
         requests = [
@@ -141,11 +140,11 @@ def check(
         free, names = given[0][1].available, given[0][1].names
         loaded = given[0][1].loaded(machine if available is None else None)
         judged, fates = judge_together(
-            requests, free, forced=wanted.forced, extrapolate=extrapolate, names=names, loaded=loaded
+            requests, free, forced=wanted.forced, extrapolate=extrapolate, names=names, loaded=loaded, host=host
         )  # fmt: skip
+        host = host.beside(verdict for verdict, fate in zip(judged, fates, strict=True) if fate != "evicted")
         fates = [None] if len(questions) == 1 else fates
         verdicts |= {index: pair for (index, _), pair in zip(given, zip(judged, fates, strict=True), strict=True)}
-    _with_host(verdicts, chosen, wanted, machine, here=available is None)
     models = tuple(
         _judged(question, one, verdicts.get(index), wanted, machine if available is None else None)
         for index, (question, one) in enumerate(zip(questions, chosen, strict=True))
@@ -157,38 +156,23 @@ def check(
     return Check(verdict=worst, models=models)
 
 
-def _with_host(
-    verdicts: dict[int, tuple[Verdict, Fate | None]],
-    chosen: Sequence[CalibrationMatch | str],
-    wanted: CalibrationFilter,
-    machine: LocalMachine,
-    *,
-    here: bool,
-) -> None:
-    """Judge what is on the host, too: one model after the other, of what those before it leave.
+def uncounted(calibration: Calibration, verdict: Verdict) -> str | None:
+    """What a server of the user's takes beside what was measured; ``None``: nothing that is known."""
+    needed, rules = predict(calibration, verdict.context, verdict.num_parallel), policy_of(calibration.engine)
+    growth = growth_of(calibration, verdict, needed, rules, None)
+    return None if growth is None else growth.what
+
+
+def host_of(chosen: Iterable[CalibrationMatch], wanted: CalibrationFilter, machine: LocalMachine, *, here: bool) -> HostMemory:
+    """Host memory beside what is judged, as asked or read here, and the variables of the engines that run or would.
 
     ``here``: what is free was read on this machine.
     """
-    free = wanted.host_available
-    if free is None and here and any(one.host_required_bytes for one, _ in verdicts.values()):
-        free = machine.host_bytes
-    for index, (verdict, fate) in sorted(verdicts.items()):
-        one = chosen[index]
-        if not isinstance(one, CalibrationMatch):
-            continue
-        growth = growth_of(one.calibration, verdict, environment_of(one.calibration, machine))
-        judged = with_host(verdict, free, 0 if growth is None else growth.most)
-        verdicts[index] = (judged, "offload" if fate == "resident" and judged.host_short_bytes else fate)
-        if free is not None and fate != "evicted" and verdict.basis == "gpu":
-            free = max(free - (verdict.host_required_bytes or 0), 0)
-
-
-def growth_of(calibration: Calibration, verdict: Verdict, env: Mapping[str, str]) -> Growth | None:
-    """What a server with ``env`` may come to take of host memory beside what a verdict counts."""
-    if verdict.required_bytes is None or (verdict.basis == "gpu" and verdict.host_required_bytes is None):
-        return None
-    needed = predict(calibration, verdict.context, verdict.num_parallel)
-    return policy_of(calibration.engine).may_grow(calibration, needed, {**calibration.metadata.settings.env, **env})
+    some = {one.calibration.engine: one.calibration for one in chosen}
+    return HostMemory(
+        available=machine.host_bytes if wanted.host_available is None and here else wanted.host_available,
+        environments={engine: environment_of(one, machine) for engine, one in some.items()},
+    )
 
 
 def is_address(model: str) -> bool:

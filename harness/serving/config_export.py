@@ -15,9 +15,10 @@ from harness.exports.entry import Entry
 from harness.exports.formats import write
 from harness.inventory.machine import LocalMachine
 from harness.options import Allowed
+from harness.prediction.host import HostMemory
 from harness.prediction.packing import PackedModel, pack
+from harness.prediction.together import judge_together
 from harness.prediction.tuning import Choice, Demand
-from harness.prediction.verdict import judge
 from harness.serving.calibration_lookup import CalibrationFilter, read_question
 from harness.serving.tuning import settled, tune
 from harness.store.catalog import pinned_image
@@ -72,7 +73,7 @@ def export(
             format cannot hold it. NotPermittedError: a calibration asks for what a file may not set.
     """
     entries: list[Entry] = []
-    memories: list[tuple[int, ...]] = []
+    memories: list[tuple[tuple[int, ...], HostMemory]] = []
     warnings: list[str] = []
     failure: HarnessError | None = None
     for spec in specs or sorted(store.ids()):
@@ -107,7 +108,7 @@ def _entry(
     slots: int,
     folder: str,
     allowed: Allowed,
-) -> tuple[Entry, tuple[int, ...], tuple[str, ...]]:
+) -> tuple[Entry, tuple[tuple[int, ...], HostMemory], tuple[str, ...]]:
     question = read_question(spec, MAX_CONTEXT)
     context = None if question.context == MAX_CONTEXT else question.context
     demand = Demand(context=context, num_parallel=slots)
@@ -127,7 +128,9 @@ def _entry(
     refuse(calibration, Path.cwd(), allowed, choice.calibration, typed=typed)
     handed_env(calibration.metadata.settings, {}, choice.calibration)
     policy = policy_of(calibration.engine)
-    verdict = judge(calibration, context or choice.context, slots, free, policy, names=chosen.names)
+    (verdict,), _ = judge_together(
+        [(calibration, context or choice.context, slots, policy)], free, names=chosen.names, host=found.host
+    )  # fmt: skip
     verdict = msgspec.structs.replace(verdict, source=choice.source)
     engine = calibration.metadata.engine
     in_container = calibration.metadata.machine.sandbox == "docker"
@@ -142,21 +145,21 @@ def _entry(
         folder=folder,
     )
     bound = f"{calibration.metadata.model.name} at {verdict.context:,} tokens takes at most what is set aside for it"
-    return entry, free, (*chosen.warnings, *((bound,) if verdict.at_most else ()))
+    return entry, (free, found.host), (*chosen.warnings, *((bound,) if verdict.at_most else ()))
 
 
 def _can_be_written(choice: Choice) -> bool:
     return choice.verdict == "fits" and {change.setting for change in choice.changes} <= _WRITTEN
 
 
-def _together(entries: Sequence[Entry], memories: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+def _together(entries: Sequence[Entry], memories: Sequence[tuple[tuple[int, ...], HostMemory]]) -> list[tuple[int, ...]]:
     """Positions of the largest sets of models that stay resident beside each other.
 
     Only models of one memory are put together: those that were judged by the same devices and target.
     """
     found: list[tuple[int, ...]] = []
     places: dict[tuple[tuple[int, ...], bool], list[int]] = {}
-    for index, (entry, memory) in enumerate(zip(entries, memories, strict=True)):
+    for index, (entry, (memory, _)) in enumerate(zip(entries, memories, strict=True)):
         places.setdefault((memory, entry.on_gpu), []).append(index)
     for (memory, _), some in places.items():
         models = []
@@ -164,5 +167,6 @@ def _together(entries: Sequence[Entry], memories: Sequence[tuple[int, ...]]) -> 
             verdict, rules = entry.verdict, policy_of(entry.calibration.engine)
             size, reserve = verdict.required_bytes or 0, min((one.reserve_bytes for one in verdict.devices), default=0)
             models.append(PackedModel(entry.calibration, verdict.context, verdict.num_parallel, rules, size, reserve))
-        found += [tuple(sorted(some[member] for member in one.members)) for one in pack(models, memory, shown=_SETS).found]
+        packed = pack(models, memory, shown=_SETS, host=memories[some[0]][1])
+        found += [tuple(sorted(some[member] for member in one.members)) for one in packed.found]
     return found

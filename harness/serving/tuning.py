@@ -11,23 +11,28 @@ from harness.errors import ADVICE, UnknownVerdictError, UsageError
 from harness.inventory.machine import LocalMachine
 from harness.model.calibration import Calibration
 from harness.prediction.forced import NOTHING
+from harness.prediction.host import HostMemory
 from harness.prediction.memory import beyond_range
 from harness.prediction.settings import AskedSettings, at_batch, derive
+from harness.prediction.together import judge_together
 from harness.prediction.tuning import Choice, Demand, Tuning
 from harness.prediction.tuning import tune as search
-from harness.prediction.verdict import judge
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, calibrating, choose
-from harness.serving.check import Assessment
+from harness.serving.check import Assessment, host_of
 from harness.store.store import Store, key_of
 
 
 class Tuned(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings for a model; ``chosen`` is the file that answers without a change, ``files`` are all that were looked at."""
+    """The settings for a model; ``chosen`` is the file that answers without a change, ``files`` are all that were looked at.
+
+    ``host`` is the memory beside the devices that it was judged with.
+    """
 
     model: str
     chosen: CalibrationMatch
     files: dict[str, Calibration]
     tuning: Tuning
+    host: HostMemory
 
     @property
     def key(self) -> str:
@@ -104,11 +109,11 @@ def tune(
     if wanted.variant is None:
         files |= {key_of(one, path): one for path, one in store.find(model, wanted.engine) if _alike(one, chosen.calibration)}
     rules = policy_of(chosen.calibration.engine)
-    host = machine.host_bytes if wanted.host_available is None and available is None else wanted.host_available
+    host = host_of([chosen], wanted, machine, here=available is None)
     tuning = search(
-        list(files.items()), chosen.available, demand, rules, names=chosen.names, asked=wanted.asked, host_available=host
+        list(files.items()), chosen.available, demand, rules, names=chosen.names, asked=wanted.asked, host=host
     )  # fmt: skip
-    return Tuned(model=model, chosen=chosen, files=files, tuning=tuning)
+    return Tuned(model=model, chosen=chosen, files=files, tuning=tuning, host=host)
 
 
 def as_started(model: str, context: int, found: Tuned) -> Assessment | None:
@@ -118,15 +123,15 @@ def as_started(model: str, context: int, found: Tuned) -> Assessment | None:
     the number of slots is what they count on.
     """
     choice = next(
-        (one for one in found.tuning.choices if one.verdict == "fits" and _at_start(one) and not one.host_short_bytes), None
+        (one for one in found.tuning.choices if one.verdict == "fits" and _at_start(one)), None
     )
     if choice is None:
         return None
     chosen = settled(found, choice)
     calibration, rules = chosen.calibration, policy_of(chosen.calibration.engine)
     question = CheckRequest(model=model, context=min(context, choice.context), num_parallel=choice.num_parallel)
-    verdict = judge(
-        calibration, question.context, question.num_parallel, chosen.available, rules, names=chosen.names
+    (verdict,), _ = judge_together(
+        [(calibration, question.context, question.num_parallel, rules)], chosen.available, names=chosen.names, host=found.host
     )  # fmt: skip
     verdict = msgspec.structs.replace(verdict, source=choice.source)
     return Assessment(request=question, verdict=verdict.verdict, chosen=chosen, details=verdict)

@@ -330,7 +330,7 @@
         const found = alone ?? planner.together(here.map(asked), available);
         here.forEach((one, index) => show(one, found[index], planner.largest(one.entry.planner, many, Number(one.slots.value), found[index].available / many)));
         here.forEach((one, index) => {
-          const why = found[index].reason ?? (found[index].tight ? "within the uncertainty of the prediction" : null);
+          const why = found[index].reason ?? (found[index].tight ? tightness(one.entry, found[index]) : null);
           if (why) said.push(`${one.entry.key}: ${why}.`);
         });
         if (here.length > 1 && alone) said.push(`On ${many} cards each model is judged alone: harness check judges them together.`);
@@ -340,10 +340,15 @@
       together.textContent = rows.length ? said.join(" ") : "Add a model.";
     }
 
+    // What fits is tight by what its server takes later, what does not fit by the prediction's bound.
+    const tightness = (entry, found) => found.verdict !== "fits" ? "within the uncertainty of the prediction"
+      : `fits, but later ${entry.planner.uncounted} may take up to ${size(found.growth)} more of host memory: only `
+        + `${size(found.available - found.required)} are left${found.before ? `, of which the models before it may take up to ${size(found.before)}` : ""}`;
+
     function show({entry, out}, found, largest) {
       const layers = !known(found.layersOffloaded) || isHost(entry) ? "–"
         : `${found.layersOffloaded} of ${found.layersTotal}${found.layersOverflowing ? `, ${found.layersOverflowing} overflowing` : ""}`;
-      const word = {fits: "fits", offload: "CPU OFFLOAD LIKELY", unknown: "unknown"}[found.verdict];
+      const word = {fits: found.tight ? "fits, tight" : "fits", offload: "CPU OFFLOAD LIKELY", unknown: "unknown"}[found.verdict];
       const speed = found.verdict !== "offload" || !known(found.decode) ? rate(found.decode, entry.speed_uncertainty) : `about ${decimals(found.decode, 1)}`;
       const texts = [word, (found.bounded ? "at most " : "") + size(found.required), found.short ? size(found.short) : "–", layers, speed, largest === 0 ? "none" : count(largest)];
       out.forEach((cell, index) => { cell.textContent = texts[index]; });
@@ -356,6 +361,7 @@
     return element("section", {id: "planner"},
       element("h2", {}, "Planner"),
       element("p", {}, "What fits, by the engine's own rule: the answers of ", element("code", {}, "harness check"), ", for the contexts listed.",
+        choices.some(isHost) ? " What a server takes of host memory later goes by the variables that its calibration recorded." : "",
         gpu.length ? " What a model on the GPU takes of host memory is not judged here." : ""),
       element("div", {class: "controls"}, ...gpu, choices.some(isHost) ? labelled("free host memory, GiB", host) : null,
         element("span", {class: "edit"}, labelled("model", pick), " ", add, listed)),

@@ -21,12 +21,12 @@ const planner = (() => {
   function look(table, cards, slots, context, free) {
     const [steps, layouts, , reason] = cellOf(table, cards, slots, context);
     if (!steps.length) return {verdict: "unknown", reason, available: free * cards};
-    const [verdict, tight, required, reserve, needs] = table.answers[at(steps, free)];
+    const [verdict, tight, required, reserve, needs, growth, calm] = table.answers[at(steps, free)];
     const [layersOffloaded, layersOverflowing, decode] = table.layouts[at(layouts, free)];
     const bounded = table.at_most[table.contexts.indexOf(context)];
     const short = verdict === "unknown" ? null : needs.reduce((sum, need) => sum + Math.max(need - free, 0), 0);
     return {verdict, tight, required, reserve, short, available: free * cards, layersTotal: table.layers_total, layersOffloaded,
-      layersOverflowing, decode, bounded, reason: verdict === "unknown" ? "it takes at most this, and may fit or not" : null};
+      layersOverflowing, decode, bounded, growth, calm, reason: verdict === "unknown" ? "it takes at most this, and may fit or not" : null};
   }
 
   // The largest of the table's contexts that fits; 0 where none does, null where that is not known or some may.
@@ -54,6 +54,9 @@ const planner = (() => {
       for (;;) {
         const rest = Math.max(running.reduce((left, one) => left - one.size, free), 0);
         found[index] = look(table, 1, slots, context, rest);
+        // Of what is left, servers that were started before may come to take more, too.
+        const before = found[index].before = running.reduce((sum, one) => sum + one.growth, 0);
+        if (found[index].verdict === "fits" && found[index].calm) found[index].tight = rest - before < found[index].calm;
         const own = running.filter(one => one.engine === engine);
         const full = table.most_loaded !== null && own.length >= table.most_loaded;
         if (!own.length || !(full || (evicts.length && at(evicts, rest)))) break;
@@ -61,7 +64,7 @@ const planner = (() => {
         fates[own[0].index] = "evicted";
       }
       fates.push({fits: "resident", offload: "offload", unknown: null}[found[index].verdict]);
-      if (found[index].verdict !== "unknown") running.push({index, engine, size: taken(found[index])});
+      if (found[index].verdict !== "unknown") running.push({index, engine, size: taken(found[index]), growth: found[index].growth});
     });
     return found.map((answer, index) => ({...answer, fate: fates[index]}));
   }

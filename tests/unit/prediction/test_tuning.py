@@ -11,6 +11,7 @@ from harness.engines.registry import policy_of
 from harness.errors import UnknownVerdictError
 from harness.fit.constants import fit_record
 from harness.model.calibration import SHARED_CACHE, Calibration
+from harness.prediction.host import HostMemory
 from harness.prediction.memory import predict
 from harness.prediction.settings import AskedSettings, at_batch, derive
 from harness.prediction.tuning import Choice, Demand, Tuning, tune
@@ -82,10 +83,10 @@ def test_layers_on_the_host_reach_it_only_where_a_speed_was_asked_for_and_is_rea
 def test_layers_on_a_host_that_cannot_hold_them_reach_nothing() -> None:
     files = ((KEY, MADE_UP),)
     demand = Demand(context=131_072, tokens_per_s=7)
-    enough = tune(files, (5 * GIB,), demand, RULES, host_available=64 * GIB).best
+    enough = tune(files, (5 * GIB,), demand, RULES, host=HostMemory(available=64 * GIB)).best
     assert enough is not None
     assert enough.host_required_bytes is not None
-    short = tune(files, (5 * GIB,), demand, RULES, host_available=GIB)
+    short = tune(files, (5 * GIB,), demand, RULES, host=HostMemory(available=GIB))
 
     assert short.best is None
     (split,) = [one for one in short.choices if one.gpu_layers is not None and one.kv_cache_type == "f16"]

@@ -1,0 +1,178 @@
+"""Host memory: every way to ask answers as ``check`` does, with what a server may come to take of it later."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from harness.engines.registry import policy_of
+from harness.errors import OffloadLikelyError
+from harness.inventory.machine import LocalMachine
+from harness.model.calibration import Calibration
+from harness.prediction.forced import NOTHING, Forced
+from harness.prediction.planner import planner_table
+from harness.prediction.tuning import Demand
+from harness.serving.calibration_lookup import CalibrationFilter, CheckRequest
+from harness.serving.capacity import CapacityRow, plan
+from harness.serving.check import Assessment, check
+from harness.serving.server import decide
+from harness.serving.tuning import tune
+from harness.store.store import Store
+from harness.units import GIB, MIB
+from tests.support.calibrations import made_up, on_host, store_of, with_settings
+from tests.support.planner_cases import with_metadata
+
+CONTEXTS = (2048, 8192, 32768, 131072)
+#: Below what 8,192 tokens need, just above it, with room for some of what a server takes later, and for all of it.
+FREE = (4 * GIB, 4700 * MIB, 5 * GIB, 8 * GIB, 13 * GIB, 14 * GIB, 24 * GIB)
+#: Of ``check`` and ``plan``, of a choice of ``tune``.
+ASKED = ("verdict", "tight", "host_growth_bytes", "host_required_bytes", "host_short_bytes", "required_bytes")
+
+
+@pytest.fixture(autouse=True)
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LocalMachine, "engine_version", lambda *_: None)
+    monkeypatch.setattr(LocalMachine, "running", lambda *_: ())
+
+
+def checked(store: Store, context: int, free: int, wanted: CalibrationFilter | None = None) -> Assessment:
+    asked = CheckRequest(model="made-up", context=context, num_parallel=1)
+    return check([asked], store, LocalMachine(), wanted=wanted, available=(free,)).models[0]
+
+
+def planned(store: Store, free: int, wanted: CalibrationFilter | None = None) -> CapacityRow:
+    return plan(["made-up"], store, LocalMachine(), wanted=wanted, available=(free,)).memories[0].rows[0]
+
+
+def answer(found: Any) -> dict[str, object]:
+    document = found if isinstance(found, dict) else found.to_json()
+    return {field: document[field] for field in ASKED}
+
+
+def agrees(store: Store, free: int, wanted: CalibrationFilter | None = None) -> list[dict[str, object]]:
+    """What check says of each context, after plan, tune and the guard of serve were seen to say the same."""
+    asked = {context: checked(store, context, free, wanted) for context in CONTEXTS}
+    row = planned(store, free, wanted)
+    largest = row.largest_context or 0
+    for context, judged in asked.items():
+        assert (judged.verdict == "fits") is (context <= largest), (free, context, largest)
+        assert judged.details is not None
+        assert judged.details.max_context == largest
+        if judged.verdict == "fits":
+            assert decide(judged, "refuse") == context
+        else:
+            with pytest.raises(OffloadLikelyError):
+                decide(judged, "refuse")
+        if largest:
+            shrunk = decide(judged, "shrink")
+            assert checked(store, shrunk, free, wanted).verdict == "fits", (free, context, shrunk)
+    if largest:
+        assert answer(row) == answer(checked(store, largest, free, wanted))
+    if wanted is not None and wanted.forced != NOTHING:  # tune places no layers
+        return [answer(one) for one in asked.values()]
+    tuned = tune("made-up", store, LocalMachine(), Demand(), wanted=wanted, available=(free,)).tuning
+    for choice in tuned.choices:
+        if not choice.changes:
+            assert answer(msgspec.to_builtins(choice)) == answer(checked(store, choice.context, free, wanted))
+    assert (tuned.best is not None and not tuned.best.changes) is (largest > 0)
+    return [answer(one) for one in asked.values()]
+
+
+@pytest.mark.parametrize("cache", [None, "100", "0", "-1"])
+def test_in_host_memory_all_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str | None) -> None:
+    store = store_of(tmp_path, on_host(made_up()))
+    if cache is not None:
+        monkeypatch.setenv("LLAMA_ARG_CACHE_RAM", cache)
+    found = [one for free in FREE for one in agrees(store, free)]
+
+    assert {(one["verdict"], one["tight"]) for one in found} == {("fits", True), ("fits", False), ("offload", False)}
+    assert all(one["host_growth_bytes"] for one in found), "checkpoints alone are not nothing"
+
+
+@pytest.mark.parametrize("asked", [NOTHING, Forced(gpu_layers=20)])
+def test_beside_a_card_all_say_the_same(tmp_path: Path, asked: Forced) -> None:
+    """A part of 200 MiB is on the host whatever is on the card; layers that spill need more."""
+    one = made_up()
+    placement = msgspec.structs.replace(one.metadata.placement, host_gb=200 / 1024)
+    store = store_of(tmp_path, with_metadata(one, placement=placement))
+    found = [
+        one
+        for host in (100 * MIB, 4 * GIB, 16 * GIB)
+        for free in (4 * GIB, 6 * GIB, 24 * GIB)
+        for one in agrees(store, free, CalibrationFilter(host_available=host, forced=asked))
+    ]
+
+    assert {(one["verdict"], one["tight"]) for one in found} == {("fits", True), ("fits", False), ("offload", False)}
+
+
+@pytest.mark.requires("quickjs")
+@pytest.mark.parametrize("cache", [None, "100"])
+def test_the_page_says_the_same_with_the_variables_that_were_recorded(tmp_path: Path, cache: str | None) -> None:
+    import quickjs
+
+    env = {} if cache is None else {"LLAMA_ARG_CTX_CHECKPOINTS": "4", "LLAMA_ARG_CACHE_RAM": cache}
+    calibration = with_settings(on_host(made_up()), env=env)
+    store = store_of(tmp_path, calibration)
+    table = planner_table(calibration, policy_of("llama-server"))
+    script = quickjs.Context()
+    script.eval((files("harness.report") / "assets" / "planner.js").read_text(encoding="utf-8"))
+    script.eval(f"const table = {msgspec.json.encode(table).decode()};")
+    seen = set()
+    for free in FREE:
+        for context in (one for one in CONTEXTS if one in table.contexts):
+            page = json.loads(script.eval(f"JSON.stringify(planner.look(table, 1, 1, {context}, {free}))"))
+            details = checked(store, context, free).details
+            assert details is not None
+            assert (page["verdict"], page["tight"], page["growth"]) == (
+                details.verdict, details.tight, details.host_growth_bytes
+            )  # fmt: skip
+            seen.add((page["verdict"], page["tight"]))
+    assert seen == {("fits", True), ("fits", False), ("offload", False)}
+    assert "LLAMA_ARG_CACHE_RAM" in (table.uncounted or "")
+
+
+def beside_each_other(count: int) -> list[Calibration]:
+    return [on_host(made_up(f"model-{index}")) for index in range(count)]
+
+
+@pytest.mark.requires("quickjs")
+def test_what_servers_that_were_started_before_may_take_counts_for_the_next(tmp_path: Path) -> None:
+    """Each of two alone leaves room for the caches of one server; both take those of two."""
+    import quickjs
+
+    calibrations = beside_each_other(2)
+    store, table = store_of(tmp_path, *calibrations), planner_table(calibrations[0], policy_of("llama-server"))
+    asked = [CheckRequest(model=one.metadata.model.name, context=8192, num_parallel=1) for one in calibrations]
+    script = quickjs.Context()
+    script.eval((files("harness.report") / "assets" / "planner.js").read_text(encoding="utf-8"))
+    script.eval(f"const table = {msgspec.json.encode(table).decode()}, one = [table, 1, 8192, 'llama-server'];")
+    seen = []
+    for gib in (8, 16, 22, 24, 26, 28):
+        answers = check(asked, store, LocalMachine(), available=(gib * GIB,)).models
+        page = json.loads(script.eval(f"JSON.stringify(planner.together([one, one], {gib * GIB}))"))
+        said = [(one.verdict, one.details.tight) for one in answers if one.details is not None]
+        assert said == [(one["verdict"], one["tight"]) for one in page]
+        groups = plan([], store, LocalMachine(), available=(gib * GIB,)).memories[0].groups
+        assert [group.tight for group in groups] == ([any(tight for _, tight in said)] if said[1][0] == "fits" else [])
+        seen.append([tight for _, tight in said])
+    assert seen == [[True, False], [False, True], [False, True], [False, True], [False, True], [False, False]]
+
+
+def test_models_whose_parts_the_host_cannot_hold_together_are_no_set(tmp_path: Path) -> None:
+    parts = []
+    for name in ("one", "two"):
+        made = made_up(name)
+        placement = msgspec.structs.replace(made.metadata.placement, host_gb=1.0)
+        parts.append(with_metadata(made, placement=placement))
+    store = store_of(tmp_path, *parts)
+    for host, sets in ((1536 * MIB, 0), (2 * GIB, 1)):
+        wanted = CalibrationFilter(host_available=host)
+        (memory,) = plan([], store, LocalMachine(), wanted=wanted, available=(24 * GIB,)).memories
+        assert len(memory.groups) == sets
+        asked = [CheckRequest(model=name, context=8192, num_parallel=1) for name in ("one", "two")]
+        assert check(asked, store, LocalMachine(), wanted=wanted, available=(24 * GIB,)).fits is (sets == 1)
