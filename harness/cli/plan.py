@@ -27,7 +27,10 @@ from harness.options import QueryOptions
 @store_option
 @command
 def cli(names: tuple[str, ...], prefer: str | None, markdown: bool, store: str | None, **given: Any) -> CommandResult:
-    """The largest context of every calibrated model that fits here, its speed, and which models fit together."""
+    """The largest context of every calibrated model that fits here, its speed, and which models fit together.
+
+    Ends with 0 whatever fits: harness check has the verdict of one context as its status.
+    """
     from harness.inventory.machine import LocalMachine
     from harness.render.capacity import plan_text
     from harness.serving.calibration_lookup import CalibrationFilter

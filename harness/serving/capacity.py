@@ -274,6 +274,8 @@ def _row(
         largest = largest_where(calibration, lambda context: judged(context, search=False).verdict == "fits")
     verdict = msgspec.structs.replace(judged(largest, search=False), max_context=largest) if largest else first
     reason = (chosen.obstacle or verdict.reason) if verdict.verdict == "unknown" else None
+    if largest is None and verdict.verdict == "offload":
+        reason = "a shorter context may fit or not: what it takes is known as a bound alone"
     return CapacityRow(
         request=question, chosen=chosen, largest_context=largest, verdict=verdict, reason=reason,
         weights_bytes=predict(calibration, top, slots).weights_bytes,

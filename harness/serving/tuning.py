@@ -122,9 +122,7 @@ def as_started(model: str, context: int, found: Tuned) -> Assessment | None:
     Only what a start alone decides is changed: the KV cache and the context. Clients of a server send batches of their own, and
     the number of slots is what they count on.
     """
-    choice = next(
-        (one for one in found.tuning.choices if one.verdict == "fits" and _at_start(one)), None
-    )
+    choice = next((one for one in found.tuning.choices if one.verdict == "fits" and _at_start(one)), None)
     if choice is None:
         return None
     chosen = settled(found, choice)

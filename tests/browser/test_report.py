@@ -294,3 +294,15 @@ def test_the_data_can_be_read_by_other_programs(tmp_path: Path) -> None:
 
     data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
     assert data["calibrations"][0]["key"] == HOSTILE
+
+
+def test_a_model_that_fits_until_its_server_has_filled_its_caches_is_tight_and_says_why(browser: Any, tmp_path: Path) -> None:
+    shown = show(browser, tmp_path, [ReportEntry(key="llama-server/first", calibration=base("first", target="host"))])
+    verdict = "#planner tbody tr:first-child .verdict"
+    assert shown.text(verdict) == "fits"
+    shown.tab.fill("#host", "8")
+    assert shown.text(verdict) == "fits, tight"
+    left = 8 * GIB - (judge(base("first", target="host"), 8192, 1, (8 * GIB,)).required_bytes or 0)
+    said = shown.text("#together")
+    assert "LLAMA_ARG_CTX_CHECKPOINTS) may take up to " in said
+    assert f"more of host memory: only {format_size(left, 1)} are left" in said

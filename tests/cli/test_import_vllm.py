@@ -338,3 +338,38 @@ def test_the_page_answers_as_check_does_where_the_cache_is_a_bound(bounded: Path
             words.add(page["verdict"])
             assert not (page["verdict"] == "unknown" and page["short"])
     assert words == {"fits", "offload", "unknown"}
+
+
+@pytest.mark.requires("quickjs")
+def test_the_largest_context_of_the_page_is_none_that_only_may_fit(bounded: Path) -> None:
+    """Not known where none fits and some may; else one that check says fits, and no larger one does."""
+    import quickjs
+
+    (path,) = bounded.rglob("*.yaml")
+    calibration = Store(bounded).read(path)
+    rules, script = policy_of("vllm"), quickjs.Context()
+    table = planner_table(calibration, rules)
+    script.eval("Array.prototype.at ??= function (at) { return this[at < 0 ? this.length + at : at]; };")
+    script.eval((files("harness.report") / "assets" / "planner.js").read_text(encoding="utf-8"))
+    script.eval(f"const table = {msgspec.json.encode(table).decode()};")
+    seen = set()
+    for free in range(10 * GIB, 24 * GIB, GIB // 8):
+        largest = json.loads(script.eval(f"JSON.stringify(planner.largest(table, 1, 1, {free}))"))
+        words = {context: judge(calibration, context, 1, (free,), rules).verdict for context in table.contexts}
+        fitting = [context for context, word in words.items() if word == "fits"]
+        may = "unknown" in words.values()
+        assert largest == (max(fitting) if fitting else None if may else 0), (free, words)
+        seen.add(largest)
+    assert seen == {0, None, 8192}
+
+
+def test_plan_ends_with_zero_and_says_what_is_not_known_and_why(bounded: Path) -> None:
+    """Where check ends with 4: its answer is a table, and the row says what is a bound."""
+    free = may_fit(bounded)
+    for context, why in (("2048", "2,048 tokens take at most the 3,235.0 MiB"), ("8192", "a shorter context may fit or not")):
+        asked = ["plan", f"acme/Tern-8B@{context}", "--available", free, "--store", str(bounded)]
+        planned = CliRunner().invoke(cli, asked)
+        assert planned.exit_code == 0
+        assert f"not known for acme/Tern-8B: {why}" in " ".join(planned.output.split())
+        (memory,) = json.loads(CliRunner().invoke(cli, [*asked, "--json"]).stdout)["data"]["memories"]
+        assert [(row["largest_context"], row["at_most"]) for row in memory["models"]] == [(None, context == "2048")]
