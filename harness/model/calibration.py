@@ -199,13 +199,15 @@ class KvBlocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """vLLM's KV cache: blocks of ``size`` tokens that take ``bytes`` on each GPU.
 
     A sequence takes ``fixed`` blocks whatever its length (window and recurrent state), and ``per_block`` for each ``size``
-    tokens that it has begun: one, or one for each group of layers of a hybrid model.
+    tokens that it has begun: one, or one for each group of layers of a hybrid model. With ``bound`` no log named the blocks:
+    a sequence takes at most that.
     """
 
     size: Tokens
     bytes: Annotated[int, msgspec.Meta(ge=1, le=1 << 50)]
     per_block: Count = 1
     fixed: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 0
+    bound: bool = False
 
     def of_sequence(self, context: int) -> int:
         """Blocks of one sequence of ``context`` tokens."""
@@ -240,6 +242,11 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Whether vLLM's KV cache is known for sequences of one length alone, which bounds that of shorter ones."""
         blocks = self.kv_blocks
         return blocks is not None and blocks.fixed > 0 and blocks.size >= self.quality.valid_to
+
+    @property
+    def bounded(self) -> bool:
+        """Whether vLLM's KV cache is known as a bound, below the full length."""
+        return self.of_one_length or (self.kv_blocks is not None and self.kv_blocks.bound)
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -303,6 +310,8 @@ def to_document(calibration: Calibration) -> dict[str, Any]:
     ):
         if section[key] is None:
             del section[key]  # only vLLM has them, or a calibration from a header
+    if metadata.get("kv_blocks", {}).get("bound") is False:
+        del metadata["kv_blocks"]["bound"]
     if metadata["model"]["stored_digest"] is None:
         del metadata["model"]["stored_digest"]
     if not metadata["engine"]["named"]:

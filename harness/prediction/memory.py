@@ -67,8 +67,8 @@ def beyond_range(calibration: Calibration, context: int) -> str | None:
 
 def is_bound(calibration: Calibration, context: int) -> bool:
     """Whether memory at ``context`` tokens per slot is known as a bound alone: the model takes at most that."""
-    blocks = calibration.metadata.kv_blocks
-    return blocks is not None and calibration.metadata.of_one_length and context < blocks.size
+    metadata, blocks = calibration.metadata, calibration.metadata.kv_blocks
+    return blocks is not None and metadata.bounded and context < (metadata.quality.valid_to if blocks.bound else blocks.size)
 
 
 def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, num_batch: int | None = None) -> Prediction:
@@ -132,7 +132,8 @@ def predict(calibration: Calibration, context: int, num_parallel: int = 1, *, nu
         warnings.append(f"context {context:,} is below the physical batch of {band.num_batch:,}: an upper bound")
     at_most = is_bound(calibration, context)
     if blocks is not None and at_most:
-        warnings.append(f"an upper bound: the log says what a sequence of {blocks.size:,} tokens takes, and not of fewer")
+        full = metadata.quality.valid_to if blocks.bound else blocks.size
+        warnings.append(f"an upper bound: the log says what a sequence of {full:,} tokens takes, and not of fewer")
     if weights is None:
         warnings.append(PARTS_UNKNOWN)
     elif overhead is None:

@@ -43,13 +43,14 @@ def _facts(calibration: Calibration) -> Iterator[tuple[str, str]]:
         most = format_size(blocks.of_sequence(blocks.size) * blocks.bytes)
         yield "KV cache", f"{most} at most for a sequence of up to {blocks.size:,} tokens"
     else:
-        yield "KV cache", format_slope(constants.kv_cache_gb_per_10k)
+        with_fixed = " beside the fixed cache, at most" if metadata.bounded else ""
+        yield "KV cache", format_slope(constants.kv_cache_gb_per_10k) + with_fixed
     yield "compute", format_slope(constants.compute_gb_per_10k)
     yield "valid to", f"{quality.valid_to:,} tokens"
     yield "model", " · ".join(str(part) for part in (model.name, model.architecture, model.quantization) if part)
     yield "engine", f"{calibration.engine} {metadata.engine.version or '(version unknown)'} on {devices_of(calibration)}"
     yield "settings", _settings(calibration)
-    if blocks is not None and not metadata.of_one_length:
+    if blocks is not None and not metadata.bounded:
         fixed = f" and {blocks.fixed} per sequence" if blocks.fixed else ""
         yield "KV blocks", f"{format_size(blocks.bytes)} for {blocks.size} tokens × {blocks.per_block}{fixed}"
     if metadata.weights == "header":
@@ -75,7 +76,7 @@ def _base(calibration: Calibration) -> str:
 
 def at_most(calibration: Calibration) -> str:
     """What stands before constants that are bounds."""
-    return "at most " if calibration.metadata.of_one_length else ""
+    return "at most " if calibration.metadata.bounded else ""
 
 
 def _settings(calibration: Calibration) -> str:

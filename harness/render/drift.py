@@ -69,7 +69,7 @@ def effects_of(pair: Pair) -> list[str]:
     """What a drift means, one line each."""
     if pair.drift is None or pair.new is None:
         return []
-    bounds = [name for name, one in (("old", pair.old), ("new", pair.new)) if one is not None and one.metadata.of_one_length]
+    bounds = [name for name, one in (("old", pair.old), ("new", pair.new)) if one is not None and one.metadata.bounded]
     said = [f"base and KV cache of the {' and the '.join(bounds)} calibration are bounds: at most these"] if bounds else []
     return [*sentences(pair.drift.effects, pair.new.metadata.machine.target), *said]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,64 @@ def test_a_model_with_windows_is_never_said_to_fit_where_it_does_not(tmp_path: P
             assert code != 3 or free <= base + 1.06 * whole * context / LENGTH + GIB, (context, free)
     assert {(2048, 0), (2048, 3), (2048, 4), (LENGTH, 0), (LENGTH, 3)} <= codes
     assert (LENGTH, 4) not in codes
+
+
+#: Blocks of a sequence of ``context`` tokens, by what the layers of a model keep of them.
+KEPT: dict[str, Callable[[int], int]] = {
+    "every token": lambda context: -(-context // 16),
+    "windows": of_sequence,
+    "states": lambda context: -(-context // 16) + 40,
+    "small states": lambda context: -(-context // 16) + 1,
+    "windows alone": lambda context: min(-(-context // 16), WINDOW_BLOCKS),
+}
+
+
+def made_of_two(tmp_path: Path, kept: str, version: str, lengths: tuple[int, int], cache: float = 3.97) -> Calibration:
+    """The calibration of two starts that differ in their length, as their INFO logs describe them."""
+    paths = []
+    for length in lengths:
+        number = int(cache * GIB) // PAGE
+        times = number / KEPT[kept](length)
+        arguments = f"'max_model_len': {length}, 'gpu_memory_utilization': 0.7, 'max_num_seqs': 4"
+        text = log(version, int(times * length), times, available=cache, arguments=arguments, context=length)
+        paths.append(tmp_path / f"{length}.log")
+        paths[-1].write_text(text, encoding="utf-8")
+    store = ("--gpu-memory", "24564MiB", "--store", str(tmp_path / "store"), "--json")
+    result = CliRunner().invoke(cli, ["import", *map(str, paths), *store])
+    assert result.exit_code == 0, result.output
+    return Store(tmp_path / "store").read(Path(json.loads(result.stdout)["data"]["artifact"]))
+
+
+@pytest.mark.parametrize("lengths", [(2048, 8192), (8192, 2048), (4096, 32768), (1000, 8000), (8192, 12288)])
+@pytest.mark.parametrize("kept", KEPT)
+def test_two_logs_of_different_length_bound_every_length_from_above(
+    tmp_path: Path, kept: str, lengths: tuple[int, int]
+) -> None:
+    """A window may end between them, so that no line through both is exact."""
+    calibration = made_of_two(tmp_path, kept, "0.25.1", lengths)
+    blocks, full = calibration.metadata.kv_blocks, max(lengths)
+    assert blocks is not None
+    assert calibration.metadata.bounded
+    for context in (1, 16, 512, 1000, 2048, 3000, 4096, 6000, 8192, 12000, full):
+        if context <= full:
+            assert blocks.of_sequence(context) * blocks.bytes >= KEPT[kept](context) * PAGE, context
+    assert blocks.of_sequence(full) * blocks.bytes <= 1.06 * KEPT[kept](full) * PAGE
+    (note,) = (one for one in calibration.metadata.quality.notes if "how the KV cache" in one)
+    assert kept == "small states" or ("take their share" in note) is (kept == "every token"), note
+    assert ("do not show that it grows with the tokens alone" in note) is ("take their share" not in note), note
+
+
+@pytest.mark.parametrize("version", ["0.25.1", "0.18.0"])
+def test_where_every_token_is_kept_two_logs_are_exact_but_for_their_rounding(tmp_path: Path, version: str) -> None:
+    calibration = made_of_two(tmp_path, "every token", version, (2048, 8192), cache=6.97)
+    blocks = calibration.metadata.kv_blocks
+    assert blocks is not None
+    for context in (512, 2048, 4096, 8192):
+        taken = blocks.of_sequence(context) * blocks.bytes
+        assert taken <= (KEPT["every token"](context + 256) + 0.012 * KEPT["every token"](8192)) * PAGE, context
+    base = from_gib(calibration.constants.base_vram_gb - (calibration.metadata.breakdown_gb.fixed_cache or 0.0))
+    codes = [check(tmp_path, 2048, base + share * GIB // 8) for share in (8, 7, 1)]
+    assert codes == [0, 0, 3], "one log of 8,192 tokens says 4 where 2,048 take a quarter of it"
 
 
 def test_a_block_size_that_was_asked_for_does_not_make_a_model_with_windows_dense(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from harness.engines.vllm.blocks import LINE_ABOVE
 from harness.engines.vllm.releases import GRAPHS_IN_BUDGET, KV_BYTES
 from harness.errors import OffloadLikelyError, UnknownVerdictError
 from harness.model.calibration import Calibration, KvBlocks
@@ -68,7 +69,7 @@ class _Card(msgspec.Struct, frozen=True):
 class Sizing(msgspec.Struct, frozen=True, kw_only=True):
     """What a number of sequences needs on each GPU; bytes. ``short_bytes`` is what is missing there, 0 if it fits.
 
-    ``one_length``: what a sequence takes is known for one length alone, and is a bound for shorter ones.
+    ``bounded``: what a sequence takes is known as a bound below the full length.
     """
 
     vllm: VllmSettings
@@ -81,7 +82,7 @@ class Sizing(msgspec.Struct, frozen=True, kw_only=True):
     margin_bytes: int
     short_bytes: int
     max_context: int
-    one_length: bool
+    bounded: bool
 
 
 def mismatches(calibration: Calibration, wanted: Deployment) -> list[str]:
@@ -165,11 +166,13 @@ def size(calibration: Calibration, context: int, concurrency: int, available: tu
     needed = concurrency * blocks.of_sequence(context) + NULL_BLOCKS
     spare = _spare(blocks, needed)
     kv = (needed + spare) * blocks.bytes
-    room, bound = card.room(), calibration.metadata.of_one_length
-    if is_bound(calibration, context) and kv > room >= kv * context // blocks.size:
+    room = card.room()
+    if is_bound(calibration, context) and kv > room >= _least(calibration, blocks, context, concurrency):
+        most = f"{format_size(kv)} of KV cache"
+        if calibration.metadata.of_one_length:
+            most = f"the {most} of {blocks.size:,}"
         raise UnknownVerdictError(
-            f"{context:,} tokens take at most the {format_size(kv)} of KV cache of {blocks.size:,}, which do not fit, and the "
-            "log does not say how much less",
+            f"{context:,} tokens take at most {most}, which do not fit, and the log does not say how much less",
             hint="import a log with VLLM_LOGGING_LEVEL=DEBUG, or of a start with this length",
             code="may-fit",
         )
@@ -184,7 +187,7 @@ def size(calibration: Calibration, context: int, concurrency: int, available: tu
         margin_bytes=card.margin if card.by_bytes else JITTER,
         short_bytes=max(kv - room, 0),
         max_context=_largest(calibration, blocks, concurrency, card),
-        one_length=bound,
+        bounded=calibration.metadata.bounded,
     )
 
 
@@ -234,6 +237,14 @@ def _card(calibration: Calibration, vllm: VllmSettings, available: tuple[int, ..
         by_bytes=by_bytes,
         graphs_on_top=not at_least(version, GRAPHS_IN_BUDGET),
     )
+
+
+def _least(calibration: Calibration, blocks: KvBlocks, context: int, concurrency: int) -> int:
+    """What sequences take at least where their cache is known as a bound: their share of the full length; bytes."""
+    full = calibration.metadata.quality.valid_to
+    needed = concurrency * blocks.of_sequence(full) + NULL_BLOCKS
+    share = (needed + _spare(blocks, needed)) * blocks.bytes * context // full
+    return round(share / (1 + LINE_ABOVE) / (1 + HYBRID_SPARE)) if blocks.bound else share
 
 
 def _spare(blocks: KvBlocks, needed: int) -> int:

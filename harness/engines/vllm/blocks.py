@@ -26,6 +26,9 @@ ROUNDING: Final = GIB // 200
 _GRAIN: Final = 512
 #: Tokens of a block where no log names them, largest first (vllm/config, ``BlockSize``).
 _BLOCK_SIZES: Final = (256, 128, 64, 32, 16)
+#: By so much more a line may say that the full length takes: for the rounding of two logs, and with whole blocks.
+_ROUNDED: Final = 0.02
+LINE_ABOVE: Final = 0.1
 
 
 class VllmStart(msgspec.Struct, frozen=True):
@@ -79,6 +82,17 @@ class VllmStart(msgspec.Struct, frozen=True):
         least = tokens / self.context if exact else times - 0.005
         slack = 0 if self.load.request.kv_cache_bytes is not None else ROUNDING
         return math.ceil((cache + slack) / least) if least > 0 else None
+
+    @property
+    def least_of_sequence(self) -> int | None:
+        """What it takes at least: the cache, less a block that may be begun, over the most that the concurrency can be."""
+        tokens, times, cache, most = self.facts.kv_tokens, self.facts.max_concurrency, self.available, self.most_of_sequence
+        if not tokens or not times or cache is None or most is None:
+            return None
+        exact = at_least(self.facts.version, TOKENS_BY_CONCURRENCY)
+        slack = 0 if self.load.request.kv_cache_bytes is not None else ROUNDING
+        block = -(-most // _parts(self))
+        return math.floor((cache - slack - block) / ((tokens + 1) / self.context if exact else times + 0.005))
 
     @property
     def number(self) -> int | None:
@@ -173,13 +187,18 @@ def fit_blocks(starts: Sequence[VllmStart], *, whole: bool = False) -> KvBlocks:
     return KvBlocks(size=size, bytes=cost, per_block=int(per_block), fixed=int(fixed))
 
 
+def _parts(start: VllmStart) -> int:
+    """Blocks that a sequence of the full length has at least: one for every 256 tokens, or of the size that the log names."""
+    return max(-(-start.context // (start.block_size or _BLOCK_SIZES[0])), 2)
+
+
 def _whole_sequences(starts: Sequence[VllmStart]) -> KvBlocks:
     """A cache that is known by sequences of the full length alone: a shorter one takes at most as much.
 
-    Its parts are no smaller than a block of the engine, which takes one more than its sequences need: a sequence has a block at
-    least for every 256 tokens, or for every block of the size that the log names.
+    Its parts are no smaller than a block of the engine, which takes one more than its sequences need. Another length shows
+    whether both take their share.
     """
-    start = max(starts, key=lambda one: one.context)
+    start, shorter = max(starts, key=lambda one: one.context), min(starts, key=lambda one: one.context)
     most, tokens = start.most_of_sequence, start.facts.kv_tokens
     if most is None or tokens is None:
         raise UntrustedError("the concurrency that would tell blocks per sequence was not said", code="no-blocks")
@@ -189,8 +208,35 @@ def _whole_sequences(starts: Sequence[VllmStart]) -> KvBlocks:
             "not name",
             code="no-blocks",
         )
-    parts = max(-(-start.context // (start.block_size or _BLOCK_SIZES[0])), 2)
+    if (line := _line_above(shorter, start)) is not None:
+        return line
+    parts = _parts(start)
     return KvBlocks(size=start.context, bytes=-(-most // parts), fixed=parts - 1)
+
+
+def _line_above(short: VllmStart, long: VllmStart) -> KvBlocks | None:
+    """A straight line above what every length up to ``long`` takes, where it is what ``long`` takes there; else ``None``.
+
+    What a sequence takes is concave in its length, and not below zero without tokens: layers keep every token, or those of a
+    window, or a state (vllm/v1/kv_cache_interface.py, ``max_memory_usage_bytes``). So two lengths give no exact growth: between
+    them a window may end, and their chord says too little. Below ``short`` the chord continued is above it; from there on the
+    share that ``short`` takes is, and what ``long`` takes. One line is above all three. Where every layer keeps every token
+    they meet but for the log's rounding; with windows or states the line is far above ``long`` at its own length.
+    """
+    below, above, most = short.most_of_sequence, long.least_of_sequence, long.most_of_sequence
+    if below is None or above is None or most is None or short.context == long.context:
+        return None
+    step = max(_BLOCK_SIZES[0], short.block_size or 0, long.block_size or 0)
+    whole = -(-long.context // step) * step  # it takes whole blocks, which are no larger
+    slope = min((above - below) / (whole - short.context), below / short.context)
+    if slope <= 0:
+        return None
+    fixed = max(most - slope * short.context * most / below, 0.0)
+    if fixed + slope * long.context > (1 + _ROUNDED) * most:
+        return None
+    cost = math.ceil(slope * step)
+    line = KvBlocks(size=step, bytes=cost, fixed=math.ceil(fixed / cost), bound=True)
+    return line if line.of_sequence(long.context) * cost <= (1 + LINE_ABOVE) * most else None
 
 
 def left_out(starts: Sequence[VllmStart]) -> float | None:

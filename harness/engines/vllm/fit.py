@@ -93,7 +93,7 @@ def fit_vllm(record: Record) -> Calibration:
         )
     main = max(sized, key=lambda start: start.context)
     version = (main.load.reported and main.load.reported.version) or main.facts.version or record.engine.version
-    blocks = fit_blocks(starts, whole=imported)
+    blocks, lengths = fit_blocks(starts, whole=imported), {start.context for start in starts}
     parts = [part for worker in main.facts.workers if (part := part_of(worker, main.facts, version)) is not None]
     beside = [found for start in starts if (found := _beside(start, blocks, record)) is not None]
     if imported and not parts and beside:
@@ -114,10 +114,16 @@ def fit_vllm(record: Record) -> Calibration:
     if error is not None and error > MAX_ERROR:
         raise UntrustedError(f"a start left out is predicted with an error of {error:.2%} in its blocks", code="not-a-line")
     notes += part_notes + _meter_notes(starts, part, blocks, record)
-    if blocks.size != main.block_size:
+    if blocks.bound:
+        notes.append(
+            f"the logs do not say how the KV cache grows: {min(lengths):,} and {max(lengths):,} tokens take their share of it, "
+            "so fewer take at most theirs, 256 tokens and the rounding of the logs more"
+        )
+    elif blocks.size != main.block_size:
         notes.append(
             f"the log does not say how the KV cache of one sequence grows: one of up to {blocks.size:,} tokens is bounded by "
-            "what the full length takes (a log with VLLM_LOGGING_LEVEL=DEBUG names the blocks, and is exact)"
+            "what the full length takes (a log with VLLM_LOGGING_LEVEL=DEBUG names the blocks, and is exact"
+            f"{_other_length(lengths)})"
         )
     if error is None:
         notes.append("max_error was not measured: it needs a second start by bytes")
@@ -176,6 +182,13 @@ def _breakdown(part: _Part, parts: Sequence[_Part], blocks: KvBlocks, record: Re
     ), notes
 
 
+def _other_length(lengths: set[int]) -> str:
+    """What logs of one length, or of several, say more of the growth."""
+    if len(lengths) == 1:
+        return "; where no layer has a window or a state, a second log of another length narrows it to the logs' rounding"
+    return f"; {min(lengths):,} and {max(lengths):,} tokens do not show that it grows with the tokens alone"
+
+
 def _beside(start: VllmStart, blocks: KvBlocks, record: Record) -> float | None:
     """What the meter saw beside the KV cache, on each GPU; ``None`` where it saw nothing."""
     total = _plateau(start, record)
@@ -186,7 +199,7 @@ def _beside(start: VllmStart, blocks: KvBlocks, record: Record) -> float | None:
 
 def _cache(start: VllmStart, blocks: KvBlocks) -> int | None:
     """The KV cache of a start on each GPU, bytes: its blocks, else what the log says."""
-    by_blocks = start.number is not None and blocks.size == start.block_size
+    by_blocks = start.number is not None and blocks.size == start.block_size and not blocks.bound
     return (start.number or 0) * blocks.bytes if by_blocks else start.available
 
 

@@ -65,7 +65,7 @@ class VllmPolicy(Policy):
             reserve_bytes=sizing.margin_bytes,
             available_bytes=sizing.card.free,
             short_bytes=sizing.short_bytes,
-            max_context=sizing.max_context or (None if sizing.one_length else 0),
+            max_context=sizing.max_context or (None if sizing.bounded else 0),
         )
 
     def settings(self, source: Source, options: Options, num_batch: int | None) -> VllmSettings:
