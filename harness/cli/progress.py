@@ -160,7 +160,7 @@ def curve(sizes: list[int], peak: int) -> str:
 def _line_so_far(found: dict[int, int]) -> str:
     if len(found) < 2:
         return ""
-    from harness.fit.batch_fit import fit_line
+    from harness.fit.lines import fit_line
 
     line = fit_line([(float(context), float(total)) for context, total in found.items()])
     return f"= {format_size(line.start)} + {line.slope / KIB:.3f} KiB/token"

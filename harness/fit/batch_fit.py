@@ -6,14 +6,15 @@ What grows with the context was measured on llama.cpp b10434 (``make bench-accur
 * a sliding window's cache: bytes per cell up to ``pad(window + batch)`` cells, then constant;
 * recurrent state: constant;
 * compute buffers: ``2*u`` bytes a token and mask with flash attention, ``4*u`` without (the mask, F16 or F32), and without
-  flash attention ``4*heads*u`` more (the scores). A sliding window has a mask of its own, as long as its cache.
+  flash attention ``4*heads*u`` more (the scores). A sliding window has a mask of its own, as long as its cache. Where they are
+  known to leave that line, an engine's plans of them are what counts (:mod:`harness.fit.knots`).
 
 So every line is exact while the batch, the slots, flash attention and the type of the cache stay the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
 from typing import Final
@@ -22,11 +23,11 @@ import msgspec
 
 from harness.errors import UntrustedError
 from harness.fit.growth import with_growth
+from harness.fit.knots import Knot, Piece, pieces
+from harness.fit.lines import ROUNDING, Line, fit_line
 from harness.fit.observations import Point
 from harness.units import CELL_PADDING, MIB, TOKENS_PER_UNIT
 
-#: Rounding of a figure in the log is 0.005 MiB; sums of a few stay below this.
-ROUNDING: Final = 0.03 * MIB
 #: Compute buffers further than this from their line, or than this share of all memory, bend.
 BEND: Final = 0.1 * MIB
 BEND_SHARE: Final = 1e-4
@@ -34,17 +35,6 @@ BEND_SHARE: Final = 1e-4
 LAW_TOLERANCE: Final = 0.02
 #: A bend needs two loads on each side.
 _BEND_POINTS: Final = 4
-
-
-class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """``start + slope * context``; bytes, and bytes per token of one slot."""
-
-    start: float
-    slope: float
-
-    def at(self, context: float) -> float:
-        """The value at ``context`` tokens per slot."""
-        return self.start + self.slope * context
 
 
 class Caches(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,13 +48,15 @@ class Caches(msgspec.Struct, frozen=True, kw_only=True):
 class Segment(msgspec.Struct, frozen=True, kw_only=True):
     """A stretch of contexts, up to ``up_to`` (``None``: no end known), where everything is one line; bytes of one slot.
 
-    ``beside`` is the engine's bookkeeping of the cells, on the host beside its log.
+    ``beside`` is the engine's bookkeeping of the cells, on the host beside its log. ``doubt`` is how far compute that an engine
+    has planned may be off its line, bytes.
     """
 
     up_to: int | None
     cache: Line
     compute: Line
     beside: Line
+    doubt: float | None = None
 
 
 class BatchFit(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +65,8 @@ class BatchFit(msgspec.Struct, frozen=True, kw_only=True):
     ``window_cells`` is the full size of the window cache, ``None`` without one or where no load reached it.
     ``compute_below`` is what compute takes more where the window is not full. ``placed`` means that the slope came from
     another batch, by the law of growth. ``growth`` is what the overhead grows by, bytes per token; ``cell_bytes`` what the
-    bookkeeping takes for a cell of one of the ``growing_caches``, or of the window's, of each of ``slots``.
+    bookkeeping takes for a cell of one of the ``growing_caches``, or of the window's, of each of ``slots``. ``planned`` is all
+    of compute as an engine has planned it, in place of what was fitted.
     """
 
     num_batch: int | None
@@ -90,6 +83,7 @@ class BatchFit(msgspec.Struct, frozen=True, kw_only=True):
     cell_bytes: int = 0
     growing_caches: float = 1.0
     slots: int = 1
+    planned: tuple[Piece, ...] = ()
 
     def total(self, context: int, parallel: int = 1) -> float:
         """Memory at ``context`` tokens per slot and ``parallel`` slots."""
@@ -100,26 +94,38 @@ class BatchFit(msgspec.Struct, frozen=True, kw_only=True):
 
     def segments(self) -> tuple[Segment, ...]:
         """The lines, ascending; the last one has no end."""
-        caches, cells = self.caches, self.window_cells
+        cells, grows = self.window_cells, bool(self.caches.window_per_cell)
         found: list[Segment] = []
-        growing = caches.growing
-        kept = self.cell_bytes * self.growing_caches
-        if caches.window_per_cell:
-            cache = Line(start=growing.start + caches.recurrent, slope=growing.slope + caches.window_per_cell)
+        if self.planned:
+            ends = {piece.end for piece in self.planned} | {cells or self.planned[0].end}
+            for end in sorted(end for end in ends if end <= self.planned[-1].end):
+                piece = next(piece for piece in self.planned if end <= piece.end)
+                found.append(self._segment(end, piece.line, filling=grows and end <= (cells or end), doubt=piece.doubt))
+            return (*found[:-1], msgspec.structs.replace(found[-1], up_to=None))
+        if grows:
             lowest = self.compute[0]
             compute = Line(start=lowest.start + self.compute_below, slope=lowest.slope + self.mask)
-            beside = Line(start=0.0, slope=kept + self.cell_bytes)
-            found.append(Segment(up_to=cells, cache=cache, compute=compute, beside=beside))
-        if cells is not None or not caches.window_per_cell:
-            fixed = caches.recurrent + caches.window_per_cell * (cells or 0)
-            cache = Line(start=growing.start + fixed, slope=growing.slope)
-            beside = Line(start=float(self.cell_bytes * (cells or 0)), slope=kept)
+            found.append(self._segment(cells, compute, filling=True))
+        if cells is not None or not grows:
             for index, line in enumerate(self.compute):
                 following = self.compute[index + 1] if index + 1 < len(self.compute) else None
                 compute = Line(start=line.start + self.mask * (cells or 0), slope=line.slope)
-                end = None if following is None else _crossing(line, following)
-                found.append(Segment(up_to=end, cache=cache, compute=compute, beside=beside))
+                found.append(self._segment(None if following is None else _crossing(line, following), compute))
         return tuple(found)
+
+    def _segment(self, up_to: int | None, compute: Line, *, filling: bool = False, doubt: float | None = None) -> Segment:
+        """``filling``: the window's cache still grows with the context."""
+        caches, cells = self.caches, 0 if filling else self.window_cells or 0
+        return Segment(
+            up_to=up_to,
+            cache=Line(
+                start=caches.growing.start + caches.recurrent + caches.window_per_cell * cells,
+                slope=caches.growing.slope + (caches.window_per_cell if filling else 0.0),
+            ),
+            compute=compute,
+            beside=Line(start=float(self.cell_bytes * cells), slope=self.cell_bytes * (self.growing_caches + filling)),
+            doubt=doubt,
+        )
 
 
 def _crossing(low: Line, high: Line) -> int:
@@ -127,10 +133,13 @@ def _crossing(low: Line, high: Line) -> int:
     return int((low.start - high.start) / (high.slope - low.slope)) // CELL_PADDING * CELL_PADDING
 
 
-def fit_batches(points: Sequence[Point], *, by_law: bool = False) -> list[BatchFit]:
+def fit_batches(
+    points: Sequence[Point], *, by_law: bool = False, buffers: Mapping[int | None, Sequence[Knot]] | None = None
+) -> list[BatchFit]:
     """One fit per physical batch, ascending; the batch with the most contexts is the reference of the others.
 
-    ``by_law`` lets a single load with flash attention stand: its compute grows by one mask a token, as on every model measured.
+    ``buffers`` is what an engine has planned of compute buffers, by batch. ``by_law`` lets a single load with flash attention
+    stand: its compute grows by one mask a token, as on every model measured.
 
     Raises:
         UntrustedError: no batch was loaded at two contexts.
@@ -144,7 +153,16 @@ def fit_batches(points: Sequence[Point], *, by_law: bool = False) -> list[BatchF
     fits = [reference if batch == main else _fit_batch(group, caches, reference) for batch, group in groups.items()]
     loaded = [fitted for fitted in fits if any(point.below_window for point in fitted.points)]
     fits = [_with_step(fitted, loaded[0]) if loaded and fitted not in loaded else fitted for fitted in fits]
+    fits = [_with_plans(fitted, (buffers or {}).get(fitted.num_batch, ())) for fitted in fits]
     return sorted(fits, key=lambda fitted: fitted.num_batch or 0)
+
+
+def _with_plans(fitted: BatchFit, plans: Sequence[Knot]) -> BatchFit:
+    """A batch with its compute as planned, and as the loads had it; not where a line would begin below nothing."""
+    made = {point.context: point.compute for point in fitted.points}
+    planned = pieces(list((dict(plans) | made).items())) if plans else ()
+    steep = any(fitted.weights + (fitted.overhead or 0.0) + piece.line.start < 0 for piece in planned)
+    return fitted if steep else msgspec.structs.replace(fitted, planned=planned)
 
 
 def _with_step(fitted: BatchFit, loaded: BatchFit) -> BatchFit:
@@ -174,17 +192,6 @@ def _growing(values: Sequence[tuple[float, float]], rounding: float) -> Line:
     if all(abs(y - slope * x) <= rounding for x, y in values) or len({x for x, _ in values}) == 1:
         return Line(start=0.0, slope=slope if slope * TOKENS_PER_UNIT > ROUNDING else 0.0)
     return fit_line(values)
-
-
-def fit_line(values: Sequence[tuple[float, float]]) -> Line:
-    """Least squares through at least two different contexts; a slope that rounding alone could have made is none."""
-    mean_x, mean_y = fmean(x for x, _ in values), fmean(y for _, y in values)
-    spread = sum((x - mean_x) ** 2 for x, _ in values)
-    slope = sum((x - mean_x) * (y - mean_y) for x, y in values) / spread
-    reach = max(x for x, _ in values) - min(x for x, _ in values)
-    if abs(slope) * reach <= ROUNDING:
-        slope = 0.0
-    return Line(start=mean_y - slope * mean_x, slope=slope)
 
 
 def mask_bytes(point: Point) -> float:
@@ -276,7 +283,9 @@ def _straight(line: Line, values: Sequence[tuple[float, float]], allowed: float)
 
 
 def bends(fitted: BatchFit) -> bool:
-    """Whether the compute buffers of a batch lie on no straight line."""
+    """Whether the compute buffers of a batch lie on no straight line, and no engine has planned where they do."""
+    if fitted.planned:
+        return False
     values = [(float(p.context), p.compute) for p in fitted.points if not p.below_window]
     if len({x for x, _ in values}) < 3 or len(fitted.compute) > 1:
         return len(fitted.compute) > 1
@@ -291,7 +300,7 @@ def curvature(fitted: BatchFit) -> float:
     known = sorted((float(p.context), p.compute) for p in fitted.points if not p.below_window)
     upper = [one for one in known if len(fitted.compute) > 1 and one[0] >= _crossing(*fitted.compute[-2:])]
     values = upper if len({x for x, _ in upper}) > 2 else known
-    if len({x for x, _ in values}) < 3:
+    if len({x for x, _ in values}) < 3 or fitted.planned:
         return 0.0
     (x1, y1), *inner, (x3, y3) = values
     slope = (y3 - y1) / (x3 - x1)
@@ -335,7 +344,7 @@ def leave_one_out(fits: Sequence[BatchFit]) -> float | None:
             others = [point for point in fitted.points if point is not left_out]
             if fitted.growth:
                 others = with_growth([_whole(point) for point in others], 0.0, sure=True)
-            again = _fit_batch(others, fit_caches(others), None)
+            again = msgspec.structs.replace(_fit_batch(others, fit_caches(others), None), planned=fitted.planned)
             if _shape(again) == _shape(fitted):
                 predicted = again.total(left_out.context, left_out.parallel)
                 errors.append(abs(predicted - left_out.total) / left_out.total)
@@ -349,6 +358,8 @@ def _whole(point: Point) -> Point:
 
 
 def _shape(fitted: BatchFit) -> tuple[int, int | None, bool]:
+    if fitted.planned:
+        return 1, fitted.window_cells, False
     return len(fitted.compute), fitted.window_cells, fitted.compute_below != 0.0
 
 

@@ -8,6 +8,7 @@ slope's two parts come from the log, which is exact to 0.005 MiB; the intercept 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from statistics import fmean
 from typing import Final
@@ -27,7 +28,7 @@ from harness.fit.batch_fit import (
     placement_doubt,
 )
 from harness.fit.load_plan import slot_limits
-from harness.fit.observations import Point, allowed_spread, points_of
+from harness.fit.observations import Point, allowed_spread, planned_buffers, points_of
 from harness.model.calibration import (
     Band,
     Breakdown,
@@ -138,6 +139,7 @@ def _band(fitted: BatchFit, segment: Segment, up_to: int) -> tuple[Band, Breakdo
         slot_overhead_gb_per_10k=gib(beside.slope * TOKENS_PER_UNIT) or None,
         curve_gb_per_10k2=gib(curvature(fitted) * TOKENS_PER_UNIT**2) or None,
         recurrent_gb=gib(fitted.caches.recurrent) or None,
+        compute_doubt_gb=None if segment.doubt is None else gib(segment.doubt),
     )
     return band, Breakdown(weights=weights, fixed_cache=fixed_cache, compute=compute, overhead=overhead)
 
@@ -171,7 +173,7 @@ def fit_record(record: Record) -> Calibration:
             code="no-points",
         )
     check_overhead(points)
-    points, fits = _on_lines(points, record.machine.meter == "import", notes)
+    points, fits = _on_lines(points, record, notes)
     # A batch that was asked for is sent at every context; only the engine's own choice has limits.
     limits = slot_limits(record.batch_limits, points[0].parallel) if record.settings.num_batch is None else ()
     ends = band_ends(fits, limits, _reach(record, fits[-1], notes))
@@ -208,19 +210,20 @@ def fit_record(record: Record) -> Calibration:
     )
 
 
-def _on_lines(points: list[Point], by_law: bool, notes: list[str]) -> tuple[list[Point], list[BatchFit]]:
+def _on_lines(points: list[Point], record: Record, notes: list[str]) -> tuple[list[Point], list[BatchFit]]:
     """The fits, without a batch's smallest load where that alone is off the line of three others, and below it.
 
     A context as small as the batch takes less than the line says (f32 caches with flash attention, embedded b11549: 4 MiB of
     175 at 512 tokens), so the line is an upper bound there. A load above the line stays, and refuses the run.
     """
-    fits = fit_batches(points, by_law=by_law)
+    fit = partial(fit_batches, by_law=record.machine.meter == "import", buffers=planned_buffers(record))
+    fits = fit(points)
     if (leave_one_out(fits) or 0.0) <= MAX_ERROR:
         return points, fits
     main = max(fits, key=lambda fitted: len(fitted.points))
     smallest = min(main.points, key=lambda point: point.context)
     others = [point for point in points if point is not smallest]
-    again = fit_batches(others, by_law=by_law) if len(main.points) > 3 else []
+    again = fit(others) if len(main.points) > 3 else []
     line = next((fitted for fitted in again if fitted.num_batch == main.num_batch), None)
     over = 0.0 if line is None else line.total(smallest.context, smallest.parallel) - smallest.total
     if over <= 0 or (leave_one_out(again) or 0.0) > MAX_ERROR:
@@ -260,6 +263,8 @@ def _reach(record: Record, last: BatchFit, notes: list[str]) -> int:
     reach = record.model.train_context or measured
     if last.caches.window_per_cell and last.window_cells is None:
         why = "no load reached the full size of the sliding window's cache"
+    elif last.planned:
+        return reach
     elif last.points[0].flash_attention == "disabled" and record.model.architecture in LATENT_ATTENTION:
         why = "without flash attention the compute buffers of latent attention step at a context that depends on the batch"
     elif bends(last) and len(last.compute) == 1:
@@ -333,6 +338,13 @@ def _doubts(fits: Sequence[BatchFit]) -> list[str]:
         confirmed = "confirmed" if any(confirms_law(fitted) for fitted in fits) else "not confirmed"
         notes.append(f"batch {extrapolated}: placed by one load and the law of compute growth, {confirmed} by the other batch")
     for fitted in fits:
+        if fitted.planned:
+            end = fitted.planned[-1].end
+            notes.append(
+                f"batch {fitted.num_batch}: compute buffers up to {end:,} tokens are as the engine plans them; its plans "
+                "of the loads are exact"
+            )
+            continue
         if len(fitted.compute) > 1:
             bend = fitted.segments()[-2].up_to
             notes.append(f"batch {fitted.num_batch}: compute buffers bend at {bend:,} tokens; both lines were measured")

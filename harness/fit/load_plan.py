@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Final, NamedTuple
 
 from harness.errors import UntrustedError
-from harness.fit.batch_fit import bends, fit_batches, is_steep
+from harness.fit.batch_fit import bends, curvature, fit_batches, is_steep
 from harness.fit.observations import points_of, spill_reason, understood
 from harness.model.record import Load, LoadRequest, Record, Target
 from harness.units import CELL_PADDING
@@ -128,6 +128,17 @@ def further_loads(record: Record) -> tuple[LoadRequest, ...]:
         for context in usable[: max(room, 0)]
         if context >= floor and context not in contexts
     )
+
+
+def needs_plans(record: Record) -> bool:
+    """Whether compute buffers may leave the line of the loads: they bend, or f16 copies of an f32 cache come on top of it."""
+    try:
+        points, _ = points_of(record)
+        fits = fit_batches(points) if points else []
+    except UntrustedError:
+        return False
+    cast = any("f32" in (point.kv_cache_type or "") and point.flash_attention == "enabled" for point in points)
+    return cast or any(bends(fitted) or curvature(fitted) for fitted in fits)
 
 
 def is_point(load: Load, target: Target) -> bool:

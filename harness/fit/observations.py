@@ -9,6 +9,7 @@ import msgspec
 
 from harness.errors import UntrustedError
 from harness.fit.growth import with_bookkeeping, with_full_pools, with_growth
+from harness.fit.knots import Knot
 from harness.model.calibration import SHARED_CACHE
 from harness.model.facts import DeviceKind, LoadFacts, device_kind
 from harness.model.record import Load, Record, Target
@@ -232,6 +233,17 @@ def _point(load: Load, record: Record, made: Point | None = None) -> tuple[Point
         ),
         note,
     )
+
+
+def planned_buffers(record: Record) -> dict[int | None, list[Knot]]:
+    """What an engine has planned of compute buffers at other contexts than were loaded, by physical batch."""
+    kind: DeviceKind | None = "gpu" if record.machine.target == "gpu" else None
+    found: dict[int | None, list[Knot]] = {}
+    for load in record.loads:
+        if load.request.purpose == "buffers" and load.facts is not None:
+            compute = float(_part(load.facts, ("compute_bytes", "output_bytes"), kind))
+            found.setdefault(load.request.num_batch, []).append((load.request.context, compute))
+    return found
 
 
 def _plateau(load: Load, record: Record) -> Plateau | None:

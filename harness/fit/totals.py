@@ -13,8 +13,8 @@ import msgspec
 
 from harness.errors import UntrustedError
 from harness.fit.artifact import calibration_of
-from harness.fit.batch_fit import Line, fit_line
 from harness.fit.constants import MAX_ERROR
+from harness.fit.lines import Line, fit_line
 from harness.fit.observations import BY_LOG, allowed_spread, logged_bytes, measured_total, refuse_disturbed, understood
 from harness.model.calibration import (
     PARTS_UNKNOWN,

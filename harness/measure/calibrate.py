@@ -14,11 +14,12 @@ import msgspec
 from harness import __version__
 from harness.engines.base import Engine, Options, Source
 from harness.errors import BusyError, CannotWriteError, EngineError, UnavailableError, UntrustedError
-from harness.fit.load_plan import is_point
+from harness.fit.load_plan import is_point, needs_plans
 from harness.fit.observations import logged_bytes, refuse_disturbed
 from harness.fit.speed import with_speeds_of
 from harness.inventory.backend import Backend
 from harness.inventory.digests import cached_sha256
+from harness.measure.buffers import buffers_of, planner_of
 from harness.measure.dry_runs import measure_splits
 from harness.measure.events import Observer
 from harness.measure.interference import interference_notes, refuse_blind, refuse_unwatched
@@ -213,6 +214,7 @@ class Run:
                 self.steps += 1
                 self._open()
             self._measure(self.plan.loads)
+            self._plan_buffers()
             if dry_runs:
                 self.phase("dry runs")
             self._optional("dry runs", self._dry_runs)
@@ -231,6 +233,20 @@ class Run:
         self.session.store.write_record(record)
         self.folder.close()
         return record
+
+    def _plan_buffers(self) -> None:
+        """Have compute buffers planned where they may leave the line of the loads; plans are of host memory."""
+        record, most = self.record(), self.source.model.train_context
+        if self.machine.target != "host" or most is None or not needs_plans(record):
+            return
+        if (planner := planner_of(self.source, self.session.options)) is None:
+            return
+        self.steps += 1
+        self.phase("plan compute buffers")
+        points = [load for load in record.loads if load.request.purpose == "point" and is_point(load, "host")]
+        for batch in dict.fromkeys(load.request.num_batch for load in points):
+            for load in buffers_of([one for one in points if one.request.num_batch == batch], planner, most):
+                self._add(load)
 
     def _dry_runs(self) -> None:
         if (missing := measure_splits(self.runner, self.source, self.record(), self._add)) is not None:

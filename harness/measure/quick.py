@@ -8,7 +8,7 @@ import msgspec
 
 from harness.engines.base import Options, Source
 from harness.errors import UnavailableError, UntrustedError, UsageError
-from harness.headers.planning import Planner
+from harness.measure.buffers import planner_of
 from harness.model.facts import CacheFacts, DeviceFacts, LoadFacts
 from harness.model.planned import PlannedLoad
 from harness.model.record import Load, LoadRequest, Target
@@ -47,9 +47,8 @@ def planned_loads(
     Raises:
         UnavailableError: no engine here can plan. UntrustedError: its plan is not that of the engine that was measured.
     """
-    assert source.plan_path is not None  # noqa: S101 - check_quick has seen it
-    state = source.plan_path.stat()
-    planner = Planner(source.plan_path, f"{source.plan_path}:{state.st_size}:{state.st_mtime_ns}", options)
+    planner = planner_of(source, options)
+    assert planner is not None  # noqa: S101 - check_quick has seen it
     planner.prepare([real.request, *requests])
     before = planner.plan(real.request)
     if before is None or real.facts is None:

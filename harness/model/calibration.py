@@ -67,8 +67,8 @@ class Band(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ``overhead_gb_per_10k`` the part of ``compute_gb_per_10k`` by which it grows, absent where it is constant. Of both,
     ``slot_overhead_gb`` and ``slot_overhead_gb_per_10k`` are what each slot has: on the host, the bookkeeping of its cells.
     ``curve_gb_per_10k2`` is how far compute may leave the line beyond the loads, per product of the distances from the first
-    and the last of them, absent where the loads show a line. ``recurrent_gb`` is the part of ``fixed_cache_gb`` that is the
-    state of recurrent layers.
+    and the last, absent where they show a line; ``compute_doubt_gb`` how far where the engine has planned it there.
+    ``recurrent_gb`` is what of ``fixed_cache_gb`` is the state of recurrent layers.
     """
 
     up_to: Tokens
@@ -83,6 +83,7 @@ class Band(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     slot_overhead_gb_per_10k: SizeGb | None = None
     curve_gb_per_10k2: SizeGb | None = None
     recurrent_gb: SizeGb | None = None
+    compute_doubt_gb: SizeGb | None = None
 
 
 class MeasuredLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -20,7 +20,7 @@ RECORD_VERSION: Final = 1
 UNKNOWN_CACHE: Final = "unknown"
 
 Target = Literal["gpu", "host"]
-Purpose = Literal["point", "planned", "speed", "host-speed", "dry-run", "warm-up", "serve"]
+Purpose = Literal["point", "planned", "buffers", "speed", "host-speed", "dry-run", "warm-up", "serve"]
 #: What was there of the model: all of it, or a header and a hole as long as the weights.
 Weights = Literal["full", "header"]
 LoadOutcome = Literal["ok", "wont-fit", "spilled", "failed", "skipped"]
@@ -168,6 +168,7 @@ class HeaderSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One load of a plan. ``context`` is in tokens per slot; ``num_batch`` the physical batch, ``None`` = the engine's.
 
+    The purpose ``buffers`` is a plan of the compute buffers alone.
     ``gpu_layers`` (the output layer is one of them; ``None``: the engine's choice) and ``experts_on_host`` are for dry runs;
     on several devices these have ``split``, the layers of each, and ``without_experts``, how many of them, the last ones, leave
     their experts to the host.

@@ -168,7 +168,8 @@ def _interval(calibration: Calibration, band: Band, cells: int, total: int, num_
     grows by, or may grow by unseen, may go with them. Compute buffers hold copies of recurrent state, of each slot at most
     one (qwen3next, b11434: 5.0 MiB for three more slots of 4.7 MiB). Compute buffers that the loads show on a curve may leave
     the line with the square of the distance. With an f32 cache flash attention reads f16 copies of a layer's keys and values,
-    which are hidden below other buffers up to some context (embedded llama.cpp b11434, two models).
+    which are hidden below other buffers up to some context (embedded llama.cpp b11434, two models). Where the engine has
+    planned compute there is neither up to the end of the range: its lines are exact but for ``compute_doubt_gb``.
     A shorter context takes no more than a longer one, so that below the loads the upper end is that of the shortest. Without
     flash attention that is not so (software Vulkan: compute buffers of 64.0 MiB at 2 048 tokens and 32.5 at 8 192).
     """
@@ -195,9 +196,10 @@ def _interval(calibration: Calibration, band: Band, cells: int, total: int, num_
     grown += slots * (from_gib(band.recurrent_gb or 0.0) + round(copied * cells))
     away_from = (cells - low) * (cells - high) if away else 0
     curve = from_gib((band.curve_gb_per_10k2 or 0.0) * away_from / TOKENS_PER_UNIT**2)
-    copies = round(copied * max(cells - pad_cells(high), 0))
-    width = round(max(error * total, (max(error * largest, spread) + reading) * times)) + grown + curve + copies
-    if cells >= low or calibration.metadata.settings.flash_attention == "disabled":
+    planned = band.compute_doubt_gb is not None
+    curve += round(copied * max(cells - pad_cells(band.up_to if planned else high), 0)) + from_gib(band.compute_doubt_gb or 0.0)
+    width = round(max(error * total, (max(error * largest, spread) + reading) * times)) + grown + curve
+    if cells >= low or planned or calibration.metadata.settings.flash_attention == "disabled":
         return width
     rise = (low - cells) / TOKENS_PER_UNIT * (num_parallel * band.kv_cache_gb_per_10k + band.compute_gb_per_10k)
     at_low = total + from_gib(rise)
