@@ -26,6 +26,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 
 from tests.support import rpc
 
@@ -33,6 +34,10 @@ from tests.support import rpc
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# A busy machine is slow: no example of a property has a time limit.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 _CACHE = Path(sys.prefix) / "share" / "harness-tests"
 _PROBE_TIMEOUT_S = 200.0
