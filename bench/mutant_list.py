@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 
 class Mutant(NamedTuple):
-    """``old`` is a piece of code that stands once in ``harness/``; ``tests`` are names of files below ``tests/unit``."""
+    """``old`` stands once in ``harness/``; ``tests`` are names of files below ``tests/unit`` and ``tests/cli``."""
 
     old: str
     new: str
@@ -21,6 +21,11 @@ _PAGE: Final = "test_planner_parity"
 _SCHEDULER: Final = "test_ollama_scheduler"
 _RUN: Final = "test_runner"
 _LOGS: Final = "test_log_states"
+_HOST: Final = "test_host_growth serving/test_check"
+_FORCED: Final = "test_check_placement"
+_BOUND: Final = "test_import_vllm"
+_HERE: Final = "test_cards_here test_ways_in serving/test_check"
+_DOMAIN: Final = "test_domains test_store"
 
 MUTANTS: Final = (
     # observations and the fit
@@ -128,6 +133,63 @@ MUTANTS: Final = (
     Mutant('table.contexts[found.lastIndexOf("fits")]', 'table.contexts[found.indexOf("fits")]', _PAGE),
     Mutant("(evicts.length && at(evicts, rest))", "evicts.length", _PAGE),
     Mutant("if high - low == 1:\n            yield high", "if high - low == 1:\n            yield low", _PAGE),
-    Mutant("needed.total_bytes, reserve, (top,))", "needed.total_bytes, reserve, (needed.total_bytes,))", _PAGE),
+    Mutant("needed.total_bytes, reserve, (top,), growth", "needed.total_bytes, reserve, (needed.total_bytes,), growth", _PAGE),
     Mutant("found = furthest if furthest + 1 == fitting else None", "found = furthest", "test_layout"),
+    # host memory beside the GPU, and what servers come to take of it
+    Mutant("CACHE_RAM: Final = 8192 * MIB", "CACHE_RAM: Final = 4096 * MIB", _HOST),
+    Mutant("CHECKPOINTS: Final = 32", "CHECKPOINTS: Final = 8", _HOST),
+    Mutant("return cache + count * (needed.fixed_cache_bytes or 0)", "return cache", _HOST),
+    Mutant('unlimited if size.startswith("-") else CACHE_RAM', "CACHE_RAM", _HOST),
+    Mutant("left < growth + before)", "left < growth)", _HOST),
+    Mutant("(verdict.margin_bytes or 0) - (verdict.uncertainty_bytes or 0)", "(verdict.margin_bytes or 0)", _HOST),
+    Mutant('"offload" if left < 0 else', '"offload" if left <= 0 else', _HOST),
+    Mutant("growth=self.growth + growth)", "growth=growth)", _HOST),
+    Mutant("+ moved + (needed.compute_bytes or 0 if moved else 0) + asked", "+ moved + asked", _HOST),
+    Mutant("(needed.compute_bytes or 0 if moved else 0) + asked", "(needed.compute_bytes or 0 if moved else 0)", _HOST),
+    Mutant("max(self.available - held, 0)", "self.available", _HOST),
+    Mutant('zip(judged, fates, strict=True) if fate != "evicted")', "zip(judged, fates, strict=True))", _HOST),
+    # placements that are asked for
+    Mutant('"fits" if margin >= held.doubt else "offload"', '"fits" if margin >= 0 else "offload"', _FORCED),
+    Mutant("out_of_memory=margin < held.doubt", "out_of_memory=margin < 0", _FORCED),
+    Mutant("tight=-held.doubt <= margin < held.doubt", "tight=0 <= margin < held.doubt", _FORCED),
+    Mutant("work = max(work, compute.without_experts())", "work = work", _FORCED),
+    Mutant("SPLIT_ERROR: Final = 0.05", "SPLIT_ERROR: Final = 0.0", _FORCED),
+    Mutant("(0.0 if placement.layers_gb else max(layers.dense))", "0.0", _FORCED),
+    Mutant("held.required + held.doubt <= free", "held.required <= free", _FORCED),
+    Mutant('{title} {calibration.metadata.engine.version} decides what it keeps free")', '")', _FORCED),
+    Mutant("if len(cards) != 1:", "if len(cards) > 2:", _FORCED),
+    # bounds of what logs do not say
+    Mutant("(above - below) / (whole - short.context)", "(most - below) / (whole - short.context)", _BOUND),
+    Mutant("most - slope * short.context * most / below", "below - slope * short.context", _BOUND),
+    Mutant("fixed + slope * long.context > (1 + _ROUNDED) * most", "False", _BOUND),
+    Mutant("<= (1 + LINE_ABOVE) * most else None", "<= 9 * most else None", _BOUND),
+    Mutant("(metadata.quality.valid_to if blocks.bound else blocks.size)", "blocks.size", _BOUND),
+    Mutant("kv > room >= _least(calibration, blocks, context, concurrency)", "False", _BOUND),
+    Mutant("at_most=needed.at_most", "at_most=False", _BOUND),
+    # settings of a server here, slots, and the GPU that was asked for
+    Mutant("int(slots) > (asked.num_parallel or 1)", "int(slots) > 99", _HERE),
+    Mutant("not (asked.placed and name in policy.placing_variables)", "not asked.placed", _HERE),
+    Mutant("if getattr(asked, field) is None and", "if", _HERE),
+    Mutant("env.get(name) and env[name] != own.env.get(name) and", "env.get(name) and", _HERE),
+    Mutant("if not served or name not in policy.verdict_variables}", "}", _HERE),
+    Mutant(
+        "available is not None and machine.gpu is None:\n        return True",
+        "available is not None:\n        return True",
+        _HERE,
+    ),
+    Mutant("on_host and machine.gpu is not None", "False", _HERE),
+    Mutant("if num_parallel > self.max_slots:", "if num_parallel >= self.max_slots:", "cli/test_check"),
+    Mutant("max_slots: ClassVar[int] = 256", "max_slots: ClassVar[int] = 257", "cli/test_check"),
+    Mutant(
+        'one.fate == "evicted" for one in models) and worst == "fits"', 'False for one in models) and worst == "fits"', _HERE
+    ),
+    # what a file may say
+    Mutant("_OFF_LINE: Final = 0.02", "_OFF_LINE: Final = 0.2", _DOMAIN),
+    Mutant("_OFF_LINE_GB: Final = 0.016", "_OFF_LINE_GB: Final = 0.16", _DOMAIN),
+    Mutant("_OF_A_CARD: Final = 0.1", "_OF_A_CARD: Final = 1.0", _DOMAIN),
+    Mutant("_SUMMED: Final = 1e-5", "_SUMMED: Final = 1.0", _DOMAIN),
+    Mutant("from_gib(recorded) < own - MIB", "from_gib(recorded) < 0", _DOMAIN),
+    Mutant("_LONGEST: Final = 1 << 14", "_LONGEST: Final = 1 << 20", _DOMAIN),
+    Mutant("return engine.image_digest is not None and repository(", "return repository(", "test_trust"),
+    Mutant("if own is not None and own not in (name, named):", "if False:", "test_trust"),
 )

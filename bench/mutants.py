@@ -39,8 +39,9 @@ def find(root: Path, piece: str) -> list[Path]:
 
 
 def tests_of(root: Path, names: str) -> list[str]:
-    """The test files with these names, wherever they are below ``tests/unit``."""
-    return [str(path.relative_to(root)) for name in names.split() for path in sorted((root / "tests/unit").rglob(f"{name}.py"))]
+    """The test files with these names, wherever they are below ``tests/unit`` and ``tests/cli``."""
+    found = [path.relative_to(root) for name in names.split() for path in sorted((root / "tests").rglob(f"{name}.py"))]
+    return [str(path) for path in found if path.parts[1] in ("unit", "cli")]
 
 
 def run_tests(root: Path, files: Sequence[str]) -> subprocess.CompletedProcess[str]:

@@ -28,7 +28,6 @@ from harness.measure.timing import CpuWatch, busy_before, prompts_to_time
 from harness.meters.sampler import Sampler
 from harness.model.record import Gpu, Load, LoadOutcome, LoadRequest, Machine, Speed
 from harness.prediction.memory import predict
-from harness.prediction.placement import DRY_RUNS
 from harness.store.store import Store
 from harness.units import GIB, MIB
 from tests.support.fakes import HOLDER, FakeEngine, Heard, World, breakdown, calibrate, only_record
@@ -145,7 +144,7 @@ def test_the_kinds_of_layers_that_a_dry_run_names_cost_no_further_run(
     on_gpu.layer_kinds = kinds
     result = calibrate(on_gpu, monkeypatch, tmp_path)
     assert result.calibration.metadata.placement.layer_kinds == kinds
-    assert len(result.calibration.metadata.placement.split_compute) == DRY_RUNS
+    assert len(result.calibration.metadata.placement.split_compute) == 10
 
 
 def test_a_dry_run_that_printed_before_memory_ran_out_is_one(
