@@ -84,20 +84,24 @@ class HostMemory(msgspec.Struct, frozen=True, kw_only=True):
     """Host memory beside what is free of a GPU, and what servers on it are set to.
 
     ``available`` is bytes, ``None`` where it is not known; ``environments`` the variables that each engine has here, over those
-    of a calibration. ``growth`` is what models that were started before may come to take of it, bytes.
+    of a calibration. ``growth`` is what models that were started before may come to take of it, bytes, ``held`` what those on a
+    GPU have taken. ``shared``: it was read on this machine, as is what is free for models that are all in host memory.
     """
 
     available: int | None = None
     environments: Mapping[str, Mapping[str, str]] = {}
     growth: int = 0
+    held: int = 0
+    shared: bool = False
 
     def beside(self, verdicts: Iterable[Verdict]) -> HostMemory:
-        """What models that stay leave of it; those all in host memory are judged by what is free there (``--available``)."""
+        """What models that stay leave of it."""
         some = [one for one in verdicts if one.verdict != "unknown"]
+        taken = sum(one.host_required_bytes or 0 for one in some if one.basis == "gpu" or self.shared)
         held = sum(one.host_required_bytes or 0 for one in some if one.basis == "gpu")
         growth = sum(one.host_growth_bytes or 0 for one in some)
-        left = None if self.available is None else max(self.available - held, 0)
-        return msgspec.structs.replace(self, available=left, growth=self.growth + growth)
+        left = None if self.available is None else max(self.available - taken, 0)
+        return msgspec.structs.replace(self, available=left, growth=self.growth + growth, held=self.held + held)
 
 
 def with_host(verdict: Verdict, available: int | None, before: int = 0) -> Verdict:

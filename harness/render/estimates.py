@@ -11,7 +11,7 @@ from harness.text import clean
 from harness.units import format_size
 
 if TYPE_CHECKING:
-    from harness.serving.estimate_table import EstimateRow, EstimateTable
+    from harness.serving.estimate_table import EstimateCell, EstimateRow, EstimateTable
 
 _COLOURS = {"fits": "green", "offload": "red", "unknown": "yellow"}
 
@@ -29,7 +29,7 @@ def estimates_text(found: EstimateTable) -> Iterator[str | Drawn]:
         if row.error is not None:
             yield paint(clean(f"{row.name}: {row.error}"), "red")
             continue
-        cells = {cell.context: paint(format_size(cell.required_bytes, 1), _COLOURS[cell.verdict]) for cell in row.contexts}
+        cells = {cell.context: _cell(cell) for cell in row.contexts}
         sizes = [cells.get(context, "–") for context in contexts]
         rows.append(
             (paint(clean(row.name), bold=True), row.kv_cache_type, format_size(row.file_bytes, 1), *sizes, _largest(row))
@@ -37,6 +37,11 @@ def estimates_text(found: EstimateTable) -> Iterator[str | Drawn]:
     yield paint(_heading(found), "cyan", bold=True)
     yield Table(columns, rows)
     yield paint(_legend(found), dim=True)
+
+
+def _cell(cell: EstimateCell) -> str:
+    mark = "*" if cell.tight and cell.verdict == "fits" else ""
+    return paint(format_size(cell.required_bytes, 1) + mark, "yellow" if mark else _COLOURS[cell.verdict])
 
 
 def _largest(row: EstimateRow) -> str:
@@ -60,4 +65,11 @@ def _legend(found: EstimateTable) -> str:
         if cell.required_bytes and cell.uncertainty_bytes is not None
     ]
     bound = f"good to ± {100 * max(doubts):.0f}%, and the upper end decides; " if doubts else ""
-    return clean(f"{bound}{found.overhead.removeprefix('not measured: ')}")
+    later = [
+        cell.host_growth_bytes or 0
+        for row in found.rows
+        for cell in row.contexts
+        if cell.tight and cell.verdict == "fits"
+    ]  # fmt: skip
+    tight = f"; * tight: later its server may take up to {format_size(max(later), 1)} more of host memory" if later else ""
+    return clean(f"{bound}{found.overhead.removeprefix('not measured: ')}{tight}")

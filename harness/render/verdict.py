@@ -97,6 +97,8 @@ def _growth(one: Assessment, verdict: Verdict) -> str:
         return ""
     left = (verdict.host_available_bytes or 0) - ((verdict.host_required_bytes or verdict.required_bytes) or 0)
     outcome = f"only {_size(left)} are left" if verdict.tight else "that fits as well"
+    if verdict.tight and left >= growth:
+        outcome = f"{_size(left)} are left for that and for what the servers of the models before it may take"
     return f"Later {one.uncounted} may take up to {_size(growth)} more of host memory: {outcome}."
 
 

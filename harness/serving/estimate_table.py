@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -14,9 +15,11 @@ from harness.headers.hub import quantization_of
 from harness.headers.sources import Found, find, is_remote, open_client, variants
 from harness.inventory.backend import header_address
 from harness.inventory.machine import LocalMachine
-from harness.prediction.verdict import Outcome, judge, largest_context
+from harness.prediction.host import HostMemory
+from harness.prediction.together import judge_together
+from harness.prediction.verdict import Outcome
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest
-from harness.serving.check import SOURCES
+from harness.serving.check import SOURCES, host_of
 from harness.serving.estimates import Place, Readable, estimate_of, opened, place_of
 from harness.store.catalog import Catalog, find_catalog, read_catalog
 from harness.store.store import Store
@@ -28,12 +31,14 @@ _INPUT_SHARE: Final = 0.75
 
 
 class EstimateCell(msgspec.Struct, frozen=True, kw_only=True):
-    """One context of a row; bytes."""
+    """One context of a row; bytes, as in ``check --json``."""
 
     context: int
     verdict: Outcome
     required_bytes: int | None
     uncertainty_bytes: int | None
+    tight: bool
+    host_growth_bytes: int | None
 
 
 class EstimateRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,13 +89,14 @@ def estimates(
     """
     place = place_of(machine, available)
     catalog = read_catalog(find_catalog(Path.cwd()))
+    beside = partial(host_of, wanted=wanted, machine=machine, here=available is None)
     rows: list[EstimateRow] = []
     found: CalibrationMatch | None = None
     for model in models:
         try:
             for here in _headers(model, wanted, catalog):
                 for kind in kv_cache_types or (policy_of(wanted.engine or EMBEDDED).default_cache_type,):
-                    row, match = _row(model, here, kind, contexts or CONTEXTS, store, place, wanted, num_parallel)
+                    row, match = _row(model, here, kind, contexts or CONTEXTS, store, place, wanted, num_parallel, beside)
                     rows.append(row)
                     found = match or found
         except HarnessError as error:
@@ -139,7 +145,7 @@ def _groups(found: Sequence[Found]) -> list[list[Found]]:
 
 def _row(
     model: str, given: tuple[Readable, Found | None], kind: str, contexts: Sequence[int], store: Store, place: Place,
-    wanted: CalibrationFilter, slots: int,
+    wanted: CalibrationFilter, slots: int, beside: Callable[[Sequence[CalibrationMatch]], HostMemory],
 ) -> tuple[EstimateRow, CalibrationMatch | None]:  # fmt: skip
     here, one = given
     size = here.size if one is None or one.size is None else one.size
@@ -151,16 +157,17 @@ def _row(
     weights = None if own else size - here.header.begin * len(one.parts if one else ())
     match = estimate_of(here, question, store, place, settings, weights_bytes=weights, input_share=_INPUT_SHARE)
     calibration = match.calibration
-    rules = policy_of(calibration.engine)
-    cells = []
-    for context in usable:
-        verdict = judge(calibration, context, slots, place.available, rules, names=match.names)
-        cells.append(
-            EstimateCell(
-                context=context, verdict=verdict.verdict, required_bytes=verdict.required_bytes,
-                uncertainty_bytes=verdict.uncertainty_bytes,
-            )
-        )  # fmt: skip
+    rules, host = policy_of(calibration.engine), beside([match])
+    judged = [
+        judge_together(
+            [(calibration, context, slots, rules)], place.available, names=match.names, search=not number, host=host
+        )[0][0]
+        for number, context in enumerate(usable)
+    ]  # fmt: skip
+    cells = [
+        EstimateCell(context=context, **{name: getattr(one, name) for name in EstimateCell.__struct_fields__[1:]})
+        for context, one in zip(usable, judged, strict=True)
+    ]
     return (
         EstimateRow(
             model=model,
@@ -171,7 +178,7 @@ def _row(
             kv_cache_type=kind,
             source=None if match.method is None else SOURCES[match.method],
             contexts=tuple(cells),
-            largest_context=largest_context(calibration, slots, place.available, rules),
+            largest_context=judged[0].max_context,
         ),
         match,
     )

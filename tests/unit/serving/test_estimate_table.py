@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from harness.engines.ollama.remote import OllamaRegistry
+from harness.errors import UnavailableError
 from harness.headers import planning
+from harness.inventory.machine import LocalMachine
+from harness.render.estimates import estimates_text
+from harness.serving.calibration_lookup import CalibrationFilter
+from harness.serving.estimate_table import estimates
+from harness.store.store import Store
+from harness.units import GIB, MIB
 from tests.support.command import Command
 from tests.support.gguf_file import write_gguf
 from tests.support.range_server import RangeServer, range_server
@@ -60,6 +67,35 @@ def test_models_contexts_and_cache_types(estimate: Any, tmp_path: Path, server: 
     assert f16[0] < f16[1]
     assert q8[1] < f16[1]
     assert (rows[0]["largest_context"], asked["data"]["target"]) == (16_384, "gpu")
+
+
+@pytest.mark.parametrize(("cache", "tight"), [(None, True), ("100", False)])
+def test_what_a_server_may_take_of_host_memory_later_is_said(
+    estimate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str | None, tight: bool
+) -> None:
+    """Of 4 GiB: 8 GiB of prompts where nothing limits them."""
+    for name, found in (("nvidia", UnavailableError("no GPU")), ("host_bytes", 4 * GIB)):
+        monkeypatch.setattr(LocalMachine, name, found)
+    monkeypatch.setattr(LocalMachine, "engine_gpus", lambda *_: UnavailableError("no GPU"))
+    monkeypatch.setattr(LocalMachine, "running", lambda *_: ())
+    monkeypatch.setenv("LLAMA_ARG_CTX_CHECKPOINTS", "0")
+    if cache is not None:
+        monkeypatch.setenv("LLAMA_ARG_CACHE_RAM", cache)
+    first = str(model(tmp_path / "first.gguf", 200_000))
+    (cell,) = estimate(first, "--ctx", "2048")["data"]["rows"][0]["contexts"]
+    assert (cell["verdict"], cell["tight"]) == ("fits", tight)
+    assert cell["host_growth_bytes"] == (8192 if cache is None else 100) * MIB
+    text = " ".join(
+        "".join(
+            map(
+                str,
+                estimates_text(
+                    estimates([first], Store(tmp_path), LocalMachine(), contexts=(2048,), wanted=CalibrationFilter())
+                ),
+            )
+        ).split()
+    )
+    assert ("* tight: later its server may take up to 8,192.0 MiB more of host memory" in text) is tight
 
 
 def test_a_model_that_cannot_be_read_does_not_hide_the_others(estimate: Any, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from harness.engines.registry import policy_of
 from harness.errors import OffloadLikelyError
 from harness.inventory.machine import LocalMachine
 from harness.model.calibration import Calibration
+from harness.model.gpu import LocalGpu
 from harness.prediction.forced import NOTHING, Forced
 from harness.prediction.planner import planner_table
 from harness.prediction.tuning import Demand
@@ -176,3 +177,17 @@ def test_models_whose_parts_the_host_cannot_hold_together_are_no_set(tmp_path: P
         assert len(memory.groups) == sets
         asked = [CheckRequest(model=name, context=8192, num_parallel=1) for name in ("one", "two")]
         assert check(asked, store, LocalMachine(), wanted=wanted, available=(24 * GIB,)).fits is (sets == 1)
+
+
+def test_a_model_in_host_memory_and_one_on_a_card_share_the_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has room alone, and both have none, whichever is started first."""
+    card = LocalGpu(key="0", name="NVIDIA Test A", uuid="GPU-0", total_bytes=24 * GIB, free_bytes=24 * GIB)
+    monkeypatch.setattr("harness.meters.nvml.gpus", lambda: (card,))
+    one = made_up("on-card")
+    placement = msgspec.structs.replace(one.metadata.placement, host_gb=4.0)
+    store = store_of(tmp_path, with_metadata(one, placement=placement), on_host(made_up("on-host")))
+    asked = [CheckRequest(model=name, context=8192, num_parallel=1) for name in ("on-card", "on-host")]
+    for gib, together in ((6, "offload"), (10, "fits")):
+        monkeypatch.setattr("harness.meters.host.available_memory", lambda size=gib * GIB: size)
+        for some, verdict in (*(([each], "fits") for each in asked), (asked, together), (asked[::-1], together)):
+            assert check(some, store, LocalMachine()).verdict == verdict, (gib, [each.model for each in some])
