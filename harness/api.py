@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.engines.registry import policy_of
 from harness.engines.settings import asked_flash
 from harness.errors import UsageError, refuse_other_systems
 from harness.model.calibration import Calibration
@@ -79,7 +78,8 @@ def load_calibration(
         NotFoundError: there is none. UsageError: several engines have one. BadInputError: the file is damaged. ConfigError: its
             schema is newer than this program.
     """
-    from harness.serving.calibration_lookup import CalibrationFilter, load
+    from harness.serving.calibration_lookup import CalibrationFilter
+    from harness.serving.figures import load
 
     return load(model, _store(store), CalibrationFilter(engine=engine, variant=variant))[1]
 
@@ -91,20 +91,38 @@ def predict(
     num_parallel: int = 1,
     engine: EngineName | None = None,
     variant: str | None = None,
+    kv_cache_type: str | None = None,
+    flash_attention: Literal["enabled", "disabled"] | None = None,
+    num_batch: int | None = None,
     store: str | Path | None = None,
 ) -> Prediction:
     """Memory by part (bytes) and speeds at ``ctx`` tokens per slot, from the calibration alone: nothing is started or read.
 
-    Beyond the calibrated range it answers with ``within_range=False`` and a warning.
+    Beyond the calibrated range it answers with ``within_range=False`` and a warning. Settings are those of
+    :func:`check`: of a variant that has them, else derived (``source``, and a warning that says how), else refused.
 
     Raises:
-        ValueError: ``ctx`` or ``num_parallel`` below one. UsageError: more slots than the engine can have. Otherwise as
+        ValueError: ``ctx`` or ``num_parallel`` below one. UsageError: more slots than the engine can have, or a setting that
+            cannot be. UnknownVerdictError: the settings do not follow from what was measured. Otherwise as
             :func:`load_calibration`.
     """
+    import msgspec
+
+    from harness.serving.calibration_lookup import CalibrationFilter
+    from harness.serving.figures import as_asked, load_as_asked
+
+    wanted = CalibrationFilter.of(
+        QueryOptions(
+            engine=engine or "auto", variant=variant, kv_cache_type=kv_cache_type, flash_attention=asked_flash(flash_attention),
+            num_batch=num_batch,
+        )
+    )  # fmt: skip
     if isinstance(model, str):
-        model = load_calibration(model, engine=engine, variant=variant, store=store)
-    policy_of(model.engine).check_slots(num_parallel)
-    return _predict(model, ctx, num_parallel)
+        found = load_as_asked(model, _store(store), wanted, num_parallel)
+    else:
+        found = as_asked(model, wanted, num_parallel, model.id)
+    prediction = _predict(found.calibration, ctx, num_parallel)
+    return msgspec.structs.replace(prediction, source=found.source, warnings=(*found.notes, *prediction.warnings))
 
 
 def surroundings() -> dict[str, Any]:

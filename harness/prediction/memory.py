@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -34,7 +34,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
     All parts are ``None`` where the engine's log was not understood: then the total alone was measured. The true value is
     within ``uncertainty_bytes`` of ``total_bytes``: a prediction interval, which is wider beyond the loads. ``at_most``: the
-    total is a bound from above, and how much less it is was not said.
+    total is a bound from above, and how much less it is was not said. ``source``: ``derived`` is calculated from one of
+    other settings.
     """
 
     context: int
@@ -51,6 +52,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     speed: SpeedPrediction
     warnings: tuple[str, ...] = ()
     at_most: bool = False
+    source: Literal["measured", "derived", "estimated", "formula"] = "measured"
 
     def to_json(self) -> dict[str, object]:
         """The object of ``predict --json``."""

@@ -24,6 +24,8 @@ _HEAP_GB: Final = 2 / 1024
 #: rpc device, b11434, q8_0 instead of f16: 1.06 times width · u · 4 bytes. Where no width is known, that of 70B models counts.
 _TURNED: Final = 2.0
 _WIDTH: Final = 8192
+#: What a log calls a cache of the model's own type, which is asked for as ``auto``.
+_OF_THE_MODEL: Final = ("bfloat16", "float16")
 
 
 class AskedSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,10 +83,12 @@ def derive(calibration: Calibration, asked: AskedSettings, *, ggml_caches: bool 
         slots = f"{counted(own.num_parallel, 'slot')}, not {counted(asked.num_parallel or 1, 'slot')}"
         obstacles.append(f"{slots}: flash attention copies an f32 cache to f16 for each, and that was not measured")
     wanted, made = _types(asked.kv_cache_type), _types(own.kv_cache_type)
-    if wanted is not None and wanted != made:
+    same = (None, own.kv_cache_type, *(("auto",) if own.kv_cache_type in _OF_THE_MODEL and not ggml_caches else ()))
+    differs = asked.kv_cache_type not in same and (wanted is None or wanted != made)
+    if differs:
         name = f"KV cache {own.kv_cache_type}, not {asked.kv_cache_type}"
-        scaled = _with_cache(calibration, made, wanted) if ggml_caches and made is not None else None
-        if scaled is None:
+        scaled = _with_cache(calibration, made, wanted) if ggml_caches and made is not None and wanted is not None else None
+        if scaled is None or wanted is None:
             obstacles.append(name)
         elif flash != "enabled" and wanted[1] in QUANTIZED:
             obstacles.append(f"{name}, which needs flash attention")

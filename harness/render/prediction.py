@@ -32,8 +32,11 @@ def _parts(prediction: Prediction) -> list[tuple[str, str]]:
     else:
         *parts, total = format_sum(*sizes.values(), prediction.total_bytes)
         rows = list(zip(sizes, parts, strict=True))
-    bound = [] if prediction.uncertainty_bytes is None else [("good to", f"± {format_size(prediction.uncertainty_bytes)}")]
-    return [*rows, (paint("total, at most" if prediction.at_most else "total", bold=True), paint(total, bold=True)), *bound]
+    off = format_size(prediction.uncertainty_bytes)
+    name, bound = "total", ("good to", f"± {off}")
+    if prediction.at_most:
+        name, bound = "total, at most", ("beyond that, at most", off)
+    return [*rows, (paint(name, bold=True), paint(total, bold=True)), bound]
 
 
 def _speeds(prediction: Prediction) -> list[str]:
@@ -51,12 +54,15 @@ def _speeds(prediction: Prediction) -> list[str]:
 
 
 def _sentence(found: Mapping[str, object]) -> str:
-
     size, forced, host = found["available_bytes"], found["forced"], found["host_required_bytes"]
-    free = f"with {format_size(size, 1)} free" if isinstance(size, int) else ""
-    free = " ".join(filter(None, (free, f"with {forced}" if forced else "")))
+    beside, short = found["host_available_bytes"], found["host_short_bytes"]
+    free = " ".join((
+        *((f"with {format_size(size, 1)} free",) if isinstance(size, int) else ()),
+        *((f"with {format_size(beside, 1)} of host memory",) if isinstance(beside, int) and beside != size else ()),
+        *((f"with {forced}",) if forced else ()),
+    ))  # fmt: skip
     if found["verdict"] == "unknown":
-        return f"{free}: not known" + (", it may fit or not" if found["at_most"] else "")
+        return f"{free}: UNKNOWN" + (", it may fit or not" if found["at_most"] else "") + f": {found['reason']}"
     layers, total, speed = found["layers_offloaded"], found["layers_total"], found["decode_tokens_per_s"]
     stays = "it does not fit" if layers is None else f"{layers} of {total} layers stay on the GPU"
     where = "everything fits" if found["verdict"] == "fits" else stays
@@ -66,6 +72,8 @@ def _sentence(found: Mapping[str, object]) -> str:
         where = f"{layers} of {total} layers on the GPU{over}: {format_size(_whole(found['required_bytes']), 1)}{ends}"
     if isinstance(host, int) and layers is not None and (layers != total or found["layers_overflowing"]):
         where += f", and {format_size(host, 1)} of host memory"
+    if isinstance(short, int) and short and beside != size:
+        where += f"; host memory lacks {format_size(short, 1)}"
     return f"{free}: {where}" + (f", about {speed:.1f} tokens/s" if isinstance(speed, float) else "")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal, get_args
 
@@ -11,9 +12,9 @@ import msgspec
 
 from harness.engines.registry import BUILT_IN, policy_of
 from harness.engines.settings import recorded_flash, settings_alone
-from harness.errors import HarnessError, NotFoundError, UsageError
+from harness.errors import HarnessError, UsageError
 from harness.inventory.machine import LocalMachine
-from harness.inventory.weights import Identity, calibrations_of, identify
+from harness.inventory.weights import Identity, identify
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.model.gpu import LocalGpu
@@ -174,7 +175,7 @@ def choose(
         UsageError: several engines have the model. BadInputError, ConfigError: a file that cannot be read.
     """
     machine.check_sizes(available)
-    found = _pick(question, store, machine, wanted, available)
+    found = pick(question, store, machine, wanted, available)
     if isinstance(found, str):
         return found
     path, calibration = found
@@ -192,8 +193,8 @@ def choose(
             return f"{path.stem} was not calibrated with {' and '.join(set_here)}: its figures do not hold"
     at = derive(calibration, asked, ggml_caches=policy_of(calibration.engine).ggml_caches)
     if at.obstacles:
-        return f"{path.stem} was calibrated with {' and '.join(at.obstacles)}: its figures do not hold"
-    chosen = _here(path, at.calibration, machine, available)
+        return differs(path.stem, at.obstacles)
+    chosen = _here(path, at.calibration, machine, as_given(calibration, available, wanted.host_available))
     calibration, note = chosen.calibration, None
     if len(chosen.gpus) == 1:
         from harness.serving.driver_overhead import on_this_gpu
@@ -209,20 +210,14 @@ def choose(
     )
 
 
-def load(model: str, store: Store, wanted: CalibrationFilter | None = None) -> tuple[Path, Calibration]:
-    """The calibration of a model (a catalog name, an id, a path) that holds here; where it is the only one, it is taken.
+def is_derived(calibration: Calibration, num_parallel: int) -> bool:
+    """Whether what so many slots take was calculated from what another number took."""
+    return num_parallel != calibration.metadata.settings.num_parallel and policy_of(calibration.engine).spills
 
-    Raises:
-        NotFoundError: there is none. UsageError: several engines have the model. BadInputError, ConfigError: damaged, newer.
-    """
-    files = calibrations_of(store, model, wanted.engine if wanted else None)
-    found = _pick(CheckRequest(model=model, context=1), store, LocalMachine(), wanted or CalibrationFilter())
-    if not isinstance(found, str):
-        return found
-    if len(files) == 1 and (wanted is None or wanted.variant is None):
-        return files[0]
-    hint = None if files else calibrating(model, wanted or CalibrationFilter())
-    raise NotFoundError(found, hint=hint, code="only-variants" if files else "no-calibration")
+
+def differs(name: str, obstacles: Sequence[str]) -> str:
+    """Why a calibration does not answer for the settings of a question."""
+    return f"{name} was calibrated with {' and '.join(obstacles)}: its figures do not hold"
 
 
 def _by_other_names(model: str, store: Store, engine: str | None) -> list[tuple[Path, Calibration]]:
@@ -235,7 +230,7 @@ def _by_other_names(model: str, store: Store, engine: str | None) -> list[tuple[
     return []
 
 
-def _pick(
+def pick(
     question: CheckRequest,
     store: Store,
     machine: LocalMachine,
@@ -266,11 +261,16 @@ def _pick(
     return f"{question.model} has only variants, for other GPUs or settings: {names}; choose one with --variant"
 
 
+def is_exact(calibration: Calibration, wanted: CalibrationFilter) -> bool:
+    """Whether it was made with the settings that are asked for."""
+    at = derive(calibration, wanted.asked)
+    return not at.obstacles and not at.derived
+
+
 def _same(
     calibration: Calibration, machine: LocalMachine, wanted: CalibrationFilter, available: tuple[int, ...] | None
 ) -> bool:
-    at = derive(calibration, wanted.asked)
-    if at.obstacles or at.derived:
+    if not is_exact(calibration, wanted):
         return False
     if available is not None and machine.gpu is None:
         return True  # a card that is not here
@@ -360,6 +360,13 @@ def _here(path: Path, calibration: Calibration, machine: LocalMachine, available
     return CalibrationMatch(
         calibration=calibration, path=path, gpus=gpus, available=available, obstacle=obstacle, warnings=tuple(notes)
     )  # fmt: skip
+
+
+def as_given(calibration: Calibration, available: tuple[int, ...] | None, host: int | None) -> tuple[int, ...] | None:
+    """What is free for a model, of what was given: in host memory no more than the host's; ``None``: it is to be read."""
+    if host is None or calibration.metadata.machine.target != "host" or len(available or ()) > 1:
+        return available
+    return (min(host, *(available or ())),) if available else (host,)
 
 
 def _names(calibration: Calibration) -> str:

@@ -20,7 +20,14 @@ from harness.prediction.host import HostMemory, growth_of
 from harness.prediction.memory import predict
 from harness.prediction.together import Fate, judge_together
 from harness.prediction.verdict import Outcome, Source, Verdict
-from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, calibrating, choose
+from harness.serving.calibration_lookup import (
+    CalibrationFilter,
+    CalibrationMatch,
+    CheckRequest,
+    calibrating,
+    choose,
+    is_derived,
+)
 from harness.serving.surroundings import environment_of
 from harness.store.store import Store
 
@@ -248,8 +255,7 @@ def _judged(
     if isinstance(one, str) or found is None:
         return Assessment(request=question, verdict="unknown", reason=str(one), advice=calibrating(question.model, wanted))
     verdict, fate = found
-    slots = one.calibration.metadata.settings.num_parallel
-    if one.derived or (question.num_parallel != slots and policy_of(one.calibration.engine).spills):
+    if one.derived or is_derived(one.calibration, question.num_parallel):
         verdict = msgspec.structs.replace(verdict, source="derived")
     if one.method is not None:
         verdict = msgspec.structs.replace(verdict, source=SOURCES[one.method])

@@ -335,7 +335,8 @@ def test_no_command_shows_a_bound_as_a_figure(bounded: Path) -> None:
     assert "It needs at most" in " ".join(checked.output.split())
     predicted = said(bounded, "predict", model, "--ctx", "2048", "--available", free)
     assert "total, at most" in predicted
-    assert "it may fit or not" in predicted
+    assert "free: UNKNOWN, it may fit or not: 2,048 tokens take at most" in predicted
+    assert ("beyond that, at most" in predicted, "good to" in predicted) == (True, False), "a bound has no side below it"
     assert "at most" in said(bounded, "show", model)
     assert "at most" in said(bounded, "list")
     assert "at most" not in said(bounded, "predict", model, "--ctx", "8192")

@@ -1,0 +1,95 @@
+"""A verb answers about what it was asked, or not at all: an option, its variable and its key are never passed over.
+
+What a setting changes is either calculated (and marked so), taken from a variant that has it, or refused with 4.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import harness
+from harness.errors import UnknownVerdictError, UsageError
+from harness.prediction.settings import AskedSettings, derive
+from tests.support.calibrations import on_host, store_of, with_settings
+from tests.support.command import Command
+from tests.unit.prediction.test_tuning import MADE_UP
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    store_of(tmp_path / "store", MADE_UP)
+    return Command(tmp_path, monkeypatch, capfd)
+
+
+def test_predict_answers_about_a_cache_of_another_type_and_says_that_it_was_calculated(run: Command) -> None:
+    measured = json.loads(run("predict", "made-up@8k", "--json").stdout)["data"]
+    done = run("predict", "made-up@8k", "--json", HARNESS_KV_CACHE_TYPE="q8_0")
+    derived = json.loads(done.stdout)["data"]
+    assert (measured["source"], derived["source"]) == ("measured", "derived")
+    assert derived["context_cache_bytes"] == pytest.approx(measured["context_cache_bytes"] * 34 / 64)
+    assert derived["uncertainty_bytes"] > measured["uncertainty_bytes"]
+    text = run("predict", "made-up@8k", "--kv-cache-type", "q8_0")
+    assert "made-up (derived) at 8,192 tokens" in text.stdout
+    assert "derived: KV cache q8_0 from f16" in text.stderr
+
+
+def test_predict_takes_the_variant_that_has_the_settings_whatever_card_it_is_of(run: Command, tmp_path: Path) -> None:
+    store_of(tmp_path / "store", small=with_settings(MADE_UP, kv_cache_type="q8_0"))
+    asked = json.loads(run("predict", "made-up@8k", "--kv-cache-type", "q8_0", "--json").stdout)["data"]
+    assert asked["source"] == "measured"
+    assert "made-up@small at" in run("predict", "made-up@8k", "--kv-cache-type", "q8_0").stdout
+    assert "made-up at" in run("predict", "made-up@8k").stdout
+
+
+def test_the_only_calibration_of_a_model_answers_for_no_other_settings(run: Command, tmp_path: Path) -> None:
+    store_of(tmp_path / "lone", small=with_settings(MADE_UP, kv_cache_type="q8_0"))
+    done = run("predict", "made-up@8k", "--flash-attention", "off", "--store", "lone")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "made-up@small was calibrated with flash attention enabled, not disabled: its figures do not hold" in done.stderr
+    assert "harness calibrate made-up --flash-attention off --variant fl-off --store lone" in done.stderr
+    assert run("predict", "made-up@8k", "--store", "lone").returncode == 0
+
+
+def test_predict_judges_the_hosts_side_by_the_host_memory_that_is_given(run: Command, tmp_path: Path) -> None:
+    words = ("predict", "made-up@8k", "--available", "4GiB", "--host-available")
+    short = run(*words, "100MiB")
+    assert (short.returncode, "host memory lacks" in short.stdout) == (0, True), short
+    assert "lacks" not in run(*words, "64GiB").stdout
+    store_of(tmp_path / "store", on_host(MADE_UP))
+    for verb, status in (("check", 3), ("predict", 0)):
+        done = run(verb, "made-up@8k", "--available", "24GiB", "--host-available", "100MiB")
+        assert (done.returncode, "does not fit" in done.stdout or "CPU OFFLOAD LIKELY" in done.stdout) == (status, True), done
+
+
+def test_a_cache_type_of_another_engine_is_another_cache(run: Command) -> None:
+    """It has no ggml block, so nothing had compared it: a calibration of f16 said FITS of it."""
+    for verb in ("check", "predict", "plan"):
+        done = run(verb, "made-up@8192", "--kv-cache-type", "fp8", "--available", "24GiB")
+        assert (done.returncode, "KV cache f16, not fp8" in done.stdout + done.stderr) == (4, True), done
+
+
+def test_a_program_predicts_as_the_command_line_does(tmp_path: Path) -> None:
+    store_of(tmp_path, MADE_UP)
+    for model in ("made-up", MADE_UP):
+        found = harness.predict(model, 8192, kv_cache_type="q8_0", store=tmp_path)
+        assert (found.source, found.warnings) == ("derived", ("derived: KV cache q8_0 from f16, by the sizes of their blocks",))
+        assert harness.predict(model, 8192, store=tmp_path).source == "measured"
+        assert harness.predict(model, 8192, num_parallel=4, store=tmp_path).source == "derived"
+        for settings in ({"flash_attention": "disabled"}, {"num_batch": 4096}, {"kv_cache_type": "f32"}):
+            with pytest.raises(UnknownVerdictError, match="was calibrated with"):
+                harness.predict(model, 8192, store=tmp_path, **settings)
+        with pytest.raises(UsageError, match="not a KV cache type"):
+            harness.predict(model, 8192, kv_cache_type="q8", store=tmp_path)
+
+
+def test_a_cache_of_the_models_own_type_is_the_one_that_is_asked_for_as_auto() -> None:
+    """A log of vLLM calls it `bfloat16`; where it was calibrated with `auto`, `kv_cache_type = "auto"` is answered."""
+    own = with_settings(MADE_UP, kv_cache_type="bfloat16")
+    obstacles = [
+        derive(calibration, AskedSettings(kv_cache_type="auto"), ggml_caches=ggml).obstacles
+        for calibration, ggml in ((own, False), (own, True), (with_settings(MADE_UP, kv_cache_type="fp8"), False))
+    ]
+    assert [bool(one) for one in obstacles] == [False, True, True]
