@@ -265,6 +265,7 @@ def test_two_logs_of_different_length_bound_every_length_from_above(
         if context <= full:
             assert blocks.of_sequence(context) * blocks.bytes >= KEPT[kept](context) * PAGE, context
     assert blocks.of_sequence(full) * blocks.bytes <= 1.06 * KEPT[kept](full) * PAGE
+    assert [predict(calibration, context).at_most for context in (300, min(lengths), full)] == [True, True, False]
     (note,) = (one for one in calibration.metadata.quality.notes if "how the KV cache" in one)
     assert kept == "small states" or ("take their share" in note) is (kept == "every token"), note
     assert ("do not show that it grows with the tokens alone" in note) is ("take their share" not in note), note

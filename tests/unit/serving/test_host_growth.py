@@ -16,6 +16,7 @@ from harness.inventory.machine import LocalMachine
 from harness.model.calibration import Calibration
 from harness.model.gpu import LocalGpu
 from harness.prediction.forced import NOTHING, Forced
+from harness.prediction.host import HostMemory
 from harness.prediction.planner import planner_table
 from harness.prediction.tuning import Demand
 from harness.serving.calibration_lookup import CalibrationFilter, CheckRequest
@@ -25,7 +26,7 @@ from harness.serving.server import decide
 from harness.serving.tuning import tune
 from harness.store.store import Store
 from harness.units import GIB, MIB
-from tests.support.calibrations import made_up, on_host, store_of, with_settings
+from tests.support.calibrations import made_up, on_host, store_of, with_settings, with_version
 from tests.support.planner_cases import with_metadata
 
 CONTEXTS = (2048, 8192, 32768, 131072)
@@ -191,3 +192,42 @@ def test_a_model_in_host_memory_and_one_on_a_card_share_the_hosts(tmp_path: Path
         monkeypatch.setattr("harness.meters.host.available_memory", lambda size=gib * GIB: size)
         for some, verdict in (*(([each], "fits") for each in asked), (asked, together), (asked[::-1], together)):
             assert check(some, store, LocalMachine()).verdict == verdict, (gib, [each.model for each in some])
+
+
+def test_what_each_model_may_take_later_adds_up_and_what_it_holds_is_gone(tmp_path: Path) -> None:
+    verdict = checked(store_of(tmp_path, made_up()), 8192, 24 * GIB).details
+    assert verdict is not None
+    held, growth = verdict.host_required_bytes or 0, verdict.host_growth_bytes or 0
+    assert min(held, growth) > 0
+    twice = HostMemory(available=GIB).beside([verdict]).beside([verdict, msgspec.structs.replace(verdict, verdict="unknown")])
+    assert (twice.available, twice.growth) == (GIB - 2 * held, 2 * growth)
+    assert HostMemory(available=held // 2).beside([verdict]).available == 0
+
+
+def test_a_prompt_cache_that_was_measured_with_is_needed_for_certain(tmp_path: Path) -> None:
+    plain, sized = made_up(), with_settings(made_up(), env={"LLAMA_ARG_CACHE_RAM": "100"})
+    verdicts = [checked(store_of(tmp_path / str(place), one), 8192, 24 * GIB).details
+                for place, one in enumerate((plain, sized))]  # fmt: skip
+    without, with_cache = (one for one in verdicts if one is not None)
+    assert (with_cache.host_required_bytes or 0) - (without.host_required_bytes or 0) == 100 * MIB
+    assert (without.host_growth_bytes or 0) - (with_cache.host_growth_bytes or 0) == 8192 * MIB
+
+
+def test_a_model_that_the_engine_ends_takes_nothing_of_the_host_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of Ollama that do not stay together, and one in host memory that has room for the caches of two servers."""
+    monkeypatch.setenv("LLAMA_ARG_CACHE_RAM", "1000")
+
+    def ollama(name: str) -> Calibration:
+        return msgspec.structs.replace(with_version(made_up(name), "0.33.0"), engine="ollama", id=f"ollama/{name}")
+
+    store = store_of(tmp_path, ollama("one"), ollama("two"), on_host(ollama("three")))
+    alone = check([CheckRequest(model="three", context=8192, num_parallel=1)], store, LocalMachine(), available=(64 * GIB,))
+    details = alone.models[0].details
+    assert details is not None
+    growth = details.host_growth_bytes or 0
+    needs = (details.required_bytes or 0) + (details.uncertainty_bytes or 0)
+    asked = [CheckRequest(model=name, context=8192, num_parallel=1) for name in ("one", "two", "three")]
+    for more, tight in ((growth * 5 // 2, False), (growth * 3 // 2, True)):
+        answers = check(asked, store, LocalMachine(), available=(needs + more,)).models
+        assert sorted(str(one.fate) for one in answers) == ["evicted", "resident", "resident"]
+        assert (answers[2].details is not None and answers[2].details.tight) is tight

@@ -317,7 +317,7 @@ def test_figures_that_nothing_can_be_calculated_with_are_refused(calibration: Ca
 def test_a_line_below_its_own_loads_is_refused(calibration: Calibration) -> None:
     made, metadata = calibration, calibration.metadata
     first, *others = metadata.quality.loads
-    for factor, refused in ((1.01, False), (1.1, True), (0.5, False)):
+    for factor, refused in ((1.02, False), (1.03, True), (0.5, False)):
         load = msgspec.structs.replace(first, total_gb=first.total_gb * factor)
         quality = msgspec.structs.replace(metadata.quality, loads=(load, *others))
         text = to_yaml(msgspec.structs.replace(made, metadata=msgspec.structs.replace(metadata, quality=quality)))
