@@ -22,6 +22,17 @@ def names_file(model: str) -> bool:
     return model.endswith(".gguf") or is_blob(model)
 
 
+def path_of(model: str) -> Path | None:
+    """The path by which a model is named, a file's or a folder's, without ``@VARIANT`` and ``@CTX``; ``None``: by its name.
+
+    It need not exist: one that begins as a path does, or ends as a file of weights does, is none of a store's names.
+    """
+    head, plain = model, model.startswith(("/", "./", "../", "~"))
+    while not names_file(head) and not (plain and Path(head).expanduser().exists()) and "@" in head:
+        head = head.rpartition("@")[0]
+    return Path(head).expanduser() if plain or names_file(head) else None
+
+
 def identify(model: str, calibration: Calibration) -> Identity | str:
     """How it is known that a model is the one of a calibration; a text (with a space in it) says that it is another.
 
@@ -35,14 +46,18 @@ def identify(model: str, calibration: Calibration) -> Identity | str:
     if model.partition("@")[0] in (calibration.id, written(calibration.id)):
         return "id"
     known = calibration.metadata.model.digest
-    path = Path(model).expanduser()
-    if names_file(model):
+    if (path := path_of(model)) is not None:
         if path.is_file():
             from harness.inventory.digests import cached_sha256
 
             return _compared(model, cached_sha256(path.resolve()), known)
-        _missing(model)
-        return "name"
+        _present(model, path)
+        if not path.is_dir():
+            return "name"  # ``FILE.gguf`` alone is what a calibration of one is called
+        measured = calibration.metadata.settings.own_model
+        if measured is not None and path.resolve() == Path(measured):
+            return "name"
+        return f"{model} is a folder, and what is calibrated under its name is {measured or calibration.metadata.model.name}"
     own = calibration.metadata.model.name
     # names that share an artifact's file (a:b, a-b) are distinguished where the engine has both
     seen = stored_digest(calibration.engine, model.partition("@")[0]) or stored_digest(calibration.engine, own)
@@ -72,25 +87,34 @@ def calibrations_of(store: Store, model: str, engine: str | None = None) -> list
             :meth:`harness.store.store.Store.find`.
     """
     found = store.find(model, engine)
-    if not names_file(model):
+    if path_of(model) is None:
         return found
-    if not found:
-        _missing(model)
-    said = [(one, identify(model, one[1])) for one in found]
-    same = [one for one, identity in said if identity in get_args(Identity)]
-    if said and not same:
-        raise NotFoundError(said[0][1], hint=f"ask by id: {written(said[0][0][1].id)}", code="other-weights")
+    same = of_its_weights(model, found)
+    if isinstance(same, str):
+        raise NotFoundError(same, hint=f"ask by id: {written(found[0][1].id)}", code="other-weights")
     return same
 
 
-def _missing(model: str) -> None:
-    """Refuse a path to a file that is not there.
+def of_its_weights(model: str, found: list[tuple[Path, Calibration]]) -> list[tuple[Path, Calibration]] | str:
+    """Those of a model's calibrations that are of its very weights; a text says why none is.
+
+    Raises:
+        NotFoundError: a path to a file that is not there.
+    """
+    if (path := path_of(model)) is not None:
+        _present(model, path)
+    said = [(one, identify(model, one[1])) for one in found]
+    same = [one for one, identity in said if identity in get_args(Identity)]
+    return said[0][1] if said and not same else same
+
+
+def _present(model: str, path: Path) -> None:
+    """Refuse a path to what is not there.
 
     Raises:
         NotFoundError: it is one.
     """
-    path = Path(model).expanduser()
-    if path.parent != Path() and not path.is_file():
+    if not path.exists() and model != path.name and "/" in model:
         raise NotFoundError(f"there is no file {model}", hint="give the id of a calibration to ask without its weights")
 
 

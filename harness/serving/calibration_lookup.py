@@ -14,7 +14,7 @@ from harness.engines.registry import BUILT_IN, policy_of
 from harness.engines.settings import recorded_flash, settings_alone
 from harness.errors import HarnessError, UsageError
 from harness.inventory.machine import LocalMachine
-from harness.inventory.weights import Identity, identify
+from harness.inventory.weights import Identity, identify, of_its_weights
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.model.gpu import LocalGpu
@@ -240,6 +240,7 @@ def pick(
     """The variant asked for, else one of the same GPU and settings, else the default file; or why there is none."""
     found = store.find(question.model, wanted.engine) or _by_other_names(question.model, store, wanted.engine)
     if not found:
+        of_its_weights(question.model, found)  # a path to no file is said as such
         return store.missing(question.model)
     if question.digest is not None:
         found = [one for one in found if (one[1].metadata.model.digest or "").startswith(question.digest)]
@@ -247,7 +248,14 @@ def pick(
             return f"{question.model} was calibrated with other weights than {question.digest}"
     if wanted.variant is not None:
         found = [one for one in found if variant_of(one[0]) == wanted.variant]
-        return found[0] if found else f"{question.model} has no variant {wanted.variant!r}"
+        if not found:
+            return f"{question.model} has no variant {wanted.variant!r}"
+    same_weights = of_its_weights(question.model, found)
+    if isinstance(same_weights, str):
+        return same_weights
+    found = same_weights
+    if wanted.variant is not None:
+        return found[0]
     if store.names_variant(question.model, found):
         return found[0]
     plain = [one for one in found if variant_of(one[0]) is None]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from pathlib import Path
 
 import pytest
 
+from harness.model.record import Model
 from tests.support.calibrations import made_up, on_host, store_of
 from tests.support.command import Command
 
@@ -80,12 +83,41 @@ def test_an_unknown_value_of_a_setting_is_a_usage_error_with_the_known_ones(run:
     assert (status, "'q8' is not a KV cache type; known types: f32, f16" in text) == (2, True), text
 
 
+@pytest.mark.parametrize(
+    "path", ["/no/such/made-up.gguf", "/no/such/made-up.gguf@q8", "./made-up.gguf", "~/made-up", "/no/such/new"]
+)
 @pytest.mark.parametrize("verb", [*VERDICTS, *FIGURES[:-1], "serve", "allocate", "rename x", "diff made-up"])
-def test_a_path_to_no_file_is_not_found_whatever_is_calibrated_under_its_name(run: Command, tmp_path: Path, verb: str) -> None:
-    words = ("rename", "/no/such/made-up.gguf", "x") if verb == "rename x" else (*verb.split(), "/no/such/made-up.gguf")
+def test_a_path_to_no_file_is_not_found_whatever_is_calibrated_under_its_name(
+    run: Command, tmp_path: Path, verb: str, path: str
+) -> None:
+    default = tmp_path / "store" / "llama-server" / "made-up.yaml"
+    default.with_name("made-up@q8.yaml").write_bytes(default.read_bytes())
+    words = ("rename", path, "x") if verb == "rename x" else (*verb.split(), path)
     done = run(*words, *(("--ctx", "8192") if verb in ("check", "predict", "serve", "allocate") else ()))
-    assert (done.returncode, "there is no file /no/such/made-up.gguf" in done.stderr) == (66, True), done.stderr
-    assert (tmp_path / "store" / "llama-server" / "made-up.yaml").exists()
+    assert (done.returncode, f"there is no file {path}" in done.stderr) == (66, True), done.stderr
+    assert default.exists()
+    assert default.with_name("made-up@q8.yaml").exists()
+
+
+def test_a_file_is_answered_for_by_the_variant_of_its_own_weights(run: Command, tmp_path: Path) -> None:
+    """Two files of one name: each has its own figures, with the variant named or not, and none those of the other."""
+    own = {}
+    for name, layers in (("one", 20), ("two", 30)):
+        path = tmp_path / name / "made-up.gguf"
+        path.parent.mkdir()
+        path.write_bytes(name.encode())
+        digest = f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+        own[name] = on_host(made_up(model=Model(name=path.name, digest=digest, train_context=131072, layers=layers)))
+    store_of(tmp_path / "store", own["one"], two=own["two"])
+    for name, layers in (("one", 20), ("two", 30)):
+        mine = f"{name}/made-up.gguf"
+        assert json.loads(run("show", mine, "--json").stdout)["data"]["calibration"]["metadata"]["model"]["layers"] == layers
+        assert run("check", f"{mine}@8192", "--measured-only").returncode == 0
+        assert run("predict", f"{mine}@8192", "--measured-only").returncode == 0
+    for spelled in (("one/made-up.gguf@two",), ("one/made-up.gguf", "--variant", "two")):
+        done = run("check", *spelled, "--ctx", "8192", "--measured-only")
+        assert (done.returncode, "other weights" in done.stdout) == (4, True), done
+        assert run("predict", *spelled, "--ctx", "8192", "--measured-only").returncode == 66
 
 
 @pytest.mark.parametrize("verb", ["show", "recalibrate", "rm", "rename", "predict --measured-only --ctx 8192"])
