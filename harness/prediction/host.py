@@ -84,24 +84,20 @@ class HostMemory(msgspec.Struct, frozen=True, kw_only=True):
     """Host memory beside what is free of a GPU, and what servers on it are set to.
 
     ``available`` is bytes, ``None`` where it is not known; ``environments`` the variables that each engine has here, over those
-    of a calibration. ``growth`` is what models that were started before may come to take of it, bytes, ``held`` what those on a
-    GPU have taken. ``shared``: it was read on this machine, as is what is free for models that are all in host memory.
+    of a calibration. ``growth`` is what models that were started before may come to take of it, bytes.
     """
 
     available: int | None = None
     environments: Mapping[str, Mapping[str, str]] = {}
     growth: int = 0
-    held: int = 0
-    shared: bool = False
 
     def beside(self, verdicts: Iterable[Verdict]) -> HostMemory:
         """What models that stay leave of it."""
         some = [one for one in verdicts if one.verdict != "unknown"]
-        taken = sum(one.host_required_bytes or 0 for one in some if one.basis == "gpu" or self.shared)
-        held = sum(one.host_required_bytes or 0 for one in some if one.basis == "gpu")
+        taken = sum(one.host_required_bytes or 0 for one in some)
         growth = sum(one.host_growth_bytes or 0 for one in some)
         left = None if self.available is None else max(self.available - taken, 0)
-        return msgspec.structs.replace(self, available=left, growth=self.growth + growth, held=self.held + held)
+        return msgspec.structs.replace(self, available=left, growth=self.growth + growth)
 
 
 def with_host(verdict: Verdict, available: int | None, before: int = 0) -> Verdict:

@@ -146,8 +146,8 @@ def check(
         ]
         free, names = given[0][1].available, given[0][1].names
         loaded = given[0][1].loaded(machine if available is None else None)
-        if free and host.shared and given[0][1].calibration.metadata.machine.target == "host":
-            free = (max(free[0] - host.held, 0),)  # what models on GPUs have taken there
+        if free and host.available is not None and given[0][1].calibration.metadata.machine.target == "host":
+            free = (min(free[0], host.available),)  # models on GPUs have taken their part
         judged, fates = judge_together(
             requests, free, forced=wanted.forced, extrapolate=extrapolate, names=names, loaded=loaded, host=host
         )  # fmt: skip
@@ -181,7 +181,6 @@ def host_of(chosen: Iterable[CalibrationMatch], wanted: CalibrationFilter, machi
     return HostMemory(
         available=machine.host_bytes if wanted.host_available is None and here else wanted.host_available,
         environments={engine: environment_of(one, machine) for engine, one in some.items()},
-        shared=wanted.host_available is None and here,
     )
 
 

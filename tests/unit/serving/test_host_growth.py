@@ -85,15 +85,28 @@ def agrees(store: Store, free: int, wanted: CalibrationFilter | None = None) -> 
     return [answer(one) for one in asked.values()]
 
 
-@pytest.mark.parametrize("cache", [None, "100", "0", "-1"])
-def test_in_host_memory_all_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str | None) -> None:
+@pytest.mark.parametrize(("cache", "most"), [(None, 8192), ("100", 100), ("0", 0), ("-1", 224 + 15)])
+def test_in_host_memory_all_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str | None, most: int) -> None:
+    """Without a limit a server keeps prompts of one context; 32 checkpoints of the 15 MiB that are fixed come beside it."""
     store = store_of(tmp_path, on_host(made_up()))
     if cache is not None:
         monkeypatch.setenv("LLAMA_ARG_CACHE_RAM", cache)
     found = [one for free in FREE for one in agrees(store, free)]
 
     assert {(one["verdict"], one["tight"]) for one in found} == {("fits", True), ("fits", False), ("offload", False)}
-    assert all(one["host_growth_bytes"] for one in found), "checkpoints alone are not nothing"
+    at_8192 = answer(checked(store, 8192, 24 * GIB))
+    assert at_8192["host_growth_bytes"] == pytest.approx((most + 32 * 15) * MIB, abs=MIB)
+
+
+def test_a_model_is_tight_to_the_byte(tmp_path: Path) -> None:
+    store = store_of(
+        tmp_path, with_metadata(on_host(made_up()), quality=msgspec.structs.replace(made_up().metadata.quality, max_error=0.01))
+    )
+    details = checked(store, 8192, 24 * GIB).details
+    assert details is not None
+    assert details.uncertainty_bytes
+    edge = (details.required_bytes or 0) + details.uncertainty_bytes + (details.host_growth_bytes or 0)
+    assert [answer(checked(store, 8192, free))["tight"] for free in (edge - 1, edge)] == [True, False]
 
 
 @pytest.mark.parametrize("asked", [NOTHING, Forced(gpu_layers=20)])
@@ -188,10 +201,23 @@ def test_a_model_in_host_memory_and_one_on_a_card_share_the_hosts(tmp_path: Path
     placement = msgspec.structs.replace(one.metadata.placement, host_gb=4.0)
     store = store_of(tmp_path, with_metadata(one, placement=placement), on_host(made_up("on-host")))
     asked = [CheckRequest(model=name, context=8192, num_parallel=1) for name in ("on-card", "on-host")]
+
+    def at(gib: int) -> None:
+        monkeypatch.setattr("harness.meters.host.available_memory", lambda: gib * GIB)
+
     for gib, together in ((6, "offload"), (10, "fits")):
-        monkeypatch.setattr("harness.meters.host.available_memory", lambda size=gib * GIB: size)
+        at(gib)
         for some, verdict in (*(([each], "fits") for each in asked), (asked, together), (asked[::-1], together)):
             assert check(some, store, LocalMachine()).verdict == verdict, (gib, [each.model for each in some])
+    at(6)
+    for gib, fits in ((6, False), (10, True)):
+        wanted = CalibrationFilter(host_available=gib * GIB)
+        assert check(asked, store, LocalMachine(), wanted=wanted).fits is fits, "what is typed is shared, too"
+    at(20)
+    alone, both = (check(some, store, LocalMachine()).models[-1].details for some in (asked[1:], asked))
+    assert alone is not None
+    assert both is not None
+    assert (alone.tight, both.tight) == (False, True), "two servers, and two caches"
 
 
 def test_what_each_model_may_take_later_adds_up_and_what_it_holds_is_gone(tmp_path: Path) -> None:
