@@ -367,9 +367,11 @@ def allocate(
     """
     from harness.prediction.allocation import Deployment
     from harness.serving.allocate import answer
+    from harness.serving.calibration_lookup import CalibrationFilter
 
+    settings = CalibrationFilter(variant=variant)
     return answer(
-        _store(store), model, ctx, concurrency, Deployment(), variant=variant, available=read_available(available)
+        _store(store), model, ctx, concurrency, Deployment(), settings=settings, available=read_available(available)
     ).allocation  # fmt: skip
 
 

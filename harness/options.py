@@ -35,6 +35,10 @@ MAX_SLOTS: Final = 4096
 ALL_LAYERS: Final = 1 << 20
 
 
+#: Options that go by a setting of another name, where they are not given.
+SAME_SETTING: Final = {"slots": "num_parallel", "concurrency": "num_parallel"}
+
+
 class Option(msgspec.Struct, frozen=True, kw_only=True):
     """What an option's type does not say.
 
@@ -72,7 +76,7 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def variable(self) -> str | None:
         """``HARNESS_ITS_NAME``, where there is one."""
-        return f"HARNESS_{self.name.upper()}" if self.option.setting else None
+        return f"HARNESS_{SAME_SETTING.get(self.name, self.name).upper()}" if self.option.setting else None
 
     @property
     def written(self) -> tuple[type, ...]:
@@ -375,7 +379,7 @@ class TuneOptions(_Validated, frozen=True, kw_only=True):
             help="Decode speed to reach; layers may then be on the host.",
         ),
     ] = None  # fmt: skip
-    slots: Annotated[int, Option(setting=False, least=1, most=MAX_SLOTS, metavar="N", help="Sequences at once.")] = 1
+    slots: Annotated[int, Option(least=1, most=MAX_SLOTS, metavar="N", help="Sequences at once.")] = 1
 
 
 #: Settings that no command has as an option.

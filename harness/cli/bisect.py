@@ -27,7 +27,7 @@ from harness.units import parse_token_list
     "--ctx", metavar="N,N,…", type=Text("ctx", parse_token_list), help="Contexts of each step; default: 2048,4096,8192."
 )
 @run_options(
-    "engine", "gpus", "models", "kv_cache_type", "flash_attention", "num_parallel", "env", "timeout", "image",
+    "engine", "gpus", "models", "kv_cache_type", "flash_attention", "num_batch", "num_parallel", "env", "timeout", "image",
     image="The image without its tag; default: the pinned one.",
 )  # fmt: skip
 @store_option

@@ -26,18 +26,20 @@ from harness.units import parse_token_list
     help="Contexts, tokens per slot.",
 )
 @click.option(
-    "--kv-cache-type", "kinds", metavar="T,T,…", default="f16", show_default=True, help="Types of the KV cache: f16, q8_0, …"
-)
+    "--kv-cache-type", metavar="T,T,…", default="f16", show_default=True, envvar="HARNESS_KV_CACHE_TYPE",
+    help="Types of the KV cache: f16, q8_0, …",
+)  # fmt: skip
 @query_options(
-    "num_parallel", "available", "gpu", "flash_attention", "engine",
+    "num_parallel", "available", "gpu", "flash_attention", "num_batch", "engine",
     available="A card with this much free memory, instead of this machine.",
     gpu="For this GPU: an index, a UUID, or the engine's name of it.",
     flash_attention="Flash attention; auto: the engine's own choice.",
+    num_batch="Physical batch; auto: as the engine would choose.",
     engine="Whose rules for batch and placement.",
 )  # fmt: skip
 @store_option
 @command
-def cli(names: tuple[str, ...], ctx: tuple[int, ...], kinds: str, store: str | None, **given: Any) -> CommandResult:
+def cli(names: tuple[str, ...], ctx: tuple[int, ...], kv_cache_type: str, store: str | None, **given: Any) -> CommandResult:
     """Memory of models that were not measured, from their headers: a few megabytes of each are read.
 
     MODEL is a .gguf file, an https address, hf.co/OWNER/REPO (every quantisation) or hf.co/OWNER/REPO:QUANTISATION, a name
@@ -51,7 +53,7 @@ def cli(names: tuple[str, ...], ctx: tuple[int, ...], kinds: str, store: str | N
     query = QueryOptions.of(given)
     pairs = [context_of(name, None) for name in names]
     contexts = tuple(sorted({context for _, context in pairs if context})) or ctx
-    types = tuple(QueryOptions(kv_cache_type=kind.strip()).kv_cache_type or "" for kind in kinds.split(","))
+    types = tuple(QueryOptions(kv_cache_type=kind.strip()).kv_cache_type or "" for kind in kv_cache_type.split(","))
     found = estimates(
         [name for name, _ in pairs], store_at(store), LocalMachine(query.gpu), wanted=CalibrationFilter.of(query),
         contexts=contexts, kv_cache_types=types, num_parallel=query.num_parallel, available=query.available,

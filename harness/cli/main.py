@@ -236,3 +236,7 @@ def _bug(ended: CommandResult) -> NoReturn:
 
     click.echo(traceback.format_exc(), err=True, nl=False)
     _end(ended, HarnessError("this is a bug in harness; the lines above say where"))
+
+
+if __name__ == "__main__":
+    main()

@@ -90,14 +90,21 @@ def query_options(*names: str, **helps: str | dict[str, Any]) -> Decorator:
 
 #: ``--store DIR``.
 store_option = query_options("store")
-#: Which of a model's calibrations answers.
-filter_options = query_options(
-    "engine", "variant", "kv_cache_type", "flash_attention", "num_batch",
+#: Settings that the calibration which answers has to have.
+settings_options = query_options(
+    "variant", "kv_cache_type", "flash_attention", "num_batch",
     variant="This variant of the calibration, whatever differs.",
     kv_cache_type="The calibration with this KV cache: f16, q8_0, q8_0/f16 (K/V), …",
     flash_attention="The calibration with flash attention on or off; auto: whichever there is.",
     num_batch={"help": "The calibration with this physical batch.", "default": None, "show_default": False, "metavar": "N"},
 )  # fmt: skip
+
+
+def filter_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Which of a model's calibrations answers."""
+    return query_options("engine")(settings_options(function))
+
+
 #: A placement that is asked for.
 PLACING = ("gpu_layers", "n_cpu_moe", "fit", "reserve", "host_available")
 

@@ -77,7 +77,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 def origin(entry: Entry) -> Iterator[str]:
     """Calibration, date and bound, a line each; no line holds more than text."""
     metadata, verdict = entry.calibration.metadata, entry.verdict
-    where = " + ".join(gpu.name for gpu in metadata.machine.gpus) if entry.on_gpu else "host memory"
+    where = metadata.machine.devices()
     engine = f"{entry.calibration.engine} {metadata.engine.version or ''}".strip()
     yield one_line(f"{entry.model}: harness calibration {entry.key} of {metadata.calibrated_at} ({engine}, {where or 'a GPU'})")
     most = "at most " if verdict.at_most else ""

@@ -118,4 +118,4 @@ def _written(store: Store, path: Path, shared: Shared) -> TakenFile:
 
 
 def _machine(shared: Shared) -> str:
-    return " + ".join(gpu.name for gpu in shared.calibration.metadata.machine.gpus) or "host memory"
+    return shared.calibration.metadata.machine.devices()

@@ -189,8 +189,11 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def bounded(self) -> Performance:
         """The speeds whose bound says something: none above :data:`MOST_UNCERTAINTY`."""
-        if self.uncertainty <= MOST_UNCERTAINTY:
-            return self
+        return self if self.uncertainty <= MOST_UNCERTAINTY else self.untimed
+
+    @property
+    def untimed(self) -> Performance:
+        """The same without speeds: those of a setting that was not timed."""
         return msgspec.structs.replace(
             self, prompt_tokens_per_s=None, decode_tokens_per_s=None, host_decode_tokens_per_s=None, depths=()
         )  # fmt: skip

@@ -135,6 +135,11 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[Gpu, ...] = ()
     total_cuda_gb: MemoryGb | None = None
 
+    def devices(self, joined: str = " + ") -> str:
+        """Names of the GPUs, or host memory; an import may be of a GPU that its log does not name."""
+        unnamed = "host memory" if self.target == "host" else "a GPU that was not named"
+        return joined.join(gpu.name for gpu in self.gpus) or unnamed
+
 
 class Tensors(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of a model's tensors, from the GGUF's table: repeating layers in order, then output and embeddings.

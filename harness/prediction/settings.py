@@ -201,8 +201,9 @@ def _with_cache(calibration: Calibration, made: tuple[str, str], wanted: tuple[s
         spread += _TURNED * (metadata.placement.width or _WIDTH) * batch * 4 / GIB
     quality = msgspec.structs.replace(metadata.quality, overhead_spread_gb=spread or None)
     metadata = msgspec.structs.replace(
-        metadata, bands=bands, settings=settings, breakdown_gb=breakdown, placement=placement, quality=quality
-    )
+        metadata, bands=bands, settings=settings, breakdown_gb=breakdown, placement=placement, quality=quality,
+        performance=metadata.performance.untimed,
+    )  # fmt: skip
     return msgspec.structs.replace(calibration, constants=constants, metadata=metadata)
 
 

@@ -226,7 +226,7 @@ class _Search:
         if verdict.verdict != "fits":
             self.unknown = self.unknown or verdict.reason
             return
-        speed = _timed(one, decode_at_depth(one.calibration, most) or verdict.decode_tokens_per_s)
+        speed = decode_at_depth(one.calibration, most) or verdict.decode_tokens_per_s
         yield self._choice(one, cards, verdict, speed)
 
     def _answers(self, one: Candidate, slots: int) -> bool:
@@ -268,7 +268,7 @@ class _Search:
         except UnknownVerdictError:
             return
         if verdict.verdict == "offload" and verdict.layers_offloaded is not None:
-            yield self._choice(one, cards, verdict, _timed(one, verdict.decode_tokens_per_s))
+            yield self._choice(one, cards, verdict, verdict.decode_tokens_per_s)
 
     def _choice(self, one: Candidate, cards: tuple[int, ...], verdict: Verdict, speed: float | None) -> tuple[_Cost, Choice]:
         demand, settings = self.demand, one.calibration.metadata.settings
@@ -373,11 +373,6 @@ _LARGEST_BATCH: Final = 1 << 20
 
 def _size(cache: str) -> float:
     return VALUE_BYTES.get(cache, VALUE_BYTES["f16"])
-
-
-def _timed(one: Candidate, speed: float | None) -> float | None:
-    """A speed holds for the cache with which it was timed."""
-    return None if any(text.startswith("KV cache") for text in one.derived) else speed
 
 
 def _lost(speed: float | None, calibration: Calibration) -> float:

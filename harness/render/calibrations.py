@@ -109,9 +109,7 @@ def _speed(calibration: Calibration) -> str:
 
 def devices_of(calibration: Calibration) -> str:
     """The GPUs that a calibration was measured on, or the host's memory."""
-    machine = calibration.metadata.machine
-    unnamed = "a GPU that was not named" if machine.meter == "import" and machine.target == "gpu" else "host memory"
-    return clean(", ".join(gpu.name for gpu in machine.gpus) or unnamed)
+    return clean(calibration.metadata.machine.devices(", "))
 
 
 def size_of(gib: float | None) -> str:
@@ -196,11 +194,11 @@ def catalog(engines: Mapping[str, Iterable[str]]) -> Iterator[str | Drawn]:
 def allocation_remarks(allocation: Allocation, calibration: Calibration) -> str:
     """What an allocation takes and from what it follows, as comments of a shell."""
     metadata = calibration.metadata
-    on = metadata.machine.gpus[0].name if metadata.machine.gpus else "host memory"
+    how = "imported from a log of" if metadata.machine.meter == "import" else "measured with"
     cache = ("at most " if is_bound(calibration, allocation.context) else "") + format_size(allocation.kv_cache_bytes)
     return clean(
         f"# {allocation.blocks} blocks of {allocation.block_size} tokens and {allocation.spare_blocks} to spare: "
         f"{cache} beside {format_size(allocation.footprint_bytes)}, "
         f"{format_size(allocation.available_bytes)} are free · largest context {allocation.max_context:,}\n"
-        f"# measured with vLLM {metadata.engine.version or '(version unknown)'} on {on}"
+        f"# {how} vLLM {metadata.engine.version or '(version unknown)'} on {metadata.machine.devices()}"
     )

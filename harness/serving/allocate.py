@@ -13,6 +13,8 @@ from harness.inventory.machine import LocalMachine
 from harness.inventory.weights import calibrations_of
 from harness.model.calibration import Calibration
 from harness.prediction.allocation import Allocation, Deployment
+from harness.prediction.settings import derive
+from harness.serving.calibration_lookup import CalibrationFilter, calibrating
 from harness.store.store import Store, variant_of
 
 
@@ -30,7 +32,7 @@ def answer(
     concurrency: int,
     wanted: Deployment,
     *,
-    variant: str | None = None,
+    settings: CalibrationFilter | None = None,
     available: tuple[int, ...] | None = None,
 ) -> Answer:
     """The flags for a start of ``model`` here, or on GPUs with ``available`` bytes each.
@@ -41,30 +43,31 @@ def answer(
     """
     if available is None and wanted.gpu is None:
         wanted = msgspec.structs.replace(wanted, gpu=_gpu_here())
-    calibration = matching(store, model, wanted, variant)
+    calibration = matching(store, model, wanted, settings)
     return Answer(
         calibration=calibration,
         allocation=policy_of(calibration.engine).allocate(calibration, context, concurrency, available or _free(calibration)),
     )
 
 
-def matching(store: Store, model: str, wanted: Deployment, variant: str | None = None) -> Calibration:
-    """The calibration of :data:`ALLOCATED` that answers for what will run: the default file first.
+def matching(store: Store, model: str, wanted: Deployment, settings: CalibrationFilter | None = None) -> Calibration:
+    """The calibration of :data:`ALLOCATED` that answers for what will run, at these settings: the default file first.
 
     Raises:
         UnknownVerdictError: there is none (UNCALIBRATED), with what the others differ in.
     """
-    different, policy = [], policy_of(ALLOCATED)
+    settings, policy, different = settings or CalibrationFilter(), policy_of(ALLOCATED), []
     for path, calibration in calibrations_of(store, model, ALLOCATED):
-        if variant is not None and variant_of(path) != variant:
+        if settings.variant is not None and variant_of(path) != settings.variant:
             continue
-        if not (differs := policy.mismatches(calibration, wanted)):
+        obstacles = derive(calibration, settings.asked, ggml_caches=policy.ggml_caches).obstacles
+        if not (differs := (*policy.mismatches(calibration, wanted), *obstacles)):
             return calibration
         different.append(f"{path.name}: {', '.join(differs)}")
     why = f" ({'; '.join(different)})" if different else ""
     raise UnknownVerdictError(
         f"UNCALIBRATED: no calibration of {model} by {policy.title} answers for this{why}",
-        hint=f"harness calibrate {shlex.quote(model)} --engine {ALLOCATED}",
+        hint=calibrating(model, msgspec.structs.replace(settings, engine=ALLOCATED)),
     )
 
 

@@ -348,7 +348,7 @@ def _here(path: Path, calibration: Calibration, machine: LocalMachine, available
             gpus = _used(calibration, present)
             strange = {gpu.name for gpu in gpus} - {gpu.name for gpu in calibration.metadata.machine.gpus}
             if strange and calibration.metadata.machine.gpus:
-                other.append(f"{_names(calibration)}, here it is {' + '.join(gpu.name for gpu in gpus)}")
+                other.append(f"{calibration.metadata.machine.devices()}, here it is {' + '.join(gpu.name for gpu in gpus)}")
             drivers = {one.driver for one in gpus} - {None}
             newer += [
                 f"driver {one.driver}, here it is {', '.join(sorted(map(str, drivers)))}"
@@ -375,7 +375,3 @@ def as_given(calibration: Calibration, available: tuple[int, ...] | None, host: 
     if host is None or calibration.metadata.machine.target != "host" or len(available or ()) > 1:
         return available
     return (min(host, *(available or ())),) if available else (host,)
-
-
-def _names(calibration: Calibration) -> str:
-    return " + ".join(gpu.name for gpu in calibration.metadata.machine.gpus) or "host memory"

@@ -19,6 +19,7 @@ from harness.prediction.tuning import Choice, Demand, Tuning
 from harness.prediction.tuning import tune as search
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, calibrating, choose
 from harness.serving.check import Assessment, host_of
+from harness.serving.figures import as_asked
 from harness.store.store import Store, key_of
 
 
@@ -110,9 +111,14 @@ def tune(
         files |= {key_of(one, path): one for path, one in store.find(model, wanted.engine) if _alike(one, chosen.calibration)}
     rules = policy_of(chosen.calibration.engine)
     host = host_of([chosen], wanted, machine, here=available is None)
-    tuning = search(
-        list(files.items()), chosen.available, demand, rules, names=chosen.names, asked=wanted.asked, host=host
-    )  # fmt: skip
+    try:
+        tuning = search(
+            list(files.items()), chosen.available, demand, rules, names=chosen.names, asked=wanted.asked, host=host
+        )  # fmt: skip
+    except UnknownVerdictError as error:
+        if error.code == "no-such-settings":
+            as_asked(chosen.calibration, wanted, demand.num_parallel, next(iter(files)), model)  # says what differs
+        raise
     return Tuned(model=model, chosen=chosen, files=files, tuning=tuning, host=host)
 
 

@@ -125,3 +125,15 @@ def test_a_local_folder_is_printed_where_it_has_the_models_own_name(tmp_path: Pa
     assert done.exit_code == status
     assert (own in done.stdout) is (status == 0)
     assert run(tmp_path, name, "--ctx", "8192", "--available", "79GiB", "--allow-model").exit_code == 0
+
+
+def test_what_an_import_does_not_name_is_not_said_to_be_host_memory(tmp_path: Path) -> None:
+    made = vllm_calibration()
+    machine = msgspec.structs.replace(made.metadata.machine, gpus=(), meter="import", sandbox="unknown")
+    made = msgspec.structs.replace(made, metadata=msgspec.structs.replace(made.metadata, machine=machine))
+    shelf = Store(tmp_path)
+    shelf.write(shelf.path_of("vllm", "acme/tern-8b"), made)
+    done = run(tmp_path, "acme/tern-8b", "--ctx", "8192", "--available", "79GiB")
+    assert "# imported from a log of vLLM 0.29.0 on a GPU that was not named" in done.stderr, done.stderr
+    named = run(tmp_path, "acme/tern-8b", "--ctx", "8192", "--available", "79GiB", "--gpu-name", "Acme T1")
+    assert (named.exit_code, "GPU that its log does not name, not Acme T1" in named.stderr) == (4, True), named.stderr

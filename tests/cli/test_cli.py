@@ -337,3 +337,10 @@ def test_a_terminal_of_ascii_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None
     main._open_streams()
     click.echo("1 – 2 × 3 · █▒ …")
     assert raw.getvalue() == b"1 - 2 x 3 | #- ...\n"
+
+
+@pytest.mark.parametrize("module", ["harness", "harness.cli.main"])
+def test_a_module_that_python_is_told_to_run_runs(module: str) -> None:
+    """With nothing behind it, the second had ended with 0 and said nothing, whatever was asked."""
+    done = subprocess.run([sys.executable, "-m", module, "predictt"], capture_output=True, text=True, check=False)
+    assert (done.returncode, "did you mean predict?" in done.stderr) == (2, True), done

@@ -12,16 +12,90 @@ import pytest
 
 import harness
 from harness.errors import UnknownVerdictError, UsageError
+from harness.headers import planning
 from harness.prediction.settings import AskedSettings, derive
+from harness.store.store import Store
 from tests.support.calibrations import on_host, store_of, with_settings
 from tests.support.command import Command
+from tests.support.gguf_file import write_gguf
+from tests.support.vllm_artifacts import vllm_calibration
 from tests.unit.prediction.test_tuning import MADE_UP
+
+#: A question of each verb, and with which option it has the setting of each name.
+QUESTIONS = {
+    "check": "check made-up@8192",
+    "plan": "plan made-up",
+    "predict": "predict made-up@8192",
+    "tune": "tune made-up@8192",
+    "export": "export llama-server made-up",
+    "serve": "serve made-up@8192 --on-offload refuse",
+    "allocate": "allocate acme/tern-8b@8192",
+}
+OPTIONS = {("tune", "num_parallel"): "slots", ("export", "num_parallel"): "slots", ("allocate", "num_parallel"): "concurrency"}
+#: Settings, and whether they follow from the calibration.
+SETTINGS = [
+    ("num_parallel", 9, True),
+    ("kv_cache_type", "q8_0", True),
+    ("kv_cache_type", "f32", False),
+    ("kv_cache_type", "fp8", False),
+    ("flash_attention", "off", False),
+    ("num_batch", 4096, False),
+    ("available", "5632MiB", True),
+]
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     store_of(tmp_path / "store", MADE_UP)
+    vllm = vllm_calibration()
+    Store(tmp_path / "store").write(tmp_path / "store/vllm/acme--tern-8b.yaml", vllm)
     return Command(tmp_path, monkeypatch, capfd)
+
+
+@pytest.mark.parametrize("verb", QUESTIONS)
+@pytest.mark.parametrize(("name", "value", "follows"), SETTINGS)
+def test_no_verb_passes_over_a_setting(
+    run: Command, tmp_path: Path, verb: str, name: str, value: object, *, follows: bool
+) -> None:
+    """By its option, its variable or its key: the same answer, about it; 4 where nothing follows for it."""
+    words = QUESTIONS[verb].split()
+    words += [] if name == "available" else ["--available", "79GiB" if verb == "allocate" else "24GiB"]
+    without = run(*words)
+    option = OPTIONS.get((verb, name), name).replace("_", "-")
+    typed = run(*words, f"--{option}", str(value))
+    variable = run(*words, **{f"HARNESS_{name.upper()}": str(value)})
+    (tmp_path / "harness.toml").write_text(f"{name} = {value!r}\n")
+    assert typed == variable == run(*words)
+    if not follows or (verb, name) == ("allocate", "kv_cache_type"):
+        assert (typed.returncode, "figures do not hold" in typed.stdout + typed.stderr) == (4, verb != "allocate"), typed
+    else:
+        assert typed != without
+    if value == "q8_0" and verb != "allocate":
+        assert "derived" in typed.stdout + typed.stderr
+
+
+@pytest.mark.parametrize("verb", [*QUESTIONS, "estimate", "bisect"])
+def test_an_empty_variable_that_an_answer_depends_on_is_refused(run: Command, verb: str) -> None:
+    words = {"estimate": "estimate x.gguf", "bisect": "bisect x --good 1 --bad 2", **QUESTIONS}[verb].split()
+    for name in ("NUM_PARALLEL", "KV_CACHE_TYPE", "FLASH_ATTENTION", "NUM_BATCH", "ENGINE"):
+        done = run(*words, **{f"HARNESS_{name}": ""})
+        assert (done.returncode, f"HARNESS_{name} is empty" in done.stderr) == (2, True), done
+
+
+def test_an_estimate_is_of_the_cache_and_the_batch_that_are_set(
+    run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = {"llama.embedding_length": 512, "llama.attention.head_count": 8, "llama.attention.head_count_kv": 2}
+    write_gguf(tmp_path / "new.gguf", train_context=16_384, extra=shape)
+    monkeypatch.setattr(planning.Planner, "_run", lambda *_: None)  # by the formula: no engine is needed
+    words = ("estimate", "new.gguf@4096", "--available", "24GiB", "--json")
+    figures = [
+        json.loads(done.stdout)["data"]["rows"]
+        for done in (run(*words), run(*words, HARNESS_KV_CACHE_TYPE="q8_0"), run(*words, HARNESS_NUM_BATCH="2048"))
+    ]
+    assert [rows[0]["kv_cache_type"] for rows in figures] == ["f16", "q8_0", "f16"]
+    sizes = [rows[0]["contexts"][0]["required_bytes"] for rows in figures]
+    assert sizes[1] < sizes[0] < sizes[2]
 
 
 def test_predict_answers_about_a_cache_of_another_type_and_says_that_it_was_calculated(run: Command) -> None:

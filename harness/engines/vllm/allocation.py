@@ -90,7 +90,8 @@ def mismatches(calibration: Calibration, wanted: Deployment) -> list[str]:
     metadata, vllm = calibration.metadata, calibration.metadata.settings.vllm
     if vllm is None:
         return [f"it is one of {calibration.engine}"]
-    measured = metadata.machine.gpus[0].name if metadata.machine.gpus else "host memory"
+    unnamed = "host memory" if metadata.machine.target == "host" else "that its log does not name"
+    measured = metadata.machine.gpus[0].name if metadata.machine.gpus else unnamed
     pairs = (
         ("version", wanted.version, metadata.engine.version),
         ("GPU", wanted.gpu, measured),

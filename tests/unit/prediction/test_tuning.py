@@ -123,7 +123,9 @@ def test_one_card_is_enough_where_the_engine_would_spread_over_all() -> None:
 
 
 def test_a_measured_cache_is_taken_before_a_derived_one() -> None:
-    measured = with_settings(derive(MADE_UP, AskedSettings(kv_cache_type="q8_0")).calibration, kv_cache_type="q8_0")
+    measured = derive(MADE_UP, AskedSettings(kv_cache_type="q8_0")).calibration
+    timed = msgspec.structs.replace(measured.metadata, performance=MADE_UP.metadata.performance)
+    measured = msgspec.structs.replace(measured, metadata=timed)
     best = tuned(7, context=80_000, files=((KEY, MADE_UP), (f"{KEY}@q8", measured))).best
 
     assert best is not None
