@@ -52,21 +52,23 @@ def cli(model: str, store: str | None, **given: Any) -> CommandResult:
 
 def _with_memory(calibration: Calibration, prediction: Prediction, query: QueryOptions, forced: Forced) -> dict[str, object]:
     """The verdict with so much memory free, or with more than enough: layers on the GPU and the speed that is left."""
+    from harness.inventory.machine import LocalMachine
     from harness.prediction.forced import judge_as_asked
     from harness.prediction.host import with_host
     from harness.serving.calibration_lookup import as_given
+    from harness.serving.surroundings import environment_of
 
     available = as_given(calibration, query.available, query.host_available)
     verdict = judge_as_asked(
         calibration, prediction.context, prediction.num_parallel, available or (1 << 50,), policy_of(calibration.engine),
-        forced, extrapolate=True,
+        forced, extrapolate=True, env=environment_of(calibration, LocalMachine(query.gpu)),
     )  # fmt: skip
     if verdict.verdict == "unknown" and forced != NOTHING:
         raise UnknownVerdictError(verdict.reason or "unknown")
     if available is not None or verdict.basis == "gpu":
         verdict = with_host(verdict, query.host_available)
     fields = ("verdict", "available_bytes", "layers_total", "layers_offloaded", "layers_overflowing", "decode_tokens_per_s")
-    host = ("host_required_bytes", "host_available_bytes", "host_short_bytes")
-    more = ("required_bytes", *host, "forced", "out_of_memory", "at_most", "reason")
+    host = ("host_required_bytes", "host_available_bytes", "host_short_bytes", "host_growth_bytes")
+    more = ("required_bytes", *host, "tight", "forced", "out_of_memory", "at_most", "reason")
     found = {field: getattr(verdict, field) for field in (*fields, *more)}
     return found if available is not None else {**found, "verdict": None, "available_bytes": None, "out_of_memory": None}

@@ -74,6 +74,10 @@ def _sentence(found: Mapping[str, object]) -> str:
         where += f", and {format_size(host, 1)} of host memory"
     if isinstance(short, int) and short and beside != size:
         where += f"; host memory lacks {format_size(short, 1)}"
+    if found["verdict"] == "fits" and found["tight"]:
+        where += (
+            f", tight: its server may take up to {format_size(_whole(found['host_growth_bytes']), 1)} more of host memory later"
+        )
     return f"{free}: {where}" + (f", about {speed:.1f} tokens/s" if isinstance(speed, float) else "")
 
 

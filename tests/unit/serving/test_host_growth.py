@@ -27,6 +27,7 @@ from harness.serving.tuning import tune
 from harness.store.store import Store
 from harness.units import GIB, MIB
 from tests.support.calibrations import made_up, on_host, store_of, with_settings, with_version
+from tests.support.command import Command
 from tests.support.planner_cases import with_metadata
 
 CONTEXTS = (2048, 8192, 32768, 131072)
@@ -40,6 +41,11 @@ ASKED = ("verdict", "tight", "host_growth_bytes", "host_required_bytes", "host_s
 def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalMachine, "engine_version", lambda *_: None)
     monkeypatch.setattr(LocalMachine, "running", lambda *_: ())
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    return Command(tmp_path, monkeypatch, capfd)
 
 
 def checked(store: Store, context: int, free: int, wanted: CalibrationFilter | None = None) -> Assessment:
@@ -257,3 +263,22 @@ def test_a_model_that_the_engine_ends_takes_nothing_of_the_host_later(tmp_path: 
         answers = check(asked, store, LocalMachine(), available=(needs + more,)).models
         assert sorted(str(one.fate) for one in answers) == ["evicted", "resident", "resident"]
         assert (answers[2].details is not None and answers[2].details.tight) is tight
+
+
+def test_predict_with_so_much_memory_says_the_same(tmp_path: Path, run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_ARG_CACHE_RAM", "4096")
+    one = made_up("on-card")
+    placement = msgspec.structs.replace(one.metadata.placement, host_gb=1.0)
+    store_of(tmp_path / "store", with_metadata(one, placement=placement), on_host(made_up("on-host")))
+    seen = set()
+    for model in ("on-card", "on-host"):
+        for free in ("4GiB", "8GiB", "24GiB"):
+            for host in ((), ("--host-available", "512MiB"), ("--host-available", "5GiB"), ("--host-available", "16GiB")):
+                asked = (f"{model}@8192", "--available", free, *host, "--json")
+                checked, predicted = (json.loads(run(verb, *asked).stdout)["data"] for verb in ("check", "predict"))
+                said = {field: checked[field] for field in ASKED}
+                assert said == {field: predicted["with_available"][field] for field in ASKED}, asked
+                seen.add((said["verdict"], said["tight"]))
+    assert seen == {("fits", True), ("fits", False), ("offload", False)}
+    text = " ".join(run("predict", "on-host@8192", "--available", "8GiB").stdout.split())
+    assert "everything fits, tight: its server may take up to 4,576.0 MiB more of host memory later" in text
