@@ -126,6 +126,12 @@ def test_more_slots_than_an_engine_can_have_is_a_usage_error(run: Command, tmp_p
     assert "llama-server has at most 256 slots, not 300" in done.stderr
 
 
+def test_as_many_slots_as_an_engine_can_have_are_judged(run: Command, tmp_path: Path) -> None:
+    store_of(tmp_path / "store", made_up())
+    answers = [run("check", "made-up@512", "--available", "999GiB", "--num-parallel", count) for count in ("256", "257")]
+    assert [answer.returncode for answer in answers] == [0, 2]
+
+
 def test_vllm_may_have_as_many_sequences_as_it_was_calibrated_for(run: Command, tmp_path: Path) -> None:
     store_of(tmp_path / "store", vllm_calibration(max_num_seqs=300))
     words = ("check", "vllm/acme--tern-8b@1024", "--available", "80GiB", "--num-parallel")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from harness.engines.vllm.blocks import VllmStart, fit_blocks
@@ -51,6 +51,9 @@ def start(context: int, blocks: int, page: int, cache: float) -> VllmStart:
     lengths=st.lists(st.sampled_from((512, 1000, 2048, 4096, 6000, 8192, 16_384, 32_768)), min_size=2, max_size=2, unique=True),
     caches=st.tuples(st.floats(0.5, 40), st.floats(0.5, 40)),
     asked=st.lists(st.integers(1, 32_768), max_size=8),
+)
+@example(  # the shorter log rounds its cache down, the longer one up
+    groups=[("every", 0), ("state", 23)], size=16, page=4096, lengths=[16_384, 32_768], caches=(0.5049, 0.5051), asked=[]
 )
 def test_no_context_up_to_the_longest_takes_more(
     groups: list[tuple[str, int]], size: int, page: int, lengths: list[int], caches: tuple[float, float], asked: list[int]

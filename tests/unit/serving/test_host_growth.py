@@ -282,3 +282,25 @@ def test_predict_with_so_much_memory_says_the_same(tmp_path: Path, run: Command,
     assert seen == {("fits", True), ("fits", False), ("offload", False)}
     text = " ".join(run("predict", "on-host@8192", "--available", "8GiB").stdout.split())
     assert "everything fits, tight: its server may take up to 4,576.0 MiB more of host memory later" in text
+
+
+def test_what_is_uncertain_in_host_memory_is_not_there_for_caches(tmp_path: Path) -> None:
+    one = on_host(made_up())
+    store = store_of(tmp_path, with_metadata(one, quality=msgspec.structs.replace(one.metadata.quality, max_error=0.005)))
+    found = checked(store, 8192, 64 * GIB).details
+    assert found is not None
+    growth, uncertain = found.host_growth_bytes or 0, found.uncertainty_bytes or 0
+    assert uncertain > 16 * MIB
+    edge = (found.required_bytes or 0) + uncertain + growth
+    answers = [checked(store, 8192, edge + more).details for more in (0, -1)]
+    assert [one.tight for one in answers if one is not None] == [False, True]
+
+
+def test_what_was_not_logged_of_the_host_is_unknown_and_layers_that_spill_are_counted(tmp_path: Path) -> None:
+    one = made_up()
+    store = store_of(tmp_path, with_metadata(one, placement=msgspec.structs.replace(one.metadata.placement, host_gb=None)))
+    whole, spilled = checked(store, 8192, 24 * GIB).details, checked(store, 8192, 4 * GIB).details
+    assert whole is not None
+    assert spilled is not None
+    assert (whole.verdict, whole.host_required_bytes) == ("fits", None)
+    assert (spilled.verdict, (spilled.host_required_bytes or 0) > GIB) == ("offload", True)
