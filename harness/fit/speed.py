@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from harness.fit.observations import spill_reason
 from harness.model.calibration import (
     MOST_UNCERTAINTY,
     SPEED_UNCERTAINTY,
@@ -189,12 +190,16 @@ def fit_placement(record: Record) -> Placement:
 
 
 def _host_gb(record: Record) -> float | None:
-    """What a load that is on the GPU takes of host memory by its log, at most; ``None`` where no log says it."""
+    """What a load that is on the GPU takes of host memory by its log, at most; ``None`` where no log says it.
+
+    Weights that were put there by choice (``--n-cpu-moe``, ``-ot``) count: such a load is a point all the same.
+    """
     parts = ("weights", "lora", "projector", "kv_cache", "recurrent", "compute", "output")
     found = [
         sum(load.facts.total(f"{part}_bytes", "host") or 0 for part in parts)
         for load in record.loads
-        if load.request.purpose == "point" and load.outcome == "ok" and load.facts is not None and load.facts.fully_offloaded
+        if load.request.purpose == "point" and load.outcome == "ok" and load.facts is not None
+        if spill_reason(load.facts, "gpu", ready=True) is None
     ]
     return gib(max(found)) or None if found and record.machine.target == "gpu" else None
 

@@ -84,9 +84,10 @@ def _host(verdict: Verdict) -> str:
     if verdict.host_short_bytes:
         need, _, margin, free = _sum(required, None, available)
         return f"Host memory: needs {need}, {free} are available: short by {margin}: the machine would swap, or end the engine."
-    if verdict.layers_offloaded == verdict.layers_total and not verdict.layers_overflowing:
+    whole = verdict.layers_offloaded == verdict.layers_total and not verdict.layers_overflowing
+    if whole and 2 * required < (verdict.required_bytes or 0):  # else weights were put there by choice
         return ""
-    of = "" if available is None else f" of {_size(available)} available"
+    of = ", not judged (--host-available SIZE judges it)" if available is None else f" of {_size(available)} available"
     return f"Host memory: {_size(required)}{of}."
 
 

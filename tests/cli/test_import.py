@@ -287,6 +287,30 @@ def test_where_the_one_load_fitted_shorter_contexts_fit(tmp_path: Path, context:
         assert result.exit_code == code, result.output
 
 
+@pytest.mark.parametrize("said", ["splits", "tensors", "nothing"])
+def test_weights_on_the_host_by_choice_need_host_memory(tmp_path: Path, said: str) -> None:
+    """``-ot exps=CPU``, ``--n-cpu-moe``: N of N layers are on the GPU, and 20 GiB of their experts are not.
+
+    The host was asked for nothing where the log showed that they had been put there.
+    """
+    text = MIDDLE.replace(
+        "load_tensors:        CUDA0", "load_tensors:   CPU_Mapped model buffer size = 20480.00 MiB\nload_tensors: CUDA0"
+    )
+    if said == "tensors":
+        text = f"tensor blk.0.ffn_up_exps.weight (256 MiB q4_K) buffer type overridden to CPU\n{text}"
+    if said == "splits":
+        text = text.replace("sched_reserve:      CUDA0", "sched_reserve: graph splits = 58\nsched_reserve:      CUDA0")
+    assert run(tmp_path, text, "--total", "4856MiB", "--model", "m")[0] == 0
+    arguments = ["check", "m@8192", "--num-batch", "512", "--store", str(tmp_path / "store"), "--available", "8GiB"]
+    for host, code, sentence in (
+        ("19GiB", 3, "Host memory: needs 20,480 MiB, 19,456 MiB are available: short by 1,024 MiB"),
+        ("32GiB", 0, "Host memory: 20.0 GiB of 32.0 GiB available."),
+        (None, 0, "Host memory: 20.0 GiB, not judged (--host-available SIZE judges it)."),
+    ):
+        result = CliRunner().invoke(cli, [*arguments, *(("--host-available", host) if host else ())])
+        assert (result.exit_code, sentence in result.output) == (code, True), result.output
+
+
 def test_a_model_on_the_host_whose_compute_buffers_are_on_a_gpu_is_no_point(tmp_path: Path) -> None:
     """``-ngl 0`` with a GPU: neither the memory of the processes nor that of the card is all of it."""
     text = SMALL.replace("29/29", "0/29").replace("CUDA0 model", "  CPU model").replace("CUDA0 KV", "  CPU KV")
