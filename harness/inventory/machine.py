@@ -6,7 +6,7 @@ Each thing is read once, when it is first asked for: ``harness check`` runs befo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from itertools import pairwise
@@ -39,10 +39,13 @@ class ModelProcess(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LocalMachine:
-    """This machine. ``gpu`` (an index, a UUID, or an engine's device name) leaves that GPU alone in view."""
+    """This machine. ``gpu`` (an index, a UUID, or an engine's device name, or several) leaves that GPU alone in view.
 
-    def __init__(self, gpu: str | None = None) -> None:
-        self.gpu = gpu
+    ``start_env``: the variables of an engine that is about to be started, which nothing that runs here has a say in.
+    """
+
+    def __init__(self, gpu: str | None = None, start_env: Mapping[str, str] | None = None) -> None:
+        self.gpu, self.start_env = gpu, start_env
         self._running: dict[EngineName, tuple[RunningServer, ...]] = {}
         self._versions: dict[tuple[EngineName, str], str | None] = {}
         self._listed: dict[tuple[tuple[str, str], ...], tuple[LocalGpu, ...] | HarnessError] = {}
@@ -97,8 +100,9 @@ class LocalMachine:
             return UnavailableError("no GPU found", hint=ADVICE, code="no-gpu")
         if self.gpu is None:
             return found
-        chosen = tuple(one for one in found if self.gpu in (one.key, one.uuid))
-        if chosen:
+        wanted = {part.strip() for part in self.gpu.split(",")}
+        chosen = tuple(one for one in found if wanted & {one.key, one.uuid})
+        if len(chosen) == len(wanted):
             return chosen
         there = ", ".join(f"{one.key} ({one.name})" for one in found)
         return UnavailableError(f"there is no GPU {self.gpu}; there are: {there}", code="no-such-gpu")
@@ -109,7 +113,7 @@ class LocalMachine:
         Raises:
             UsageError: several sizes.
         """
-        if self.gpu is not None and len(available or ()) > 1:
+        if self.gpu is not None and "," not in self.gpu and len(available or ()) > 1:
             raise UsageError(
                 f"--gpu {self.gpu} is one GPU, and --available has {len(available or ())} sizes", hint="one size, or no --gpu"
             )

@@ -184,13 +184,14 @@ def choose(
     if identity not in get_args(Identity):
         return identity
     asked = msgspec.structs.replace(wanted.asked, num_parallel=question.num_parallel, placed=wanted.forced != NOTHING)
-    if wanted.surroundings and available is None and wanted.variant is None:
+    set_here = wanted.surroundings and available is None and wanted.variant is None
+    if set_here or machine.start_env is not None:
         from harness.serving.surroundings import as_set_here, settings_here
 
-        asked, set_here = settings_here(calibration, asked, machine)
+        asked, others = settings_here(calibration, asked, machine)
         calibration = as_set_here(calibration, machine)
-        if set_here:
-            return f"{path.stem} was not calibrated with {' and '.join(set_here)}: its figures do not hold"
+        if others:
+            return f"{path.stem} was not calibrated with {' and '.join(others)}: its figures do not hold"
     at = derive(calibration, asked, ggml_caches=policy_of(calibration.engine).ggml_caches)
     if at.obstacles:
         return differs(path.stem, at.obstacles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -10,12 +11,14 @@ import msgspec
 
 from harness.engines.registry import policy_of
 from harness.engines.running import held_by
+from harness.engines.settings import shown_env
 from harness.errors import ADVICE, BadInputError, UsageError
 from harness.inventory.machine import LocalMachine, residents
 from harness.inventory.weights import names_file
 from harness.model.calibration import Calibration
 from harness.model.facts import EngineName
 from harness.model.planned import Method
+from harness.options import RunOptions
 from harness.prediction.host import HostMemory, growth_of
 from harness.prediction.memory import predict
 from harness.prediction.together import Fate, judge_together
@@ -182,6 +185,38 @@ def host_of(chosen: Iterable[CalibrationMatch], wanted: CalibrationFilter, machi
         available=machine.host_bytes if wanted.host_available is None and here else wanted.host_available,
         environments={engine: environment_of(one, machine) for engine, one in some.items()},
     )
+
+
+def check_start(
+    question: CheckRequest,
+    options: RunOptions,
+    store: Store,
+    machine: LocalMachine,
+    wanted: CalibrationFilter | None = None,
+    available: tuple[int, ...] | None = None,
+    *,
+    measured_only: bool = False,
+) -> Assessment:
+    """:func:`check` about a start with variables and GPUs of its own; where they are others than were calibrated it is unknown.
+
+    ``machine`` is this one with those variables.
+    """
+
+    def ask(here: LocalMachine) -> Assessment:
+        return check([question], store, here, wanted=wanted, available=available, measured_only=measured_only).models[0]
+
+    judged = ask(machine)
+    if judged.chosen is None and options.env:  # how the model is started is known all the same
+        settings = " ".join(f"--env {shlex.quote(f'{name}={value}')}" for name, value in shown_env(options.env).items())
+        advice = None if judged.advice is None else f"{judged.advice} {settings}"
+        known = ask(LocalMachine(machine.gpu))
+        return msgspec.structs.replace(known, verdict="unknown", details=None, reason=judged.reason, advice=advice)
+    measured = None if judged.chosen is None else judged.chosen.calibration.metadata.machine
+    if measured is None or measured.target == "host" or options.gpus != "none":
+        return judged
+    reason = f"it was calibrated on {measured.devices()}, and --gpus none leaves it in host memory"
+    advice = f"harness calibrate {shlex.quote(question.model)} --gpus none --variant host"
+    return msgspec.structs.replace(judged, verdict="unknown", details=None, reason=reason, advice=advice)
 
 
 def is_address(model: str) -> bool:

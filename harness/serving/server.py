@@ -39,7 +39,7 @@ from harness.prediction.verdict import Verdict
 from harness.prediction.verification import disagreement
 from harness.render.verdict import sentence, title
 from harness.serving.calibration_lookup import CalibrationFilter, CheckRequest
-from harness.serving.check import Assessment, check
+from harness.serving.check import Assessment, check_start
 from harness.store.catalog import find_catalog, read_catalog
 from harness.store.run_folder import new_folder, remove
 from harness.store.store import Store
@@ -149,9 +149,8 @@ def serve(
         OffloadLikelyError, UnknownVerdictError: refused. HarnessError: the engine, the model, or the GPU cannot be had.
     """
     watch = observer or Logged()
-    gpu = options.gpus if options.gpus not in ("all", "none") and "," not in options.gpus else None
-    machine = LocalMachine(gpu)
-    (judged,) = check([question], store, machine, wanted=wanted, available=available, measured_only=measured_only).models
+    machine = LocalMachine(None if options.gpus in ("all", "none") else options.gpus, start_env=options.env)
+    judged = check_start(question, options, store, machine, wanted, available, measured_only=measured_only)
     for text in judged.warnings:
         watch.warn(text)
     if on_offload == "tune" and judged.verdict == "offload":

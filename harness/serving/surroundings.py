@@ -18,7 +18,9 @@ from harness.prediction.settings import AskedSettings
 
 
 def environment_of(calibration: Calibration, machine: LocalMachine) -> Mapping[str, str]:
-    """The variables that its engine has here: of a server that runs, else of this environment."""
+    """The variables that its engine has here: of a start, of a server that runs, else of this environment."""
+    if machine.start_env is not None:
+        return machine.start_env
     servers = [server for server in machine.running(calibration.engine) if server.readable]
     return servers[0].settings if servers else machine.environment
 
@@ -28,7 +30,7 @@ def as_set_here(calibration: Calibration, machine: LocalMachine) -> Calibration:
     env, policy = environment_of(calibration, machine), policy_of(calibration.engine)
     settings = calibration.metadata.settings
     here = {name: env[name] for name in policy.verdict_variables if env.get(name)}
-    served = any(server.readable for server in machine.running(calibration.engine))
+    served = machine.start_env is None and any(server.readable for server in machine.running(calibration.engine))
     kept = {name: value for name, value in settings.env.items() if not served or name not in policy.verdict_variables}
     settings = msgspec.structs.replace(settings, env={**kept, **here})
     return msgspec.structs.replace(calibration, metadata=msgspec.structs.replace(calibration.metadata, settings=settings))
@@ -48,8 +50,10 @@ def settings_here(
     own, on_gpu = metadata.settings, metadata.machine.target == "gpu"
     gpus = machine.gpus_of(metadata.machine.meter, own.env) if on_gpu else ()
     variables = policy.uncalculated(calibration, 0 if isinstance(gpus, HarnessError) else len(gpus))
-    servers = [server for server in machine.running(calibration.engine) if server.readable]
-    sources = [(f"the {policy.title} that runs here (port {one.port})", one.settings) for one in servers]
+    sources: list[tuple[str, Mapping[str, str]]] = [] if machine.start_env is None else [("this start", machine.start_env)]
+    if machine.start_env is None:
+        servers = [server for server in machine.running(calibration.engine) if server.readable]
+        sources = [(f"the {policy.title} that runs here (port {one.port})", one.settings) for one in servers]
     obstacles = []
     for where, env in sources or [("this environment", machine.environment)]:
         said = policy.settings_by(env)

@@ -13,6 +13,8 @@ import pytest
 import harness
 from harness.errors import UnknownVerdictError, UsageError
 from harness.headers import planning
+from harness.inventory.machine import LocalMachine
+from harness.model.gpu import LocalGpu
 from harness.prediction.settings import AskedSettings, derive
 from harness.store.store import Store
 from tests.support.calibrations import on_host, store_of, with_settings
@@ -167,3 +169,33 @@ def test_a_cache_of_the_models_own_type_is_the_one_that_is_asked_for_as_auto() -
         for calibration, ggml in ((own, False), (own, True), (with_settings(MADE_UP, kv_cache_type="fp8"), False))
     ]
     assert [bool(one) for one in obstacles] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--gpus none", "calibrated on NVIDIA Test A, and --gpus none leaves it in host memory"),
+        ("--env LLAMA_ARG_N_GPU_LAYERS=10", "not calibrated with LLAMA_ARG_N_GPU_LAYERS=10 of this start"),
+        ("--env LLAMA_ARG_FLASH_ATTN=off", "calibrated with flash attention enabled, not disabled"),
+        ("--env LLAMA_ARG_N_PARALLEL=8", "LLAMA_ARG_N_PARALLEL=8 of this start"),
+    ],
+)
+def test_a_start_is_judged_with_its_own_variables_and_gpus(run: Command, given: str, said: str) -> None:
+    words = ("serve", "made-up@8192", "--available", "24GiB", *given.split())
+    refused = run(*words, "--on-offload", "refuse")
+    assert (refused.returncode, said in refused.stderr, "FITS" in refused.stderr) == (4, True, False), refused
+    assert f"hint: harness calibrate made-up {given}" in refused.stderr
+    started = run(*words)  # as before, with what the calibration says of how it is started, after a warning
+    assert (said in started.stderr, "the weights of made-up were not found" in started.stderr) == (True, True), started
+
+
+def test_what_a_start_is_not_handed_has_no_say_in_it(run: Command) -> None:
+    done = run("serve", "made-up@8192", "--available", "24GiB", "--on-offload", "refuse", LLAMA_ARG_N_GPU_LAYERS="10")
+    assert "FITS" in done.stderr
+
+
+def test_several_gpus_are_in_view_where_several_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    four = tuple(LocalGpu(key=str(index), name="T", uuid=f"GPU-{index}") for index in range(4))
+    monkeypatch.setattr("harness.meters.nvml.gpus", lambda: four)
+    assert LocalMachine("0, GPU-2").nvidia == (four[0], four[2])
+    assert "there is no GPU 0,7" in str(LocalMachine("0,7").nvidia)
