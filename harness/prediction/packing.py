@@ -44,6 +44,7 @@ class Packing(NamedTuple):
 class Packings(NamedTuple):
     """What was found. ``limits`` are the engine and the step by which it ended models in sets with room enough, with figures.
 
+    The step ``host-memory``: the host could not hold the parts that are there.
     ``complete`` is false where there are more sets than were tried or shown.
     """
 
@@ -156,6 +157,10 @@ class _Search:
         verdicts, fates = judge_together(
             requests, self.available, forced=self.forced, names=self.names, search=False, loaded=self.loaded, host=self.host
         )
+        if context is None:
+            for one, verdict in zip(members, verdicts, strict=True):
+                if verdict.host_short_bytes and not verdict.short_bytes:
+                    self.limits[self.models[one].rules.title, "host-memory", ()] = None
         if context is None and "offload" not in fates:
             for one, verdict in zip(members, verdicts, strict=True):
                 for reason in verdict.reasons:

@@ -172,6 +172,8 @@ def _kept(limit: KeptLoaded) -> str:
     if limit.step == "evict-limit":
         most = counted(int(limit.figures.get("limit", 0)), "model")
         return f"{limit.engine} keeps at most {most} loaded (OLLAMA_MAX_LOADED_MODELS)"
+    if limit.step == "host-memory":
+        return f"no set of {limit.engine} whose parts host memory cannot hold"
     percent = limit.figures.get("percent")
     return f"no set in which {limit.engine} would end a model: its estimate of the next one is above {percent}% of what is free"
 

@@ -170,7 +170,7 @@ def _speed(one: Assessment, verdict: Verdict) -> str:
     speed, full = verdict.decode_tokens_per_s, one.full_decode_tokens_per_s
     if speed is None or (verdict.verdict == "offload" and verdict.basis == "host"):
         return ""
-    instead = f" instead of {_rate(full)}" if full and verdict.verdict == "offload" else ""
+    instead = f" instead of {_rate(full)}" if full and speed < full and verdict.verdict == "offload" else ""
     bound = "" if one.decode_uncertainty is None else f" ± {one.decode_uncertainty:.0%}"
     return f"about {_rate(speed)} tokens/s{bound}{instead}"
 

@@ -112,7 +112,10 @@ class CardMemory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeptLoaded(msgspec.Struct, frozen=True, kw_only=True):
-    """Why sets with room enough are left out: the engine ends models by a rule of its own (``step``, as in ``reasons[]``)."""
+    """Why sets with room enough are left out: the engine ends models by a rule of its own (``step``, as in ``reasons[]``).
+
+    The step ``host-memory``: the host cannot hold the parts that are there.
+    """
 
     engine: str
     step: str

@@ -158,7 +158,8 @@ def test_one_model_has_one_context(run: Command, spec: str, said: str) -> None:
 
 
 def test_a_file_that_is_not_there_is_said_so(run: Command) -> None:
-    assert "no such file" in run("check", "./missing.gguf@8k", "--available", "24g").stdout
+    done = run("check", "./missing.gguf@8k", "--available", "24g")
+    assert (done.returncode, "there is no file ./missing.gguf" in done.stderr) == (66, True)
 
 
 def test_a_verb_that_is_almost_written_is_named(run: Command) -> None:

@@ -19,6 +19,7 @@ from harness.prediction.forced import NOTHING, Forced
 from harness.prediction.host import HostMemory
 from harness.prediction.planner import planner_table
 from harness.prediction.tuning import Demand
+from harness.render.capacity import notes
 from harness.serving.calibration_lookup import CalibrationFilter, CheckRequest
 from harness.serving.capacity import CapacityRow, plan
 from harness.serving.check import Assessment, check
@@ -195,6 +196,7 @@ def test_models_whose_parts_the_host_cannot_hold_together_are_no_set(tmp_path: P
         wanted = CalibrationFilter(host_available=host)
         (memory,) = plan([], store, LocalMachine(), wanted=wanted, available=(24 * GIB,)).memories
         assert len(memory.groups) == sets
+        assert ("no set of llama-server whose parts host memory cannot hold" in notes(memory)) is (sets == 0)
         asked = [CheckRequest(model=name, context=8192, num_parallel=1) for name in ("one", "two")]
         assert check(asked, store, LocalMachine(), wanted=wanted, available=(24 * GIB,)).fits is (sets == 1)
 
