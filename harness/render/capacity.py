@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from harness.errors import ADVICE
 from harness.render.calibrations import none_in
 from harness.render.style import paint
 from harness.render.tables import Column, Drawn, Table, Verbatim
@@ -134,7 +133,7 @@ def notes(memory: Memory) -> list[str]:
             reasons.setdefault(row.reason, []).append(row.name)
     lines = [f"not known for {', '.join(names)}: {reason}" for reason, names in reasons.items()]
     if memory.available_bytes is None:
-        lines.append(ADVICE)
+        lines += dict.fromkeys(row.chosen.advice for row in memory.rows)
     lines += _beside(memory)
     for group in memory.groups:
         pairs = list(zip(group.models, group.contexts, strict=True))

@@ -12,7 +12,7 @@ import msgspec
 
 from harness.engines.registry import BUILT_IN, policy_of
 from harness.engines.settings import recorded_flash, settings_alone
-from harness.errors import HarnessError, UsageError
+from harness.errors import ADVICE, HarnessError, UsageError
 from harness.inventory.machine import LocalMachine
 from harness.inventory.weights import Identity, identify, of_its_weights
 from harness.model.calibration import Calibration
@@ -79,8 +79,9 @@ class CalibrationFilter(msgspec.Struct, frozen=True, kw_only=True):
 class CalibrationMatch(msgspec.Struct, frozen=True, kw_only=True):
     """A calibration and what it holds for: ``gpus`` are those of this machine, empty for host memory or where none was read.
 
-    ``obstacle`` says why nothing could be read. ``derived`` says which figures were calculated for other settings than were
-    measured, ``identity`` how the weights were identified, ``method`` how the figures were estimated (``None``: measured).
+    ``obstacle`` says why nothing could be read, ``advice`` what to do then. ``derived`` says which figures were calculated for
+    other settings than were measured, ``identity`` how the weights were identified, ``method`` how the figures were estimated
+    (``None``: measured).
     """
 
     calibration: Calibration
@@ -88,6 +89,7 @@ class CalibrationMatch(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[LocalGpu, ...] = ()
     available: tuple[int, ...] | None = None
     obstacle: str | None = None
+    advice: str = ADVICE
     warnings: tuple[str, ...] = ()
     derived: tuple[str, ...] = ()
     identity: Identity | str = "name"
@@ -338,7 +340,7 @@ def _here(path: Path, calibration: Calibration, machine: LocalMachine, available
     obstacle, notes = None, []
     on_host = calibration.metadata.machine.target == "host"
     if on_host and machine.gpu is not None:
-        available, obstacle = None, f"it was calibrated in host memory, not on GPU {machine.gpu}: leave --gpu out"
+        available, obstacle = None, f"it was calibrated in host memory, not on GPU {machine.gpu}"
     elif on_host and available is None:
         available = None if machine.host_bytes is None else (machine.host_bytes,)
     elif available is None or machine.gpu is not None:
@@ -367,7 +369,8 @@ def _here(path: Path, calibration: Calibration, machine: LocalMachine, available
     elif newer:
         notes.append(f"calibrated with {'; '.join(newer)}: harness recalibrate {name}")
     return CalibrationMatch(
-        calibration=calibration, path=path, gpus=gpus, available=available, obstacle=obstacle, warnings=tuple(notes)
+        calibration=calibration, path=path, gpus=gpus, available=available, obstacle=obstacle, warnings=tuple(notes),
+        advice=ADVICE if machine.gpu is None or gpus else "leave --gpu out, or name a GPU that is here",
     )  # fmt: skip
 
 

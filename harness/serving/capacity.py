@@ -10,7 +10,7 @@ import msgspec
 
 from harness.engines.registry import policy_of
 from harness.engines.running import held_by
-from harness.errors import HarnessError, NotFoundError, UnknownVerdictError
+from harness.errors import HarnessError, NotFoundError, UnknownVerdictError, UsageError
 from harness.inventory.machine import LocalMachine
 from harness.prediction.forced import Forced
 from harness.prediction.host import HostMemory
@@ -192,6 +192,7 @@ def plan(
     """
     warnings: list[str] = []
     rows: list[CapacityRow] = []
+    refused: UsageError | None = None
     for question in _questions(specs, store, num_parallel, context):
         try:
             chosen = choose_or_estimate(
@@ -201,6 +202,7 @@ def plan(
             if specs:
                 raise
             warnings.append(error.message)  # one damaged file does not hide the others
+            refused = error if isinstance(error, UsageError) else refused
             continue
         if isinstance(chosen, str):
             if specs:
@@ -217,6 +219,8 @@ def plan(
             if len(specs) == 1:
                 raise
             warnings.append(f"{question.model}: {error.message}{f' ({error.hint})' if error.hint else ''}")
+    if refused is not None and not rows:
+        raise refused  # slots, for one, that no engine here can have
     counted = Counter(row.name for row in rows)
     rows = [msgspec.structs.replace(row, alias=_names_of(row)[2] if counted[row.name] > 1 else None) for row in rows]
     if available is None:

@@ -12,7 +12,7 @@ import msgspec
 from harness.engines.registry import policy_of
 from harness.engines.running import held_by
 from harness.engines.settings import shown_env
-from harness.errors import ADVICE, BadInputError, UsageError
+from harness.errors import BadInputError, UsageError
 from harness.inventory.machine import LocalMachine, residents
 from harness.inventory.weights import names_file
 from harness.model.calibration import Calibration
@@ -306,8 +306,7 @@ def _judged(
             warnings.append(f"{shared[0]} shares the machine's memory: layers that go to the host take the same memory")
     reason, advice = verdict.reason, None
     if verdict.verdict == "unknown":
-        unread = one.available is None and machine is not None and (machine.gpu is None or bool(one.gpus))
-        reason, advice = (one.obstacle or reason), ADVICE if unread else None
+        reason, advice = (one.obstacle or reason), one.advice if one.available is None else None
         train = one.calibration.metadata.model.train_context
         if question.context > one.calibration.metadata.quality.valid_to:
             contexts = ",".join(str(question.context // part) for part in (4, 2, 1) if question.context >= part)

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from harness.engines.registry import policy_of
-from harness.errors import ADVICE, UnknownVerdictError, UsageError
+from harness.errors import UnknownVerdictError, UsageError
 from harness.inventory.machine import LocalMachine
 from harness.model.calibration import Calibration
 from harness.prediction.forced import NOTHING
@@ -105,7 +105,7 @@ def tune(
     if isinstance(chosen, str):
         raise UnknownVerdictError(f"UNCALIBRATED: {chosen}", hint=calibrating(model, wanted), code="uncalibrated")
     if chosen.available is None:
-        raise UnknownVerdictError(chosen.obstacle or "the memory that is free is not known", hint=ADVICE)
+        raise UnknownVerdictError(chosen.obstacle or "the memory that is free is not known", hint=chosen.advice)
     files = {key_of(chosen.calibration, chosen.path): chosen.calibration}
     if wanted.variant is None:
         files |= {key_of(one, path): one for path, one in store.find(model, wanted.engine) if _alike(one, chosen.calibration)}

@@ -111,6 +111,7 @@ def test_a_store_of_any_size_is_not_read(run: Command, tmp_path: Path) -> None:
     [
         ("check", "made-up@8192", "--num-parallel", "300"),
         ("plan", "made-up", "--num-parallel", "300"),
+        ("plan", "--num-parallel", "300"),
         ("predict", "made-up@8192", "--num-parallel", "300"),
         ("tune", "made-up", "--slots", "300"),
         ("export", "llama-server", "made-up", "--slots", "300"),

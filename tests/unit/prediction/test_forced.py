@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from harness.engines.registry import policy_of
-from harness.model.calibration import Calibration, SplitCompute
+from harness.model.calibration import Breakdown, Calibration, SplitCompute
 from harness.model.record import Tensors
 from harness.prediction.forced import Forced, judge_as_asked
 from harness.prediction.memory import predict
@@ -92,3 +92,16 @@ def test_a_reserve_says_nothing_of_an_engine_that_decides_it_by_itself() -> None
     made = msgspec.structs.replace(with_version(made_up(), "0.12.11"), engine="ollama", id="ollama/made-up")
     found = judged(made, Forced(reserve=GIB), 24 * GIB)
     assert (found.verdict, found.reason) == ("unknown", "--reserve: Ollama 0.12.11 decides what it keeps free")
+
+
+def test_of_layers_of_unknown_size_all_or_nothing_is_known() -> None:
+    made = made_up()
+    parts = Breakdown(weights=None, fixed_cache=None, compute=None, overhead=None)
+    without_number = msgspec.structs.replace(made.metadata.model, layers=None)
+    for changes, layers in (({"breakdown_gb": parts}, 29), ({"model": without_number}, 1)):
+        one = msgspec.structs.replace(made, metadata=msgspec.structs.replace(made.metadata, **changes))
+        whole = judged(one, Forced(fit=False))
+        assert (whole.verdict, whole.layers_total, whole.layers_offloaded) == ("fits", layers, layers)
+        assert required(whole) == predict(one, 8192).total_bytes
+        part = judged(one, HALF)
+        assert (part.verdict, "size of each layer is unknown" in (part.reason or "")) == ("unknown", True)

@@ -424,13 +424,13 @@ class TestGpus:
 
     def test_memory_of_a_gpu_that_is_not_here_is_no_answer(self, driver: FakeDriver, tmp_path: Path) -> None:
         (one,) = ask(store_of(tmp_path, made_up()), "made-up", available=CARD, gpu="7").models
-        assert (one.verdict, one.advice) == ("unknown", None)
+        assert (one.verdict, one.advice) == ("unknown", "leave --gpu out, or name a GPU that is here")
         assert "there is no GPU 7" in str(one.reason)
 
     def test_a_calibration_in_host_memory_says_nothing_of_a_gpu(self, driver: FakeDriver, tmp_path: Path) -> None:
         for available in (None, CARD):
             (one,) = ask(store_of(tmp_path, on_host(made_up())), "made-up", available=available, gpu="0").models
-            assert (one.verdict, one.advice) == ("unknown", None)
+            assert (one.verdict, one.advice) == ("unknown", "leave --gpu out, or name a GPU that is here")
             assert "calibrated in host memory, not on GPU 0" in str(one.reason)
 
     def test_a_gpu_that_cannot_be_read_is_unknown_and_advises(self, driver: FakeDriver, tmp_path: Path) -> None:

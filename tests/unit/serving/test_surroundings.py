@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from harness.engines.running import RunningServer
 from harness.inventory.machine import LocalMachine
 from harness.model.calibration import Calibration
 from harness.prediction.settings import AskedSettings
-from harness.serving.surroundings import settings_here
-from tests.support.calibrations import made_up, with_settings
+from harness.serving.surroundings import as_set_here, settings_here
+from tests.support.calibrations import made_up, with_settings, with_version
 
 Found = tuple[AskedSettings, tuple[str, ...]]
 
@@ -72,3 +73,13 @@ def test_a_server_that_runs_counts_and_this_environment_does_not(monkeypatch: py
         found, obstacles = here(monkeypatch, {"CACHE_TYPE_K": "q8_0", "N_PARALLEL": "2"})
         assert found.kv_cache_type == cache
         assert [f"={slots} of" in said for said in obstacles] == [True]
+
+
+def test_what_was_calibrated_with_stays_where_no_server_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = with_settings(with_version(made_up(), "0.33.0"), env={"OLLAMA_SCHED_SPREAD": "1"})
+    made = msgspec.structs.replace(made, engine="ollama", id="ollama/made-up")
+    monkeypatch.setattr(LocalMachine, "environment", {})
+    assert as_set_here(made, LocalMachine()).metadata.settings.env == {"OLLAMA_SCHED_SPREAD": "1"}
+    server = RunningServer(pid=1, port=11434, settings={"OLLAMA_MAX_LOADED_MODELS": "2"}, readable=True)
+    monkeypatch.setattr(LocalMachine, "running", lambda *_: (server,))
+    assert as_set_here(made, LocalMachine()).metadata.settings.env == {"OLLAMA_MAX_LOADED_MODELS": "2"}

@@ -31,6 +31,7 @@ SUBJECTS = {
         name: read_calibration(GOLDEN / "llama-server/b11434-cuda-h100" / name / f"{name}.yaml")
         for name in ("mid-8b-batches", "moe")
     },
+    "two-slots": read_calibration(GOLDEN / "made-up/window-two-slots/made-up.yaml"),
     "dry-runs": read_calibration(GOLDEN / "made-up/gpu-dry-runs-and-speed/made-up.yaml"),
 }
 NEVER: tuple[Any, ...] = (-1, -0.5, 10**14, 10**18, 1e300, math.nan, math.inf, -math.inf, True, "4", "", [], {})

@@ -143,6 +143,8 @@ def test_weights_come_from_where_the_name_says() -> None:
     assert of("evil") == ["weights"]
     assert of("hf.co/org/name", identity="ollama/hf.co--org--name") == []
     assert of("evil.com/org/name", identity="ollama/evil.com--org--name") == ["weights"]
+    assert of("localhost/org/name", identity="ollama/localhost--org--name") == ["weights"]
+    assert of("host:5000/org/name", identity="ollama/host-5000--org--name") == ["weights"]
     assert of("org/name", "org/name", "vllm/org--name") == []
     assert of("org/name", "evil/name", "vllm/org--name") == ["weights"]
     assert of("org/name", "/tmp/name", "vllm/org--name") == ["weights"]
@@ -206,3 +208,11 @@ def test_a_plan_of_others_asks_too(cell: Cell, option: str, tmp_path: Path) -> N
     assert option in str(refused.value.hint)
     everything = Allowed(env=frozenset({"LD_PRELOAD"}), image=True, model=True, binary=True)
     refuse_plan([cell, Cell(model="m")], tmp_path, everything, "plan.yaml")
+
+
+def test_an_image_is_named_by_the_digest_that_was_recorded_where_there_is_one() -> None:
+    digest = f"sha256:{'ab' * 32}"
+    assert by_digest(EngineVersion()) is None
+    assert by_digest(EngineVersion(image="ollama/ollama:1")) == "ollama/ollama:1"
+    assert by_digest(EngineVersion(image="ollama/ollama:1", image_digest=digest)) == f"ollama/ollama:1@{digest}"
+    assert by_digest(EngineVersion(image=f"o/o@{digest}", image_digest=f"sha256:{'cd' * 32}")) == f"o/o@{digest}"
