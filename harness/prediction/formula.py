@@ -3,7 +3,8 @@
 Caches follow llama.cpp's own (src/llama-kv-cache.cpp): keys and values of each layer that keeps them, in whole blocks of the
 cache's type; windows hold the window and one batch; recurrent state is f32. Compute buffers are 2·u bytes a token of masks with
 flash attention and 4·(heads+1)·u of scores without, u the physical batch, beside a part for activations that was fitted to
-seven architectures (docs/explanation/estimates.md).
+seven architectures (docs/explanation/estimates.md), and the f16 copies of one layer through which flash attention reads an f32
+cache (``llm_graph_context::build_attn_mha``, src/llama-graph.cpp).
 """
 
 from __future__ import annotations
@@ -51,10 +52,16 @@ def plan_by_formula(
     batch = min(num_batch, cells)
     activations = batch * _F32 * 4 * (shape.width + max(shape.width, shape.heads * shape.key_length, shape.feed))
     masks = 2 * batch * (cells + window_cells) if flash == "enabled" else 4 * batch * (shape.heads + 1) * cells
+    copies = 0
+    if flash == "enabled" and cache_type == "f32":
+        of_layers = (
+            count * (window_cells if is_window else cells) for count, is_window in zip(shape.kv_heads, windowed, strict=False)
+        )
+        copies = slots * round(max(of_layers, default=0) * each / 2)
     return PlannedLoad(
         caches=tuple(caches),
         recurrent_bytes=sum(shape.recurrent) * shape.recurrent_bytes * slots,
-        compute_bytes=activations + masks + shape.vocabulary * _F32,
+        compute_bytes=activations + masks + copies + shape.vocabulary * _F32,
         kv_cache_type=cache_type,
         flash_attention="disabled" if flash == "disabled" else "enabled",
     )
