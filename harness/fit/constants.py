@@ -69,7 +69,8 @@ def _beside_graph(points: Sequence[Point]) -> list[float]:
     """Overheads without what goes with the physical batch, where loads of three batches show that; else nothing.
 
     llama.cpp keeps room for 40 nodes of a graph a token of the batch for models with gated delta nets (qwen3next, qwen35,
-    kimi-linear; ``graph_max_nodes`` of src/llama-context.cpp): 863 MiB at 1,024, which ``MALLOC_PERTURB_`` makes resident.
+    kimi-linear; ``graph_max_nodes`` of src/llama-context.cpp): 863 MiB at 1,024, which ``MALLOC_PERTURB_`` makes resident. What
+    of it is known to stay empty is taken off before (:func:`harness.fit.growth.without_room`).
     """
     groups = {batch: group for batch, group in zip(_batches(points), _by_batch(points), strict=True) if group}
     if len(groups) < 3 or all(len(group) == 1 for group in groups.values()):

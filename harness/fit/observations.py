@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from harness.errors import UntrustedError
-from harness.fit.growth import with_bookkeeping, with_full_pools, with_growth
+from harness.fit.growth import with_bookkeeping, with_full_pools, with_growth, without_room
 from harness.fit.knots import Knot
 from harness.model.calibration import SHARED_CACHE
 from harness.model.facts import DeviceKind, LoadFacts, device_kind
@@ -150,7 +150,8 @@ def points_of(record: Record) -> tuple[list[Point], list[str]]:
             raise UntrustedError(f"the loads ran with different {part}: {listed}", code="settings-differ")
     reading = READING_ERROR.get(record.machine.meter, MIB)
     kept = _of_equal_weights(points, notes)
-    kept = with_bookkeeping(kept) if record.machine.meter == "host" else with_full_pools(kept)
+    on_host = record.machine.meter == "host"
+    kept = with_bookkeeping(without_room(kept, record, notes)) if on_host else with_full_pools(kept)
     return with_growth(kept, reading), notes
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from harness.errors import UntrustedError
 from harness.fit.constants import fit_record
 from harness.model.facts import DeviceFacts
-from harness.model.record import Load
+from harness.model.record import EngineVersion, Load
+from harness.model.validation import from_document
 from harness.prediction.memory import predict
 from harness.units import GIB, MIB
 from tests.support.records import (
@@ -255,3 +256,28 @@ def test_room_for_a_graph_goes_with_the_batch(middle: int, trusted: bool) -> Non
     assert [round((band.overhead_gb or 0) * 1024) for band in made.metadata.bands] == [476, 908, 0]
     assert predict(made, 4096).total_bytes < predict(made, 4096, num_batch=2048).total_bytes - 1200 * MIB
     assert any("goes with the physical batch" in note for note in made.metadata.quality.notes)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "version", "beyond", "counted"),
+    [
+        ("qwen3next", "b11549", 450, False),
+        ("qwen3next", "0.33.0", 450, False),
+        ("qwen3next", "b9000", 450, True),  # how much an older one reserves was not looked at
+        ("qwen3next", None, 450, True),
+        ("qwen3next", "b11549", 400, True),  # too little to hold it: another engine
+        ("qwen2", "b11549", 450, True),
+    ],
+)
+def test_room_that_no_graph_fills_is_not_counted(architecture: str, version: str | None, beyond: int, counted: bool) -> None:
+    """qwen3next, u = 512, after a prompt: 681 MiB with ``MALLOC_PERTURB_``, 265 without; 394 are the room."""
+    run = record(*(on_host(context, 512, beyond * MIB) for context in (2048, 4096, 8192)))
+    run = msgspec.structs.replace(
+        run, machine=msgspec.structs.replace(run.machine, target="host", meter="host"),
+        model=msgspec.structs.replace(run.model, architecture=architecture), engine=EngineVersion(version=version),
+    )  # fmt: skip
+    made = fit_record(run)
+    room = 0.0 if counted else 512 * 40 * 30 * 2 * 336 / MIB
+    assert (made.metadata.breakdown_gb.overhead or 0) * 1024 == pytest.approx(beyond - room, abs=0.1)
+    assert any("are not counted" in note for note in made.metadata.quality.notes) is not counted
+    assert from_document(msgspec.to_builtins(made)) == made, "its loads are on its line"
