@@ -22,20 +22,27 @@ from harness.model.facts import EngineName
 from harness.model.gpu import LocalGpu
 from harness.model.trace import MeterName
 from harness.prediction.rules import LoadedModel
+from harness.prediction.settings import AskedSettings
 
 if TYPE_CHECKING:
     from harness.engines.running import RunningServer
 
 
 class ModelProcess(msgspec.Struct, frozen=True, kw_only=True):
-    """A process that runs a model now, as its command line says: ``names`` of it; tokens per slot, ``None``: unsaid."""
+    """A process that runs a model now, as its command line says: ``names`` of it; tokens per slot, ``None``: unsaid.
+
+    ``settings`` are those that its command line or its variables name, ``placed`` options that put weights or cache elsewhere
+    than the engine would, ``gpu_layers`` how many it puts on the GPU.
+    """
 
     pid: int
     engine: EngineName
     names: frozenset[str] = frozenset()
     context: int | None = None
     num_parallel: int = 1
-    kv_cache_type: str | None = None
+    settings: AskedSettings = AskedSettings()
+    placed: bool = False
+    gpu_layers: int | None = None
 
 
 class LocalMachine:
@@ -187,10 +194,14 @@ def model_processes(proc: Path = Path("/proc"), *more: EngineName) -> Iterator[M
         try:
             words = (folder / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
             policy = next((one for one in policies if one.runs(words)), None)
-            if policy is None or not (names := _loaded(words, folder, policy.name_variables)):
+            variables = _environment(folder) if policy is not None else {}
+            if policy is None or not (names := _loaded(words, variables, policy.name_variables)):
                 continue
         except OSError:
             continue  # it ended, or is another user's
+        said = {_VARIABLES[flag]: value for flag, value in pairwise(words) if flag in _VARIABLES}
+        by_words, by_variables = policy_of(EMBEDDED).settings_by(said), policy.settings_by(variables)
+        named = {field: getattr(by_words, field) or getattr(by_variables, field) for field in AskedSettings.__struct_fields__}
         slots = _number(words, _SLOTS) or 1
         total = _number(words, ("-c", "--ctx-size"))
         yield ModelProcess(
@@ -199,12 +210,26 @@ def model_processes(proc: Path = Path("/proc"), *more: EngineName) -> Iterator[M
             names=frozenset(names),
             context=_number(words, ("--max-model-len",)) or (None if total is None else total // slots),
             num_parallel=slots,
-            kv_cache_type=next((value for flag, value in pairwise(words) if flag in ("-ctk", "--cache-type-k")), None),
+            settings=AskedSettings(**named),
+            placed=not _PLACING.isdisjoint(words),
+            gpu_layers=next((int(value) for flag, value in pairwise(words) if flag in _LAYERS and value.isdecimal()), None),
         )
 
 
 #: Options for the number of sequences at once.
 _SLOTS: Final = ("-np", "--parallel")
+#: Options of llama.cpp's server and the variables that stand for them (common/arg.cpp).
+_VARIABLES: Final = {
+    **dict.fromkeys(("-ctk", "--cache-type-k"), "LLAMA_ARG_CACHE_TYPE_K"),
+    **dict.fromkeys(("-ctv", "--cache-type-v"), "LLAMA_ARG_CACHE_TYPE_V"),
+    **dict.fromkeys(("-fa", "--flash-attn"), "LLAMA_ARG_FLASH_ATTN"),
+    **dict.fromkeys(("-ub", "--ubatch-size"), "LLAMA_ARG_UBATCH"),
+}
+_LAYERS: Final = ("-ngl", "--gpu-layers", "--n-gpu-layers")
+_PLACING: Final = frozenset((
+    *("-ot", "--override-tensor", "-cmoe", "--cpu-moe", "-ncmoe", "--n-cpu-moe", "-nkvo", "--no-kv-offload", "--swa-full"),
+    *("-sm", "--split-mode"),
+))  # fmt: skip
 
 
 def _number(words: list[str], flags: tuple[str, ...]) -> int | None:
@@ -212,17 +237,18 @@ def _number(words: list[str], flags: tuple[str, ...]) -> int | None:
     return int(found) or None if found.isdecimal() and len(found) < 12 else None
 
 
-def _loaded(words: list[str], folder: Path, variables: tuple[str, ...]) -> set[str]:
+def _environment(folder: Path) -> dict[str, str]:
+    """The variables of a process; none of another user's, whose cannot be read."""
+    with suppress(OSError):
+        entries = (folder / "environ").read_bytes().decode("utf-8", "replace").split("\0")
+        return {name: value for name, sign, value in (entry.partition("=") for entry in entries) if sign}
+    return {}
+
+
+def _loaded(words: list[str], environment: Mapping[str, str], variables: tuple[str, ...]) -> set[str]:
     """Names under which a process has its model: of the file that it was started with, and of its alias."""
     names = set()
     for flag, value in pairwise(words):
         if flag in ("--model", "-m", "--alias", "-a", "serve"):
             names |= {value, Path(value).name, Path(value).stem}
-    if not variables:
-        return names
-    with suppress(OSError):  # of another user's process it cannot be read
-        for entry in (folder / "environ").read_bytes().decode("utf-8", "replace").split("\0"):
-            variable, _, value = entry.partition("=")
-            if variable in variables:
-                names.add(value)
-    return names
+    return names | {environment[name] for name in variables if name in environment}

@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
+import msgspec
+
 from harness.engines.registry import BUILT_IN, policy_of, running_servers
 from harness.engines.running import RunningServer
 from harness.errors import HarnessError
@@ -22,7 +24,7 @@ from harness.meters.host import HostMeter, available_memory
 from harness.model.calibration import Calibration
 from harness.model.gpu import LocalGpu
 from harness.prediction.memory import predict
-from harness.prediction.settings import AskedSettings, derive
+from harness.prediction.settings import derive
 from harness.prediction.verdict import judge
 from harness.store.store import Store
 
@@ -147,9 +149,13 @@ class Exporter:
     ) -> Iterator[MetricSample]:
         """What the calibration says of the settings that run; nothing where it does not say anything of them."""
         rules = policy_of(calibration.engine)
-        asked = AskedSettings(kv_cache_type=loaded.kv_cache_type, num_parallel=loaded.num_parallel)
+        asked = msgspec.structs.replace(loaded.settings, num_parallel=loaded.num_parallel)
         at = derive(calibration, asked, ggml_caches=rules.ggml_caches)
-        if at.obstacles or context > calibration.metadata.quality.valid_to:
+        on_gpu = calibration.metadata.machine.target == "gpu" and rules.loads_files
+        layers = calibration.metadata.model.layers if on_gpu else None
+        if layers is not None and loaded.gpu_layers is not None and loaded.gpu_layers <= layers:
+            return
+        if at.obstacles or loaded.placed or context > calibration.metadata.quality.valid_to:
             return
         device = next(iter(measured)) if len(measured) == 1 else "all"
         labels = {**labels, "device": device}

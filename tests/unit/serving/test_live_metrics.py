@@ -102,10 +102,26 @@ def test_layers_that_spill_are_counted(tmp_path: Path) -> None:
     assert value(found, "memory_margin_bytes") < 0
 
 
-def test_nothing_is_predicted_of_settings_that_are_not_known(tmp_path: Path) -> None:
-    unknown = collected(tmp_path, process(tmp_path / "proc", *SERVER, "-ctk", "q8_0"))
+@pytest.mark.parametrize(
+    "words",
+    ["-ctk q8_0", "-ctv q8_0", "-fa off", "--ubatch-size 2048", "--cpu-moe x", "-ot exps=CPU", "LLAMA_ARG_FLASH_ATTN=off"],
+)
+def test_nothing_is_predicted_of_settings_that_are_not_known(tmp_path: Path, words: str) -> None:
+    proc = process(tmp_path / "proc", *SERVER, *(() if "=off" in words else words.split()))
+    (proc / str(PID) / "environ").write_text(words)
+    unknown = collected(tmp_path, proc)
     assert "harness_memory_predicted_bytes" not in unknown
     assert value(unknown, "memory_measured_bytes") == 5 * GIB
+
+
+def test_what_is_as_it_was_calibrated_is_predicted(tmp_path: Path) -> None:
+    words = ("-ctk", "f16", "-ctv", "f16", "-fa", "on", "-ub", "512", "-ngl", "99")
+    plain = collected(tmp_path, process(tmp_path / "plain", *SERVER))
+    found = collected(tmp_path, process(tmp_path / "proc", *SERVER, *words))
+    assert value(found, "memory_predicted_bytes") == value(plain, "memory_predicted_bytes")
+
+
+def test_nothing_is_predicted_without_a_context(tmp_path: Path) -> None:
     unnamed = collected(tmp_path, process(tmp_path / "other", "llama-server", "--model", "made-up.gguf"))
     assert "harness_memory_predicted_bytes" not in unnamed
 
