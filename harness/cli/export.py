@@ -23,7 +23,7 @@ from harness.render.tables import Verbatim
     help="; ".join(f"{name}: {' | '.join(one.styles)}" for name, one in FORMATS.items() if one.styles) + ".",
 )  # fmt: skip
 @options_of(TuneOptions, "slots")
-@query_options("available", "gpu", gpu="For this GPU: an index, a UUID, or the engine's name of it.")
+@query_options("available", "gpu", "host_available", gpu="For this GPU: an index, a UUID, or the engine's name of it.")
 @click.option("--models-folder", default="/models", show_default=True, metavar="DIR", help="Where files of weights are.")
 @click.option("-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="Write to a file.")
 @trust_options

@@ -16,7 +16,7 @@ from harness.options import QueryOptions, TuneOptions
 @click.command()
 @click.argument("model", metavar="MODEL[@CTX]", envvar="HARNESS_MODEL")
 @options_of(TuneOptions, "min_ctx", "min_tokens_per_s", "slots")
-@query_options("available", "gpu", gpu="Tune for this GPU: an index, a UUID, or the engine's name of it.")
+@query_options("available", "gpu", "host_available", gpu="Tune for this GPU: an index, a UUID, or the engine's name of it.")
 @filter_options
 @store_option
 @command

@@ -306,3 +306,12 @@ def test_what_was_not_logged_of_the_host_is_unknown_and_layers_that_spill_are_co
     assert spilled is not None
     assert (whole.verdict, whole.host_required_bytes) == ("fits", None)
     assert (spilled.verdict, (spilled.host_required_bytes or 0) > GIB) == ("offload", True)
+
+
+def test_tune_and_export_ask_the_host_that_is_typed(tmp_path: Path, run: Command) -> None:
+    one = made_up()
+    placement = msgspec.structs.replace(one.metadata.placement, host_gb=1.0)
+    store_of(tmp_path / "store", with_metadata(one, placement=placement))
+    for verb in (("tune", "made-up"), ("export", "llama-server", "made-up")):
+        codes = [run(*verb, "--available", "24GiB", "--host-available", size).returncode for size in ("512MiB", "2GiB")]
+        assert codes == [3, 0], verb
