@@ -68,7 +68,8 @@ _WRITTEN: Final = {int: "number", float: "number", str: "text", list: "list"}
 _TOML_INTRODUCTION: Final = """\
 A `harness.toml` in a folder holds for that folder and all below it; the nearest one counts, and where it stands
 `models/calibrations` beside it is the store. A flag beats a variable, a variable the file, the file the default. A key that is
-not in this table is an error (78), a variable `HARNESS_…` that is not is a warning, an empty one an error (2).
+not in this table is an error (78), a variable `HARNESS_…` that is not is a warning. An empty one is an error (2) for every
+verb that would go by it. `tune --slots`, `export --slots` and `allocate --concurrency` go by `num_parallel`.
 `harness doctor` and `-v` show each value and where it came from.
 
 ```toml

@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from harness import __version__
 from harness.cli.output import CommandResult, warn
 from harness.errors import HarnessError, UsageError, refuse_other_systems
-from harness.options import SAME_SETTING, QueryOptions, declarations, settings
+from harness.options import SAME_SETTING, settings
 from harness.render.tables import Drawn, Verbatim
 from harness.store.config import find_file, read_file, unknown_variables, variable
 from harness.store.config import settings as set_values
@@ -106,8 +106,6 @@ def _repeating(result: CommandResult, repeated: Callable[[str], str]) -> Command
 def _refuse_empty(context: click.Context) -> None:
     """Refuse an operand that is the empty text, and a variable that is: each would be this folder, this machine, or a default.
 
-    A verb that answers a question refuses empty variables of all that a question can say, whether it has the option or not.
-
     Raises:
         UsageError: there is one.
     """
@@ -122,12 +120,6 @@ def _refuse_empty(context: click.Context) -> None:
         if value == "" or (isinstance(value, tuple) and "" in value):
             what = parameter.make_metavar(context).strip("[").partition("[")[0].rstrip(".]")
             raise UsageError(f"{what} is empty", code="bad-name")
-    question = declarations(QueryOptions)
-    has = {parameter.envvar for parameter in context.command.params}
-    if any(one.variable in has for one in question.values() if one.name != "store"):
-        for one in question.values():
-            if one.variable is not None and one.variable not in has:
-                variable(os.environ, one.variable)
 
 
 def _origins(store: str | None) -> Iterator[str]:
