@@ -120,3 +120,21 @@ def test_no_single_field_lets_a_model_fit_that_does_not(name: str) -> None:
             if judge(read, context, 2, short, rules).verdict == "fits":
                 bad.append((place, value, lie))
     assert not bad
+
+
+@pytest.mark.parametrize(("share", "read"), [(0.91, True), (0.89, False)])
+def test_what_torch_counts_of_a_gpu_is_what_its_driver_counts_but_for_a_tenth(share: float, read: bool) -> None:
+    document = json.loads(json.dumps(to_document(SUBJECTS["vllm"])))
+    why = refused(changed(document, ("metadata", "machine", "total_cuda_gb"), 80.0 * share))
+    assert (why is None) is read, why
+
+
+def test_a_load_of_vllm_may_fill_its_budget_and_one_of_another_batch_has_no_line() -> None:
+    filled = json.loads(json.dumps(to_document(SUBJECTS["vllm"])))
+    assert refused(changed(filled, ("metadata", "quality", "loads", 0, "total_gb"), 70.0)) is None
+    other = json.loads(json.dumps(to_document(SUBJECTS["made-up"])))
+    first: Place = ("metadata", "quality", "loads", 0)
+    above = changed(other, (*first, "total_gb"), 70.0)
+    assert "its line says" in str(refused(above))
+    assert refused(changed(above, (*first, "num_batch"), 256)) is None
+    assert refused(changed(above, (*first, "context"), 1000)) is None
