@@ -102,7 +102,8 @@ def judge_as_asked(
     title = rules.title
 
     def cannot(why: str) -> Verdict:
-        return with_growth(unknown(calibration, usual, available, why, rules), calibration, usual, rules, env)
+        said = msgspec.structs.replace(unknown(calibration, usual, available, why, rules), max_context=None)  # by its own rule
+        return with_growth(said, calibration, usual, rules, env)
 
     if forced == NOTHING or verdict.verdict == "unknown" or not available:
         return verdict

@@ -189,6 +189,16 @@ def test_a_start_is_judged_with_its_own_variables_and_gpus(run: Command, given: 
     assert (said in started.stderr, "the weights of made-up were not found" in started.stderr) == (True, True), started
 
 
+@pytest.mark.parametrize("given", ["--n-cpu-moe 2", "--gpu-layers 10 --available 24GiB,24GiB"])
+def test_no_context_is_said_to_fit_with_layers_placed_so_that_nothing_is_known(run: Command, given: str) -> None:
+    """What fits by the engine's own rule is no answer about layers that are placed by hand."""
+    words = (*given.split(), *(() if "--available" in given else ("--available", "24GiB")), "--json")
+    checked = json.loads(run("check", "made-up@8192", *words).stdout)["data"]
+    assert (checked["verdict"], checked["max_context"]) == ("unknown", None)
+    (row,) = json.loads(run("plan", "made-up", *words).stdout)["data"]["memories"][0]["models"]
+    assert (row["verdict"], row["largest_context"], bool(row["reason"])) == ("unknown", None, True)
+
+
 def test_what_a_start_is_not_handed_has_no_say_in_it(run: Command) -> None:
     done = run("serve", "made-up@8192", "--available", "24GiB", "--on-offload", "refuse", LLAMA_ARG_N_GPU_LAYERS="10")
     assert "FITS" in done.stderr
