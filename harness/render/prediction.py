@@ -56,13 +56,14 @@ def _speeds(prediction: Prediction) -> list[str]:
 def _sentence(found: Mapping[str, object]) -> str:
     size, forced, host = found["available_bytes"], found["forced"], found["host_required_bytes"]
     beside, short = found["host_available_bytes"], found["host_short_bytes"]
-    free = " ".join((
-        *((f"with {format_size(size, 1)} free",) if isinstance(size, int) else ()),
-        *((f"with {format_size(beside, 1)} of host memory",) if isinstance(beside, int) and beside != size else ()),
-        *((f"with {forced}",) if forced else ()),
+    given = " and ".join((
+        *((f"{format_size(size, 1)} free",) if isinstance(size, int) else ()),
+        *((f"{format_size(beside, 1)} of host memory",) if isinstance(beside, int) and beside != size else ()),
+        *((str(forced),) if forced else ()),
     ))  # fmt: skip
+    free = f"with {given}: " if given else ""
     if found["verdict"] == "unknown":
-        return f"{free}: UNKNOWN" + (", it may fit or not" if found["at_most"] else "") + f": {found['reason']}"
+        return f"{free}UNKNOWN" + (", it may fit or not" if found["at_most"] else "") + f": {found['reason']}"
     layers, total, speed = found["layers_offloaded"], found["layers_total"], found["decode_tokens_per_s"]
     stays = "it does not fit" if layers is None else f"{layers} of {total} layers stay on the GPU"
     where = "everything fits" if found["verdict"] == "fits" else stays
@@ -73,12 +74,12 @@ def _sentence(found: Mapping[str, object]) -> str:
     if isinstance(host, int) and layers is not None and (layers != total or found["layers_overflowing"]):
         where += f", and {format_size(host, 1)} of host memory"
     if isinstance(short, int) and short and beside != size:
-        where += f"; host memory lacks {format_size(short, 1)}"
+        return f"{free}{where}; host memory lacks {format_size(short, 1)}"
     if found["verdict"] == "fits" and found["tight"]:
         where += (
             f", tight: its server may take up to {format_size(_whole(found['host_growth_bytes']), 1)} more of host memory later"
         )
-    return f"{free}: {where}" + (f", about {speed:.1f} tokens/s" if isinstance(speed, float) else "")
+    return f"{free}{where}" + (f", about {speed:.1f} tokens/s" if isinstance(speed, float) else "")
 
 
 def _whole(size: object) -> int | None:

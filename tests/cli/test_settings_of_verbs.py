@@ -134,7 +134,9 @@ def test_predict_judges_the_hosts_side_by_the_host_memory_that_is_given(run: Com
     short = run(*words, "100MiB")
     assert (short.returncode, "host memory lacks" in short.stdout) == (0, True), short
     assert "lacks" not in run(*words, "64GiB").stdout
+    assert "with 4,096.0 MiB free and 64.0 GiB of host memory: 17 of 29 layers stay on the GPU" in run(*words, "64GiB").stdout
     store_of(tmp_path / "store", on_host(MADE_UP))
+    assert "\nUNKNOWN: calibrated in host memory" in run("predict", "made-up@8k", "--available", "24GiB,24GiB").stdout
     for verb, status in (("check", 3), ("predict", 0)):
         done = run(verb, "made-up@8k", "--available", "24GiB", "--host-available", "100MiB")
         assert (done.returncode, "does not fit" in done.stdout or "CPU OFFLOAD LIKELY" in done.stdout) == (status, True), done
