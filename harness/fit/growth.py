@@ -28,18 +28,17 @@ CELL_BYTES: Final = (40, 48, 52)
 #: 416 MiB less without that variable at u = 512, and 832 at 1,024, of which this is 394 and 788.
 _GATED: Final = frozenset({"qwen3next", "qwen35", "qwen35moe", "kimi-linear"})
 _ROOM: Final = 40 * 30 * 2 * 336
-#: The oldest build, and Ollama, that were seen to do so.
-_ROOM_SINCE: Final = (11434, (0, 33, 0))
+#: The oldest build, and Ollama, of which that was seen, and cells of the newest size.
+_RECENT: Final = (11434, (0, 33, 0))
+#: How far overheads of loads on a busy machine lie apart for other reasons (embedded b11549: 12 KiB to 0.17 MiB).
+_HEAP_MOVES: Final = MIB / 4
 #: The nodes themselves, which are filled, take a tenth of the room more, and a process 20 MiB.
 _LEAST_BESIDE: Final = (1.08, 20 * MIB)
 
 
 def without_room(points: Sequence[Point], record: Record, notes: list[str]) -> list[Point]:
     """Points without what is reserved for a graph and never filled; as they are where their overhead cannot hold it."""
-    version = record.engine.version or ""
-    build, since = version.removeprefix("b"), _ROOM_SINCE
-    seen = int(build) >= since[0] if build.isdecimal() else at_least(version, since[1])
-    known = record.model.architecture in _GATED and seen
+    known = record.model.architecture in _GATED and _is_recent(record.engine.version or "")
     times, least = _LEAST_BESIDE
     rooms = [float(_ROOM * (point.num_batch or 0)) for point in points]
     if not known or any((point.overhead or 0.0) < times * room + least for point, room in zip(points, rooms, strict=True)):
@@ -52,11 +51,17 @@ def without_room(points: Sequence[Point], record: Record, notes: list[str]) -> l
     ]
 
 
-def with_bookkeeping(points: Sequence[Point]) -> list[Point]:
+def _is_recent(version: str) -> bool:
+    build, (first, ollama) = version.removeprefix("b"), _RECENT
+    return int(build) >= first if build.isdecimal() else at_least(version, ollama)
+
+
+def with_bookkeeping(points: Sequence[Point], version: str = "") -> list[Point]:
     """Points of a host meter whose overhead is without the engine's bookkeeping of its cells.
 
     The size of a cell is the known one with which the overheads of a batch differ least; without one of them that is better
-    than none, it is none. Where no two loads tell, but the log names cells, it is the newest.
+    than none, it is none. It is the newest where no two loads tell, but the log names cells, and of a recent engine unless
+    another differs by far less: the heap of a busy machine moves by more than 12 bytes a cell of a few thousand.
     """
     groups: dict[int | None, list[Point]] = {}
     if not all(point.cells for point in points):
@@ -70,7 +75,9 @@ def with_bookkeeping(points: Sequence[Point]) -> list[Point]:
         rests = [[(point.overhead or 0.0) - size * point.cells * point.parallel for point in group] for group in differing]
         return sum(max(rest) - min(rest) for rest in rests)
 
-    size = min((0, *CELL_BYTES), key=spread) if differing else CELL_BYTES[-1]
+    size, newest = min((0, *CELL_BYTES), key=spread), CELL_BYTES[-1]
+    if not differing or (_is_recent(version) and spread(newest) - spread(size) <= _HEAP_MOVES):
+        size = newest
     made = next(iter(groups.values()))[0].cells if groups else 0.0
     return [_without_cells(point, size, made) for point in points]
 

@@ -151,7 +151,9 @@ def points_of(record: Record) -> tuple[list[Point], list[str]]:
     reading = READING_ERROR.get(record.machine.meter, MIB)
     kept = _of_equal_weights(points, notes)
     on_host = record.machine.meter == "host"
-    kept = with_bookkeeping(without_room(kept, record, notes)) if on_host else with_full_pools(kept)
+    kept = (
+        with_bookkeeping(without_room(kept, record, notes), record.engine.version or "") if on_host else with_full_pools(kept)
+    )
     return with_growth(kept, reading), notes
 
 

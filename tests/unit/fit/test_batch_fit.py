@@ -10,7 +10,7 @@ from harness.fit.constants import fit_record
 from harness.fit.growth import CELL_BYTES
 from harness.fit.load_plan import MAX_LOADS, further_loads, plan_loads
 from harness.model.facts import DeviceFacts
-from harness.model.record import Load, LoadRequest, Record
+from harness.model.record import EngineVersion, Load, LoadRequest, Record
 from harness.prediction.memory import predict
 from harness.units import MIB, gib
 from tests.support.records import record
@@ -279,6 +279,21 @@ def test_on_the_host_each_slot_has_the_bookkeeping_of_its_cells(size: int, windo
         assert found.total_bytes == pytest.approx(truth, rel=2e-4), (context, slots)
     beside = 16 * size * (131_072 + model.window_cells(131_072, 512))
     assert found.overhead_bytes == pytest.approx(model.overhead + beside, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("version", "moved", "size"), [("b11549", 24, 52), ("0.33.0", 24, 52), ("b1", 24, 40), ("b11549", 900, 0)]
+)
+def test_a_heap_that_moves_says_nothing_of_the_size_of_a_cell(version: str, moved: int, size: int) -> None:
+    """Eight calibrations of one model to 4,096 tokens on a busy machine: 40 bytes twice, 48 once, and 52."""
+    made = msgspec.structs.replace(PLAIN, cell_bytes=52).run(contexts=(1024, 2048, 4096))
+    last = made.loads[-1]
+    assert last.idle is not None
+    idle = msgspec.structs.replace(last.idle, total_bytes=(last.idle.total_bytes or 0) - moved * 1024)
+    loads = (*made.loads[:-1], msgspec.structs.replace(last, idle=idle, busy=idle))
+    run = msgspec.structs.replace(made, loads=loads, engine=EngineVersion(version=version))
+    notes = fit_record(run).metadata.quality.notes
+    assert any(f"takes {size} bytes beside the log" in note for note in notes) == bool(size), notes
 
 
 def test_a_gpu_has_no_bookkeeping_of_cells() -> None:
