@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from harness.options import settings
 from harness.sandboxes.container_config import check_reference
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +64,12 @@ def test_harness_in_a_container_sees_the_machine_s_processes_and_says_what_its_s
     assert ".:${PWD}" in service["volumes"], "the daemon mounts models by the machine's paths"
     assert not {"command", "entrypoint", "privileged"} & service.keys()
     assert "is root on this machine" in text
+
+
+def test_a_container_answers_about_what_is_set_in_the_shell_around_it() -> None:
+    handed = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["harness"]["environment"]
+    passed = {name for name, value in handed.items() if value is None}  # Compose takes the shell's, or leaves it unset
+    assert passed == {one.variable for one in settings().values()}
 
 
 def test_what_an_image_fetches_is_checked_against_hashes() -> None:
