@@ -14,7 +14,8 @@ from harness.inventory.weights import calibrations_of
 from harness.model.calibration import Calibration
 from harness.prediction.allocation import Allocation, Deployment
 from harness.prediction.settings import derive
-from harness.serving.calibration_lookup import CalibrationFilter, calibrating
+from harness.serving.advice import calibrating
+from harness.serving.calibration_lookup import CalibrationFilter
 from harness.store.store import Store, variant_of
 
 
@@ -67,7 +68,7 @@ def matching(store: Store, model: str, wanted: Deployment, settings: Calibration
     why = f" ({'; '.join(different)})" if different else ""
     raise UnknownVerdictError(
         f"UNCALIBRATED: no calibration of {model} by {policy.title} answers for this{why}",
-        hint=calibrating(model, msgspec.structs.replace(settings, engine=ALLOCATED)),
+        hint=calibrating(model, msgspec.structs.replace(settings, engine=ALLOCATED), store),
     )
 
 

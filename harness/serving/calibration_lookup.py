@@ -25,7 +25,6 @@ from harness.prediction.rules import LoadedModel, Rules
 from harness.prediction.settings import AskedSettings, derive
 from harness.prediction.verdict import named
 from harness.store.store import Store, key_of, variant_of
-from harness.text import word_of
 from harness.units import MAX_CONTEXT, split_context
 
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{6,64}")
@@ -112,23 +111,6 @@ class CalibrationMatch(msgspec.Struct, frozen=True, kw_only=True):
     def variant(self) -> str | None:
         """The variant's name; ``None`` for the default file."""
         return variant_of(self.path)
-
-
-def calibrating(model: str, wanted: CalibrationFilter, contexts: str | None = None) -> str:
-    """The command that calibrates what a question is about; settings of their own get a variant of their own."""
-    settings = {
-        "--kv-cache-type": wanted.kv_cache_type,
-        "--flash-attention": {"enabled": "on", "disabled": "off"}.get(wanted.flash_attention or ""),
-        "--num-batch": None if wanted.num_batch is None else str(wanted.num_batch),
-    }
-    given = {option: value for option, value in settings.items() if value is not None}
-    variant = wanted.variant
-    if variant is None and given:
-        variant = "-".join(word_of(f"{option[2:4]}-{value}") for option, value in given.items())
-    options = {"--ctx": contexts, "--engine": wanted.engine, **given, "--variant": variant}
-    return f"harness calibrate {shlex.quote(model)}" + "".join(
-        f" {option} {shlex.quote(value)}" for option, value in options.items() if value is not None
-    )
 
 
 def read_question(spec: str, context: int | None, num_parallel: int = 1) -> CheckRequest:
@@ -367,7 +349,10 @@ def _here(path: Path, calibration: Calibration, machine: LocalMachine, available
         model = shlex.quote(calibration.metadata.model.name)
         notes.append(f"calibrated with {'; '.join((*other, *newer))}: harness calibrate {model} --variant NAME")
     elif newer:
-        notes.append(f"calibrated with {'; '.join(newer)}: harness recalibrate {name}")
+        program = (
+            " --engine-binary PATH" if calibration.metadata.engine.named and calibration.metadata.engine.image is None else ""
+        )
+        notes.append(f"calibrated with {'; '.join(newer)}: harness recalibrate {name}{program}")
     return CalibrationMatch(
         calibration=calibration, path=path, gpus=gpus, available=available, obstacle=obstacle, warnings=tuple(notes),
         advice=ADVICE if machine.gpu is None or gpus else "leave --gpu out, or name a GPU that is here",

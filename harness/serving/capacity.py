@@ -19,7 +19,8 @@ from harness.prediction.packing import PackedModel, Packings, pack
 from harness.prediction.rules import LoadedModel, Rules
 from harness.prediction.together import Fate, judge_together
 from harness.prediction.verdict import Verdict, largest_where, named
-from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, calibrating, read_question
+from harness.serving.advice import calibrating
+from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, read_question
 from harness.serving.check import SOURCES, choose_or_estimate, ended_for, host_of, uncounted
 from harness.store.store import Store
 
@@ -206,7 +207,7 @@ def plan(
             continue
         if isinstance(chosen, str):
             if specs:
-                advice = calibrating(question.model, wanted or CalibrationFilter())
+                advice = calibrating(question.model, wanted or CalibrationFilter(), store)
                 raise UnknownVerdictError(f"UNCALIBRATED: {chosen}", hint=advice, code="uncalibrated")
             warnings.append(chosen)
             continue

@@ -23,11 +23,11 @@ from harness.prediction.host import HostMemory, growth_of
 from harness.prediction.memory import predict
 from harness.prediction.together import Fate, judge_together
 from harness.prediction.verdict import Outcome, Source, Verdict
+from harness.serving.advice import calibrating
 from harness.serving.calibration_lookup import (
     CalibrationFilter,
     CalibrationMatch,
     CheckRequest,
-    calibrating,
     choose,
     is_derived,
 )
@@ -158,7 +158,7 @@ def check(
         fates = [None] if len(questions) == 1 else fates
         verdicts |= {index: pair for (index, _), pair in zip(given, zip(judged, fates, strict=True), strict=True)}
     models = tuple(
-        _judged(question, one, verdicts.get(index), wanted, machine if available is None else None)
+        _judged(question, one, verdicts.get(index), wanted, machine if available is None else None, store)
         for index, (question, one) in enumerate(zip(questions, chosen, strict=True))
     )
     outcomes = {one.verdict for one in models}
@@ -284,10 +284,13 @@ def _judged(
     found: tuple[Verdict, Fate | None] | None,
     wanted: CalibrationFilter,
     machine: LocalMachine | None,
+    store: Store,
 ) -> Assessment:
     """``machine`` is what the verdict is about; ``None``: a card that is not here."""
     if isinstance(one, str) or found is None:
-        return Assessment(request=question, verdict="unknown", reason=str(one), advice=calibrating(question.model, wanted))
+        return Assessment(
+            request=question, verdict="unknown", reason=str(one), advice=calibrating(question.model, wanted, store)
+        )
     verdict, fate = found
     if one.derived or is_derived(one.calibration, question.num_parallel):
         verdict = msgspec.structs.replace(verdict, source="derived")
@@ -310,7 +313,7 @@ def _judged(
         train = one.calibration.metadata.model.train_context
         if question.context > one.calibration.metadata.quality.valid_to:
             contexts = ",".join(str(question.context // part) for part in (4, 2, 1) if question.context >= part)
-            advice = calibrating(question.model, wanted, contexts)
+            advice = calibrating(question.model, wanted, store, contexts, one)
             if train is not None and question.context > train:
                 advice = f"the model was trained on {train:,} tokens; --extrapolate answers all the same"
     return Assessment(

@@ -7,7 +7,6 @@ that the user has written. A plain name is looked up nowhere.
 from __future__ import annotations
 
 import hashlib
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +37,7 @@ from harness.prediction.estimate import (
     record_of,
 )
 from harness.prediction.formula import plan_by_formula
+from harness.serving.advice import calibrating
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest
 from harness.store.store import Store
 from harness.units import MIB, from_gib
@@ -175,7 +175,7 @@ def estimate_of(
     calibration, method = _fitted(here, subject, question, engine, place.target, wanted, overhead)
     notes = (
         f"not measured: {METHODS[method]}; what {_WHAT[place.target]} takes beyond that is {overhead.origin}",
-        f"measure it without its weights: harness calibrate {shlex.quote(question.model)} --header-only",
+        f"measure it without its weights: {calibrating(question.model, wanted, store)} --header-only",
     )
     return CalibrationMatch(
         calibration=calibration,

@@ -15,7 +15,8 @@ from harness.model.calibration import Calibration
 from harness.prediction.forced import NOTHING
 from harness.prediction.settings import AskedSettings, derive
 from harness.prediction.verdict import Source
-from harness.serving.calibration_lookup import CalibrationFilter, CheckRequest, calibrating, differs, is_derived, is_exact, pick
+from harness.serving.advice import calibrating
+from harness.serving.calibration_lookup import CalibrationFilter, CheckRequest, differs, is_derived, is_exact, pick
 from harness.store.store import Store, key_of
 
 
@@ -39,7 +40,7 @@ def load(
         return found
     if len(files) == 1 and wanted.variant is None:
         return files[0]
-    hint = None if files else calibrating(model, wanted)
+    hint = None if files else calibrating(model, wanted, store)
     raise NotFoundError(found, hint=hint, code="only-variants" if files else "no-calibration")
 
 
@@ -65,11 +66,16 @@ def load_as_asked(
     identity = identify(model, calibration)
     if identity not in get_args(Identity):
         raise UnknownVerdictError(identity, code="other-weights")
-    return as_asked(calibration, wanted, num_parallel, key_of(calibration, path), model)
+    return as_asked(calibration, wanted, num_parallel, key_of(calibration, path), model, store)
 
 
 def as_asked(
-    calibration: Calibration, wanted: CalibrationFilter, num_parallel: int, key: str, model: str | None = None
+    calibration: Calibration,
+    wanted: CalibrationFilter,
+    num_parallel: int,
+    key: str,
+    model: str | None = None,
+    store: Store | None = None,
 ) -> Loaded:
     """A calibration, filed under ``key``, at the settings of a question.
 
@@ -81,7 +87,7 @@ def as_asked(
     asked = msgspec.structs.replace(wanted.asked, num_parallel=num_parallel, placed=wanted.forced != NOTHING)
     at = derive(calibration, asked, ggml_caches=policy.ggml_caches)
     if at.obstacles:
-        hint = calibrating(model or calibration.metadata.model.name, wanted)
+        hint = calibrating(model or calibration.metadata.model.name, wanted, store)
         raise UnknownVerdictError(differs(key, at.obstacles), hint=hint, code="other-settings")
     return Loaded(
         key=key, calibration=at.calibration, notes=tuple(f"derived: {one}" for one in at.derived),

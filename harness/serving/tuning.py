@@ -17,7 +17,8 @@ from harness.prediction.settings import AskedSettings, at_batch, derive
 from harness.prediction.together import judge_together
 from harness.prediction.tuning import Choice, Demand, Tuning
 from harness.prediction.tuning import tune as search
-from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, calibrating, choose
+from harness.serving.advice import calibrating
+from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest, choose
 from harness.serving.check import Assessment, host_of
 from harness.serving.figures import as_asked
 from harness.store.store import Store, key_of
@@ -103,7 +104,7 @@ def tune(
     # Which file answers without a change; settings that are asked for narrow the search below.
     chosen = choose(query, store, machine, CalibrationFilter(engine=wanted.engine, variant=wanted.variant), available)
     if isinstance(chosen, str):
-        raise UnknownVerdictError(f"UNCALIBRATED: {chosen}", hint=calibrating(model, wanted), code="uncalibrated")
+        raise UnknownVerdictError(f"UNCALIBRATED: {chosen}", hint=calibrating(model, wanted, store), code="uncalibrated")
     if chosen.available is None:
         raise UnknownVerdictError(chosen.obstacle or "the memory that is free is not known", hint=chosen.advice)
     files = {key_of(chosen.calibration, chosen.path): chosen.calibration}
@@ -117,7 +118,7 @@ def tune(
         )  # fmt: skip
     except UnknownVerdictError as error:
         if error.code == "no-such-settings":
-            as_asked(chosen.calibration, wanted, demand.num_parallel, next(iter(files)), model)  # says what differs
+            as_asked(chosen.calibration, wanted, demand.num_parallel, next(iter(files)), model, store)  # says what differs
         raise
     return Tuned(model=model, chosen=chosen, files=files, tuning=tuning, host=host)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.inventory.digests import cached_sha256
 from harness.model.record import Model
 from tests.support.calibrations import made_up, on_host, store_of
 from tests.support.command import Command
@@ -118,6 +119,32 @@ def test_a_file_is_answered_for_by_the_variant_of_its_own_weights(run: Command, 
         done = run("check", *spelled, "--ctx", "8192", "--measured-only")
         assert (done.returncode, "other weights" in done.stdout) == (4, True), done
         assert run("predict", *spelled, "--ctx", "8192", "--measured-only").returncode == 66
+
+
+@pytest.mark.parametrize(
+    ("question", "command"),
+    [
+        (("check", "m@8192", "--flash-attention", "off"), "m.gguf --flash-attention off --variant fl-off"),
+        (("plan", "llama-server/m", "--num-batch", "1024"), "m.gguf --num-batch 1024 --variant nu-1024"),
+        (("tune", "m", "--flash-attention", "off"), "m.gguf --flash-attention off --variant fl-off"),
+        (("check", "m@new@8192"), "m.gguf --variant new"),
+        (("check", "m@8192", "--variant", "new"), "m.gguf --variant new"),
+        (("check", "other/m.gguf@8192", "--measured-only"), "other/m.gguf --variant d9298a10"),
+    ],
+)
+def test_the_command_that_would_answer_names_the_file_and_overwrites_nothing(
+    run: Command, tmp_path: Path, question: tuple[str, ...], command: str
+) -> None:
+    """A name of the store is none that an engine loads, and another file of that name needs a variant of its own."""
+    for folder in (".", "other"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "m.gguf").write_bytes(folder.encode())
+    model = Model(name="m.gguf", digest=cached_sha256(tmp_path / "m.gguf"), train_context=131072, layers=28)
+    store_of(tmp_path / "store", on_host(made_up("m", model=model)))
+    done = run(*question)
+    where = "" if command.startswith("other/") else f"{tmp_path}/"
+    said = done.stdout + done.stderr
+    assert (done.returncode, f"harness calibrate {where}{command}\n" in said) == (4, True), said
 
 
 @pytest.mark.parametrize("verb", ["show", "recalibrate", "rm", "rename", "predict --measured-only --ctx 8192"])
