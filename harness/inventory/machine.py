@@ -107,6 +107,10 @@ class LocalMachine:
             return UnavailableError("no GPU found", hint=ADVICE, code="no-gpu")
         if self.gpu is None:
             return found
+        if self.gpu == "none":
+            return UnavailableError(
+                "no GPU is to be used", hint="HARNESS_GPUS, or gpus of harness.toml, is none", code="no-gpu"
+            )
         wanted = {part.strip() for part in self.gpu.split(",")}
         chosen = tuple(one for one in found if wanted & {one.key, one.uuid})
         if len(chosen) == len(wanted):

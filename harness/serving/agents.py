@@ -43,7 +43,10 @@ class AgentTools:
         """A question: what was given, else what ``HARNESS_…`` and ``harness.toml`` say, which the command line goes by, too."""
         given["available"] = read_available(available)
         said = {name: value for name, value in given.items() if value is not None}
-        return QueryOptions(**(of_question(dict(os.environ), Path.cwd()) | said))
+        found = of_question(dict(os.environ), Path.cwd())
+        if "available" in said:
+            found.pop("gpu", None)
+        return QueryOptions(**(found | said))
 
     def check(self, models: list[str], available: str | None = None, num_parallel: int | None = None) -> dict[str, Any]:
         """Will these models fit in memory, or be offloaded to the CPU?
@@ -58,7 +61,7 @@ class AgentTools:
 
         query = self._query(available, num_parallel=num_parallel, measured_only=True)
         found = check(
-            [read_question(spec, None, query.num_parallel) for spec in models], self._store, LocalMachine(),
+            [read_question(spec, None, query.num_parallel) for spec in models], self._store, LocalMachine(query.gpu),
             wanted=CalibrationFilter.of(query, surroundings=True), available=query.available, measured_only=True,
         ).to_json()  # fmt: skip
         each = [{**one, "label": _label(one)} for one in found["models"]]  # type: ignore[attr-defined]
@@ -77,7 +80,7 @@ class AgentTools:
 
         query = self._query(available, ctx=context)
         found = plan(
-            models or (), self._store, LocalMachine(), wanted=CalibrationFilter.of(query, surroundings=True),
+            models or (), self._store, LocalMachine(query.gpu), wanted=CalibrationFilter.of(query, surroundings=True),
             num_parallel=query.num_parallel, available=query.available, context=query.ctx or TOGETHER, measured_only=True,
         )  # fmt: skip
         memories = [one.to_json() for one in found.memories]
@@ -112,7 +115,7 @@ class AgentTools:
         asked = TuneOptions(min_ctx=min_ctx, min_tokens_per_s=min_tokens_per_s, slots=slots)
         demand = Demand(context=asked.min_ctx, tokens_per_s=asked.min_tokens_per_s, num_parallel=asked.slots)
         wanted = CalibrationFilter.of(query)
-        found = tune(model, self._store, LocalMachine(), demand, wanted=wanted, available=query.available).to_json()
+        found = tune(model, self._store, LocalMachine(query.gpu), demand, wanted=wanted, available=query.available).to_json()
         settings = found["settings"]
         label = settings["source"] if isinstance(settings, dict) else "unknown" if not found["choices"] else "measured"
         return {"label": _LABELS.get(str(label), "unknown"), **found}
@@ -134,7 +137,8 @@ class AgentTools:
                 raise UsageError(f"{model}: only local .gguf files are read", hint="start the server with --network")
         query, asked = self._query(available), tuple(QueryOptions(ctx=one).ctx or 0 for one in contexts or ())
         found = estimates(
-            models, self._store, LocalMachine(), wanted=CalibrationFilter.of(query), contexts=asked, available=query.available,
+            models, self._store, LocalMachine(query.gpu), wanted=CalibrationFilter.of(query), contexts=asked,
+            available=query.available,
             kv_cache_types=(query.kv_cache_type,) if query.kv_cache_type else (), num_parallel=query.num_parallel,
         )  # fmt: skip
         return {"label": "estimated", **msgspec.to_builtins(found)}

@@ -90,6 +90,17 @@ def settings(environment: dict[str, str], here: Path) -> dict[str, tuple[Any, st
     return found
 
 
+def gpus_set(environment: dict[str, str], here: Path) -> str | None:
+    """The GPUs that an engine started from here would be given (``HARNESS_GPUS``, ``gpus``); ``None``: all.
+
+    Raises:
+        UsageError: the variable is empty. ConfigError: the file's.
+    """
+    variable(environment, "HARNESS_GPUS")
+    value = str(settings(environment, here).get("gpus", ("all", ""))[0])
+    return None if value == "all" else value
+
+
 def of_question(environment: dict[str, str], here: Path) -> dict[str, Any]:
     """The settings of a question about calibrations that are not at their default, as fields of ``QueryOptions``.
 
@@ -111,4 +122,6 @@ def of_question(environment: dict[str, str], here: Path) -> dict[str, Any]:
             raise UsageError(f"{one.variable} or {name} of harness.toml: {error}", code=one.option.code) from error
         if value != one.default:
             found[one.field] = value
+    if "available" not in found and (gpus := gpus_set(environment, here)) is not None:
+        found["gpu"] = gpus  # a start from here would have these, so they are what is judged
     return found

@@ -18,6 +18,7 @@ from harness.serving.agents import AgentTools
 from harness.store.store import Store
 from tests.support.calibrations import store_of
 from tests.unit.prediction.test_tuning import MADE_UP
+from tests.unit.serving.test_cards_here import Box, card
 
 MODEL = "made-up@4096"
 STATUS = {0: "fits", 3: "offload", 4: "unknown"}
@@ -81,6 +82,24 @@ def test_every_way_in_answers_about_what_is_set(
     else:
         monkeypatch.setenv(f"HARNESS_{name.upper()}", str(value))
     assert {way.__name__: way() for way in WAYS} == {way.__name__: verdict for way in WAYS}
+
+
+@pytest.mark.parametrize("where", ["variable", "file"])
+@pytest.mark.parametrize(("gpus", "verdict"), [("0", "fits"), ("1", "offload"), ("none", "unknown"), ("all", "fits")])
+def test_the_gpus_that_a_start_would_have_are_those_that_are_judged(
+    gpus: str, verdict: str, where: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HARNESS_AVAILABLE")
+    Box(monkeypatch, card("0", 22), card("1", 4))
+    if where == "file":
+        (here / "harness.toml").write_text(f'gpus = "{gpus}"\n')
+    else:
+        monkeypatch.setenv("HARNESS_GPUS", gpus)
+    assert {way.__name__: way() for way in WAYS} == {way.__name__: verdict for way in WAYS}
+    asked = CliRunner().invoke(cli, ["check", MODEL, "--gpu", "1"])
+    assert asked.exit_code == 3, "an option comes first"
+    assert CliRunner().invoke(cli, ["check", MODEL, "--available", "24GiB"]).exit_code == 0, "of another machine"
+    assert AgentTools(Store(Path("store"))).check([MODEL], "24GiB")["verdict"] == "fits"
 
 
 def test_what_an_agent_says_comes_before_what_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
