@@ -57,6 +57,11 @@ class LocalMachine:
         self._versions: dict[tuple[EngineName, str], str | None] = {}
         self._listed: dict[tuple[tuple[str, str], ...], tuple[LocalGpu, ...] | HarnessError] = {}
 
+    @property
+    def names_gpu(self) -> bool:
+        """Whether GPUs were chosen; ``none`` leaves host memory."""
+        return self.gpu not in (None, "none")
+
     def gpus_of(self, meter: MeterName, env: dict[str, str]) -> tuple[LocalGpu, ...] | HarnessError:
         """The GPUs that a meter would read, or why there are none; ``env`` is what an engine that lists them is given."""
         if meter == "drm":
@@ -124,7 +129,7 @@ class LocalMachine:
         Raises:
             UsageError: several sizes.
         """
-        if self.gpu is not None and "," not in self.gpu and len(available or ()) > 1:
+        if self.names_gpu and "," not in (self.gpu or "") and len(available or ()) > 1:
             raise UsageError(
                 f"--gpu {self.gpu} is one GPU, and --available has {len(available or ())} sizes", hint="one size, or no --gpu"
             )

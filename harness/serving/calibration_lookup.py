@@ -265,10 +265,10 @@ def _same(
 ) -> bool:
     if not is_exact(calibration, wanted):
         return False
-    if available is not None and machine.gpu is None:
+    if available is not None and not machine.names_gpu:
         return True  # a card that is not here
     if calibration.metadata.machine.target == "host":
-        return machine.gpu is None and isinstance(machine.nvidia, HarnessError)
+        return not machine.names_gpu and isinstance(machine.nvidia, HarnessError)
     present = _present(calibration, machine)
     return not isinstance(present, HarnessError) and _matching(calibration, present) is not None
 
@@ -321,11 +321,11 @@ def _here(path: Path, calibration: Calibration, machine: LocalMachine, available
     gpus: tuple[LocalGpu, ...] = ()
     obstacle, notes = None, []
     on_host = calibration.metadata.machine.target == "host"
-    if on_host and machine.gpu is not None:
+    if on_host and machine.names_gpu:
         available, obstacle = None, f"it was calibrated in host memory, not on GPU {machine.gpu}"
     elif on_host and available is None:
         available = None if machine.host_bytes is None else (machine.host_bytes,)
-    elif available is None or machine.gpu is not None:
+    elif available is None or machine.names_gpu:
         present = _present(calibration, machine)
         if isinstance(present, HarnessError):
             available, obstacle = None, present.message
@@ -355,7 +355,7 @@ def _here(path: Path, calibration: Calibration, machine: LocalMachine, available
         notes.append(f"calibrated with {'; '.join(newer)}: harness recalibrate {name}{program}")
     return CalibrationMatch(
         calibration=calibration, path=path, gpus=gpus, available=available, obstacle=obstacle, warnings=tuple(notes),
-        advice=ADVICE if machine.gpu is None or gpus else "leave --gpu out, or name a GPU that is here",
+        advice=ADVICE if not machine.names_gpu or gpus else "leave --gpu out, or name a GPU that is here",
     )  # fmt: skip
 
 

@@ -69,13 +69,13 @@ class Readable(msgspec.Struct, frozen=True, kw_only=True):
 def place_of(machine: LocalMachine, available: tuple[int, ...] | None) -> Place:
     """Memory that was given is a card's, or the chosen GPU's; else NVIDIA's GPUs, those the engine lists, or host memory."""
     machine.check_sizes(available)
-    if available is not None and machine.gpu is None:
+    if available is not None and not machine.names_gpu:
         return Place(target="gpu", available=available)
     gpus = machine.nvidia
-    if isinstance(gpus, HarnessError) and machine.gpu is None:
+    if isinstance(gpus, HarnessError) and not machine.names_gpu:
         gpus = machine.engine_gpus({})
     if isinstance(gpus, HarnessError):
-        if machine.gpu is not None:
+        if machine.names_gpu:
             raise gpus
         return Place(target="host", available=None if machine.host_bytes is None else (machine.host_bytes,))
     own = tuple(gpu for gpu in gpus if not gpu.shared) or gpus

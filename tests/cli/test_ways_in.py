@@ -16,7 +16,7 @@ from harness.cli.main import cli
 from harness.errors import HarnessError, UsageError
 from harness.serving.agents import AgentTools
 from harness.store.store import Store
-from tests.support.calibrations import store_of
+from tests.support.calibrations import on_host, store_of
 from tests.unit.prediction.test_tuning import MADE_UP
 from tests.unit.serving.test_cards_here import Box, card
 
@@ -100,6 +100,15 @@ def test_the_gpus_that_a_start_would_have_are_those_that_are_judged(
     assert asked.exit_code == 3, "an option comes first"
     assert CliRunner().invoke(cli, ["check", MODEL, "--available", "24GiB"]).exit_code == 0, "of another machine"
     assert AgentTools(Store(Path("store"))).check([MODEL], "24GiB")["verdict"] == "fits"
+
+
+def test_without_gpus_a_calibration_in_host_memory_answers(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HARNESS_AVAILABLE")
+    Box(monkeypatch, card("0", 22))
+    store_of(here / "store", on_host(MADE_UP))
+    for gpus, verdict in (("0", "unknown"), ("none", "fits")):
+        monkeypatch.setenv("HARNESS_GPUS", gpus)
+        assert {way() for way in WAYS} == {verdict}
 
 
 def test_what_an_agent_says_comes_before_what_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
