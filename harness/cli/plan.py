@@ -46,7 +46,7 @@ def cli(names: tuple[str, ...], prefer: str | None, markdown: bool, store: str |
     )  # fmt: skip
     return CommandResult(
         data={"memories": [one.to_json() for one in found.memories]},
-        text=partial(plan_text, found.memories, str(shelf.root), markdown=markdown),
+        text=partial(plan_text, found.memories, str(shelf.root), markdown=markdown, refused=bool(found.warnings)),
         warnings=found.warnings,
         ids=tuple(
             written(key_of(row.chosen.calibration, row.chosen.path))

@@ -189,10 +189,10 @@ def memory_markdown(memory: Memory) -> str:
     return "\n".join([f"**{heading(memory)}**", "", *table, *(["", *(f"- {note}" for note in below)] if below else [])])
 
 
-def plan_text(memories: Sequence[Memory], root: str, *, markdown: bool) -> Iterator[str | Drawn]:
-    """Each memory with what fits it, as a table or as Markdown."""
+def plan_text(memories: Sequence[Memory], root: str, *, markdown: bool, refused: bool = False) -> Iterator[str | Drawn]:
+    """Each memory with what fits it, as a table or as Markdown; ``refused``: there are calibrations, and none answers."""
     if not memories:
-        yield none_in(root)
+        yield f"no calibration in {clean(root)} answers; the warnings say why" if refused else none_in(root)
     elif markdown:
         yield Verbatim("\n\n".join(memory_markdown(one) for one in memories))
     else:

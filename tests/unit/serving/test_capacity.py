@@ -115,6 +115,9 @@ def test_what_cannot_be_read_is_a_dash_and_an_advice(run: Command, tmp_path: Pat
     assert "there is no driver" in done.stdout
     assert "--available" in done.stdout
     assert run("plan", "--store", str(tmp_path / "empty")).stdout.startswith("no calibrations in")
+    other = run("plan", "--available", "24GiB", "--flash-attention", "off")
+    assert other.stdout.endswith("answers; the warnings say why\n"), "the store is not empty"
+    assert "calibrated with flash attention enabled, not disabled" in other.stderr
 
 
 def small(name: str) -> Calibration:
