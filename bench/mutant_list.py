@@ -175,11 +175,11 @@ MUTANTS: Final = (
     Mutant("env.get(name) and env[name] != own.env.get(name) and", "env.get(name) and", _HERE),
     Mutant("if not served or name not in policy.verdict_variables}", "}", _HERE),
     Mutant(
-        "available is not None and machine.gpu is None:\n        return True",
+        "available is not None and not machine.names_gpu:\n        return True",
         "available is not None:\n        return True",
         _HERE,
     ),
-    Mutant("on_host and machine.gpu is not None", "False", _HERE),
+    Mutant("on_host and machine.names_gpu", "False", _HERE),
     Mutant("if num_parallel > self.max_slots:", "if num_parallel >= self.max_slots:", "cli/test_check"),
     Mutant("max_slots: ClassVar[int] = 256", "max_slots: ClassVar[int] = 257", "cli/test_check"),
     Mutant(
