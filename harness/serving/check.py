@@ -149,7 +149,7 @@ def check(
         ]
         free, names = given[0][1].available, given[0][1].names
         loaded = given[0][1].loaded(machine if available is None else None)
-        if free and host.available is not None and given[0][1].calibration.metadata.machine.target == "host":
+        if free and len(free) == 1 and host.available is not None and given[0][1].calibration.metadata.machine.target == "host":
             free = (min(free[0], host.available),)  # models on GPUs have taken their part
         judged, fates = judge_together(
             requests, free, forced=wanted.forced, extrapolate=extrapolate, names=names, loaded=loaded, host=host

@@ -315,3 +315,11 @@ def test_tune_and_export_ask_the_host_that_is_typed(tmp_path: Path, run: Command
     for verb in (("tune", "made-up"), ("export", "llama-server", "made-up")):
         codes = [run(*verb, "--available", "24GiB", "--host-available", size).returncode for size in ("512MiB", "2GiB")]
         assert codes == [3, 0], verb
+
+
+def test_several_devices_are_not_host_memory_beside_a_figure_for_the_host(tmp_path: Path) -> None:
+    asked = CheckRequest(model="made-up", context=8192, num_parallel=1)
+    store, sizes = store_of(tmp_path, on_host(made_up())), (24 * GIB, 12 * GIB)
+    for wanted in (CalibrationFilter(), CalibrationFilter(host_available=64 * GIB)):
+        found = check([asked], store, LocalMachine(), wanted=wanted, available=sizes)
+        assert found.verdict == "unknown"
