@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from harness.engines.registry import policy_of, stored_digest
 from harness.errors import ConfigError, NotFoundError
 from harness.model.calibration import Calibration
-from harness.store.store import Store, is_blob
+from harness.store.store import Store, from_home, is_blob
 from harness.text import written
 
 #: How the weights of an answer were identified: by their digest, by the calibration's own id, or by a name alone.
@@ -28,9 +28,9 @@ def path_of(model: str) -> Path | None:
     It need not exist: one that begins as a path does, or ends as a file of weights does, is none of a store's names.
     """
     head, plain = model, model.startswith(("/", "./", "../", "~"))
-    while not names_file(head) and not (plain and Path(head).expanduser().exists()) and "@" in head:
+    while not names_file(head) and not (plain and from_home(head).exists()) and "@" in head:
         head = head.rpartition("@")[0]
-    return Path(head).expanduser() if plain or names_file(head) else None
+    return from_home(head) if plain or names_file(head) else None
 
 
 def identify(model: str, calibration: Calibration) -> Identity | str:

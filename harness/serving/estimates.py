@@ -39,7 +39,7 @@ from harness.prediction.estimate import (
 from harness.prediction.formula import plan_by_formula
 from harness.serving.advice import calibrating
 from harness.serving.calibration_lookup import CalibrationFilter, CalibrationMatch, CheckRequest
-from harness.store.store import Store
+from harness.store.store import Store, from_home
 from harness.units import MIB, from_gib
 
 #: Doubt of the driver's part that another calibration of the device says, bytes: it goes with the batch and the engine, on the
@@ -85,7 +85,7 @@ def place_of(machine: LocalMachine, available: tuple[int, ...] | None) -> Place:
 
 def readable(name: str) -> bool:
     """Whether a name is one whose header can be read without asking a registry; nothing is opened."""
-    return is_remote(name) or (names_file(name) and Path(name).expanduser().is_file())
+    return is_remote(name) or (names_file(name) and from_home(name).is_file())
 
 
 @contextmanager

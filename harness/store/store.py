@@ -300,10 +300,22 @@ def model_stem(name: str) -> str:
         return _PART.sub("", Path(name).stem)
     if not name.startswith(("/", "./", "../", "~")):
         return name
-    path = Path(name).expanduser().resolve()
+    path = from_home(name).resolve()
     if is_blob(name) and path.is_file():
         return name_in_file(path) or path.name
     return path.name
+
+
+def from_home(name: str) -> Path:
+    """A path with its ``~`` or ``~USER`` resolved.
+
+    Raises:
+        NotFoundError: there is no such user.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise NotFoundError(f"{name}: there is no user {name.partition('/')[0][1:]}", hint="write the whole path") from error
 
 
 def is_blob(name: str) -> bool:

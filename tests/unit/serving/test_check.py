@@ -502,3 +502,9 @@ def test_models_that_do_not_stay_together_have_the_reason_why(tmp_path: Path, mo
     ]
     answer = ask(store_of(tmp_path, *made), *names, available=(free,))
     assert describe(answer)[-1].endswith(why)
+
+
+@pytest.mark.parametrize("model", ["~no-such-user/x", "~no-such-user/x.gguf"])
+def test_a_path_below_the_home_of_no_user_is_said_as_such(tmp_path: Path, model: str) -> None:
+    with pytest.raises(NotFoundError, match="there is no user no-such-user"):
+        check([read_question(f"{model}@8192", None)], store_of(tmp_path), LocalMachine(), available=CARD)
