@@ -23,6 +23,7 @@ from harness.model.gpu import LocalGpu
 from harness.model.trace import MeterName
 from harness.prediction.rules import LoadedModel
 from harness.prediction.settings import AskedSettings
+from harness.text import counted
 
 if TYPE_CHECKING:
     from harness.engines.running import RunningServer
@@ -124,14 +125,17 @@ class LocalMachine:
         return UnavailableError(f"there is no GPU {self.gpu}; there are: {there}", code="no-such-gpu")
 
     def check_sizes(self, available: Sequence[int] | None) -> None:
-        """Refuse memory of several devices beside the one GPU that was asked for.
+        """Refuse memory of another number of devices than the GPUs that were asked for.
 
         Raises:
-            UsageError: several sizes.
+            UsageError: more sizes, or fewer.
         """
-        if self.names_gpu and "," not in (self.gpu or "") and len(available or ()) > 1:
+        named = len((self.gpu or "").split(",")) if self.names_gpu else 0
+        if named and available and len(available) != named:
             raise UsageError(
-                f"--gpu {self.gpu} is one GPU, and --available has {len(available or ())} sizes", hint="one size, or no --gpu"
+                f"--gpu {self.gpu} is {'one GPU' if named == 1 else f'{named} GPUs'}, and --available has "
+                f"{counted(len(available), 'size')}",
+                hint="one size for each GPU, or no --gpu",
             )
 
     @cached_property

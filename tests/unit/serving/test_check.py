@@ -508,3 +508,12 @@ def test_models_that_do_not_stay_together_have_the_reason_why(tmp_path: Path, mo
 def test_a_path_below_the_home_of_no_user_is_said_as_such(tmp_path: Path, model: str) -> None:
     with pytest.raises(NotFoundError, match="there is no user no-such-user"):
         check([read_question(f"{model}@8192", None)], store_of(tmp_path), LocalMachine(), available=CARD)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "sizes", "said"), [("0,1", 1, "2 GPUs.* 1 size$"), ("0,1", 3, "3 sizes"), ("0", 2, "one GPU.* 2 sizes")]
+)
+def test_sizes_are_as_many_as_the_gpus_that_were_chosen(tmp_path: Path, gpu: str, sizes: int, said: str) -> None:
+    asked = CheckRequest(model="made-up", context=8192, num_parallel=1)
+    with pytest.raises(UsageError, match=said):
+        check([asked], store_of(tmp_path, made_up()), LocalMachine(gpu), available=CARD * sizes)
