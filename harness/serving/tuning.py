@@ -102,7 +102,8 @@ def tune(
         )
     query = CheckRequest(model=model, context=demand.context or 1, num_parallel=demand.num_parallel)
     # Which file answers without a change; settings that are asked for narrow the search below.
-    chosen = choose(query, store, machine, CalibrationFilter(engine=wanted.engine, variant=wanted.variant), available)
+    first = CalibrationFilter(engine=wanted.engine, variant=wanted.variant, host_available=wanted.host_available)
+    chosen = choose(query, store, machine, first, available)
     if isinstance(chosen, str):
         raise UnknownVerdictError(f"UNCALIBRATED: {chosen}", hint=calibrating(model, wanted, store), code="uncalibrated")
     if chosen.available is None:

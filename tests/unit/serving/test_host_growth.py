@@ -323,3 +323,10 @@ def test_several_devices_are_not_host_memory_beside_a_figure_for_the_host(tmp_pa
     for wanted in (CalibrationFilter(), CalibrationFilter(host_available=64 * GIB)):
         found = check([asked], store, LocalMachine(), wanted=wanted, available=sizes)
         assert found.verdict == "unknown"
+
+
+def test_tune_judges_host_memory_by_the_figure_for_the_host(tmp_path: Path) -> None:
+    store, wanted = store_of(tmp_path, on_host(made_up())), CalibrationFilter(host_available=4 * GIB)
+    assert checked(store, 8192, 24 * GIB, wanted).verdict == "offload"
+    found = tune("made-up", store, LocalMachine(), Demand(context=8192), wanted=wanted, available=(24 * GIB,))
+    assert not [one for one in found.tuning.choices if one.verdict == "fits"]
