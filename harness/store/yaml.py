@@ -229,11 +229,14 @@ def parse_calibration(text: bytes, where: str) -> Calibration:
 def _check_reserve(calibration: Calibration, where: str) -> None:
     """What an engine keeps free follows from its version and variables: less would let a model fit that does not.
 
+    An imported log says it by itself, and may be of a start with ``--fit-target``, which no variable records.
+
     Raises:
         BadInputError: the artifact says less.
     """
     metadata, recorded = calibration.metadata, calibration.metadata.placement.reserve_gb
-    if recorded is None or metadata.machine.target == "host" or not is_engine(calibration.engine):
+    imported = metadata.machine.meter == "import"
+    if recorded is None or imported or metadata.machine.target == "host" or not is_engine(calibration.engine):
         return
     policy = policy_of(calibration.engine)
     own = policy.reserve_bytes(metadata.engine.version, metadata.settings.env)
