@@ -94,7 +94,10 @@ def _ask(item: pytest.Item, markers: list[pytest.Mark]) -> list[Assessment]:
     if not specs:
         return []
     try:
-        options = harness.surroundings() | options
+        here = harness.surroundings()
+        if "available" in options:
+            here.pop("gpu", None)  # of another machine
+        options = here | options
         key = (*specs, *sorted((name, str(value)) for name, value in options.items()))
         if key not in answers:
             answers[key] = list(harness.check(*specs, **options).models)

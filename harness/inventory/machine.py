@@ -215,6 +215,7 @@ def model_processes(proc: Path = Path("/proc"), *more: EngineName) -> Iterator[M
         said = {_VARIABLES[flag]: value for flag, value in pairwise(words) if flag in _VARIABLES}
         by_words, by_variables = policy_of(EMBEDDED).settings_by(said), policy.settings_by(variables)
         named = {field: getattr(by_words, field) or getattr(by_variables, field) for field in AskedSettings.__struct_fields__}
+        words += [word for name, flag in _FLAGS.items() if variables.get(name) for word in (flag, variables[name])]
         slots = _number(words, _SLOTS) or 1
         total = _number(words, ("-c", "--ctx-size"))
         yield ModelProcess(
@@ -224,7 +225,7 @@ def model_processes(proc: Path = Path("/proc"), *more: EngineName) -> Iterator[M
             context=_number(words, ("--max-model-len",)) or (None if total is None else total // slots),
             num_parallel=slots,
             settings=AskedSettings(**named),
-            placed=not _PLACING.isdisjoint(words),
+            placed=not _PLACING.isdisjoint(words) or any(variables.get(name) for name in _PLACING_VARIABLES),
             gpu_layers=next((int(value) for flag, value in pairwise(words) if flag in _LAYERS and value.isdecimal()), None),
         )
 
@@ -238,6 +239,12 @@ _VARIABLES: Final = {
     **dict.fromkeys(("-fa", "--flash-attn"), "LLAMA_ARG_FLASH_ATTN"),
     **dict.fromkeys(("-ub", "--ubatch-size"), "LLAMA_ARG_UBATCH"),
 }
+#: Variables that count where no option says it: they come behind the options, of which the first is taken.
+_FLAGS: Final = {"LLAMA_ARG_CTX_SIZE": "-c", "LLAMA_ARG_N_PARALLEL": "-np", "LLAMA_ARG_N_GPU_LAYERS": "-ngl"}
+_PLACING_VARIABLES: Final = (
+    *("LLAMA_ARG_OVERRIDE_TENSOR", "LLAMA_ARG_CPU_MOE", "LLAMA_ARG_N_CPU_MOE", "LLAMA_ARG_KV_OFFLOAD", "LLAMA_ARG_SWA_FULL"),
+    "LLAMA_ARG_SPLIT_MODE",
+)
 _LAYERS: Final = ("-ngl", "--gpu-layers", "--n-gpu-layers")
 _PLACING: Final = frozenset((
     *("-ot", "--override-tensor", "-cmoe", "--cpu-moe", "-ncmoe", "--n-cpu-moe", "-nkvo", "--no-kv-offload", "--swa-full"),

@@ -104,10 +104,13 @@ def test_layers_that_spill_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    ["-ctk q8_0", "-ctv q8_0", "-fa off", "--ubatch-size 2048", "--cpu-moe x", "-ot exps=CPU", "LLAMA_ARG_FLASH_ATTN=off"],
+    [
+        *("-ctk q8_0", "-ctv q8_0", "-fa off", "--ubatch-size 2048", "--cpu-moe x", "-ot exps=CPU", "LLAMA_ARG_FLASH_ATTN=off"),
+        *("LLAMA_ARG_N_GPU_LAYERS=3", "LLAMA_ARG_N_CPU_MOE=2", "LLAMA_ARG_OVERRIDE_TENSOR=exps=CPU"),
+    ],
 )
 def test_nothing_is_predicted_of_settings_that_are_not_known(tmp_path: Path, words: str) -> None:
-    proc = process(tmp_path / "proc", *SERVER, *(() if "=off" in words else words.split()))
+    proc = process(tmp_path / "proc", *SERVER, *(() if words.startswith("LLAMA") else words.split()))
     (proc / str(PID) / "environ").write_text(words)
     unknown = collected(tmp_path, proc)
     assert "harness_memory_predicted_bytes" not in unknown
@@ -118,6 +121,15 @@ def test_what_is_as_it_was_calibrated_is_predicted(tmp_path: Path) -> None:
     words = ("-ctk", "f16", "-ctv", "f16", "-fa", "on", "-ub", "512", "-ngl", "99")
     plain = collected(tmp_path, process(tmp_path / "plain", *SERVER))
     found = collected(tmp_path, process(tmp_path / "proc", *SERVER, *words))
+    assert value(found, "memory_predicted_bytes") == value(plain, "memory_predicted_bytes")
+
+
+def test_context_and_slots_are_those_of_the_variables_where_no_option_says_them(tmp_path: Path) -> None:
+    proc = process(tmp_path / "proc", "llama-server", "--model", "made-up.gguf", "-np", "2")
+    (proc / str(PID) / "environ").write_text("LLAMA_ARG_CTX_SIZE=16384\0LLAMA_ARG_N_PARALLEL=4\0")
+    options = process(tmp_path / "plain", "llama-server", "--model", "made-up.gguf", "-np", "2", "-c", "16384")
+    found, plain = collected(tmp_path, proc), collected(tmp_path, options)
+    assert value(found, "context_tokens") == 8192
     assert value(found, "memory_predicted_bytes") == value(plain, "memory_predicted_bytes")
 
 
