@@ -8,7 +8,7 @@ import pytest
 from harness.errors import BadInputError
 from harness.store.yaml import parse_calibration, read_calibration, to_yaml
 
-SMALL = Path(__file__).parents[1] / "golden/llama-server/b11434-cuda-h100/small-1b/small-1b.yaml"
+SMALL = Path(__file__).parents[2] / "golden/llama-server/b11434-cuda-h100/small-1b/small-1b.yaml"
 
 
 def test_less_is_kept_free_by_an_import_alone() -> None:
@@ -18,6 +18,6 @@ def test_less_is_kept_free_by_an_import_alone() -> None:
     less = replace(measured, metadata=replace(metadata, placement=placement))
     machine = replace(metadata.machine, meter="import")
     imported = replace(measured, metadata=replace(metadata, placement=placement, machine=machine))
-    with pytest.raises(BadInputError, match="reserve_gb is 0.5"):
+    with pytest.raises(BadInputError, match=r"reserve_gb is 0\.5"):
         parse_calibration(to_yaml(less).encode(), "x.yaml")
     assert parse_calibration(to_yaml(imported).encode(), "x.yaml") == imported
