@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from harness.engines.policy import LLAMA_MEMORY
 from harness.engines.registry import BUILT_IN, EMBEDDED, policy_of, recipe_of, running_servers, version_here
 from harness.errors import ADVICE, HarnessError, UnavailableError, UsageError
 from harness.model.calibration import Calibration
@@ -212,49 +213,44 @@ def model_processes(proc: Path = Path("/proc"), *more: EngineName) -> Iterator[M
                 continue
         except OSError:
             continue  # it ended, or is another user's
-        said = {_VARIABLES[flag]: value for flag, value in pairwise(words) if flag in _VARIABLES}
+        # What an option says comes before the variable that stands for it.
+        said = variables | {_VARIABLES[flag]: value for flag, value in pairwise(words) if flag in _VARIABLES}
         by_words, by_variables = policy_of(EMBEDDED).settings_by(said), policy.settings_by(variables)
         named = {field: getattr(by_words, field) or getattr(by_variables, field) for field in AskedSettings.__struct_fields__}
-        words += [word for name, flag in _FLAGS.items() if variables.get(name) for word in (flag, variables[name])]
-        slots = _number(words, _SLOTS) or 1
-        total = _number(words, ("-c", "--ctx-size"))
+        slots, total = _number(said.get("LLAMA_ARG_N_PARALLEL")) or 1, _number(said.get("LLAMA_ARG_CTX_SIZE"))
+        length = next((value for flag, value in pairwise(words) if flag == "--max-model-len"), None)
+        layers = said.get("LLAMA_ARG_N_GPU_LAYERS", "")
         yield ModelProcess(
             pid=int(folder.name),
             engine=policy.name,
             names=frozenset(names),
-            context=_number(words, ("--max-model-len",)) or (None if total is None else total // slots),
+            context=_number(length) or (None if total is None else total // slots),
             num_parallel=slots,
             settings=AskedSettings(**named),
             placed=not _PLACING.isdisjoint(words) or any(variables.get(name) for name in _PLACING_VARIABLES),
-            gpu_layers=next((int(value) for flag, value in pairwise(words) if flag in _LAYERS and value.isdecimal()), None),
+            gpu_layers=int(layers) if layers.isdecimal() else None,
         )
 
 
-#: Options for the number of sequences at once.
-_SLOTS: Final = ("-np", "--parallel")
 #: Options of llama.cpp's server and the variables that stand for them (common/arg.cpp).
 _VARIABLES: Final = {
+    **dict.fromkeys(("-c", "--ctx-size"), "LLAMA_ARG_CTX_SIZE"),
+    **dict.fromkeys(("-np", "--parallel"), "LLAMA_ARG_N_PARALLEL"),
     **dict.fromkeys(("-ctk", "--cache-type-k"), "LLAMA_ARG_CACHE_TYPE_K"),
     **dict.fromkeys(("-ctv", "--cache-type-v"), "LLAMA_ARG_CACHE_TYPE_V"),
     **dict.fromkeys(("-fa", "--flash-attn"), "LLAMA_ARG_FLASH_ATTN"),
     **dict.fromkeys(("-ub", "--ubatch-size"), "LLAMA_ARG_UBATCH"),
+    **dict.fromkeys(("-ngl", "--gpu-layers", "--n-gpu-layers"), "LLAMA_ARG_N_GPU_LAYERS"),
 }
-#: Variables that count where no option says it: they come behind the options, of which the first is taken.
-_FLAGS: Final = {"LLAMA_ARG_CTX_SIZE": "-c", "LLAMA_ARG_N_PARALLEL": "-np", "LLAMA_ARG_N_GPU_LAYERS": "-ngl"}
-_PLACING_VARIABLES: Final = (
-    *("LLAMA_ARG_OVERRIDE_TENSOR", "LLAMA_ARG_CPU_MOE", "LLAMA_ARG_N_CPU_MOE", "LLAMA_ARG_KV_OFFLOAD", "LLAMA_ARG_SWA_FULL"),
-    "LLAMA_ARG_SPLIT_MODE",
-)
-_LAYERS: Final = ("-ngl", "--gpu-layers", "--n-gpu-layers")
 _PLACING: Final = frozenset((
     *("-ot", "--override-tensor", "-cmoe", "--cpu-moe", "-ncmoe", "--n-cpu-moe", "-nkvo", "--no-kv-offload", "--swa-full"),
     *("-sm", "--split-mode"),
 ))  # fmt: skip
+_PLACING_VARIABLES: Final = (*LLAMA_MEMORY, "LLAMA_ARG_N_CPU_MOE")
 
 
-def _number(words: list[str], flags: tuple[str, ...]) -> int | None:
-    found = next((value for flag, value in pairwise(words) if flag in flags), "")
-    return int(found) or None if found.isdecimal() and len(found) < 12 else None
+def _number(text: str | None) -> int | None:
+    return int(text) or None if text and text.isdecimal() and len(text) < 12 else None
 
 
 def _environment(folder: Path) -> dict[str, str]:
