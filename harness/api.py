@@ -125,17 +125,18 @@ def predict(
     return msgspec.structs.replace(prediction, source=found.source, warnings=(*found.notes, *prediction.warnings))
 
 
-def surroundings() -> dict[str, Any]:
+def surroundings(**given: Any) -> dict[str, Any]:
     """What ``HARNESS_…`` variables and the nearest ``harness.toml`` say of a question, as arguments of :func:`check`.
 
-    The command line takes them by itself; functions here take what they are given alone, but for the store.
+    The command line takes them by itself; functions here take what they are given alone, but for the store. ``given`` are
+    arguments of :func:`check` that come before what is set.
 
     Raises:
         UsageError: a variable is empty, or its value cannot be. ConfigError: the file's.
     """
     from harness.store.config import of_question
 
-    return of_question(dict(os.environ), Path.cwd())
+    return of_question(dict(os.environ), Path.cwd(), given)
 
 
 def check(

@@ -94,10 +94,7 @@ def _ask(item: pytest.Item, markers: list[pytest.Mark]) -> list[Assessment]:
     if not specs:
         return []
     try:
-        here = harness.surroundings()
-        if "available" in options:
-            here.pop("gpu", None)  # of another machine
-        options = here | options
+        options = harness.surroundings(**options)
         key = (*specs, *sorted((name, str(value)) for name, value in options.items()))
         if key not in answers:
             answers[key] = list(harness.check(*specs, **options).models)

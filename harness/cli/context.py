@@ -20,7 +20,7 @@ from harness.cli.output import CommandResult, warn
 from harness.errors import HarnessError, UsageError, refuse_other_systems
 from harness.options import SAME_SETTING, settings
 from harness.render.tables import Drawn, Verbatim
-from harness.store.config import find_file, gpus_set, read_file, unknown_variables, variable
+from harness.store.config import find_file, gpu_of, read_file, unknown_variables, variable
 from harness.store.config import settings as set_values
 from harness.store.store import Store, default_root
 from harness.text import clean
@@ -57,8 +57,8 @@ def command(function: Callable[..., CommandResult]) -> Callable[..., CommandResu
             kwargs["store"] = typed
         try:
             _refuse_empty(context)
-            if "gpu" in kwargs and not kwargs["gpu"] and not kwargs.get("available"):
-                kwargs["gpu"] = gpus_set(dict(os.environ), Path.cwd())
+            if "gpu" in kwargs:
+                kwargs["gpu"] = gpu_of(dict(os.environ), Path.cwd(), kwargs)
             if name in _LINUX_ALONE:
                 refuse_other_systems()
             result = function(*args, **kwargs)

@@ -92,7 +92,7 @@ def derive(calibration: Calibration, asked: AskedSettings, *, ggml_caches: bool 
             obstacles.append(name)
         elif flash != "enabled" and wanted[1] in QUANTIZED:
             obstacles.append(f"{name}, which needs flash attention")
-        elif flash != "disabled" and "f32" in (wanted[1], (made or wanted)[1]):
+        elif flash != "disabled" and "f32" in (*wanted, *(made or ())):
             obstacles.append(f"{name}: flash attention copies such a cache to f16, and what the copies take was not measured")
         else:
             calibration = scaled

@@ -43,10 +43,7 @@ class AgentTools:
         """A question: what was given, else what ``HARNESS_…`` and ``harness.toml`` say, which the command line goes by, too."""
         given["available"] = read_available(available)
         said = {name: value for name, value in given.items() if value is not None}
-        found = of_question(dict(os.environ), Path.cwd())
-        if "available" in said:
-            found.pop("gpu", None)
-        return QueryOptions(**(found | said))
+        return QueryOptions(**of_question(dict(os.environ), Path.cwd(), said))
 
     def check(self, models: list[str], available: str | None = None, num_parallel: int | None = None) -> dict[str, Any]:
         """Will these models fit in memory, or be offloaded to the CPU?

@@ -90,19 +90,23 @@ def settings(environment: dict[str, str], here: Path) -> dict[str, tuple[Any, st
     return found
 
 
-def gpus_set(environment: dict[str, str], here: Path) -> str | None:
-    """The GPUs that an engine started from here would be given (``HARNESS_GPUS``, ``gpus``); ``None``: all.
+def gpu_of(environment: dict[str, str], here: Path, question: Mapping[str, Any]) -> str | None:
+    """The GPUs that a question is about: its own, else those that a start from here would have; ``None``: all.
+
+    Memory of another machine (``available``) is of no GPU here.
 
     Raises:
-        UsageError: the variable is empty. ConfigError: the file's.
+        UsageError: ``HARNESS_GPUS`` is empty. ConfigError: the file's.
     """
+    if question.get("gpu") or question.get("available"):
+        return question.get("gpu")
     variable(environment, "HARNESS_GPUS")
     value = str(settings(environment, here).get("gpus", ("all", ""))[0])
     return None if value == "all" else value
 
 
-def of_question(environment: dict[str, str], here: Path) -> dict[str, Any]:
-    """The settings of a question about calibrations that are not at their default, as fields of ``QueryOptions``.
+def of_question(environment: dict[str, str], here: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of ``QueryOptions``: what was given, else the settings that are not at their default.
 
     Raises:
         UsageError: a variable is empty, or a value cannot be. ConfigError: the file's.
@@ -122,6 +126,6 @@ def of_question(environment: dict[str, str], here: Path) -> dict[str, Any]:
             raise UsageError(f"{one.variable} or {name} of harness.toml: {error}", code=one.option.code) from error
         if value != one.default:
             found[one.field] = value
-    if "available" not in found and (gpus := gpus_set(environment, here)) is not None:
-        found["gpu"] = gpus  # a start from here would have these, so they are what is judged
-    return found
+    found |= given
+    gpu = gpu_of(environment, here, found)
+    return found if gpu is None else {**found, "gpu": gpu}
