@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -21,6 +19,7 @@ from harness.prediction.planner import planner_table
 from harness.prediction.verdict import judge
 from harness.store.store import Store
 from harness.units import GIB, from_gib
+from tests.support.planner_script import planner_script
 
 CARD = 24564 << 20  # of nvidia-smi, bytes
 
@@ -382,14 +381,11 @@ def test_an_allocation_by_a_bound_is_that_of_the_full_length(bounded: Path) -> N
 
 @pytest.mark.requires("quickjs")
 def test_the_page_answers_as_check_does_where_the_cache_is_a_bound(bounded: Path) -> None:
-    import quickjs
-
     (path,) = bounded.rglob("*.yaml")
     calibration = Store(bounded).read(path)
-    rules, script = policy_of("vllm"), quickjs.Context()
+    rules = policy_of("vllm")
     table = planner_table(calibration, rules)
-    script.eval((files("harness.report") / "assets" / "planner.js").read_text(encoding="utf-8"))
-    script.eval(f"const table = {msgspec.json.encode(table).decode()};")
+    script = planner_script(table=table)
     words = set()
     for context in table.contexts:
         for free in range(10 * GIB, 24 * GIB, GIB // 8):
@@ -404,15 +400,11 @@ def test_the_page_answers_as_check_does_where_the_cache_is_a_bound(bounded: Path
 @pytest.mark.requires("quickjs")
 def test_the_largest_context_of_the_page_is_none_that_only_may_fit(bounded: Path) -> None:
     """Not known where none fits and some may; else one that check says fits, and no larger one does."""
-    import quickjs
-
     (path,) = bounded.rglob("*.yaml")
     calibration = Store(bounded).read(path)
-    rules, script = policy_of("vllm"), quickjs.Context()
+    rules = policy_of("vllm")
     table = planner_table(calibration, rules)
-    script.eval("Array.prototype.at ??= function (at) { return this[at < 0 ? this.length + at : at]; };")
-    script.eval((files("harness.report") / "assets" / "planner.js").read_text(encoding="utf-8"))
-    script.eval(f"const table = {msgspec.json.encode(table).decode()};")
+    script = planner_script(table=table)
     seen = set()
     for free in range(10 * GIB, 24 * GIB, GIB // 8):
         largest = json.loads(script.eval(f"JSON.stringify(planner.largest(table, 1, 1, {free}))"))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from importlib.resources import files
 from typing import Any
 
-import msgspec
 import pytest
 
 from harness.engines.registry import policy_of
@@ -17,12 +15,11 @@ from harness.prediction.placement import Placer
 from harness.prediction.planner import PlannerTable, planner_table
 from harness.units import GIB
 from tests.support.planner_cases import expected, zoo
+from tests.support.planner_script import planner_script
 from tests.support.rules import judge, judge_together
 
 pytestmark = pytest.mark.requires("quickjs")
 CASES = 1200
-#: The engine inside is of 2021; browsers have had this since 2022.
-NEWER = "Array.prototype.at ??= function (at) { return this[at < 0 ? this.length + at : at]; };"
 LOOK = "([name, cards, slots, context, free]) => planner.look(all[name], cards, slots, context, free)"
 
 
@@ -39,13 +36,7 @@ def tables(animals: dict[str, Calibration]) -> dict[str, PlannerTable]:
 @pytest.fixture(scope="module")
 def script(tables: dict[str, PlannerTable]) -> Any:
     """The page's planner, and the tables by name."""
-    import quickjs
-
-    context = quickjs.Context()
-    context.eval(NEWER)
-    context.eval((files("harness.report") / "assets" / "planner.js").read_text(encoding="utf-8"))
-    context.eval(f"const all = {msgspec.json.encode(tables).decode()};")
-    return context
+    return planner_script(all=tables)
 
 
 def ask(script: Any, expression: str, asked: list[Any]) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from harness.units import GIB, MIB
 from tests.support.calibrations import made_up, on_host, store_of, with_settings, with_version
 from tests.support.command import Command
 from tests.support.planner_cases import with_metadata
+from tests.support.planner_script import planner_script
 
 CONTEXTS = (2048, 8192, 32768, 131072)
 #: Below what 8,192 tokens need, just above it, with room for some of what a server takes later, and for all of it.
@@ -135,15 +135,11 @@ def test_beside_a_card_all_say_the_same(tmp_path: Path, asked: Forced) -> None:
 @pytest.mark.requires("quickjs")
 @pytest.mark.parametrize("cache", [None, "100"])
 def test_the_page_says_the_same_with_the_variables_that_were_recorded(tmp_path: Path, cache: str | None) -> None:
-    import quickjs
-
     env = {} if cache is None else {"LLAMA_ARG_CTX_CHECKPOINTS": "4", "LLAMA_ARG_CACHE_RAM": cache}
     calibration = with_settings(on_host(made_up()), env=env)
     store = store_of(tmp_path, calibration)
     table = planner_table(calibration, policy_of("llama-server"))
-    script = quickjs.Context()
-    script.eval((files("harness.report") / "assets" / "planner.js").read_text(encoding="utf-8"))
-    script.eval(f"const table = {msgspec.json.encode(table).decode()};")
+    script = planner_script(table=table)
     seen = set()
     for free in FREE:
         for context in (one for one in CONTEXTS if one in table.contexts):
@@ -165,14 +161,10 @@ def beside_each_other(count: int) -> list[Calibration]:
 @pytest.mark.requires("quickjs")
 def test_what_servers_that_were_started_before_may_take_counts_for_the_next(tmp_path: Path) -> None:
     """Each of two alone leaves room for the caches of one server; both take those of two."""
-    import quickjs
-
     calibrations = beside_each_other(2)
     store, table = store_of(tmp_path, *calibrations), planner_table(calibrations[0], policy_of("llama-server"))
     asked = [CheckRequest(model=one.metadata.model.name, context=8192, num_parallel=1) for one in calibrations]
-    script = quickjs.Context()
-    script.eval((files("harness.report") / "assets" / "planner.js").read_text(encoding="utf-8"))
-    script.eval(f"const table = {msgspec.json.encode(table).decode()}, one = [table, 1, 8192, 'llama-server'];")
+    script = planner_script(one=[table, 1, 8192, "llama-server"])
     seen = []
     for gib in (8, 16, 22, 24, 26, 28):
         answers = check(asked, store, LocalMachine(), available=(gib * GIB,)).models
